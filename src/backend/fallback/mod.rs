@@ -1,0 +1,1 @@
+//! A primary store, and a second one for what may be decided locally while it is away.

@@ -1,0 +1,1 @@
+//! State inside this process.

@@ -1,0 +1,8 @@
+//! One cheap-to-clone handle per engine; knows nothing of layers.
+
+pub mod fallback;
+pub mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub mod sql;

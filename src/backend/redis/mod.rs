@@ -1,0 +1,1 @@
+//! State on a Redis server.

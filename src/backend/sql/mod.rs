@@ -1,0 +1,1 @@
+//! State in SQLite or Postgres, and the request transaction.

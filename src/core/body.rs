@@ -1,0 +1,144 @@
+//! The body that layers hand on: somebody else's, untouched, or bytes of our own.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+pin_project! {
+    /// A request or response body: passed through as it came, or owned bytes with optional trailers.
+    ///
+    /// Passing through adds no allocation and asks nothing of `B` but `Data = Bytes`.
+    #[derive(Debug)]
+    pub struct Body<B> {
+        #[pin]
+        inner: Inner<B>,
+    }
+}
+
+pin_project! {
+    #[project = InnerProj]
+    #[derive(Debug)]
+    enum Inner<B> {
+        Pass { #[pin] body: B },
+        Owned { data: Option<Bytes>, trailers: Option<Box<HeaderMap>> },
+    }
+}
+
+impl<B> Body<B> {
+    /// Passes `body` through.
+    pub fn pass(body: B) -> Self {
+        Self {
+            inner: Inner::Pass { body },
+        }
+    }
+
+    /// Makes a body of bytes.
+    pub fn bytes(data: Bytes) -> Self {
+        let data = (!data.is_empty()).then_some(data);
+        Self {
+            inner: Inner::Owned {
+                data,
+                trailers: None,
+            },
+        }
+    }
+
+    /// Makes an empty body.
+    pub fn empty() -> Self {
+        Self::bytes(Bytes::new())
+    }
+
+    /// Makes a body of bytes that ends with trailers.
+    pub fn with_trailers(data: Bytes, trailers: HeaderMap) -> Self {
+        let data = (!data.is_empty()).then_some(data);
+        Self {
+            inner: Inner::Owned {
+                data,
+                trailers: (!trailers.is_empty()).then(|| Box::new(trailers)),
+            },
+        }
+    }
+}
+
+impl<B> From<Bytes> for Body<B> {
+    fn from(data: Bytes) -> Self {
+        Self::bytes(data)
+    }
+}
+
+impl<B> Default for Body<B> {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
+impl<B: http_body::Body<Data = Bytes>> http_body::Body for Body<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        match self.project().inner.project() {
+            InnerProj::Pass { body } => body.poll_frame(cx),
+            InnerProj::Owned { data, trailers } => Poll::Ready(
+                data.take()
+                    .map(Frame::data)
+                    .or_else(|| trailers.take().map(|fields| Frame::trailers(*fields)))
+                    .map(Ok),
+            ),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.inner {
+            Inner::Pass { body } => body.is_end_stream(),
+            Inner::Owned { data, trailers } => data.is_none() && trailers.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.inner {
+            Inner::Pass { body } => body.size_hint(),
+            Inner::Owned { data, .. } => {
+                SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body::Body as _;
+    use http_body_util::{BodyExt, Full};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn owned_bytes_and_trailers_come_out_once_and_sizes_are_told() {
+        let mut fields = HeaderMap::new();
+        fields.insert("x-sum", http::HeaderValue::from_static("1"));
+        let body: Body<Full<Bytes>> =
+            Body::with_trailers(Bytes::from_static(b"abc"), fields.clone());
+        assert_eq!(body.size_hint().exact(), Some(3));
+        let all = body.collect().await.unwrap();
+        assert_eq!(all.trailers(), Some(&fields));
+        assert_eq!(all.to_bytes(), "abc");
+        assert!(Body::<Full<Bytes>>::empty().is_end_stream());
+    }
+
+    #[tokio::test]
+    async fn a_passed_body_is_the_same_body() {
+        let body = Body::pass(Full::new(Bytes::from_static(b"xy")));
+        assert_eq!(
+            (body.size_hint().exact(), body.is_end_stream()),
+            (Some(2), false)
+        );
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "xy");
+    }
+}

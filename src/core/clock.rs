@@ -1,0 +1,278 @@
+//! What time it is: one reading in UTC microseconds that never goes back, and the one place that asks.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// Tells the time in whole microseconds since the Unix epoch (UTC).
+///
+/// # Behaviour
+/// - A reading is never smaller than one that happened before it, on any thread.
+///   ([`ManualClock`] may be set back: tests of clock jumps need it.)
+/// - A passed clock decides every expiry, window, age and schedule; never timeouts or the breaker.
+pub trait Clock: fmt::Debug + Send + Sync + 'static {
+    /// Returns the time now in microseconds since the Unix epoch.
+    fn now_micros(&self) -> u64;
+}
+
+impl<C: Clock + ?Sized> Clock for Arc<C> {
+    fn now_micros(&self) -> u64 {
+        (**self).now_micros()
+    }
+}
+
+/// Follows the machine's clock, but never goes back.
+///
+/// A reading costs one monotonic read. The wall clock is asked once a second; where it ran ahead
+/// (a step, a resumed machine) we follow, where it fell behind we let it catch up.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl SystemClock {
+    /// Returns the one system clock of this process.
+    #[must_use]
+    pub fn new() -> Self {
+        Self
+    }
+}
+
+struct Anchor {
+    started: Instant,
+    /// Microseconds to add to the monotonic time since `started`; only ever grows.
+    offset: AtomicU64,
+    /// Monotonic microseconds at which the wall clock was last compared.
+    compared: AtomicU64,
+}
+
+static ANCHOR: std::sync::LazyLock<Anchor> = std::sync::LazyLock::new(|| Anchor {
+    started: Instant::now(),
+    offset: AtomicU64::new(wall_micros()),
+    compared: AtomicU64::new(0),
+});
+
+const COMPARE_EVERY_MICROS: u64 = 1_000_000;
+
+impl Clock for SystemClock {
+    fn now_micros(&self) -> u64 {
+        let anchor = &*ANCHOR;
+        let elapsed = u64::try_from(anchor.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let compared = anchor.compared.load(Ordering::Relaxed);
+        if elapsed.saturating_sub(compared) > COMPARE_EVERY_MICROS {
+            anchor.compared.store(elapsed, Ordering::Relaxed);
+            anchor
+                .offset
+                .fetch_max(wall_micros().saturating_sub(elapsed), Ordering::Relaxed);
+        }
+        anchor
+            .offset
+            .load(Ordering::Relaxed)
+            .saturating_add(elapsed)
+    }
+}
+
+fn wall_micros() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Stands still until it is moved by hand; for tests and simulations.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_keep::core::{Clock, ManualClock, Timestamp};
+///
+/// let clock = ManualClock::at("2030-01-01T00:00:00Z".parse().unwrap());
+/// clock.advance(Duration::from_secs(90));
+/// assert_eq!(Timestamp::of(&clock).to_string(), "2030-01-01T00:01:30Z");
+/// ```
+#[derive(Clone, Debug)]
+pub struct ManualClock {
+    micros: Arc<AtomicU64>,
+}
+
+impl ManualClock {
+    /// Makes a clock that shows `start`.
+    #[must_use]
+    pub fn at(start: Timestamp) -> Self {
+        Self {
+            micros: Arc::new(AtomicU64::new(start.as_micros())),
+        }
+    }
+
+    /// Moves the clock forward.
+    pub fn advance(&self, by: Duration) {
+        let by = u64::try_from(by.as_micros()).unwrap_or(u64::MAX);
+        self.micros.fetch_add(by, Ordering::SeqCst);
+    }
+
+    /// Sets the clock to `to`, which may lie in the past.
+    pub fn set(&self, to: Timestamp) {
+        self.micros.store(to.as_micros(), Ordering::SeqCst);
+    }
+
+    /// Sets the clock to `micros` microseconds since the Unix epoch, which may lie in the past.
+    pub fn set_micros(&self, micros: u64) {
+        self.micros.store(micros, Ordering::SeqCst);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now_micros(&self) -> u64 {
+        self.micros.load(Ordering::SeqCst)
+    }
+}
+
+/// A moment: whole milliseconds since the Unix epoch (UTC), RFC 3339 in text and JSON.
+///
+/// Years 1970 to 9999. Offsets are accepted when read and mean the same instant; written with `Z`,
+/// without a fraction where the milliseconds are zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(u64);
+
+const LAST_MILLIS: u64 = 253_402_300_799_999;
+
+impl Timestamp {
+    /// The earliest moment, 1970-01-01T00:00:00Z.
+    pub const EPOCH: Self = Self(0);
+    /// The latest moment, 9999-12-31T23:59:59.999Z.
+    pub const MAX: Self = Self(LAST_MILLIS);
+
+    /// Makes a moment from milliseconds since the Unix epoch; later than the year 9999 is cut to [`Timestamp::MAX`].
+    #[must_use]
+    pub const fn from_millis(millis: u64) -> Self {
+        Self(if millis > LAST_MILLIS {
+            LAST_MILLIS
+        } else {
+            millis
+        })
+    }
+
+    /// Reads `clock`.
+    #[must_use]
+    pub fn of(clock: &(impl Clock + ?Sized)) -> Self {
+        Self::from_millis(clock.now_micros() / 1_000)
+    }
+
+    /// Returns the milliseconds since the Unix epoch.
+    #[must_use]
+    pub const fn as_millis(self) -> u64 {
+        self.0
+    }
+
+    /// Returns the microseconds since the Unix epoch.
+    #[must_use]
+    pub const fn as_micros(self) -> u64 {
+        self.0 * 1_000
+    }
+
+    /// Returns the time from `earlier` to `self`, zero if `earlier` is later.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+
+    /// Adds `by`, whole milliseconds, up to [`Timestamp::MAX`].
+    #[must_use]
+    pub fn plus(self, by: Duration) -> Self {
+        let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        Self::from_millis(self.0.saturating_add(by))
+    }
+
+    /// Takes `by` away, whole milliseconds, down to [`Timestamp::EPOCH`].
+    #[must_use]
+    pub fn minus(self, by: Duration) -> Self {
+        let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_sub(by))
+    }
+}
+
+impl std::ops::Add<Duration> for Timestamp {
+    type Output = Self;
+
+    fn add(self, by: Duration) -> Self {
+        self.plus(by)
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let nanos = i128::from(self.0) * 1_000_000;
+        let moment = OffsetDateTime::from_unix_timestamp_nanos(nanos).map_err(|_| fmt::Error)?;
+        f.write_str(&moment.format(&Rfc3339).map_err(|_| fmt::Error)?)
+    }
+}
+
+/// A text that is no RFC 3339 moment between the years 1970 and 9999.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotATimestamp;
+
+impl fmt::Display for NotATimestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("expected an RFC 3339 time such as 2030-01-01T10:00:00Z, from 1970 to 9999")
+    }
+}
+
+impl std::error::Error for NotATimestamp {}
+
+impl std::str::FromStr for Timestamp {
+    type Err = NotATimestamp;
+
+    fn from_str(text: &str) -> Result<Self, NotATimestamp> {
+        let moment = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| NotATimestamp)?;
+        let millis = moment.unix_timestamp_nanos().div_euclid(1_000_000);
+        let millis = u64::try_from(millis).map_err(|_| NotATimestamp)?;
+        if millis > LAST_MILLIS {
+            Err(NotATimestamp)
+        } else {
+            Ok(Self(millis))
+        }
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_system_clock_never_goes_back() {
+        let mut last = 0;
+        for _ in 0..10_000 {
+            let now = SystemClock.now_micros();
+            assert!(now >= last);
+            last = now;
+        }
+    }
+
+    #[test]
+    fn timestamps_read_offsets_and_write_utc() {
+        let noon: Timestamp = "2030-01-02T12:00:00+02:00".parse().unwrap();
+        assert_eq!(noon.to_string(), "2030-01-02T10:00:00Z");
+        assert_eq!(
+            serde_json::to_string(&Timestamp::from_millis(1)).unwrap(),
+            "\"1970-01-01T00:00:00.001Z\""
+        );
+        assert!("1969-12-31T23:59:59Z".parse::<Timestamp>().is_err());
+        assert!("2030-01-02".parse::<Timestamp>().is_err());
+        assert_eq!(Timestamp::MAX.to_string(), "9999-12-31T23:59:59.999Z");
+    }
+}

@@ -1,0 +1,32 @@
+//! Words and small tools that all parts share; does no I/O.
+
+mod body;
+mod breaker;
+mod client_ip;
+mod clock;
+pub mod fields;
+mod key;
+mod outcome;
+mod principal;
+pub mod problem;
+mod service;
+mod store_error;
+mod store_failure;
+mod store_future;
+pub(crate) mod telemetry;
+mod transaction;
+pub mod ttl;
+
+pub use body::Body;
+pub use breaker::{Admission, Breaker};
+pub use client_ip::{ClientIp, PeerAddr};
+pub use clock::{Clock, ManualClock, NotATimestamp, SystemClock, Timestamp};
+pub use key::{KeyBuilder, LONGEST_SEGMENT, base64url, digest22};
+pub use outcome::{IdempotencyOutcome, ResponseCacheOutcome};
+pub use principal::{AskVisitor, Personal, Principal, Visitor, principal_of};
+pub use problem::Problem;
+pub use service::take_ready;
+pub use store_error::{StoreError, StoreErrorKind};
+pub use store_failure::StoreFailure;
+pub use store_future::StoreFuture;
+pub use transaction::{Ending, RollbackCause, Vote};

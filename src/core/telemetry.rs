@@ -1,0 +1,68 @@
+//! Events and measurements behind one API: real with the features `tracing` and `metrics`, nothing without.
+
+#[cfg(feature = "tracing")]
+#[allow(unused_imports)]
+pub(crate) use tracing::{debug, error, info, warn};
+
+#[cfg(not(feature = "tracing"))]
+macro_rules! silent_event {
+    ($($rest:tt)*) => {{}};
+}
+#[cfg(not(feature = "tracing"))]
+#[allow(unused_imports)]
+pub(crate) use {
+    silent_event as debug, silent_event as error, silent_event as info, silent_event as warn,
+};
+
+/// Adds `n` to a counter; labels are pairs of a static name and an owned or static value.
+macro_rules! count {
+    ($name:literal, $n:expr $(, $label:literal => $value:expr)* $(,)?) => {{
+        #[cfg(feature = "metrics")]
+        ::metrics::counter!($name $(, $label => $value)*).increment($n);
+        #[cfg(not(feature = "metrics"))]
+        { let _ = &$n; $(let _ = &$value;)* }
+    }};
+}
+
+/// Sets a gauge.
+#[allow(unused_macros)]
+macro_rules! gauge {
+    ($name:literal, $n:expr $(, $label:literal => $value:expr)* $(,)?) => {{
+        #[cfg(feature = "metrics")]
+        ::metrics::gauge!($name $(, $label => $value)*).set($n);
+        #[cfg(not(feature = "metrics"))]
+        { let _ = &$n; $(let _ = &$value;)* }
+    }};
+}
+
+/// Records a duration in seconds.
+#[allow(unused_macros)]
+macro_rules! seconds {
+    ($name:literal, $duration:expr $(, $label:literal => $value:expr)* $(,)?) => {{
+        #[cfg(feature = "metrics")]
+        ::metrics::histogram!($name $(, $label => $value)*).record($duration);
+        #[cfg(not(feature = "metrics"))]
+        { let _ = &$duration; $(let _ = &$value;)* }
+    }};
+}
+
+#[allow(unused_imports)]
+pub(crate) use {count, gauge, seconds};
+
+/// Lets something be said once per process or per layer, however many requests meet it.
+#[derive(Debug, Default)]
+pub(crate) struct Once(std::sync::atomic::AtomicBool);
+
+#[allow(dead_code)]
+impl Once {
+    /// Makes one that has not spoken.
+    pub(crate) const fn new() -> Self {
+        Self(std::sync::atomic::AtomicBool::new(false))
+    }
+
+    /// Returns `true` the first time only.
+    pub(crate) fn first(&self) -> bool {
+        use std::sync::atomic::Ordering::Relaxed;
+        !self.0.load(Relaxed) && !self.0.swap(true, Relaxed)
+    }
+}

@@ -1,0 +1,1 @@
+//! The response_cache layer.

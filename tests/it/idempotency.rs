@@ -1,0 +1,1 @@
+//! The idempotency layer, driven in process.

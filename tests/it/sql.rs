@@ -1,0 +1,1 @@
+//! The SQL backend against SQLite and a real Postgres.

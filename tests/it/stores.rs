@@ -1,0 +1,1 @@
+//! Every conformance suite on every engine.

@@ -1,0 +1,1 @@
+//! What the tests share: servers of their own, services to drive, proxies that cut.
