@@ -15,6 +15,7 @@ pub(crate) use {
 };
 
 /// Adds `n` to a counter; labels are pairs of a static name and an owned or static value.
+#[allow(unused_macros)]
 macro_rules! count {
     ($name:literal, $n:expr $(, $label:literal => $value:expr)* $(,)?) => {{
         #[cfg(feature = "metrics")]

@@ -1,0 +1,48 @@
+//! One lazily built value per type, found without a lock: tables, and whatever fits no table.
+
+use std::any::Any;
+use std::sync::OnceLock;
+
+/// The bounds that a part is built with.
+#[derive(Clone, Copy, Debug)]
+pub struct PartSetup {
+    /// The most entries of one table.
+    pub max_entries: usize,
+    /// The most bytes of one table.
+    pub max_bytes: usize,
+}
+
+/// Something that lives once in each [`MemoryStore`](super::MemoryStore), built at first use.
+pub trait Part: Send + Sync + 'static {
+    /// Builds it, empty.
+    fn build(setup: &PartSetup) -> Self;
+}
+
+/// A list that only grows: a look-up is a few pointer steps, and never waits once the part is there.
+#[derive(Default)]
+pub(super) struct Parts {
+    first: OnceLock<Box<Node>>,
+}
+
+struct Node {
+    part: Box<dyn Any + Send + Sync>,
+    next: OnceLock<Box<Node>>,
+}
+
+impl Parts {
+    pub(super) fn get<P: Part>(&self, setup: &PartSetup) -> &P {
+        let mut link = &self.first;
+        loop {
+            let node = link.get_or_init(|| {
+                Box::new(Node {
+                    part: Box::new(P::build(setup)),
+                    next: OnceLock::new(),
+                })
+            });
+            match node.part.downcast_ref() {
+                Some(part) => return part,
+                None => link = &node.next,
+            }
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! What the table promises.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use crate::backend::memory::{Entry, Full, MemoryStore, Table};
+
+#[derive(Clone, Debug, PartialEq)]
+struct Kept {
+    bytes: usize,
+    rank: Option<u64>,
+}
+
+impl Entry for Kept {
+    fn weight(&self) -> usize {
+        self.bytes
+    }
+
+    fn eviction_rank(&self, _now: u64) -> Option<u64> {
+        self.rank
+    }
+}
+
+const fn kept(bytes: usize) -> Kept {
+    Kept { bytes, rank: None }
+}
+
+fn key(store: &MemoryStore, n: u64) -> super::EntryKey {
+    store.hash(|hasher| hasher.num(n))
+}
+
+#[test]
+fn at_exactly_its_expiry_an_entry_is_gone() {
+    let store = MemoryStore::new();
+    let (table, key) = (store.table::<Kept>(), key(&store, 1));
+    table
+        .update_one(key, 10, |slot| slot.set(kept(1), 20))
+        .unwrap();
+    assert!(table.update_one(key, 19, |slot| slot.get().is_some()));
+    assert!(table.update_one(key, 20, |slot| slot.get().is_none()
+        && slot.get_mut().is_none()));
+    assert_eq!(table.update_one(key, 20, |slot| slot.remove()), None);
+    assert_eq!((table.entries(), table.bytes()), (0, 0));
+}
+
+#[test]
+fn a_full_table_drops_what_expired_then_evicts_the_readiest_then_refuses() {
+    let store = MemoryStore::builder().max_entries(3).build();
+    let table = store.table::<Kept>();
+    let put = |n: u64, rank, expires_at, now| {
+        table.update_one(key(&store, n), now, |slot| {
+            slot.set(Kept { bytes: 1, rank }, expires_at)
+        })
+    };
+    put(1, None, 10, 0).unwrap();
+    put(2, Some(5), 100, 0).unwrap();
+    put(3, Some(9), 100, 0).unwrap();
+    put(4, None, 100, 10).unwrap();
+    let there = |n| table.update_one(key(&store, n), 10, |slot| slot.get().is_some());
+    assert_eq!([1, 2, 3, 4].map(there), [false, true, true, true]);
+    put(5, None, 100, 10).unwrap();
+    assert_eq!([2, 3, 4, 5].map(there), [true, false, true, true]);
+    put(6, None, 100, 10).unwrap();
+    assert_eq!(put(7, None, 100, 10), Err(Full));
+    assert_eq!([4, 5, 6, 7].map(there), [true, true, true, false]);
+    put(4, None, 200, 10).unwrap();
+}
+
+#[test]
+fn bytes_are_bounded_and_a_value_that_never_fits_evicts_nobody() {
+    let table: Table<Kept> = Table::bounded(1_000, 10_000);
+    let store = MemoryStore::new();
+    for n in 0..100 {
+        table
+            .update_one(key(&store, n), 0, |slot| {
+                slot.set(
+                    Kept {
+                        bytes: 900,
+                        rank: Some(n),
+                    },
+                    10,
+                )
+            })
+            .unwrap();
+        assert!(table.bytes() <= 10_000);
+    }
+    let entries = table.entries();
+    assert!(entries >= 9);
+    assert_eq!(
+        table.update_one(key(&store, 7), 0, |slot| slot.set(kept(10_001), 10)),
+        Err(Full)
+    );
+    assert_eq!(table.entries(), entries);
+}
+
+#[test]
+fn room_is_never_made_with_an_entry_of_the_same_step() {
+    let store = MemoryStore::builder().max_entries(2).build();
+    let table = store.table::<Kept>();
+    let keys = [key(&store, 1), key(&store, 2), key(&store, 3)];
+    let outcome = table.update(&keys, 0, |slots| {
+        slots.set(
+            0,
+            Kept {
+                bytes: 1,
+                rank: Some(1),
+            },
+            10,
+        )?;
+        slots.set(
+            1,
+            Kept {
+                bytes: 1,
+                rank: Some(1),
+            },
+            10,
+        )?;
+        slots.set(2, kept(1), 10)
+    });
+    assert_eq!(outcome, Err(Full));
+    assert_eq!(table.entries(), 2);
+}
+
+#[test]
+fn growth_in_place_is_weighed() {
+    let store = MemoryStore::new();
+    let table = store.table::<Kept>();
+    let keys = [key(&store, 1), key(&store, 1)];
+    table
+        .update(&keys, 0, |slots| slots.set(0, kept(10), 10))
+        .unwrap();
+    let before = table.bytes();
+    table.update(&keys, 0, |slots| {
+        slots.get_mut(1).unwrap().bytes = 60;
+        assert_eq!(slots.get(0).unwrap().bytes, 60);
+    });
+    assert_eq!(table.bytes(), before + 50);
+}
+
+#[test]
+fn opposite_orders_of_keys_do_not_deadlock_and_lose_nothing() {
+    let store = Arc::new(MemoryStore::new());
+    let threads: Vec<_> = (0..4)
+        .map(|turn| {
+            let store = Arc::clone(&store);
+            std::thread::spawn(move || {
+                for round in 0..5_000_u64 {
+                    let (a, b) = (round % 7, (round + 1 + turn) % 7);
+                    let keys = if turn % 2 == 0 {
+                        [key(&store, a), key(&store, b)]
+                    } else {
+                        [key(&store, b), key(&store, a)]
+                    };
+                    store.table::<Kept>().update(&keys, 0, |slots| {
+                        for index in 0..2 {
+                            let bytes = slots.get(index).map_or(0, |kept| kept.bytes) + 1;
+                            slots.set(index, kept(bytes), 10).unwrap();
+                        }
+                    });
+                }
+            })
+        })
+        .collect();
+    threads
+        .into_iter()
+        .for_each(|thread| thread.join().unwrap());
+    let sum: usize = (0..7)
+        .map(|n| {
+            store.table::<Kept>().update_one(key(&store, n), 0, |slot| {
+                slot.get().map_or(0, |kept| kept.bytes)
+            })
+        })
+        .sum();
+    assert_eq!(sum, 4 * 5_000 * 2);
+}
+
+#[test]
+fn a_flood_of_dead_entries_is_given_back_by_later_inserts() {
+    let store = MemoryStore::builder().max_entries(200_000).build();
+    let table = store.table::<Kept>();
+    for n in 0..100_000 {
+        table
+            .update_one(key(&store, n), 0, |slot| slot.set(kept(1), 10))
+            .unwrap();
+    }
+    for n in 0..100_000 {
+        table
+            .update_one(key(&store, 1_000_000 + n), 20 + n, |slot| {
+                slot.set(kept(1), 21 + n)
+            })
+            .unwrap();
+    }
+    assert!(table.entries() < 2_000, "{} entries left", table.entries());
+}
+
+proptest! {
+    #[test]
+    fn it_agrees_with_a_plain_map(steps in prop::collection::vec((0..12_u64, 0..4_u8, 1..40_u64), 1..200)) {
+        let store = MemoryStore::builder().max_entries(64).build();
+        let table = store.table::<Kept>();
+        let (mut model, mut now) = (HashMap::<u64, (usize, u64)>::new(), 0);
+        for (n, action, size) in steps {
+            now += size / 20;
+            model.retain(|_, (_, expires_at)| *expires_at > now);
+            let seen = table.update_one(key(&store, n), now, |slot| match action {
+                0 => slot.set(kept(size as usize), now + size).map(|()| None).unwrap(),
+                1 => slot.remove().map(|kept| kept.bytes),
+                2 => slot.get_mut().map(|kept| { kept.bytes += 1; kept.bytes }),
+                _ => slot.get().map(|kept| kept.bytes),
+            });
+            let expected = match action {
+                0 => { model.insert(n, (size as usize, now + size)); None }
+                1 => model.remove(&n).map(|(bytes, _)| bytes),
+                2 => model.get_mut(&n).map(|(bytes, _)| { *bytes += 1; *bytes }),
+                _ => model.get(&n).map(|(bytes, _)| *bytes),
+            };
+            prop_assert_eq!(seen, expected);
+        }
+        prop_assert!(table.entries() >= model.len());
+    }
+}
