@@ -1,0 +1,455 @@
+//! The laws of the house (ARCHITECTURE.md) that a program can check, each a test of its own.
+//!
+
+//! What stands in an allow-list is known and wants to leave: an entry that no longer applies fails too.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const LAYERS: [&str; 5] = [
+    "rate_limit",
+    "idempotency",
+    "session",
+    "response_cache",
+    "reservation",
+];
+const ENGINES: [&str; 4] = ["memory", "redis", "sql", "fallback"];
+
+/// A source file: its path below `src`, and its code without comments, strings' contents kept, tests cut off.
+struct Source {
+    path: String,
+    text: String,
+    code: Vec<(usize, String)>,
+}
+
+impl Source {
+    fn room(&self) -> &str {
+        self.path.split(['/', '.']).next().unwrap_or_default()
+    }
+
+    fn is_in(&self, place: &str) -> bool {
+        self.path.starts_with(place)
+    }
+
+    fn find<'a>(&'a self, words: &'a [&str]) -> impl Iterator<Item = String> + 'a {
+        self.code
+            .iter()
+            .filter(|(_, line)| words.iter().any(|word| line.contains(word)))
+            .map(|(number, line)| format!("{}:{number}: {}", self.path, line.trim()))
+    }
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files_below(folder: &Path, ending: &str, found: &mut Vec<PathBuf>) {
+    let mut entries: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    entries.sort();
+    for path in entries {
+        if path.is_dir() {
+            files_below(&path, ending, found);
+        } else if path.extension().is_some_and(|own| own == ending) {
+            found.push(path);
+        }
+    }
+}
+
+fn sources() -> Vec<Source> {
+    let (src, mut found) = (root().join("src"), Vec::new());
+    files_below(&src, "rs", &mut found);
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(&path).unwrap();
+        let path = path
+            .strip_prefix(&src)
+            .unwrap()
+            .to_string_lossy()
+            .replace('\\', "/");
+        let code = code_of(&text);
+        Source { path, text, code }
+    };
+    found
+        .into_iter()
+        .map(read)
+        .filter(|source| !is_test_file(&source.path))
+        .collect()
+}
+
+fn is_test_file(path: &str) -> bool {
+    path.ends_with("/tests.rs") || path.contains("/tests/")
+}
+
+/// Lines of code with their numbers: no comments, nothing from the test module on.
+fn code_of(text: &str) -> Vec<(usize, String)> {
+    let before_tests = text.find("#[cfg(test)]\nmod ").unwrap_or(text.len());
+    text[..before_tests]
+        .lines()
+        .enumerate()
+        .map(|(index, line)| (index + 1, line))
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+        .map(|(number, line)| {
+            (
+                number,
+                line.split(" // ").next().unwrap_or_default().to_owned(),
+            )
+        })
+        .collect()
+}
+
+/// Fails with every offence that is not allowed, and with every allowance that nobody needs.
+#[track_caller]
+fn check(offences: impl IntoIterator<Item = String>, allowed: &[&str]) {
+    let (mut bad, mut needed) = (Vec::new(), BTreeSet::new());
+    for offence in offences {
+        match allowed
+            .iter()
+            .find(|allowed| offence.starts_with(**allowed))
+        {
+            Some(allowance) => drop(needed.insert(*allowance)),
+            None => bad.push(offence),
+        }
+    }
+    assert!(
+        bad.is_empty(),
+        "against the house rules:\n{}",
+        bad.join("\n")
+    );
+    let idle: Vec<_> = allowed
+        .iter()
+        .filter(|allowed| !needed.contains(**allowed))
+        .collect();
+    assert!(
+        idle.is_empty(),
+        "no longer needed, take them off the allow-list: {idle:?}"
+    );
+}
+
+#[test]
+fn every_file_says_in_its_first_line_what_lives_there() {
+    check(
+        sources()
+            .iter()
+            .filter(|source| !source.text.starts_with("//! "))
+            .map(|source| source.path.clone()),
+        &[],
+    );
+}
+
+#[test]
+fn imports_run_downward_only() {
+    let mut offences = Vec::new();
+    for source in sources() {
+        let room = source.room();
+        let upward: Vec<String> = match room {
+            "core" => [&LAYERS[..], &["backend", "conformance", "store"]]
+                .concat()
+                .iter()
+                .map(|room| format!("crate::{room}"))
+                .collect(),
+            "backend" => {
+                let own = source
+                    .path
+                    .split('/')
+                    .nth(1)
+                    .unwrap_or_default()
+                    .trim_end_matches(".rs");
+                let siblings = ENGINES
+                    .iter()
+                    .filter(|engine| **engine != own && own != "mod")
+                    .map(|engine| format!("backend::{engine}"));
+                LAYERS
+                    .iter()
+                    .chain(&["conformance", "store"])
+                    .map(|room| format!("crate::{room}"))
+                    .chain(siblings)
+                    .collect()
+            }
+            layer if LAYERS.contains(&layer) => {
+                let siblings = LAYERS.iter().filter(|other| **other != layer);
+                siblings
+                    .chain(&["conformance", "store"])
+                    .map(|room| format!("crate::{room}"))
+                    .collect()
+            }
+            _ => Vec::new(),
+        };
+        let words: Vec<&str> = upward.iter().map(String::as_str).collect();
+        offences.extend(source.find(&words));
+    }
+    check(offences, &[]);
+}
+
+#[test]
+fn each_engine_is_named_only_where_it_lives() {
+    let mut offences = Vec::new();
+    for source in sources() {
+        let in_test_suite = source.is_in("conformance");
+        if !source.is_in("backend/redis") {
+            offences.extend(source.find(&[
+                "use redis::",
+                " ::redis::",
+                "redis::aio",
+                "redis::cmd",
+                "redis::Client",
+            ]));
+        }
+        let sql = source.is_in("backend/sql")
+            || source.path.contains("/store/sql")
+            || source.path == "reservation/guard.rs";
+        if !sql && !in_test_suite {
+            offences.extend(source.find(&["sqlx::"]));
+        }
+        let axum = source.path.ends_with("extract.rs")
+            || source.is_in("core/client_ip")
+            || source.path == "reservation/guard.rs";
+        if !axum {
+            offences.extend(source.find(&["axum::", "axum_core::"]));
+        }
+    }
+    check(offences, &[]);
+}
+
+#[test]
+fn only_the_clock_reads_the_time_but_for_timeouts_and_the_breaker() {
+    let mut offences = Vec::new();
+    for source in sources()
+        .iter()
+        .filter(|source| source.path != "core/clock.rs")
+    {
+        offences.extend(source.find(&["SystemTime::now"]));
+        if !source.is_in("backend/") {
+            offences.extend(source.find(&["Instant::now"]));
+        }
+    }
+    check(offences, &[]);
+}
+
+#[test]
+fn policies_are_pure() {
+    let policies = sources()
+        .into_iter()
+        .filter(|source| source.path.ends_with("policy.rs") || source.path.contains("/policy/"));
+    let words = [
+        "async ",
+        ".await",
+        "Clock",
+        "now_micros",
+        "StoreFuture",
+        "Mutex",
+        "tokio::",
+    ];
+    check(
+        policies.flat_map(|source| source.find(&words).collect::<Vec<_>>()),
+        &[],
+    );
+}
+
+#[test]
+fn each_layer_has_the_same_anatomy() {
+    let files = [
+        "mod.rs",
+        "layer.rs",
+        "config.rs",
+        "service.rs",
+        "future.rs",
+        "policy.rs",
+        "rejection.rs",
+        "extract.rs",
+        "store/mod.rs",
+        "store/memory.rs",
+    ];
+    let missing = LAYERS
+        .iter()
+        .flat_map(|layer| files.iter().map(move |file| format!("src/{layer}/{file}")));
+    check(missing.filter(|path| !root().join(path).exists()), &[]);
+}
+
+#[test]
+fn module_pages_have_docs_and_exports_but_no_logic() {
+    let pages = sources().into_iter().filter(|source| {
+        source.path.ends_with("mod.rs")
+            && LAYERS.contains(&source.room())
+            && !source.path.contains("store")
+    });
+    check(
+        pages.flat_map(|source| source.find(&["fn ", "impl "]).collect::<Vec<_>>()),
+        &[],
+    );
+}
+
+#[test]
+fn one_store_method_is_one_lua_file() {
+    let mut offences = Vec::new();
+    for layer in LAYERS {
+        let store = root().join("src").join(layer).join("store");
+        if !store.join("redis.rs").exists() && !store.join("redis").exists() {
+            continue;
+        }
+        let methods = trait_methods(&fs::read_to_string(store.join("mod.rs")).unwrap());
+        let mut scripts = Vec::new();
+        files_below(&store, "lua", &mut scripts);
+        let scripts: BTreeSet<String> = scripts
+            .iter()
+            .map(|path| path.file_stem().unwrap().to_string_lossy().into_owned())
+            .collect();
+        offences.extend(
+            methods
+                .difference(&scripts)
+                .map(|method| format!("{layer}: method {method} has no script")),
+        );
+        offences.extend(
+            scripts
+                .difference(&methods)
+                .map(|script| format!("{layer}: script {script} has no method")),
+        );
+    }
+    check(offences, &ALLOWED_SCRIPTS);
+}
+
+/// Methods that touch no state, and so need no script.
+const ALLOWED_SCRIPTS: [&str; 0] = [];
+
+/// The methods of the first `pub trait …Store` in `text` that return a `StoreFuture`.
+fn trait_methods(text: &str) -> BTreeSet<String> {
+    let Some(start) = text.find("Store: fmt::Debug") else {
+        return BTreeSet::new();
+    };
+    let body = &text[start..];
+    let body = &body[..body.find("\n}").unwrap_or(body.len())];
+    let declarations = body.split("\n    fn ").skip(1).filter(|rest| {
+        rest.split(';')
+            .next()
+            .unwrap_or_default()
+            .contains("StoreFuture")
+    });
+    declarations
+        .filter_map(|rest| rest.split('(').next())
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn nothing_in_src_panics_or_prints() {
+    let words = [
+        ".unwrap()",
+        ".expect(",
+        "panic!(",
+        "println!(",
+        "todo!(",
+        "unimplemented!(",
+        "dbg!(",
+        "unreachable!(",
+    ];
+    let speakers = sources()
+        .into_iter()
+        .filter(|source| !source.is_in("conformance"));
+    check(
+        speakers.flat_map(|source| source.find(&words).collect::<Vec<_>>()),
+        &ALLOWED_PANICS,
+    );
+}
+
+/// Builders whose documented `# Panics` catches a misconfiguration where it is written.
+const ALLOWED_PANICS: [&str; 0] = [];
+
+#[test]
+fn a_file_can_be_read_in_one_sitting() {
+    let long = |source: &Source| {
+        (source.code.len() > 400).then(|| format!("{}: {} lines", source.path, source.code.len()))
+    };
+    check(sources().iter().filter_map(long), &[]);
+}
+
+#[test]
+fn a_function_fits_a_screen() {
+    check(sources().iter().flat_map(long_functions), &[]);
+}
+
+fn long_functions(source: &Source) -> Vec<String> {
+    let (mut open, mut found) = (None, Vec::new());
+    for (number, line) in &source.code {
+        let indent = line.len() - line.trim_start().len();
+        let starts = [
+            "fn ",
+            "pub fn ",
+            "async fn ",
+            "pub async fn ",
+            "pub(crate) fn ",
+            "pub(super) fn ",
+            "const fn ",
+            "pub const fn ",
+            "pub(super) async fn ",
+            "pub(crate) async fn ",
+        ];
+        if open.is_none()
+            && starts
+                .iter()
+                .any(|start| line.trim_start().starts_with(start))
+            && !line.trim_end().ends_with(';')
+        {
+            open = Some((indent, *number, line.trim().to_owned()));
+        } else if let Some((start_indent, start, name)) = &open
+            && indent == *start_indent
+            && line.trim_end() == format!("{}}}", " ".repeat(indent))
+        {
+            if number - start > 70 {
+                found.push(format!(
+                    "{}:{start}: {name} ({} lines)",
+                    source.path,
+                    number - start
+                ));
+            }
+            open = None;
+        }
+    }
+    found
+}
+
+#[test]
+fn no_vague_names() {
+    let vague = ["Manager", "Helper", "Util", "Common", "Processor"];
+    let names = sources().into_iter().flat_map(|source| {
+        let types = ["struct ", "enum ", "trait ", "type "];
+        source
+            .code
+            .iter()
+            .filter(|(_, line)| {
+                types.iter().any(|word| {
+                    line.trim_start()
+                        .trim_start_matches("pub ")
+                        .trim_start_matches("pub(crate) ")
+                        .trim_start_matches("pub(super) ")
+                        .starts_with(word)
+                }) && vague.iter().any(|word| {
+                    line.split(['{', '<', '('])
+                        .next()
+                        .unwrap_or_default()
+                        .contains(word)
+                })
+            })
+            .map(|(number, line)| format!("{}:{number}: {line}", source.path))
+            .collect::<Vec<_>>()
+    });
+    check(names, &[]);
+}
+
+#[test]
+fn the_docs_name_the_version_of_the_crate() {
+    let version = env!("CARGO_PKG_VERSION").rsplit_once('.').unwrap().0;
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    assert!(
+        readme.contains(&format!("tower-keep = \"{version}")),
+        "README.md must say tower-keep = \"{version}\""
+    );
+    let changelog = fs::read_to_string(root().join("CHANGELOG.md")).unwrap();
+    assert!(
+        changelog.contains(env!("CARGO_PKG_VERSION")),
+        "CHANGELOG.md does not know this version"
+    );
+}
