@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+#[cfg(feature = "redis")]
 use super::fallback::Fallback;
 use super::memory::MemoryStore;
 use crate::core::StoreFuture;
@@ -74,7 +75,11 @@ impl StoreHealth for super::redis::RedisStore {
 #[cfg(feature = "redis")]
 impl<S: fmt::Debug + Send + Sync + 'static> StoreHealth for Fallback<super::redis::RedisStore, S> {
     fn mode(&self) -> StoreMode {
-        if self.primary().is_open_circuit() { StoreMode::Fallback } else { StoreMode::Redis }
+        if self.primary().is_open_circuit() {
+            StoreMode::Fallback
+        } else {
+            StoreMode::Redis
+        }
     }
 
     fn ping(&self) -> StoreFuture<()> {

@@ -1,6 +1,7 @@
 //! One cheap-to-clone handle per engine; knows nothing of layers.
 
 pub mod fallback;
+pub mod health;
 pub mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;

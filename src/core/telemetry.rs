@@ -5,6 +5,7 @@
 pub(crate) use tracing::{debug, error, info, warn};
 
 #[cfg(not(feature = "tracing"))]
+#[allow(unused_macros)]
 macro_rules! silent_event {
     ($($rest:tt)*) => {{}};
 }

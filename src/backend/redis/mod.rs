@@ -1,1 +1,30 @@
-//! State on a Redis server.
+//! State on a Redis server: one multiplexed connection that comes back by itself, scripts, a breaker per handle.
+//!
+//! A call never waits longer than its timeout (500 ms, a part may set less), is never sent twice after an
+//! unknown outcome, and is refused at once while the breaker is open.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), tower_keep::core::StoreError> {
+//! use tower_keep::backend::redis::{RedisStore, Reply, Script};
+//!
+//! static GREET: Script = Script::new("return 'hello ' .. ARGV[2]");
+//!
+//! let store = RedisStore::connect("redis://127.0.0.1:6379/0").await?;
+//! let key = store.key("greet").segment("x").finish();
+//! let text = store.script(&GREET, &[key]).arg("you").run(Reply::bytes).await?;
+//! assert_eq!(text, "hello you");
+//! # Ok(())
+//! # }
+//! ```
+
+mod call;
+mod connection;
+mod error;
+mod reply;
+mod script;
+mod store;
+
+pub use call::Call;
+pub use reply::Reply;
+pub use script::Script;
+pub use store::{RedisStore, RedisStoreBuilder};

@@ -1,0 +1,98 @@
+//! One call of a script: keys, arguments, a deadline, one command.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::{Arg, Cmd};
+
+use super::reply::Reply;
+use super::script::Script;
+use super::store::Inner;
+use crate::core::{StoreError, StoreFuture};
+
+/// A call under construction; made by [`RedisStore::script`](super::RedisStore::script).
+#[must_use]
+pub struct Call {
+    inner: Arc<Inner>,
+    script: &'static Script,
+    command: Cmd,
+    timeout: Duration,
+}
+
+impl Call {
+    pub(super) fn new(
+        inner: Arc<Inner>,
+        script: &'static Script,
+        keys: &[impl AsRef<[u8]>],
+        clock: &str,
+        timeout: Duration,
+    ) -> Self {
+        let size = keys.iter().map(|key| key.as_ref().len()).sum::<usize>() + 128;
+        let mut command = Cmd::with_capacity(keys.len() + 12, size);
+        command
+            .arg(b"EVALSHA")
+            .arg(script.loaded().sha.as_str())
+            .arg(keys.len());
+        for key in keys {
+            command.arg(key.as_ref());
+        }
+        command.arg(clock);
+        Self {
+            inner,
+            script,
+            command,
+            timeout,
+        }
+    }
+
+    /// Appends an argument.
+    pub fn arg(mut self, argument: impl AsRef<[u8]>) -> Self {
+        self.command.arg(argument.as_ref());
+        self
+    }
+
+    /// Appends a whole number.
+    pub fn num(mut self, number: impl Into<i128>) -> Self {
+        self.command.arg(number.into());
+        self
+    }
+
+    /// Waits no longer than `timeout` (the handle's otherwise).
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sends the call and decodes the answer.
+    ///
+    /// Dropping the future leaves unknown whether the step was done; the handle stays usable.
+    pub fn run<T: Send + 'static>(
+        self,
+        decode: impl FnOnce(Reply) -> Result<T, StoreError> + Send + 'static,
+    ) -> StoreFuture<T> {
+        StoreFuture::boxed(async move {
+            let Self {
+                inner,
+                script,
+                command,
+                timeout,
+            } = self;
+            let answer = inner
+                .call(&command, timeout, || with_source_text(&command, script))
+                .await?;
+            decode(Reply::from_value(answer)?)
+        })
+    }
+}
+
+/// The same call as EVAL, which also teaches the server the script: one more command, no third.
+fn with_source_text(command: &Cmd, script: &Script) -> Cmd {
+    let mut whole = Cmd::new();
+    whole.arg(b"EVAL").arg(script.loaded().source.as_str());
+    for argument in command.args_iter().skip(2) {
+        if let Arg::Simple(bytes) = argument {
+            whole.arg(bytes);
+        }
+    }
+    whole
+}

@@ -1,0 +1,40 @@
+//! One Lua file: its text behind the shared prelude, its digest computed once.
+
+use std::sync::OnceLock;
+
+const PRELUDE: &str = include_str!("prelude.lua");
+
+/// A script that runs as one atomic step on the server.
+///
+/// `ARGV[1]` is the clock; the prelude turns it into `now` (microseconds) and `now_ms`. A script's own
+/// arguments begin at `ARGV[2]`. It takes key names from `KEYS` and builds none.
+#[derive(Debug)]
+pub struct Script {
+    body: &'static str,
+    loaded: OnceLock<Loaded>,
+}
+
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) source: String,
+    pub(super) sha: String,
+}
+
+impl Script {
+    /// Makes a script from the text of its file.
+    #[must_use]
+    pub const fn new(body: &'static str) -> Self {
+        Self {
+            body,
+            loaded: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn loaded(&self) -> &Loaded {
+        self.loaded.get_or_init(|| {
+            let source = format!("{PRELUDE}{}", self.body);
+            let sha = redis::Script::new(&source).get_hash().to_owned();
+            Loaded { source, sha }
+        })
+    }
+}

@@ -1,0 +1,261 @@
+//! The handle: a connection, a prefix, a clock, a breaker, and a count of commands.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use redis::{Client, Cmd, Value};
+
+use super::call::Call;
+use super::connection::Link;
+use super::error::{self, Meaning};
+use super::script::Script;
+use crate::core::telemetry::{count, info, warn};
+use crate::core::{Admission, Breaker, Clock, KeyBuilder, StoreError, StoreErrorKind, StoreFuture};
+
+const DEFAULT_PREFIX: &str = "keep";
+const DEFAULT_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Keeps state on a Redis server (6.2 or later, or Valkey 7.2). Clones share connection and breaker.
+#[derive(Clone)]
+pub struct RedisStore {
+    inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    link: Link,
+    prefix: Box<str>,
+    timeout: Duration,
+    clock: Option<Arc<dyn Clock>>,
+    started: Instant,
+    breaker: Mutex<Breaker>,
+    commands: AtomicU64,
+}
+
+impl RedisStore {
+    /// Opens a handle with default settings; the server may be away, the first call connects.
+    ///
+    /// # Errors
+    /// The URL cannot be understood.
+    pub async fn connect(url: &str) -> Result<Self, StoreError> {
+        Self::builder(url).open().await
+    }
+
+    /// Starts a handle: `redis://[user:password@]host:port/db`, `redis+unix:///path?db=0`.
+    pub fn builder(url: &str) -> RedisStoreBuilder {
+        RedisStoreBuilder {
+            url: url.to_owned(),
+            prefix: DEFAULT_PREFIX.to_owned(),
+            timeout: DEFAULT_TIMEOUT,
+            clock: None,
+        }
+    }
+
+    /// Starts a key of a part, behind the handle's prefix.
+    pub fn key(&self, part: &str) -> KeyBuilder {
+        KeyBuilder::new(&self.inner.prefix, part)
+    }
+
+    /// Starts a call of `script` on `keys`.
+    pub fn script(&self, script: &'static Script, keys: &[impl AsRef<[u8]>]) -> Call {
+        let clock = self
+            .inner
+            .clock
+            .as_ref()
+            .map(|clock| clock.now_micros().to_string())
+            .unwrap_or_default();
+        Call::new(
+            Arc::clone(&self.inner),
+            script,
+            keys,
+            &clock,
+            self.inner.timeout,
+        )
+    }
+
+    /// Returns the clock that was passed, if one was; else the server's TIME rules.
+    #[must_use]
+    pub fn clock(&self) -> Option<Arc<dyn Clock>> {
+        self.inner.clock.clone()
+    }
+
+    /// Returns the number of commands sent so far by this handle and its clones.
+    #[must_use]
+    pub fn commands(&self) -> u64 {
+        self.inner.commands.load(Ordering::Relaxed)
+    }
+
+    /// Says whether calls are being refused because the server did not answer.
+    #[must_use]
+    pub fn is_open_circuit(&self) -> bool {
+        self.inner.breaker.lock().is_open()
+    }
+
+    /// Asks the server for a sign of life.
+    ///
+    /// # Errors
+    /// [`StoreErrorKind::Unavailable`] or [`StoreErrorKind::TimedOut`].
+    pub fn ping(&self) -> StoreFuture<()> {
+        let inner = Arc::clone(&self.inner);
+        StoreFuture::boxed(async move {
+            let mut command = Cmd::new();
+            command.arg(b"PING");
+            inner
+                .call(&command, inner.timeout, Cmd::new)
+                .await
+                .map(drop)
+        })
+    }
+}
+
+impl Inner {
+    /// Sends a command within `timeout`, under the breaker. Only NOSCRIPT, a known outcome, is sent once more.
+    pub(super) async fn call(
+        &self,
+        command: &Cmd,
+        timeout: Duration,
+        with_source: impl FnOnce() -> Cmd,
+    ) -> Result<Value, StoreError> {
+        let admission = self.breaker.lock().admit(self.started.elapsed());
+        if let Admission::Refused(until_probe) = admission {
+            return Err(StoreError::new(StoreErrorKind::Unavailable).retry_after(until_probe));
+        }
+        let sent = async {
+            match self.send(command).await {
+                Err(error) if matches!(error::meaning(&error), Meaning::NoScript) => {
+                    self.send(&with_source()).await
+                }
+                answer => answer,
+            }
+        };
+        match tokio::time::timeout(timeout, sent).await {
+            Ok(Ok(value)) => {
+                self.succeeded();
+                Ok(value)
+            }
+            Ok(Err(error)) => Err(match error::meaning(&error) {
+                Meaning::Refused(kind) => {
+                    self.succeeded();
+                    error::with_source(kind, error)
+                }
+                Meaning::NoScript => error::with_source(StoreErrorKind::Failed, error),
+                Meaning::Away => {
+                    let retry_after = self.failed(admission);
+                    error::with_source(StoreErrorKind::Unavailable, error).retry_after(retry_after)
+                }
+            }),
+            Err(_elapsed) => {
+                let retry_after = self.failed(admission);
+                Err(StoreError::new(StoreErrorKind::TimedOut).retry_after(retry_after))
+            }
+        }
+    }
+
+    async fn send(&self, command: &Cmd) -> Result<Value, redis::RedisError> {
+        self.commands.fetch_add(1, Ordering::Relaxed);
+        count!("keep_redis_commands_total", 1);
+        self.link.send(command).await
+    }
+
+    fn succeeded(&self) {
+        let mut breaker = self.breaker.lock();
+        if breaker.is_open() {
+            info!("redis answers again");
+        }
+        breaker.succeeded();
+    }
+
+    /// Returns the time until the server is asked again.
+    fn failed(&self, admission: Admission) -> Duration {
+        let now = self.started.elapsed();
+        let mut breaker = self.breaker.lock();
+        let was_open = breaker.is_open();
+        breaker.failed(now);
+        let until_probe = breaker.until_probe(now);
+        if breaker.is_open() && !was_open {
+            warn!("redis does not answer, calls are refused until it does");
+            count!("keep_redis_breaker_opened_total", 1);
+        }
+        drop(breaker);
+        if admission == Admission::Probe {
+            // A link that is cut silently never breaks by itself: the next probe gets a new one.
+            self.link.reset();
+        }
+        until_probe
+    }
+}
+
+impl fmt::Debug for RedisStore {
+    /// The address is left out: it may carry a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisStore")
+            .field("prefix", &self.inner.prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Sets up a [`RedisStore`].
+#[derive(Clone)]
+#[must_use]
+pub struct RedisStoreBuilder {
+    url: String,
+    prefix: String,
+    timeout: Duration,
+    clock: Option<Arc<dyn Clock>>,
+}
+
+impl RedisStoreBuilder {
+    /// Puts all keys behind `prefix` (`keep`), plain ASCII without `:` `{` `}`.
+    pub fn prefix(mut self, prefix: &str) -> Self {
+        self.prefix = prefix.to_owned();
+        self
+    }
+
+    /// Waits no longer than `timeout` for an answer (500 ms), connecting included.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Uses `clock` for every expiry, window and age, also in scripts; without it the server's TIME.
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Some(Arc::new(clock));
+        self
+    }
+
+    /// Makes the handle. The server may be away: the first call connects.
+    ///
+    /// # Errors
+    /// [`StoreErrorKind::Failed`] if the URL or the prefix cannot be used.
+    pub async fn open(self) -> Result<RedisStore, StoreError> {
+        let is_plain = |byte: u8| byte.is_ascii_graphic() && !b":{}".contains(&byte);
+        if self.prefix.is_empty() || !self.prefix.bytes().all(is_plain) {
+            let why = "a prefix is plain ASCII without colons and braces";
+            return Err(StoreError::with_source(StoreErrorKind::Failed, why));
+        }
+        let client = Client::open(self.url)
+            .map_err(|error| error::with_source(StoreErrorKind::Failed, error))?;
+        Ok(RedisStore {
+            inner: Arc::new(Inner {
+                link: Link::new(client),
+                prefix: self.prefix.into_boxed_str(),
+                timeout: self.timeout,
+                clock: self.clock,
+                started: Instant::now(),
+                breaker: Mutex::default(),
+                commands: AtomicU64::new(0),
+            }),
+        })
+    }
+}
+
+impl fmt::Debug for RedisStoreBuilder {
+    /// The address is left out: it may carry a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisStoreBuilder")
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
+}

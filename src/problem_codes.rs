@@ -1,0 +1,1 @@
+#![doc = include_str!("problem_codes.md")]
