@@ -1,1 +1,255 @@
-//! The Redis backend against a real server.
+//! The Redis backend against a real server: what is sent, what a failure means, how it comes back.
+
+use std::time::Duration;
+
+use tower_keep::backend::redis::{RedisStore, Reply, Script};
+use tower_keep::core::{ManualClock, StoreErrorKind, Timestamp};
+
+use crate::support::redis::shared;
+use crate::support::{Proxy, RedisServer};
+
+static INCREMENT: Script = Script::new("return redis.call('INCR', KEYS[1])");
+static NOW: Script = Script::new("return string.format('%.0f', now)");
+static ECHO: Script = Script::new("return ARGV[2]");
+static WRONG: Script =
+    Script::new("redis.call('SET', KEYS[1], 'x') return redis.call('LPUSH', KEYS[1], 'y')");
+static FILL: Script = Script::new("return redis.call('SET', KEYS[1], ARGV[2])");
+
+async fn increment(store: &RedisStore) -> Result<i64, StoreErrorKind> {
+    let key = store.key("count").finish();
+    store
+        .script(&INCREMENT, &[key])
+        .run(Reply::int)
+        .await
+        .map_err(|error| error.kind())
+}
+
+#[tokio::test]
+async fn a_script_is_sent_once_and_loaded_when_the_server_forgot_it() {
+    let server = RedisServer::start().await;
+    let store = server.store_with("a").await;
+    assert_eq!(increment(&store).await, Ok(1));
+    assert_eq!(store.commands(), 2);
+    assert_eq!(increment(&store).await, Ok(2));
+    assert_eq!(store.commands(), 3);
+    let mut raw = server.raw().await;
+    let _: () = redis::cmd("SCRIPT")
+        .arg("FLUSH")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    assert_eq!(increment(&store).await, Ok(3));
+    assert_eq!(store.commands(), 5);
+}
+
+#[tokio::test]
+async fn a_passed_clock_reaches_the_script_and_without_one_the_server_rules() {
+    let clock = ManualClock::at(Timestamp::from_millis(7_000));
+    let ask = async |store: RedisStore| store.script(&NOW, &["k"]).run(Reply::int).await.unwrap();
+    assert_eq!(ask(shared().await.store(&clock).await).await, 7_000_000);
+    let by_server = ask(shared().await.store_with("b").await).await;
+    assert!(by_server > 1_700_000_000_000_000);
+}
+
+#[tokio::test]
+async fn bytes_of_any_kind_come_back_as_they_were() {
+    let store = shared().await.store_with("bytes").await;
+    let all: Vec<u8> = (0..=255).collect();
+    let back = store
+        .script(&ECHO, &["k"])
+        .arg(&all)
+        .run(Reply::bytes)
+        .await
+        .unwrap();
+    assert_eq!(back, all);
+}
+
+#[tokio::test]
+async fn a_dead_server_is_unavailable_then_refused_without_a_command_and_comes_back_by_itself() {
+    let mut server = RedisServer::start().await;
+    let store = server.store_with("c").await;
+    increment(&store).await.unwrap();
+    server.kill();
+    for _ in 0..5 {
+        assert_eq!(increment(&store).await, Err(StoreErrorKind::Unavailable));
+    }
+    assert!(store.is_open_circuit());
+    let sent = store.commands();
+    let key = store.key("count").finish();
+    let refused = store
+        .script(&INCREMENT, &[key])
+        .run(Reply::int)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (refused.kind(), refused.retry_after_secs()),
+        (StoreErrorKind::Unavailable, 1)
+    );
+    assert_eq!(store.commands(), sent);
+    server.restart();
+    until_back(&store).await;
+    assert!(!store.is_open_circuit());
+}
+
+/// The breaker's pauses run in real time: asks until the next probe went through.
+async fn until_back(store: &RedisStore) {
+    let asking = async {
+        while increment(store).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), asking)
+        .await
+        .expect("the handle comes back");
+}
+
+#[tokio::test]
+async fn a_handle_opens_while_the_server_is_away_and_joins_it() {
+    let mut server = RedisServer::start().await;
+    server.kill();
+    let store = server.store_with("d").await;
+    assert_eq!(increment(&store).await, Err(StoreErrorKind::Unavailable));
+    server.restart();
+    until_back(&store).await;
+}
+
+#[tokio::test]
+async fn a_frozen_server_times_out_and_is_used_again_when_it_thaws() {
+    let server = RedisServer::start().await;
+    let store = RedisStore::builder(&server.url())
+        .timeout(Duration::from_millis(60))
+        .open()
+        .await
+        .unwrap();
+    increment(&store).await.unwrap();
+    server.pause();
+    assert_eq!(increment(&store).await, Err(StoreErrorKind::TimedOut));
+    server.resume();
+    until_back(&store).await;
+}
+
+#[tokio::test]
+async fn a_call_whose_reply_was_lost_is_not_sent_again() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let url = format!("redis://{}/", proxy.address());
+    let store = RedisStore::builder(&url)
+        .timeout(Duration::from_millis(200))
+        .open()
+        .await
+        .unwrap();
+    increment(&store).await.unwrap();
+    proxy.swallow_replies(true);
+    assert_eq!(increment(&store).await, Err(StoreErrorKind::TimedOut));
+    proxy.swallow_replies(false);
+    proxy.cut();
+    let direct = RedisStore::connect(&server.url()).await.unwrap();
+    assert_eq!(increment(&direct).await, Ok(3));
+    until_back(&store).await;
+}
+
+#[tokio::test]
+async fn a_silently_cut_link_is_given_up_by_the_probe() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let url = format!("redis://{}/", proxy.address());
+    let store = RedisStore::builder(&url)
+        .timeout(Duration::from_millis(100))
+        .open()
+        .await
+        .unwrap();
+    increment(&store).await.unwrap();
+    proxy.swallow_replies(true);
+    for _ in 0..6 {
+        increment(&store).await.unwrap_err();
+    }
+    proxy.swallow_replies(false);
+    until_back(&store).await;
+}
+
+#[tokio::test]
+async fn dropped_calls_leave_the_handle_usable() {
+    let store = shared().await.store_with("e").await;
+    for turn in 0..200_u64 {
+        let call = tokio::time::timeout(Duration::from_micros(turn), increment(&store));
+        let _ = call.await;
+    }
+    let before = increment(&store).await.unwrap();
+    assert_eq!(increment(&store).await, Ok(before + 1));
+}
+
+#[tokio::test]
+async fn what_the_server_refuses_is_a_failure_that_leaves_the_breaker_alone() {
+    let store = shared().await.store_with("f").await;
+    for _ in 0..10 {
+        let key = store.key("x").finish();
+        let refused = store
+            .script(&WRONG, &[key])
+            .run(Reply::int)
+            .await
+            .unwrap_err();
+        assert_eq!(refused.kind(), StoreErrorKind::Failed);
+    }
+    assert!(!store.is_open_circuit());
+    let wrong_reply = store
+        .script(&ECHO, &["k"])
+        .arg("x")
+        .run(Reply::int)
+        .await
+        .unwrap_err();
+    assert_eq!(wrong_reply.kind(), StoreErrorKind::Failed);
+}
+
+#[tokio::test]
+async fn a_server_without_memory_is_full() {
+    let server = RedisServer::start_with(&[
+        "--save",
+        "",
+        "--maxmemory",
+        "2mb",
+        "--maxmemory-policy",
+        "noeviction",
+    ])
+    .await;
+    let store = server.store_with("g").await;
+    let (mut outcome, block) = (Ok(()), vec![b'x'; 200_000]);
+    for n in 0..40 {
+        let key = store.key("fill").plain(n).finish();
+        outcome = store
+            .script(&FILL, &[key])
+            .arg(&block)
+            .run(|_| Ok(()))
+            .await
+            .map_err(|error| error.kind());
+        if outcome.is_err() {
+            break;
+        }
+    }
+    assert_eq!(outcome, Err(StoreErrorKind::Full));
+    assert!(!store.is_open_circuit());
+}
+
+#[tokio::test]
+async fn databases_and_prefixes_keep_handles_apart() {
+    let server = shared().await;
+    let first = RedisStore::builder(&format!("{}?db=1", server.url()))
+        .open()
+        .await
+        .unwrap();
+    let second = RedisStore::builder(&format!("{}?db=2", server.url()))
+        .open()
+        .await
+        .unwrap();
+    assert_eq!(
+        (increment(&first).await, increment(&second).await),
+        (Ok(1), Ok(1))
+    );
+    assert_eq!(increment(&server.store_with("other").await).await, Ok(1));
+    let refused = RedisStore::builder(&server.url())
+        .prefix("a:b")
+        .open()
+        .await
+        .unwrap_err();
+    assert_eq!(refused.kind(), StoreErrorKind::Failed);
+    assert!(RedisStore::connect("redis://nowhere:port").await.is_err());
+}

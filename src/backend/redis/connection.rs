@@ -34,7 +34,10 @@ impl Link {
     /// Dropping this future drops the waiting, not the command: it may have been sent.
     pub(super) async fn send(&self, command: &Cmd) -> Result<Value, RedisError> {
         let (mut connection, generation) = self.connection().await?;
-        let answer = connection.send_packed_command(command).await;
+        let answer = connection
+            .send_packed_command(command)
+            .await
+            .and_then(Value::extract_error);
         if let Err(error) = &answer
             && (error.is_io_error()
                 || error.is_connection_dropped()

@@ -1,0 +1,152 @@
+//! A redis-server of one's own: on a unix socket and a free port, in a temporary folder.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use tempfile::TempDir;
+use tower_keep::backend::redis::RedisStore;
+use tower_keep::core::ManualClock;
+
+use super::launch::{Process, free_port, wait_until};
+
+/// A private server; killed and its folder removed on drop.
+#[derive(Debug)]
+pub struct RedisServer {
+    process: Process,
+    folder: TempDir,
+    port: u16,
+    options: Vec<String>,
+}
+
+impl RedisServer {
+    /// Starts a server that keeps nothing on disk.
+    pub async fn start() -> Self {
+        Self::start_with(&["--save", "", "--appendonly", "no"]).await
+    }
+
+    /// Starts a server with further options.
+    pub async fn start_with(options: &[&str]) -> Self {
+        let (folder, port) = (TempDir::new().unwrap(), free_port());
+        let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
+        let process = launch(&folder, port, &options);
+        Self {
+            process,
+            folder,
+            port,
+            options,
+        }
+    }
+
+    /// The URL on the unix socket.
+    pub fn url(&self) -> String {
+        format!("redis+unix://{}", self.socket().display())
+    }
+
+    /// The URL on TCP.
+    pub fn tcp_url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    pub fn address(&self) -> std::net::SocketAddr {
+        ([127, 0, 0, 1], self.port).into()
+    }
+
+    /// Opens a handle with a fresh prefix, so that tests on one server do not meet.
+    pub async fn store(&self, clock: &ManualClock) -> RedisStore {
+        let builder = RedisStore::builder(&self.url()).prefix(&fresh_prefix());
+        builder.clock(clock.clone()).open().await.unwrap()
+    }
+
+    /// Opens a handle with this prefix and the server's own clock.
+    pub async fn store_with(&self, prefix: &str) -> RedisStore {
+        RedisStore::builder(&self.url())
+            .prefix(prefix)
+            .open()
+            .await
+            .unwrap()
+    }
+
+    /// Kills the server at once.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again on the same addresses.
+    pub fn restart(&mut self) {
+        self.process.kill();
+        self.process = launch(&self.folder, self.port, &self.options);
+    }
+
+    /// Freezes the server: it accepts, but does not answer.
+    pub fn pause(&self) {
+        self.process.signal("STOP");
+    }
+
+    pub fn resume(&self) {
+        self.process.signal("CONT");
+    }
+
+    /// A connection of the driver itself, to look at what is stored.
+    pub async fn raw(&self) -> ::redis::aio::MultiplexedConnection {
+        let client = ::redis::Client::open(self.url()).unwrap();
+        client.get_multiplexed_async_connection().await.unwrap()
+    }
+
+    fn socket(&self) -> std::path::PathBuf {
+        self.folder.path().join("redis.sock")
+    }
+}
+
+fn launch(folder: &TempDir, port: u16, options: &[String]) -> Process {
+    let socket = folder.path().join("redis.sock");
+    let _ = std::fs::remove_file(&socket);
+    let mut arguments: Vec<String> = [
+        "--unixsocket",
+        &socket.display().to_string(),
+        "--bind",
+        "127.0.0.1",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    arguments.extend([
+        "--port".to_owned(),
+        port.to_string(),
+        "--dir".to_owned(),
+        folder.path().display().to_string(),
+    ]);
+    arguments.extend(options.iter().cloned());
+    let mut process = Process::start("redis-server", &arguments, None);
+    wait_until("redis-server answers", || {
+        assert!(!process.has_ended(), "redis-server ended at once");
+        answers(&socket)
+    });
+    process
+}
+
+fn answers(socket: &std::path::Path) -> bool {
+    let Ok(mut stream) = UnixStream::connect(socket) else {
+        return false;
+    };
+    let mut answer = [0; 5];
+    stream.write_all(b"PING\r\n").is_ok()
+        && stream.read_exact(&mut answer).is_ok()
+        && &answer == b"+PONG"
+}
+
+/// A prefix that no other test of this process uses.
+pub fn fresh_prefix() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// One server for all tests of this process that only use it (nextest gives each test a process of its own).
+pub async fn shared() -> &'static RedisServer {
+    static SERVER: OnceLock<RedisServer> = OnceLock::new();
+    if SERVER.get().is_none() {
+        let server = RedisServer::start().await;
+        let _ = SERVER.set(server);
+    }
+    SERVER.get().unwrap()
+}
