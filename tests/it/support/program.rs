@@ -1,0 +1,105 @@
+//! An example program, built by cargo beside the tests, started with options of its own.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+/// A running example; killed on drop.
+#[derive(Debug)]
+pub struct Program {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Program {
+    /// Starts `example` and waits for the line that tells its address.
+    pub fn start(example: &str, arguments: &[&str]) -> Self {
+        let mut child = command(example, arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = lines
+            .next()
+            .unwrap_or_else(|| panic!("{example} {arguments:?} ended before it listened"))
+            .unwrap();
+        let address = line
+            .rsplit("http://")
+            .next()
+            .and_then(|text| text.trim().parse().ok());
+        let address =
+            address.unwrap_or_else(|| panic!("{example} said {line:?}, not where it listens"));
+        // Whatever comes later is read, so that the pipe never fills.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, address }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Sends a signal by name, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args([format!("-{name}"), self.child.id().to_string()])
+            .status();
+        assert!(status.unwrap().success());
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs an example to its end: exit code, standard output, standard error.
+pub fn run(example: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = command(example, arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+fn command(example: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(path(example));
+    command.args(arguments).stdin(Stdio::null());
+    for name in [
+        "CLINIC_LISTEN",
+        "KEEP_STORE",
+        "DATABASE_URL",
+        "CLINIC_TRUSTED_HOPS",
+        "CLINIC_SECRET",
+    ] {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn path(example: &str) -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let path = tests
+        .parent()
+        .and_then(|deps| deps.parent())
+        .unwrap()
+        .join("examples")
+        .join(example);
+    assert!(
+        path.exists(),
+        "build it first: cargo build --example {example}"
+    );
+    path
+}
