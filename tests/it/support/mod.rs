@@ -1,7 +1,12 @@
 //! What the tests share: servers of their own, services to drive, proxies that cut.
-#![allow(dead_code, reason = "a harness offers more than every test file uses")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "a harness offers more than every test file uses"
+)]
 
 pub mod browser;
+pub mod http;
 pub mod launch;
 pub mod postgres;
 pub mod program;
