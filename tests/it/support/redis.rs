@@ -2,21 +2,22 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::OnceLock;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use tempfile::TempDir;
+use tokio::sync::OnceCell;
 use tower_keep::backend::redis::RedisStore;
 use tower_keep::core::ManualClock;
 
-use super::launch::{Process, free_port, wait_until};
+use super::launch::{Launch, Port, Process, wait_until};
 
 /// A private server; killed and its folder removed on drop.
 #[derive(Debug)]
 pub struct RedisServer {
     process: Process,
     folder: TempDir,
-    port: u16,
+    port: Port,
     options: Vec<String>,
 }
 
@@ -28,9 +29,9 @@ impl RedisServer {
 
     /// Starts a server with further options.
     pub async fn start_with(options: &[&str]) -> Self {
-        let (folder, port) = (TempDir::new().unwrap(), free_port());
+        let (folder, port) = (TempDir::new().unwrap(), Port::claim());
         let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
-        let process = launch(&folder, port, &options);
+        let process = launch(folder.path(), &port, &options);
         Self {
             process,
             folder,
@@ -46,11 +47,11 @@ impl RedisServer {
 
     /// The URL on TCP.
     pub fn tcp_url(&self) -> String {
-        format!("redis://127.0.0.1:{}/", self.port)
+        format!("redis://127.0.0.1:{}/", self.port.number)
     }
 
     pub fn address(&self) -> std::net::SocketAddr {
-        ([127, 0, 0, 1], self.port).into()
+        ([127, 0, 0, 1], self.port.number).into()
     }
 
     /// Opens a handle with a fresh prefix, so that tests on one server do not meet.
@@ -76,7 +77,7 @@ impl RedisServer {
     /// Starts it again on the same addresses.
     pub fn restart(&mut self) {
         self.process.kill();
-        self.process = launch(&self.folder, self.port, &self.options);
+        self.process = launch(self.folder.path(), &self.port, &self.options);
     }
 
     /// Freezes the server: it accepts, but does not answer.
@@ -94,38 +95,44 @@ impl RedisServer {
         client.get_multiplexed_async_connection().await.unwrap()
     }
 
-    fn socket(&self) -> std::path::PathBuf {
+    fn socket(&self) -> PathBuf {
         self.folder.path().join("redis.sock")
     }
 }
 
-fn launch(folder: &TempDir, port: u16, options: &[String]) -> Process {
-    let socket = folder.path().join("redis.sock");
+fn launch(folder: &Path, port: &Port, options: &[String]) -> Process {
+    let socket = folder.join("redis.sock");
     let _ = std::fs::remove_file(&socket);
     let mut arguments: Vec<String> = [
         "--unixsocket",
         &socket.display().to_string(),
         "--bind",
         "127.0.0.1",
+        "--port",
+        &port.number.to_string(),
+        "--dir",
+        &folder.display().to_string(),
     ]
     .map(str::to_owned)
     .to_vec();
-    arguments.extend([
-        "--port".to_owned(),
-        port.to_string(),
-        "--dir".to_owned(),
-        folder.path().display().to_string(),
-    ]);
     arguments.extend(options.iter().cloned());
-    let mut process = Process::start("redis-server", &arguments, None);
+    let mut process = Process::start(Launch {
+        program: "redis-server",
+        arguments,
+        user: None,
+        folder,
+        stop: "KILL",
+    });
     wait_until("redis-server answers", || {
-        assert!(!process.has_ended(), "redis-server ended at once");
+        if let Some(words) = process.last_words() {
+            panic!("redis-server ended at once: {words}");
+        }
         answers(&socket)
     });
     process
 }
 
-fn answers(socket: &std::path::Path) -> bool {
+fn answers(socket: &Path) -> bool {
     let Ok(mut stream) = UnixStream::connect(socket) else {
         return false;
     };
@@ -143,10 +150,6 @@ pub fn fresh_prefix() -> String {
 
 /// One server for all tests of this process that only use it (nextest gives each test a process of its own).
 pub async fn shared() -> &'static RedisServer {
-    static SERVER: OnceLock<RedisServer> = OnceLock::new();
-    if SERVER.get().is_none() {
-        let server = RedisServer::start().await;
-        let _ = SERVER.set(server);
-    }
-    SERVER.get().unwrap()
+    static SERVER: OnceCell<RedisServer> = OnceCell::const_new();
+    SERVER.get_or_init(RedisServer::start).await
 }
