@@ -73,11 +73,14 @@ impl Process {
     pub fn signal(&self, name: &str) {
         let id = self.server.id();
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
-        let _ = Command::new("kill")
-            .args(["-s", name, &id.to_string()])
-            .args(children.unwrap_or_default().split_whitespace())
-            .stderr(Stdio::null())
-            .status();
+        let children = children.unwrap_or_default();
+        let children = children.split_whitespace().map(str::to_owned);
+        signal(
+            name,
+            &std::iter::once(id.to_string())
+                .chain(children)
+                .collect::<Vec<_>>(),
+        );
     }
 
     /// Kills the process and its children at once and waits for its end.
@@ -109,6 +112,15 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.end(self.stop);
     }
+}
+
+/// Sends a signal by name, such as `TERM`; a process that has gone is no fault.
+pub fn signal(name: &str, processes: &[String]) {
+    // The shell's own kill: a program of that name is not on every machine.
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"kill -s "$@""#, "kill", name]);
+    command.args(processes).stderr(Stdio::null());
+    command.status().unwrap();
 }
 
 /// A command that runs `program` as `user`.

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use super::launch::signal;
+
 /// A running example; killed on drop.
 #[derive(Debug)]
 pub struct Program {
@@ -41,10 +43,7 @@ impl Program {
 
     /// Sends a signal by name, such as `TERM`.
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill")
-            .args([format!("-{name}"), self.child.id().to_string()])
-            .status();
-        assert!(status.unwrap().success());
+        signal(name, &[self.child.id().to_string()]);
     }
 
     pub fn wait(&mut self) -> ExitStatus {
