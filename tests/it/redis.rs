@@ -24,6 +24,15 @@ async fn increment(store: &RedisStore) -> Result<i64, StoreErrorKind> {
         .map_err(|error| error.kind())
 }
 
+/// A handle that reaches its server through `proxy`.
+async fn behind(proxy: &Proxy, timeout_ms: u64) -> RedisStore {
+    RedisStore::builder(&format!("redis://{}/", proxy.address()))
+        .timeout(Duration::from_millis(timeout_ms))
+        .open()
+        .await
+        .unwrap()
+}
+
 #[tokio::test]
 async fn a_script_is_sent_once_and_loaded_when_the_server_forgot_it() {
     let server = RedisServer::start().await;
@@ -117,7 +126,7 @@ async fn a_handle_opens_while_the_server_is_away_and_joins_it() {
 async fn a_frozen_server_times_out_and_is_used_again_when_it_thaws() {
     let server = RedisServer::start().await;
     let store = RedisStore::builder(&server.url())
-        .timeout(Duration::from_millis(60))
+        .timeout(Duration::from_millis(300))
         .open()
         .await
         .unwrap();
@@ -132,12 +141,7 @@ async fn a_frozen_server_times_out_and_is_used_again_when_it_thaws() {
 async fn a_call_whose_reply_was_lost_is_not_sent_again() {
     let server = RedisServer::start().await;
     let proxy = Proxy::before(server.address()).await;
-    let url = format!("redis://{}/", proxy.address());
-    let store = RedisStore::builder(&url)
-        .timeout(Duration::from_millis(200))
-        .open()
-        .await
-        .unwrap();
+    let store = behind(&proxy, 400).await;
     increment(&store).await.unwrap();
     proxy.swallow_replies(true);
     assert_eq!(increment(&store).await, Err(StoreErrorKind::TimedOut));
@@ -152,12 +156,7 @@ async fn a_call_whose_reply_was_lost_is_not_sent_again() {
 async fn a_silently_cut_link_is_given_up_by_the_probe() {
     let server = RedisServer::start().await;
     let proxy = Proxy::before(server.address()).await;
-    let url = format!("redis://{}/", proxy.address());
-    let store = RedisStore::builder(&url)
-        .timeout(Duration::from_millis(100))
-        .open()
-        .await
-        .unwrap();
+    let store = behind(&proxy, 250).await;
     increment(&store).await.unwrap();
     proxy.swallow_replies(true);
     for _ in 0..6 {
@@ -252,4 +251,208 @@ async fn databases_and_prefixes_keep_handles_apart() {
         .unwrap_err();
     assert_eq!(refused.kind(), StoreErrorKind::Failed);
     assert!(RedisStore::connect("redis://nowhere:port").await.is_err());
+}
+
+#[tokio::test]
+async fn a_call_cut_between_its_execution_and_its_reply_is_unavailable_and_was_done_once() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let store = behind(&proxy, 5_000).await;
+    increment(&store).await.unwrap();
+    let sent = store.commands();
+    proxy.cut_at_next_reply();
+    assert_eq!(increment(&store).await, Err(StoreErrorKind::Unavailable));
+    assert_eq!(store.commands(), sent + 1);
+    assert_eq!(increment(&store).await, Ok(3));
+}
+
+#[tokio::test]
+async fn calls_that_never_reached_a_connection_are_not_counted_as_sent() {
+    let mut server = RedisServer::start().await;
+    server.kill();
+    let store = server.store_with("a").await;
+    for _ in 0..3 {
+        assert_eq!(increment(&store).await, Err(StoreErrorKind::Unavailable));
+    }
+    assert_eq!(store.commands(), 0);
+}
+
+#[tokio::test]
+async fn calls_that_wait_less_than_connecting_takes_are_connected_in_the_end() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    proxy.delay(Duration::from_millis(100));
+    let store = behind(&proxy, 60).await;
+    assert_eq!(increment(&store).await, Err(StoreErrorKind::TimedOut));
+    proxy.delay(Duration::ZERO);
+    until_back(&store).await;
+    assert_eq!(proxy.connections(), 1);
+}
+
+#[tokio::test]
+async fn callers_that_hang_up_while_connecting_share_one_connection() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let store = behind(&proxy, 5_000).await;
+    for turn in 0..200_u64 {
+        let call = tokio::time::timeout(Duration::from_micros(turn), increment(&store));
+        let _ = call.await;
+    }
+    let (a, b) = tokio::join!(increment(&store), increment(&store));
+    assert!(a.is_ok() && b.is_ok());
+    assert_eq!(proxy.connections(), 1);
+}
+
+#[tokio::test]
+async fn the_first_probe_after_a_silent_cut_takes_a_new_connection() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let store = behind(&proxy, 250).await;
+    increment(&store).await.unwrap();
+    proxy.freeze();
+    for _ in 0..5 {
+        assert_eq!(increment(&store).await, Err(StoreErrorKind::TimedOut));
+    }
+    assert!(store.is_open_circuit());
+    let sent = store.commands();
+    until_back(&store).await;
+    assert_eq!((store.commands(), proxy.connections()), (sent + 1, 2));
+}
+
+#[tokio::test]
+async fn restarts_leave_no_task_behind() {
+    let mut server = RedisServer::start().await;
+    let store = server.store_with("a").await;
+    let tasks = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
+    increment(&store).await.unwrap();
+    let before = tasks();
+    for _ in 0..5 {
+        server.kill();
+        assert_eq!(increment(&store).await, Err(StoreErrorKind::Unavailable));
+        server.restart();
+        assert_eq!(increment(&store).await, Ok(1));
+    }
+    let ended = async {
+        while tasks() > before {
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(10), ended).await;
+    waited.expect("the tasks of lost connections end");
+}
+
+#[tokio::test]
+async fn a_server_that_may_not_write_is_unavailable_and_asked_again_on_a_new_connection() {
+    let server = RedisServer::start_with(&["--replicaof", "127.0.0.1", "1"]).await;
+    let proxy = Proxy::before(server.address()).await;
+    let store = behind(&proxy, 5_000).await;
+    assert_eq!(increment(&store).await, Err(StoreErrorKind::Unavailable));
+    let _: () = redis::cmd("REPLICAOF")
+        .arg(&["NO", "ONE"])
+        .query_async(&mut server.raw().await)
+        .await
+        .unwrap();
+    assert_eq!(increment(&store).await, Ok(1));
+    assert_eq!(proxy.connections(), 2);
+}
+
+#[tokio::test]
+async fn concurrent_calls_on_one_connection_do_not_wait_for_each_others_replies() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let store = behind(&proxy, 5_000).await;
+    increment(&store).await.unwrap();
+    let before = proxy.round_trips();
+    let calls = (0..100).map(|_| increment(&store));
+    let answers = futures_util::future::join_all(calls).await;
+    assert!(answers.iter().all(Result::is_ok));
+    assert!(proxy.round_trips() - before < 100);
+}
+
+#[tokio::test]
+async fn clones_share_a_breaker_and_handles_have_their_own() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let (cut_off, other) = (behind(&proxy, 5_000).await, server.store_with("a").await);
+    proxy.refuse(true);
+    for _ in 0..5 {
+        assert_eq!(increment(&cut_off).await, Err(StoreErrorKind::Unavailable));
+    }
+    assert!(cut_off.clone().is_open_circuit());
+    assert!(!other.is_open_circuit());
+    assert_eq!(increment(&other).await, Ok(1));
+    proxy.refuse(false);
+    cut_off.ping().await.unwrap_err();
+    until_back(&cut_off.clone()).await;
+    cut_off.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_call_may_wait_less_than_its_handle() {
+    let server = RedisServer::start().await;
+    let store = RedisStore::builder(&server.url())
+        .timeout(Duration::from_secs(600))
+        .open()
+        .await
+        .unwrap();
+    increment(&store).await.unwrap();
+    server.pause();
+    let call = store
+        .script(&ECHO, &["k"])
+        .arg("x")
+        .timeout(Duration::from_millis(30));
+    let late = call.run(Reply::bytes).await.unwrap_err();
+    assert_eq!(late.kind(), StoreErrorKind::TimedOut);
+    server.resume();
+    assert_eq!(increment(&store).await, Ok(2));
+}
+
+#[tokio::test]
+async fn a_probe_whose_caller_hung_up_does_not_keep_the_breaker_open() {
+    let server = RedisServer::start().await;
+    let store = RedisStore::builder(&server.url())
+        .timeout(Duration::from_millis(200))
+        .open()
+        .await
+        .unwrap();
+    server.pause();
+    for _ in 0..5 {
+        assert_eq!(increment(&store).await, Err(StoreErrorKind::TimedOut));
+    }
+    // A refusal comes at once; the call that does not end at once is the probe, and is dropped here.
+    let patience = Duration::from_millis(20);
+    while tokio::time::timeout(patience, increment(&store))
+        .await
+        .is_ok()
+    {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    server.resume();
+    until_back(&store).await;
+}
+
+#[tokio::test]
+async fn an_address_that_leads_nowhere_times_out_and_is_not_waited_for_longer() {
+    let server = RedisServer::start().await;
+    server.pause();
+    // The kernel accepts for a frozen server: connected, and never greeted.
+    let store = RedisStore::builder(&server.tcp_url())
+        .timeout(Duration::from_millis(50))
+        .open()
+        .await
+        .unwrap();
+    let calls = (0..20).map(|_| increment(&store));
+    let answers = futures_util::future::join_all(calls).await;
+    assert!(
+        answers
+            .iter()
+            .all(|answer| *answer == Err(StoreErrorKind::TimedOut))
+    );
+    assert_eq!(store.commands(), 0);
+    server.resume();
+    until_back(&store).await;
 }

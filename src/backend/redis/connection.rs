@@ -1,16 +1,31 @@
-//! The connection: made at first use, made again after it broke, by one caller at a time.
+//! The connection: made at first use, made again after it broke, one attempt at a time.
 
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Cmd, RedisError, Value};
+use redis::io::tcp::TcpSettings;
+use redis::{AsyncConnectionConfig, Client, Cmd, IntoConnectionInfo, RedisError, Value};
+
+use super::error;
+use crate::core::telemetry::count;
+
+/// The longest that one attempt to connect may take, name lookup and first words included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where commands go. One server today; a cluster or a sentinel set becomes another way to connect.
 pub(super) struct Link {
+    server: Arc<Server>,
+    connecting: Arc<tokio::sync::Mutex<()>>,
+    sent: AtomicU64,
+}
+
+struct Server {
     client: Client,
     current: Mutex<Current>,
-    connecting: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
@@ -21,12 +36,19 @@ struct Current {
 }
 
 impl Link {
-    pub(super) fn new(client: Client) -> Self {
-        Self {
-            client,
-            current: Mutex::default(),
-            connecting: tokio::sync::Mutex::new(()),
-        }
+    /// Understands the address; nothing is sent.
+    pub(super) fn new(url: &str) -> Result<Self, RedisError> {
+        // Small commands of many callers share the connection: none waits for another's acknowledgement.
+        let tcp = TcpSettings::default().set_nodelay(true);
+        let client = Client::open(url.into_connection_info()?.set_tcp_settings(tcp))?;
+        Ok(Self {
+            server: Arc::new(Server {
+                client,
+                current: Mutex::default(),
+            }),
+            connecting: Arc::default(),
+            sent: AtomicU64::new(0),
+        })
     }
 
     /// Sends one command and waits for its answer; the caller bounds the time.
@@ -34,42 +56,61 @@ impl Link {
     /// Dropping this future drops the waiting, not the command: it may have been sent.
     pub(super) async fn send(&self, command: &Cmd) -> Result<Value, RedisError> {
         let (mut connection, generation) = self.connection().await?;
+        self.sent.fetch_add(1, Ordering::Relaxed);
+        count!("keep_redis_commands_total", 1);
         let answer = connection
             .send_packed_command(command)
             .await
             .and_then(Value::extract_error);
         if let Err(error) = &answer
-            && (error.is_io_error()
-                || error.is_connection_dropped()
-                || error.is_unrecoverable_error())
+            && error::ends_connection(error)
         {
-            self.forget(generation);
+            self.server.forget(generation);
         }
         answer
     }
 
+    /// Returns the number of commands sent so far; those of the driver's greeting are not counted.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
     /// Gives up the current connection: a silent one is as good as broken.
     pub(super) fn reset(&self) {
-        let generation = self.current.lock().generation;
-        self.forget(generation);
+        self.server.current.lock().connection = None;
     }
 
     async fn connection(&self) -> Result<(MultiplexedConnection, u64), RedisError> {
-        if let Some(found) = self.current() {
+        if let Some(found) = self.server.current() {
             return Ok(found);
         }
         // One caller connects, the others wait for it; each is bounded by its own timeout.
-        let _turn = self.connecting.lock().await;
-        if let Some(found) = self.current() {
+        let turn = Arc::clone(&self.connecting).lock_owned().await;
+        if let Some(found) = self.server.current() {
             return Ok(found);
         }
+        // On a task of its own: callers who hang up early would else throw away every half-made connection.
+        let server = Arc::clone(&self.server);
+        let attempt = tokio::spawn(async move {
+            let _turn = turn;
+            server.connect().await
+        });
+        attempt.await.map_err(io::Error::other)?
+    }
+}
+
+impl Server {
+    async fn connect(&self) -> Result<(MultiplexedConnection, u64), RedisError> {
+        // Each call has its own timeout; the driver's would count from another moment.
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(Duration::from_secs(1)))
+            .set_connection_timeout(None)
             .set_response_timeout(None);
-        let connection = self
+        let attempt = self
             .client
-            .get_multiplexed_async_connection_with_config(&config)
-            .await?;
+            .get_multiplexed_async_connection_with_config(&config);
+        let connection = tokio::time::timeout(CONNECT_TIMEOUT, attempt)
+            .await
+            .map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))??;
         let mut current = self.current.lock();
         current.generation += 1;
         current.connection = Some(connection.clone());

@@ -35,6 +35,18 @@ pub(super) fn meaning(error: &RedisError) -> Meaning {
     }
 }
 
+/// Whether the next command needs another connection: this one is broken, or it leads to a server that
+/// may not write (a replica, after a failover), while the name may lead to its successor by now.
+pub(super) fn ends_connection(error: &RedisError) -> bool {
+    error.is_io_error()
+        || error.is_connection_dropped()
+        || error.is_unrecoverable_error()
+        || matches!(
+            error.kind(),
+            ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown)
+        )
+}
+
 /// At `maxmemory` a write is refused with OOM, also from inside a script.
 fn is_out_of_memory(error: &RedisError) -> bool {
     error.code() == Some("OOM")

@@ -2,11 +2,10 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use redis::{Client, Cmd, Value};
+use redis::{Cmd, Value};
 
 use super::call::Call;
 use super::connection::Link;
@@ -31,7 +30,6 @@ pub(super) struct Inner {
     clock: Option<Arc<dyn Clock>>,
     started: Instant,
     breaker: Mutex<Breaker>,
-    commands: AtomicU64,
 }
 
 impl RedisStore {
@@ -84,7 +82,7 @@ impl RedisStore {
     /// Returns the number of commands sent so far by this handle and its clones.
     #[must_use]
     pub fn commands(&self) -> u64 {
-        self.inner.commands.load(Ordering::Relaxed)
+        self.inner.link.sent()
     }
 
     /// Says whether calls are being refused because the server did not answer.
@@ -123,9 +121,9 @@ impl Inner {
             return Err(StoreError::new(StoreErrorKind::Unavailable).retry_after(until_probe));
         }
         let sent = async {
-            match self.send(command).await {
+            match self.link.send(command).await {
                 Err(error) if matches!(error::meaning(&error), Meaning::NoScript) => {
-                    self.send(&with_source()).await
+                    self.link.send(&with_source()).await
                 }
                 answer => answer,
             }
@@ -153,12 +151,6 @@ impl Inner {
         }
     }
 
-    async fn send(&self, command: &Cmd) -> Result<Value, redis::RedisError> {
-        self.commands.fetch_add(1, Ordering::Relaxed);
-        count!("keep_redis_commands_total", 1);
-        self.link.send(command).await
-    }
-
     fn succeeded(&self) {
         let mut breaker = self.breaker.lock();
         if breaker.is_open() {
@@ -174,12 +166,13 @@ impl Inner {
         let was_open = breaker.is_open();
         breaker.failed(now);
         let until_probe = breaker.until_probe(now);
-        if breaker.is_open() && !was_open {
+        let is_opening = breaker.is_open() && !was_open;
+        drop(breaker);
+        if is_opening {
             warn!("redis does not answer, calls are refused until it does");
             count!("keep_redis_breaker_opened_total", 1);
         }
-        drop(breaker);
-        if admission == Admission::Probe {
+        if is_opening || admission == Admission::Probe {
             // A link that is cut silently never breaks by itself: the next probe gets a new one.
             self.link.reset();
         }
@@ -235,17 +228,16 @@ impl RedisStoreBuilder {
             let why = "a prefix is plain ASCII without colons and braces";
             return Err(StoreError::with_source(StoreErrorKind::Failed, why));
         }
-        let client = Client::open(self.url)
+        let link = Link::new(&self.url)
             .map_err(|error| error::with_source(StoreErrorKind::Failed, error))?;
         Ok(RedisStore {
             inner: Arc::new(Inner {
-                link: Link::new(client),
+                link,
                 prefix: self.prefix.into_boxed_str(),
                 timeout: self.timeout,
                 clock: self.clock,
                 started: Instant::now(),
                 breaker: Mutex::default(),
-                commands: AtomicU64::new(0),
             }),
         })
     }
