@@ -1,0 +1,168 @@
+//! What a request asks of the policies: who it is, which policies apply, and at what cost.
+
+use http::request::Parts;
+
+use super::config::{Ask, Asks, Config, Rule};
+use super::partition::{Found, Keyed};
+use super::rejection::RateLimitRejection;
+use super::status::RateLimitStatus;
+use crate::core::telemetry::{error, warn};
+use crate::core::{ClientIp, Principal, StoreError, StoreFailure};
+
+/// What is known of a request before any policy is looked at.
+#[derive(Debug)]
+pub(super) enum Classified {
+    /// Exempt or on the allow list, or there is no policy.
+    Pass,
+    /// On the deny list.
+    Refuse(RateLimitRejection),
+    /// To be decided by the policies.
+    Limit,
+}
+
+/// What a request asks.
+#[derive(Debug)]
+pub(super) enum Asked {
+    /// No policy applies.
+    Nothing,
+    /// Policies cannot be applied, and the layer is closed.
+    Refuse(RateLimitRejection),
+    /// One store call.
+    Policies(Asks),
+}
+
+/// Exemptions, the client's address, the lists: in this order, and without a store.
+pub(super) fn classify(config: &Config, parts: &mut Parts) -> Classified {
+    let settings = &config.settings;
+    if is_preflight(parts) || settings.exempt.iter().any(|exempt| exempt(parts)) {
+        return Classified::Pass;
+    }
+    if let Some(client) = settings.proxies.resolve(&parts.headers, &parts.extensions) {
+        let client = client.to_canonical();
+        if !parts
+            .extensions
+            .get()
+            .is_some_and(|ClientIp(known)| *known == client)
+        {
+            parts.extensions.insert(ClientIp(client));
+        }
+        if settings.deny.iter().any(|net| net.contains(&client)) {
+            return Classified::Refuse(RateLimitRejection::listed());
+        }
+        if settings.allow.iter().any(|net| net.contains(&client)) {
+            return Classified::Pass;
+        }
+    }
+    if config.rules.is_empty() {
+        return Classified::Pass;
+    }
+    Classified::Limit
+}
+
+/// A CORS preflight: the browser asks, no user does.
+fn is_preflight(parts: &Parts) -> bool {
+    parts.method == http::Method::OPTIONS
+        && parts.headers.contains_key(http::header::ORIGIN)
+        && parts
+            .headers
+            .contains_key(http::header::ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+/// Makes the keys of all policies that apply.
+pub(super) fn ask(
+    config: &Config,
+    parts: &Parts,
+    principal: Result<Option<Principal>, StoreError>,
+) -> Asked {
+    let principal = match (principal, config.settings.failure) {
+        (Ok(principal), _) => principal,
+        (Err(fault), StoreFailure::Closed) => {
+            return Asked::Refuse(RateLimitRejection::unavailable(&fault));
+        }
+        (Err(_), StoreFailure::Open) => return Asked::Nothing,
+        // Counted by the address, like an anonymous request.
+        (Err(_), StoreFailure::Local) => None,
+    };
+    let found = Found {
+        parts,
+        client: parts.extensions.get().map(|ClientIp(client)| *client),
+        principal: principal.as_ref(),
+    };
+    let mut asks = Asks::new();
+    for (index, rule) in config.rules.iter().enumerate() {
+        match rule.policy.partition.key(&found) {
+            Keyed::NotApplicable => {}
+            Keyed::NoAddress => {
+                report_unkeyed(rule);
+                if config.settings.failure == StoreFailure::Closed {
+                    return Asked::Refuse(RateLimitRejection::no_address());
+                }
+            }
+            Keyed::Key(key) => {
+                report_anonymous(rule, &found);
+                let ask = Ask {
+                    rule: index,
+                    key,
+                    limit: limit_of(rule, parts),
+                    cost: rule.policy.cost.as_ref().map_or(1, |cost| cost(parts)),
+                };
+                if !was_charged(rule, &ask, parts) {
+                    asks.push(ask);
+                }
+            }
+        }
+    }
+    if asks.is_empty() {
+        Asked::Nothing
+    } else {
+        Asked::Policies(asks)
+    }
+}
+
+fn limit_of(rule: &Rule, parts: &Parts) -> Option<u32> {
+    let limit = rule.policy.limit_by.as_ref()?(parts)?;
+    let declared = rule.policy.quota.limit();
+    if limit > declared && rule.capped.first() {
+        warn!(
+            policy = &*rule.policy.name,
+            limit, declared, "limit_by gave more than the declared limit: capped"
+        );
+    }
+    Some(limit.min(declared))
+}
+
+/// An outer layer with the same policy has charged this very key: once is enough.
+fn was_charged(rule: &Rule, ask: &Ask, parts: &Parts) -> bool {
+    let Some(status) = parts.extensions.get::<RateLimitStatus>() else {
+        return false;
+    };
+    let charged =
+        status.has_charged(&rule.scope, &ask.key) || status.has_charged(&rule.local, &ask.key);
+    if charged && rule.repeated.first() {
+        warn!(
+            policy = &*rule.policy.name,
+            "two layers hold the same policy: it is charged once per request"
+        );
+    }
+    charged
+}
+
+fn report_unkeyed(rule: &Rule) {
+    rule.meters.unkeyed.add_one();
+    if rule.unkeyed.first() {
+        error!(
+            policy = &*rule.policy.name,
+            "no client address: serve with connect info, or insert PeerAddr"
+        );
+    }
+}
+
+fn report_anonymous(rule: &Rule, found: &Found<'_>) {
+    if found.principal.is_none() && rule.policy.partition.asks_principal() && rule.anonymous.first()
+    {
+        warn!(
+            policy = &*rule.policy.name,
+            "a request without a principal is limited by its address"
+        );
+    }
+}

@@ -1,0 +1,438 @@
+//! What a layer is told, all defaults in one place, and what is worked out of it once.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, request, response};
+use ipnet::IpNet;
+use smallvec::SmallVec;
+
+use super::headers;
+use super::meters::{LayerMeters, PolicyMeters};
+use super::partition::{Partition, PartitionKey};
+use super::quota::Quota;
+use super::rejection::RateLimitRejection;
+use super::store::{Bucket, Charge, Mode, RateLimitStore, Scope, Source, Tag};
+use crate::backend::memory::MemoryStore;
+use crate::core::telemetry::{Once, warn};
+use crate::core::{StoreFailure, TrustedProxies};
+
+/// The most policies of one layer.
+const MOST_POLICIES: usize = 16;
+/// The most entries of the store that stands in, where the shared store names none.
+const LOCAL_ENTRIES: usize = 100_000;
+
+/// One rule: a quota, by what it counts, and what a request costs.
+#[derive(Clone)]
+#[must_use]
+pub struct Policy {
+    pub(super) name: Arc<str>,
+    pub(super) quota: Quota,
+    pub(super) partition: Partition,
+    pub(super) limit_by: Option<LimitBy>,
+    pub(super) cost: Option<Cost>,
+    pub(super) refund_when: Option<RefundWhen>,
+    pub(super) mode: Mode,
+}
+
+pub(super) type LimitBy = Arc<dyn Fn(&request::Parts) -> Option<u32> + Send + Sync>;
+pub(super) type Cost = Arc<dyn Fn(&request::Parts) -> u32 + Send + Sync>;
+pub(super) type RefundWhen = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
+pub(super) type Exempt = Arc<dyn Fn(&request::Parts) -> bool + Send + Sync>;
+pub(super) type Hook = Arc<dyn Fn(&RateLimitRejection, &mut Response<Bytes>) + Send + Sync>;
+
+impl Policy {
+    /// Names a rule.
+    ///
+    /// # Panics
+    /// If the name is not 1 to 64 characters of `a-z 0-9 . _ -`.
+    #[allow(clippy::panic)]
+    pub fn new(name: impl AsRef<str>, quota: Quota, partition: Partition) -> Self {
+        match Self::try_new(name, quota, partition) {
+            Ok(policy) => policy,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Names a rule whose name is known at run time only.
+    ///
+    /// # Errors
+    /// Where [`Policy::new`] panics.
+    pub fn try_new(
+        name: impl AsRef<str>,
+        quota: Quota,
+        partition: Partition,
+    ) -> Result<Self, NameError> {
+        Ok(Self {
+            name: checked_name(name.as_ref())?,
+            quota,
+            partition,
+            limit_by: None,
+            cost: None,
+            refund_when: None,
+            mode: Mode::Enforced,
+        })
+    }
+
+    /// Sets the limit of each request, from 0 (refused) to the declared limit; `None` is the declared limit.
+    ///
+    /// Window and algorithm stay, and so does what was consumed: a key has one state, whatever its limit.
+    pub fn limit_by(
+        mut self,
+        limit: impl Fn(&request::Parts) -> Option<u32> + Send + Sync + 'static,
+    ) -> Self {
+        self.limit_by = Some(Arc::new(limit));
+        self
+    }
+
+    /// Sets the units that each request costs, 1 unless set. A cost of 0 is admitted and charges nothing.
+    pub fn cost(mut self, cost: impl Fn(&request::Parts) -> u32 + Send + Sync + 'static) -> Self {
+        self.cost = Some(Arc::new(cost));
+        self
+    }
+
+    /// Gives the units back when the head of the response says so.
+    ///
+    /// The refund is settled before the response goes on. An inner error or a request that the client
+    /// dropped keeps its charge: aborting is no way to free attempts.
+    pub fn refund_when(
+        mut self,
+        refund: impl Fn(&response::Parts) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.refund_when = Some(Arc::new(refund));
+        self
+    }
+
+    /// Only counts: never refuses and is in no field; what it would have refused is measured.
+    pub fn shadow(mut self) -> Self {
+        self.mode = Mode::Shadow;
+        self
+    }
+
+    /// Returns the name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Policy")
+            .field("name", &self.name)
+            .field("quota", &self.quota)
+            .field("partition", &self.partition)
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A name is not 1 to 64 characters of `a-z 0-9 . _ -`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameError {
+    name: Cow<'static, str>,
+}
+
+impl fmt::Display for NameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "a name must be 1 to 64 characters of a-z 0-9 . _ -, not {:?}",
+            self.name
+        )
+    }
+}
+
+impl std::error::Error for NameError {}
+
+pub(super) fn checked_name(name: &str) -> Result<Arc<str>, NameError> {
+    let is_plain = |byte: u8| {
+        byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-')
+    };
+    if (1..=64).contains(&name.len()) && name.bytes().all(is_plain) {
+        Ok(Arc::from(name))
+    } else {
+        let name = name.chars().take(80).collect();
+        Err(NameError {
+            name: Cow::Owned(name),
+        })
+    }
+}
+
+/// What the setters say.
+#[derive(Clone)]
+pub(super) struct Settings {
+    pub(super) store: Arc<dyn RateLimitStore>,
+    pub(super) group: Arc<str>,
+    pub(super) policies: Vec<Policy>,
+    pub(super) proxies: TrustedProxies,
+    pub(super) allow: Vec<IpNet>,
+    pub(super) deny: Vec<IpNet>,
+    pub(super) exempt: Vec<Exempt>,
+    pub(super) failure: StoreFailure,
+    pub(super) processes: u32,
+    pub(super) timeout: Duration,
+    pub(super) fields: Fields,
+    pub(super) hook: Option<Hook>,
+}
+
+/// Which fields a response gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fields {
+    pub(super) standard: bool,
+    pub(super) legacy: bool,
+}
+
+impl Settings {
+    pub(super) fn new(store: impl RateLimitStore) -> Self {
+        Self {
+            store: Arc::new(store),
+            group: Arc::from("default"),
+            policies: Vec::new(),
+            proxies: TrustedProxies::none(),
+            allow: Vec::new(),
+            deny: Vec::new(),
+            exempt: Vec::new(),
+            failure: StoreFailure::Local,
+            processes: 1,
+            timeout: Duration::from_millis(50),
+            fields: Fields {
+                standard: true,
+                legacy: false,
+            },
+            hook: None,
+        }
+    }
+
+    #[allow(clippy::panic)]
+    pub(super) fn set_group(&mut self, name: &str) {
+        match checked_name(name) {
+            Ok(name) => self.group = name,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[allow(clippy::panic)]
+    pub(super) fn add(&mut self, policy: Policy) {
+        if self.policies.iter().any(|other| other.name == policy.name) {
+            panic!("two policies of one layer are named {:?}", policy.name);
+        }
+        if self.policies.len() == MOST_POLICIES {
+            panic!("a layer takes at most {MOST_POLICIES} policies");
+        }
+        self.policies.push(policy);
+    }
+
+    /// All policies partition by the same thing: each key can lie on a shard of its own.
+    pub(super) fn tag(&self) -> Tag {
+        let same = self
+            .policies
+            .windows(2)
+            .all(|pair| pair[0].partition.is_same(&pair[1].partition));
+        if same { Tag::Key } else { Tag::Group }
+    }
+}
+
+/// Settings, and the configuration that is made of them at first use. Clones of a layer share it.
+pub(super) struct Shared {
+    pub(super) settings: Settings,
+    config: OnceLock<Arc<Config>>,
+}
+
+impl Shared {
+    pub(super) fn new(settings: Settings) -> Arc<Self> {
+        Arc::new(Self {
+            settings,
+            config: OnceLock::new(),
+        })
+    }
+
+    /// Changes a setting, in a copy if other layers share this one.
+    pub(super) fn set(self: Arc<Self>, change: impl FnOnce(&mut Settings)) -> Arc<Self> {
+        let mut settings = match Arc::try_unwrap(self) {
+            Ok(own) => own.settings,
+            Err(shared) => shared.settings.clone(),
+        };
+        change(&mut settings);
+        Self::new(settings)
+    }
+
+    pub(super) fn config(&self) -> &Arc<Config> {
+        self.config
+            .get_or_init(|| Arc::new(Config::of(self.settings.clone())))
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RateLimit")
+            .field("group", &self.settings.group)
+            .field("tag", &self.settings.tag())
+            .field("policies", &self.settings.policies)
+            .field("on_store_failure", &self.settings.failure)
+            .field("store", &self.settings.store)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What layer, service and limiter work with.
+pub(super) struct Config {
+    pub(super) settings: Settings,
+    pub(super) rules: Vec<Rule>,
+    pub(super) store: Arc<dyn RateLimitStore>,
+    local: OnceLock<Arc<dyn RateLimitStore>>,
+    /// The `RateLimit-Policy` value while every policy applies at its declared limit.
+    pub(super) policy_line: Option<HeaderValue>,
+    pub(super) asks_principal: bool,
+    pub(super) refunds: bool,
+    pub(super) meters: LayerMeters,
+    pub(super) source_changed: Once,
+}
+
+/// One policy, ready for use.
+pub(super) struct Rule {
+    pub(super) policy: Policy,
+    pub(super) scope: Scope,
+    /// The same, as this process alone counts it while the store is away.
+    pub(super) local: Scope,
+    pub(super) meters: PolicyMeters,
+    pub(super) capped: Once,
+    pub(super) repeated: Once,
+    pub(super) anonymous: Once,
+    pub(super) unkeyed: Once,
+}
+
+impl Config {
+    fn of(settings: Settings) -> Self {
+        if settings.policies.is_empty() {
+            warn!(
+                group = &*settings.group,
+                "a rate limit without a policy lets everything pass"
+            );
+        }
+        let tag = settings.tag();
+        let rules: Vec<Rule> = settings
+            .policies
+            .iter()
+            .map(|policy| Rule::of(policy.clone(), tag, &settings))
+            .collect();
+        let store = settings
+            .store
+            .within(settings.timeout)
+            .unwrap_or_else(|| Arc::clone(&settings.store));
+        Self {
+            store,
+            local: OnceLock::new(),
+            policy_line: headers::fixed_policy_line(&settings.policies),
+            asks_principal: settings
+                .policies
+                .iter()
+                .any(|policy| policy.partition.asks_principal()),
+            refunds: settings
+                .policies
+                .iter()
+                .any(|policy| policy.refund_when.is_some()),
+            meters: LayerMeters::new(&settings.group),
+            source_changed: Once::new(),
+            rules,
+            settings,
+        }
+    }
+
+    /// The store that decides inside this process while the shared one cannot answer.
+    pub(super) fn local(&self) -> &Arc<dyn RateLimitStore> {
+        self.local.get_or_init(|| {
+            self.settings.store.local().unwrap_or_else(|| {
+                Arc::new(MemoryStore::builder().max_entries(LOCAL_ENTRIES).build())
+            })
+        })
+    }
+
+    pub(super) fn store_of(&self, source: Source) -> &Arc<dyn RateLimitStore> {
+        match source {
+            Source::Store => &self.store,
+            Source::Local => self.local(),
+        }
+    }
+
+    /// Makes the charges of one store call.
+    pub(super) fn charges<'a>(
+        &'a self,
+        asks: &'a [Ask],
+        source: Source,
+    ) -> SmallVec<[Charge<'a>; 4]> {
+        asks.iter()
+            .map(|ask| {
+                let rule = &self.rules[ask.rule];
+                Charge {
+                    bucket: rule.bucket(&ask.key, source),
+                    limit: rule.capacity(ask.limit, source, self.settings.processes),
+                    cost: ask.cost,
+                    mode: rule.policy.mode,
+                }
+            })
+            .collect()
+    }
+}
+
+/// What a request asks of one policy.
+#[derive(Clone, Debug)]
+pub(super) struct Ask {
+    pub(super) rule: usize,
+    pub(super) key: PartitionKey,
+    /// `None` is the declared limit.
+    pub(super) limit: Option<u32>,
+    pub(super) cost: u32,
+}
+
+pub(super) type Asks = SmallVec<[Ask; 3]>;
+
+impl Rule {
+    fn of(policy: Policy, tag: Tag, settings: &Settings) -> Self {
+        let scope = |quota| {
+            let scope = Scope::new(&settings.group, tag, &policy.name, quota);
+            if policy.partition.is_global() {
+                scope.pinned()
+            } else {
+                scope
+            }
+        };
+        Self {
+            scope: scope(policy.quota),
+            local: scope(policy.quota.share_of(settings.processes)),
+            meters: PolicyMeters::new(&settings.group, &policy.name),
+            capped: Once::new(),
+            repeated: Once::new(),
+            anonymous: Once::new(),
+            unkeyed: Once::new(),
+            policy,
+        }
+    }
+
+    pub(super) fn scope_of(&self, source: Source) -> &Scope {
+        match source {
+            Source::Store => &self.scope,
+            Source::Local => &self.local,
+        }
+    }
+
+    pub(super) fn bucket<'a>(&'a self, key: &'a PartitionKey, source: Source) -> Bucket<'a> {
+        Bucket {
+            scope: self.scope_of(source),
+            key,
+        }
+    }
+
+    fn capacity(&self, limit: Option<u32>, source: Source, processes: u32) -> u32 {
+        let quota = self.scope_of(source).quota();
+        match (limit, source) {
+            (None, _) => quota.capacity(),
+            (Some(limit), Source::Store) => quota.capacity_at(limit),
+            (Some(0), Source::Local) => 0,
+            (Some(limit), Source::Local) => quota.capacity_at((limit / processes.max(1)).max(1)),
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! From a store's answer, good or bad, to what becomes of the request; shared by layer and limiter.
+
+use super::config::{Asks, Config};
+use super::headers::RateLimitFields;
+use super::rejection::RateLimitRejection;
+use super::status::{PolicyStatus, RateLimitStatus};
+use super::store::{Source, Verdict};
+use crate::core::telemetry::{debug, warn};
+use crate::core::{StoreError, StoreFailure};
+
+/// What a store's answer means.
+#[derive(Debug)]
+pub(super) enum Answered {
+    /// It decided.
+    Verdict(Verdict),
+    /// It failed: ask the store inside this process.
+    AskLocal,
+    /// It failed, and the layer is open.
+    Unguarded,
+    /// It failed, and the layer is closed.
+    Refuse(StoreError),
+}
+
+/// Applies the failure mode to the answer of `source`.
+pub(super) fn answered(
+    config: &Config,
+    answer: Result<Verdict, StoreError>,
+    source: Source,
+) -> Answered {
+    let fault = match answer {
+        Ok(verdict) => return Answered::Verdict(Verdict { source, ..verdict }),
+        Err(fault) => fault,
+    };
+    if config.source_changed.first() {
+        warn!(
+            group = &*config.settings.group,
+            error = %fault,
+            "the rate limit's store cannot answer: the failure mode decides"
+        );
+    }
+    match (config.settings.failure, source) {
+        (StoreFailure::Open, _) => Answered::Unguarded,
+        (StoreFailure::Local, Source::Store) => Answered::AskLocal,
+        // Also where the store inside this process has no room left.
+        _ => Answered::Refuse(fault),
+    }
+}
+
+/// A verdict, added to the status of the request.
+#[derive(Debug)]
+pub(super) struct Decided {
+    pub(super) admitted: bool,
+    pub(super) source: Source,
+    /// All layers so far.
+    pub(super) status: RateLimitStatus,
+    /// Where this layer's part of it begins.
+    pub(super) own: usize,
+}
+
+impl Decided {
+    pub(super) fn of(
+        config: &Config,
+        asks: Asks,
+        verdict: Verdict,
+        mut status: RateLimitStatus,
+    ) -> Self {
+        let own = status.len();
+        status.reserve(asks.len());
+        for (ask, state) in asks.into_iter().zip(verdict.states) {
+            let rule = &config.rules[ask.rule];
+            rule.meters.decided(&state, rule.policy.mode);
+            status.push(PolicyStatus {
+                scope: rule.scope_of(verdict.source).clone(),
+                key: ask.key,
+                state,
+                mode: rule.policy.mode,
+                declared: verdict.source == Source::Store || config.settings.processes == 1,
+                now: verdict.now,
+            });
+        }
+        Self {
+            admitted: verdict.admitted,
+            source: verdict.source,
+            status,
+            own,
+        }
+    }
+
+    /// This layer's part.
+    pub(super) fn own(&self) -> &[PolicyStatus] {
+        self.status.since(self.own)
+    }
+
+    pub(super) fn fields(&self, config: &Config) -> RateLimitFields {
+        RateLimitFields::render(config, &self.status, self.own())
+    }
+
+    pub(super) fn rejection(&self, config: &Config) -> RateLimitRejection {
+        let rejection = RateLimitRejection::limited(self.own());
+        debug!(
+            group = &*config.settings.group,
+            policy = rejection.code(),
+            key = ?rejection.binding().map(|binding| binding.key.digest()),
+            retry_after = ?rejection.retry_after(),
+            "refused"
+        );
+        let _ = config;
+        rejection
+    }
+}

@@ -1,0 +1,304 @@
+//! The response future, written by hand: principal, store, inner service, refund.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::{Request, Response, request};
+use pin_project_lite::pin_project;
+use smallvec::SmallVec;
+use tower_service::Service;
+
+use super::config::{Asks, Config};
+use super::decide::Decided;
+use super::headers::RateLimitFields;
+use super::rejection::RateLimitRejection;
+use super::service::{Advanced, Step, Wait, advance, join};
+use super::status::PolicyStatus;
+use super::store::{Charge, Receipt, Refunded, Source, Verdict};
+use crate::core::{Body, Principal, StoreFuture};
+
+pin_project! {
+    /// The future of [`RateLimit`](super::RateLimit).
+    ///
+    /// Dropped while the store is asked: the request is perhaps charged, the inner service was not called.
+    /// While the inner service runs: it is charged. During a refund: refunded or not. Nothing is left locked,
+    /// and whatever was charged ages out within its window.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<S, B>
+    where
+        S: Service<Request<B>>,
+    {
+        #[pin]
+        state: State<S, B, S::Future, S::Response>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S, B, F, R> {
+        /// Nothing more to wait for.
+        Refused { response: Option<Response<Bytes>> },
+        Principal { answer: StoreFuture<Option<Principal>>, waiting: Option<Box<Waiting<S, B>>> },
+        Store {
+            answer: StoreFuture<Verdict>,
+            source: Source,
+            asks: Asks,
+            waiting: Option<Box<Waiting<S, B>>>,
+        },
+        Inner { #[pin] future: F, admitted: Option<Admitted> },
+        Refund { answer: StoreFuture<Refunded>, config: Arc<Config>, response: Option<R> },
+    }
+}
+
+/// What the store is being asked about: the ready service and the request that waits for it.
+pub(super) struct Waiting<S, B> {
+    pub(super) inner: S,
+    pub(super) parts: request::Parts,
+    pub(super) body: B,
+    pub(super) config: Arc<Config>,
+}
+
+/// What an admitted request still owes to its response.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    fields: RateLimitFields,
+    refunds: Option<Box<Refunds>>,
+}
+
+struct Refunds {
+    config: Arc<Config>,
+    source: Source,
+    charged: SmallVec<[PolicyStatus; 2]>,
+}
+
+impl Admitted {
+    pub(super) fn new(config: &Arc<Config>, decided: &Decided, fields: RateLimitFields) -> Self {
+        let refunds = config.refunds.then(|| {
+            Box::new(Refunds {
+                config: Arc::clone(config),
+                source: decided.source,
+                charged: decided.own().iter().cloned().collect(),
+            })
+        });
+        Self { fields, refunds }
+    }
+}
+
+impl Refunds {
+    /// Asks the policies whether this response is free of charge, and if so starts the refund of those that say yes.
+    fn begin<R>(self, response: Response<R>) -> (Option<StoreFuture<Refunded>>, Response<R>) {
+        let (parts, body) = response.into_parts();
+        let mut charges: SmallVec<[Charge<'_>; 4]> = SmallVec::new();
+        let mut states = SmallVec::<[_; 4]>::new();
+        for entry in &self.charged {
+            let rule = self
+                .config
+                .rules
+                .iter()
+                .find(|rule| &rule.policy.name == entry.scope.policy_name());
+            let wanted = rule.and_then(|rule| rule.policy.refund_when.as_ref());
+            if entry.state.entry.is_some() && wanted.is_some_and(|wanted| wanted(&parts)) {
+                charges.push(entry.charge());
+                states.push(entry.state);
+            }
+        }
+        let refund = (!charges.is_empty()).then(|| {
+            let receipt = Receipt::new(&charges, &states);
+            self.config.store_of(self.source).refund(&receipt)
+        });
+        (refund, Response::from_parts(parts, body))
+    }
+}
+
+impl fmt::Debug for Refunds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refunds").finish_non_exhaustive()
+    }
+}
+
+/// Makes the answer of a refusal, as the hook wants it.
+pub(super) fn refused(config: &Config, rejection: &RateLimitRejection) -> Response<Bytes> {
+    let mut response = rejection.response();
+    if let Some(hook) = &config.settings.hook {
+        hook(rejection, &mut response);
+        rejection.set_retry_after(response.headers_mut());
+    }
+    response
+}
+
+impl<S, B> ResponseFuture<S, B>
+where
+    S: Service<Request<B>>,
+{
+    fn of(state: State<S, B, S::Future, S::Response>) -> Self {
+        Self { state }
+    }
+
+    pub(super) fn pass(future: S::Future) -> Self {
+        Self::of(State::Inner {
+            future,
+            admitted: None,
+        })
+    }
+
+    pub(super) fn admitted(future: S::Future, admitted: Admitted) -> Self {
+        Self::of(State::Inner {
+            future,
+            admitted: Some(admitted),
+        })
+    }
+
+    pub(super) fn refused(response: Response<Bytes>) -> Self {
+        Self::of(State::Refused {
+            response: Some(response),
+        })
+    }
+
+    pub(super) fn wait(wait: Wait, waiting: Waiting<S, B>) -> Self {
+        Self::of(State::waiting(wait, Box::new(waiting)))
+    }
+}
+
+impl<S, B, F, R> State<S, B, F, R> {
+    fn waiting(wait: Wait, waiting: Box<Waiting<S, B>>) -> Self {
+        let waiting = Some(waiting);
+        match wait {
+            Wait::Principal(answer) => Self::Principal { answer, waiting },
+            Wait::Store(answer, source, asks) => Self::Store {
+                answer,
+                source,
+                asks,
+                waiting,
+            },
+        }
+    }
+
+    /// Takes the next step of a request that waited.
+    fn next(mut waiting: Box<Waiting<S, B>>, step: Step) -> Self
+    where
+        S: Service<Request<B>, Future = F>,
+    {
+        match advance(&waiting.config, &mut waiting.parts, step) {
+            Advanced::Pass => {
+                let Waiting {
+                    mut inner,
+                    parts,
+                    body,
+                    ..
+                } = *waiting;
+                let future = inner.call(join(parts, body));
+                Self::Inner {
+                    future,
+                    admitted: None,
+                }
+            }
+            Advanced::Admitted(admitted) => {
+                let Waiting {
+                    mut inner,
+                    parts,
+                    body,
+                    ..
+                } = *waiting;
+                let future = inner.call(join(parts, body));
+                Self::Inner {
+                    future,
+                    admitted: Some(admitted),
+                }
+            }
+            Advanced::Refused(response) => Self::Refused {
+                response: Some(response),
+            },
+            Advanced::Wait(wait) => Self::waiting(wait, waiting),
+        }
+    }
+}
+
+impl<S, B, R> Future for ResponseFuture<S, B>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+{
+    type Output = Result<Response<Body<R>>, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.project().state;
+        loop {
+            let next = match state.as_mut().project() {
+                StateProj::Refused { response } => {
+                    return take(response).map(|response| Ok(response.map(Body::bytes)));
+                }
+                StateProj::Principal { answer, waiting } => {
+                    let principal = ready!(Pin::new(answer).poll(cx));
+                    let waiting = ready!(take(waiting));
+                    State::next(waiting, Step::Principal(principal))
+                }
+                StateProj::Store {
+                    answer,
+                    source,
+                    asks,
+                    waiting,
+                } => {
+                    let verdict = ready!(Pin::new(answer).poll(cx));
+                    let waiting = ready!(take(waiting));
+                    let asks = std::mem::take(asks);
+                    State::next(waiting, Step::Store(verdict, *source, asks))
+                }
+                StateProj::Inner { future, admitted } => {
+                    let mut response = ready!(future.poll(cx))?;
+                    let Some(admitted) = admitted.take() else {
+                        return Poll::Ready(Ok(response.map(Body::pass)));
+                    };
+                    admitted.fields.apply(response.headers_mut());
+                    let Some(refunds) = admitted.refunds else {
+                        return Poll::Ready(Ok(response.map(Body::pass)));
+                    };
+                    let config = Arc::clone(&refunds.config);
+                    match refunds.begin(response) {
+                        (None, response) => return Poll::Ready(Ok(response.map(Body::pass))),
+                        (Some(answer), response) => State::Refund {
+                            answer,
+                            config,
+                            response: Some(response),
+                        },
+                    }
+                }
+                StateProj::Refund {
+                    answer,
+                    config,
+                    response,
+                } => {
+                    let refunded = ready!(Pin::new(answer).poll(cx));
+                    config.meters.refund(refunded.ok());
+                    return take(response).map(|response| Ok(response.map(Body::pass)));
+                }
+            };
+            state.set(next);
+        }
+    }
+}
+
+/// Takes what can be taken once; a future polled after its end stays pending.
+fn take<T>(slot: &mut Option<T>) -> Poll<T> {
+    slot.take().map_or(Poll::Pending, Poll::Ready)
+}
+
+impl<S, B> fmt::Debug for ResponseFuture<S, B>
+where
+    S: Service<Request<B>>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.state {
+            State::Refused { .. } => "refused",
+            State::Principal { .. } => "principal",
+            State::Store { .. } => "store",
+            State::Inner { .. } => "inner",
+            State::Refund { .. } => "refund",
+        };
+        f.debug_struct("ResponseFuture")
+            .field("state", &state)
+            .finish()
+    }
+}

@@ -1,0 +1,427 @@
+//! The same limits as a handle, for code without a request.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use super::config::{Ask, Asks, Config, Policy, Settings, Shared};
+use super::decide::{self, Answered, Decided};
+use super::partition::{Partition, PartitionKey};
+use super::quota::Quota;
+use super::rejection::RateLimitRejection;
+use super::status::{PolicyStatus, RateLimitStatus};
+use super::store::{Charge, Outcome, RateLimitStore, Receipt, Refunded, Source, Verdict};
+use crate::core::{StoreError, StoreFailure, StoreFuture, Timestamp};
+
+/// Limits without tower: one store call per method.
+///
+/// `check` and `check_and_record` apply the failure mode; the others return the store's error.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct RateLimiter {
+    shared: Arc<Shared>,
+}
+
+/// What is attempted: keys for the policies that apply, and a cost.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Attempt {
+    keys: SmallVec<[(Box<str>, PartitionKey); 3]>,
+    cost: u32,
+}
+
+impl Attempt {
+    /// Starts an attempt of cost 1 to which no policy applies yet.
+    pub fn new() -> Self {
+        Self {
+            keys: SmallVec::new(),
+            cost: 1,
+        }
+    }
+
+    /// Applies `policy` by `key`. A second key for the same policy takes the place of the first.
+    pub fn on(mut self, policy: &str, key: impl Into<PartitionKey>) -> Self {
+        self.keys.retain(|(name, _)| **name != *policy);
+        self.keys.push((Box::from(policy), key.into()));
+        self
+    }
+
+    /// Sets the units that the attempt costs.
+    pub fn cost(mut self, units: u32) -> Self {
+        self.cost = units;
+        self
+    }
+}
+
+impl Default for Attempt {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What became of an attempt.
+#[derive(Debug)]
+pub enum Decision {
+    /// It is admitted; dropping the grant lets the charge stand.
+    Allowed(Grant),
+    /// It is refused, and nothing was charged.
+    Denied(Denial),
+}
+
+impl Decision {
+    /// Says whether the attempt is admitted.
+    #[must_use]
+    pub fn is_allowed(&self) -> bool {
+        matches!(self, Self::Allowed(_))
+    }
+}
+
+/// An admitted attempt: what the policies said, and what a refund needs.
+#[derive(Debug)]
+pub struct Grant {
+    decided: Option<Decided>,
+}
+
+impl Grant {
+    /// Returns what the policies said; nothing where the store was down and the limiter is open.
+    pub fn states(&self) -> impl Iterator<Item = &PolicyStatus> {
+        self.decided.iter().flat_map(Decided::own)
+    }
+
+    /// Returns who decided; `None` where the store was down and the limiter is open.
+    #[must_use]
+    pub fn source(&self) -> Option<Source> {
+        self.decided.as_ref().map(|decided| decided.source)
+    }
+}
+
+/// A refused attempt.
+#[derive(Debug)]
+pub struct Denial {
+    decided: Decided,
+    rejection: RateLimitRejection,
+}
+
+impl Denial {
+    /// Returns what the policies said.
+    pub fn states(&self) -> impl Iterator<Item = &PolicyStatus> {
+        self.decided.own().iter()
+    }
+
+    /// Returns the refusal as a response would carry it.
+    #[must_use]
+    pub fn rejection(&self) -> &RateLimitRejection {
+        &self.rejection
+    }
+}
+
+impl From<Denial> for RateLimitRejection {
+    fn from(denial: Denial) -> Self {
+        denial.rejection
+    }
+}
+
+/// What one policy says about a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The units that may be in use at once.
+    pub limit: u32,
+    /// The units in use.
+    pub attempts: u32,
+    /// The units that are left.
+    pub remaining: u32,
+    /// When more is left; now, when nothing is used.
+    pub reset_time: Timestamp,
+    /// The time until one unit is admitted; `None` when it is now.
+    pub retry_after: Option<Duration>,
+    /// Whether the key is blocked.
+    pub blocked: bool,
+}
+
+/// A limiter that could not do what it was asked.
+#[derive(Debug)]
+pub struct RateLimitError {
+    kind: RateLimitErrorKind,
+    source: Option<StoreError>,
+}
+
+/// Why a limiter could not do what it was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RateLimitErrorKind {
+    /// The limiter has no policy of that name.
+    UnknownPolicy,
+    /// The store could not answer.
+    Store,
+}
+
+impl RateLimitError {
+    /// Returns the kind.
+    #[must_use]
+    pub fn kind(&self) -> RateLimitErrorKind {
+        self.kind
+    }
+
+    /// Returns the store's error, if that is the cause.
+    #[must_use]
+    pub fn store_error(&self) -> Option<&StoreError> {
+        self.source.as_ref()
+    }
+
+    const fn unknown_policy() -> Self {
+        Self {
+            kind: RateLimitErrorKind::UnknownPolicy,
+            source: None,
+        }
+    }
+}
+
+impl From<StoreError> for RateLimitError {
+    fn from(source: StoreError) -> Self {
+        Self {
+            kind: RateLimitErrorKind::Store,
+            source: Some(source),
+        }
+    }
+}
+
+impl fmt::Display for RateLimitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.kind {
+            RateLimitErrorKind::UnknownPolicy => "the limiter has no policy of that name",
+            RateLimitErrorKind::Store => "the rate limit's store could not answer",
+        })
+    }
+}
+
+impl std::error::Error for RateLimitError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|source| source as _)
+    }
+}
+
+type Call = fn(&dyn RateLimitStore, &[Charge<'_>]) -> StoreFuture<Verdict>;
+
+impl RateLimiter {
+    /// Makes a limiter that counts in `store`.
+    pub fn new(store: impl RateLimitStore) -> Self {
+        Self::of(Shared::new(Settings::new(store)))
+    }
+
+    pub(super) fn of(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    fn set(self, change: impl FnOnce(&mut Settings)) -> Self {
+        Self::of(self.shared.set(change))
+    }
+
+    /// Adds a policy that is named by its partition.
+    ///
+    /// # Panics
+    /// See [`RateLimiter::policy`].
+    pub fn limit(self, quota: Quota, partition: Partition) -> Self {
+        let name = partition.name().to_owned();
+        self.policy(Policy::new(name, quota, partition))
+    }
+
+    /// Adds a policy. What it reads from a request (`limit_by`, `cost`, `refund_when`) plays no part here.
+    ///
+    /// # Panics
+    /// If there is a policy of that name, or 16 policies.
+    pub fn policy(self, policy: Policy) -> Self {
+        self.set(|settings| settings.add(policy))
+    }
+
+    /// Names the group, `default` unless set.
+    ///
+    /// # Panics
+    /// If the name is not 1 to 64 characters of `a-z 0-9 . _ -`.
+    pub fn group(self, name: impl AsRef<str>) -> Self {
+        self.set(|settings| settings.set_group(name.as_ref()))
+    }
+
+    /// Sets who decides while the store cannot answer, [`StoreFailure::Local`] unless set.
+    pub fn on_store_failure(self, mode: StoreFailure) -> Self {
+        self.set(|settings| settings.failure = mode)
+    }
+
+    /// Decides about an attempt without charging it.
+    ///
+    /// # Errors
+    /// An unknown policy; the store's error under [`StoreFailure::Closed`].
+    pub async fn check(&self, attempt: Attempt) -> Result<Decision, RateLimitError> {
+        self.decide(attempt, |store, charges| store.check(charges))
+            .await
+    }
+
+    /// Decides about an attempt and charges it if every policy admits, in one step.
+    ///
+    /// # Errors
+    /// An unknown policy; the store's error under [`StoreFailure::Closed`].
+    pub async fn check_and_record(&self, attempt: Attempt) -> Result<Decision, RateLimitError> {
+        self.decide(attempt, |store, charges| store.check_and_record(charges))
+            .await
+    }
+
+    /// Charges an attempt whatever the policies say: for what has already happened.
+    ///
+    /// # Errors
+    /// An unknown policy; the store's error.
+    pub async fn record(&self, attempt: Attempt) -> Result<Grant, RateLimitError> {
+        let config = self.shared.config();
+        let asks = asks(config, attempt)?;
+        let answer = config.store.record(&config.charges(&asks, Source::Store));
+        let verdict = answer.await?;
+        Ok(grant(config, asks, verdict))
+    }
+
+    /// Gives back what still counts of a grant.
+    ///
+    /// # Errors
+    /// The store's; at worst the units age out.
+    pub async fn refund(&self, grant: Grant) -> Result<Refunded, RateLimitError> {
+        let Some(decided) = grant.decided else {
+            return Ok(Refunded::TooLate);
+        };
+        let config = self.shared.config();
+        let receipt = {
+            let own = decided.own();
+            let charges: SmallVec<[Charge<'_>; 4]> = own.iter().map(PolicyStatus::charge).collect();
+            let states: SmallVec<[_; 4]> = own.iter().map(|entry| entry.state).collect();
+            Receipt::new(&charges, &states)
+        };
+        let refunded = config.store_of(decided.source).refund(&receipt).await;
+        config.meters.refund(refunded.as_ref().ok().copied());
+        Ok(refunded?)
+    }
+
+    /// Returns what `policy` says about `key`.
+    ///
+    /// # Errors
+    /// An unknown policy; the store's error.
+    pub async fn peek(
+        &self,
+        policy: &str,
+        key: impl Into<PartitionKey>,
+    ) -> Result<Status, RateLimitError> {
+        let config = self.shared.config();
+        let asks = asks(config, Attempt::new().on(policy, key))?;
+        let answer = config.store.check(&config.charges(&asks, Source::Store));
+        let verdict = answer.await?;
+        verdict
+            .states
+            .first()
+            .map(|state| {
+                let more_in = state.more_in.unwrap_or_default().as_micros();
+                let reset = verdict.now + u64::try_from(more_in).unwrap_or(0);
+                Status {
+                    limit: state.limit,
+                    attempts: state.used,
+                    remaining: state.remaining,
+                    reset_time: Timestamp::from_millis(reset.div_ceil(1_000)),
+                    retry_after: state.retry_in.filter(|wait| !wait.is_zero()),
+                    blocked: state.outcome == Outcome::Blocked,
+                }
+            })
+            .ok_or_else(RateLimitError::unknown_policy)
+    }
+
+    /// Forgets what is counted for `key` and lifts its block.
+    ///
+    /// # Errors
+    /// An unknown policy; the store's error.
+    pub async fn reset(
+        &self,
+        policy: &str,
+        key: impl Into<PartitionKey>,
+    ) -> Result<(), RateLimitError> {
+        let config = self.shared.config();
+        let asks = asks(config, Attempt::new().on(policy, key))?;
+        let charges = config.charges(&asks, Source::Store);
+        let buckets: SmallVec<[_; 1]> = charges.iter().map(|charge| charge.bucket).collect();
+        let answer = config.store.reset(&buckets);
+        Ok(answer.await?)
+    }
+
+    /// Refuses every attempt of `key` for `duration`, whatever it costs.
+    ///
+    /// # Errors
+    /// An unknown policy; the store's error.
+    pub async fn block(
+        &self,
+        policy: &str,
+        key: impl Into<PartitionKey>,
+        duration: Duration,
+    ) -> Result<(), RateLimitError> {
+        let config = self.shared.config();
+        let asks = asks(config, Attempt::new().on(policy, key))?;
+        let answer = {
+            let charges = config.charges(&asks, Source::Store);
+            config.store.block(&charges[0].bucket, duration)
+        };
+        Ok(answer.await?)
+    }
+
+    async fn decide(&self, attempt: Attempt, call: Call) -> Result<Decision, RateLimitError> {
+        let config = self.shared.config();
+        let asks = asks(config, attempt)?;
+        if asks.is_empty() {
+            return Ok(Decision::Allowed(Grant { decided: None }));
+        }
+        let mut source = Source::Store;
+        loop {
+            let answer = call(config.store_of(source), &config.charges(&asks, source));
+            match decide::answered(config, answer.await, source) {
+                Answered::Verdict(verdict) => return Ok(decision(config, asks, verdict)),
+                Answered::AskLocal => source = Source::Local,
+                Answered::Unguarded => return Ok(Decision::Allowed(Grant { decided: None })),
+                Answered::Refuse(fault) => return Err(fault.into()),
+            }
+        }
+    }
+}
+
+fn asks(config: &Config, attempt: Attempt) -> Result<Asks, RateLimitError> {
+    attempt
+        .keys
+        .into_iter()
+        .map(|(name, key)| {
+            let rule = config
+                .rules
+                .iter()
+                .position(|rule| *rule.policy.name == *name)
+                .ok_or_else(RateLimitError::unknown_policy)?;
+            Ok(Ask {
+                rule,
+                key: config.rules[rule].policy.partition.normalize(key),
+                limit: None,
+                cost: attempt.cost,
+            })
+        })
+        .collect()
+}
+
+fn grant(config: &Config, asks: Asks, verdict: Verdict) -> Grant {
+    Grant {
+        decided: Some(Decided::of(
+            config,
+            asks,
+            verdict,
+            RateLimitStatus::default(),
+        )),
+    }
+}
+
+fn decision(config: &Config, asks: Asks, verdict: Verdict) -> Decision {
+    let decided = Decided::of(config, asks, verdict, RateLimitStatus::default());
+    if decided.admitted {
+        return Decision::Allowed(Grant {
+            decided: Some(decided),
+        });
+    }
+    let rejection = decided.rejection(config);
+    Decision::Denied(Denial { decided, rejection })
+}

@@ -1,0 +1,496 @@
+//! What is counted apart: the parts of a request that make a key, and the keys themselves.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+
+use http::header::{AUTHORIZATION, HeaderName};
+use http::request::Parts;
+use sha2::{Digest, Sha256};
+use smallvec::SmallVec;
+
+use crate::core::{Principal, base64url};
+
+/// Says by what a policy counts: each key has a state of its own.
+///
+/// Clients can invent headers: pair [`Partition::header`] and [`Partition::api_key`] with a policy by
+/// [`Partition::client_ip`]. A user's id is never taken from a body or a claim, only from an authenticating layer.
+#[derive(Clone)]
+#[must_use]
+pub struct Partition {
+    name: Cow<'static, str>,
+    sources: SmallVec<[Source; 1]>,
+}
+
+#[derive(Clone)]
+enum Source {
+    ClientIp {
+        ipv6_prefix: u8,
+    },
+    Principal,
+    ApiKey(HeaderName),
+    Header(HeaderName),
+    Path,
+    #[cfg(feature = "axum")]
+    MatchedPath,
+    Global,
+    Custom(Cow<'static, str>, CustomKey),
+}
+
+type CustomKey = Arc<dyn Fn(&Parts) -> Option<PartitionKey> + Send + Sync>;
+
+const IPV6_PREFIX: u8 = 64;
+
+impl Partition {
+    /// Counts by the client's address: IPv4 whole, IPv6 by its /64 ([`Partition::ipv6_prefix`]).
+    pub fn client_ip() -> Self {
+        Self::of(
+            "client-ip",
+            Source::ClientIp {
+                ipv6_prefix: IPV6_PREFIX,
+            },
+        )
+    }
+
+    /// Counts by the authenticated principal; anonymous requests by their address, in a key space of their own.
+    pub fn principal() -> Self {
+        Self::of("principal", Source::Principal)
+    }
+
+    /// Counts by an API key in the header `name`; of `authorization` the `Bearer` token. Without one, by the address.
+    ///
+    /// # Panics
+    /// If `name` is not a header name in lower case.
+    pub fn api_key(name: &'static str) -> Self {
+        Self::of("api-key", Source::ApiKey(HeaderName::from_static(name)))
+    }
+
+    /// Counts by the value of the header `name`; requests without it by their address.
+    ///
+    /// # Panics
+    /// If `name` is not a header name in lower case.
+    pub fn header(name: &'static str) -> Self {
+        Self::of(name, Source::Header(HeaderName::from_static(name)))
+    }
+
+    /// Counts by the raw path of the request. With axum prefer `Partition::matched_path`: a client can invent paths.
+    pub fn path() -> Self {
+        Self::of("path", Source::Path)
+    }
+
+    /// Counts by the route that axum matched (`/users/{id}`), by the raw path where none was.
+    #[cfg(feature = "axum")]
+    pub fn matched_path() -> Self {
+        Self::of("matched-path", Source::MatchedPath)
+    }
+
+    /// Counts all requests together.
+    pub fn global() -> Self {
+        Self::of("global", Source::Global)
+    }
+
+    /// Counts by what `key` finds in the head of a request; where it finds `None` the policy does not apply.
+    pub fn custom(
+        name: impl Into<Cow<'static, str>>,
+        key: impl Fn(&Parts) -> Option<PartitionKey> + Send + Sync + 'static,
+    ) -> Self {
+        let name = name.into();
+        Self::of(name.clone(), Source::Custom(name, Arc::new(key)))
+    }
+
+    /// Counts by both: a state for each pair of keys.
+    pub fn and(mut self, other: Self) -> Self {
+        self.name = Cow::Owned(format!("{}-{}", self.name, other.name));
+        self.sources.extend(other.sources);
+        self
+    }
+
+    /// Sets how many leading bits of an IPv6 address make one client, 64 unless set.
+    ///
+    /// # Panics
+    /// If `bits` is not within 32 and 128.
+    #[allow(clippy::panic)]
+    pub fn ipv6_prefix(mut self, bits: u8) -> Self {
+        if !(32..=128).contains(&bits) {
+            panic!("an IPv6 prefix must have 32 to 128 bits");
+        }
+        for source in &mut self.sources {
+            if let Source::ClientIp { ipv6_prefix } = source {
+                *ipv6_prefix = bits;
+            }
+        }
+        self
+    }
+
+    /// Returns the partition's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn asks_principal(&self) -> bool {
+        self.sources
+            .iter()
+            .any(|source| matches!(source, Source::Principal))
+    }
+
+    pub(super) fn is_global(&self) -> bool {
+        self.sources
+            .iter()
+            .all(|source| matches!(source, Source::Global))
+    }
+
+    /// Says whether a request has the same key in both.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.sources == other.sources
+    }
+
+    /// Applies the IPv6 prefix of this partition to the addresses in a key that a caller made.
+    pub(super) fn normalize(&self, key: PartitionKey) -> PartitionKey {
+        let prefix = self.sources.iter().find_map(|source| match source {
+            Source::ClientIp { ipv6_prefix } => Some(*ipv6_prefix),
+            _ => None,
+        });
+        key.masked(prefix.unwrap_or(IPV6_PREFIX))
+    }
+
+    /// Finds the key of a request.
+    pub(super) fn key(&self, request: &Found<'_>) -> Keyed {
+        let mut key = PartitionKey {
+            segments: SmallVec::new(),
+        };
+        for source in &self.sources {
+            match source.segments(request, &mut key) {
+                Keyed::Key(()) => {}
+                Keyed::NotApplicable => return Keyed::NotApplicable,
+                Keyed::NoAddress => return Keyed::NoAddress,
+            }
+        }
+        Keyed::Key(key)
+    }
+
+    fn of(name: impl Into<Cow<'static, str>>, source: Source) -> Self {
+        Self {
+            name: name.into(),
+            sources: SmallVec::from_iter([source]),
+        }
+    }
+}
+
+impl fmt::Debug for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Partition({})", self.name)
+    }
+}
+
+/// What is known of a request when its keys are made.
+pub(super) struct Found<'a> {
+    pub(super) parts: &'a Parts,
+    pub(super) client: Option<IpAddr>,
+    pub(super) principal: Option<&'a Principal>,
+}
+
+/// What a partition makes of a request.
+#[derive(Debug)]
+pub(super) enum Keyed<K = PartitionKey> {
+    Key(K),
+    /// The policy does not apply.
+    NotApplicable,
+    /// An address is needed, and there is none.
+    NoAddress,
+}
+
+impl Source {
+    fn segments(&self, request: &Found<'_>, key: &mut PartitionKey) -> Keyed<()> {
+        let segment = match self {
+            Self::ClientIp { ipv6_prefix } => {
+                return request.client.map_or(Keyed::NoAddress, |client| {
+                    key.segments.push(Segment::address(client, *ipv6_prefix));
+                    Keyed::Key(())
+                });
+            }
+            Self::Principal => request
+                .principal
+                .map(|principal| Segment::text(principal.id().as_bytes())),
+            Self::ApiKey(name) => request
+                .parts
+                .headers
+                .get(name)
+                .and_then(|value| credential(name, value.as_bytes()))
+                .map(Segment::text),
+            Self::Header(name) => request
+                .parts
+                .headers
+                .get(name)
+                .map(|value| Segment::text(value.as_bytes())),
+            Self::Path => Some(Segment::text(request.parts.uri.path().as_bytes())),
+            #[cfg(feature = "axum")]
+            Self::MatchedPath => {
+                let matched = request.parts.extensions.get::<axum::extract::MatchedPath>();
+                let path = matched.map_or(request.parts.uri.path(), |path| path.as_str());
+                Some(Segment::text(path.as_bytes()))
+            }
+            Self::Global => Some(Segment::Global),
+            Self::Custom(_, find) => {
+                return find(request.parts).map_or(Keyed::NotApplicable, |found| {
+                    key.segments.extend(found.masked(IPV6_PREFIX).segments);
+                    Keyed::Key(())
+                });
+            }
+        };
+        // Whoever names nobody is counted by the address: limited, and not lumped together.
+        match segment.or_else(|| Some(Segment::address(request.client?, IPV6_PREFIX))) {
+            Some(segment) => {
+                key.segments.push(segment);
+                Keyed::Key(())
+            }
+            None => Keyed::NoAddress,
+        }
+    }
+}
+
+impl PartialEq for Source {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::ClientIp { ipv6_prefix: a }, Self::ClientIp { ipv6_prefix: b }) => a == b,
+            (Self::ApiKey(a), Self::ApiKey(b)) | (Self::Header(a), Self::Header(b)) => a == b,
+            (Self::Custom(a, _), Self::Custom(b, _)) => a == b,
+            (Self::Principal, Self::Principal)
+            | (Self::Path, Self::Path)
+            | (Self::Global, Self::Global) => true,
+            #[cfg(feature = "axum")]
+            (Self::MatchedPath, Self::MatchedPath) => true,
+            _ => false,
+        }
+    }
+}
+
+fn credential<'a>(name: &HeaderName, value: &'a [u8]) -> Option<&'a [u8]> {
+    if name != AUTHORIZATION {
+        return Some(value);
+    }
+    let (scheme, token) = value.split_at_checked(7)?;
+    let token = token.trim_ascii();
+    (scheme.eq_ignore_ascii_case(b"bearer ") && !token.is_empty()).then_some(token)
+}
+
+/// The key of one state within a policy: addresses in clear, everything else only as a digest.
+///
+/// ```
+/// use std::net::IpAddr;
+/// use tower_keep::rate_limit::PartitionKey;
+///
+/// let address: IpAddr = "192.0.2.7".parse().unwrap();
+/// assert_ne!(PartitionKey::from(address), PartitionKey::from("192.0.2.7"));
+/// ```
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct PartitionKey {
+    segments: SmallVec<[Segment; 2]>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Segment {
+    Global,
+    V4([u8; 4]),
+    V6([u8; 16], u8),
+    Text([u8; 16]),
+}
+
+impl PartitionKey {
+    /// Makes the key of a compound partition (`a.and(b)`), in its order.
+    #[must_use]
+    pub fn all(keys: impl IntoIterator<Item = Self>) -> Self {
+        Self {
+            segments: keys.into_iter().flat_map(|key| key.segments).collect(),
+        }
+    }
+
+    /// Feeds the key to a hasher of a store, each segment with its kind.
+    pub(crate) fn feed(&self, hasher: &mut crate::backend::memory::KeyHasher) {
+        for segment in &self.segments {
+            match segment {
+                Segment::Global => hasher.num(0),
+                Segment::V4(bits) => hasher.num(1 << 32 | u64::from(u32::from_be_bytes(*bits))),
+                Segment::V6(bits, prefix) => {
+                    hasher.num(2 << 32 | u64::from(*prefix));
+                    feed_128(hasher, *bits);
+                }
+                Segment::Text(digest) => {
+                    hasher.num(3 << 32);
+                    feed_128(hasher, *digest);
+                }
+            }
+        }
+    }
+
+    /// Writes the key as text that names it in a shared store. It holds no identity but addresses.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut out = String::with_capacity(24);
+        for (index, segment) in self.segments.iter().enumerate() {
+            if index > 0 {
+                out.push('+');
+            }
+            match segment {
+                Segment::Global => out.push('-'),
+                Segment::V4(bits) => out.push_str(&IpAddr::from(*bits).to_string()),
+                Segment::V6(bits, prefix) => {
+                    out.push_str(&format!("{}/{prefix}", Ipv6Addr::from(*bits)));
+                }
+                Segment::Text(digest) => out.push_str(&base64url(digest)),
+            }
+        }
+        out
+    }
+
+    /// Counts mapped IPv4 as IPv4 and cuts IPv6 addresses that came whole.
+    fn masked(mut self, prefix: u8) -> Self {
+        for segment in &mut self.segments {
+            if let Segment::V6(bits, 128) = segment {
+                *segment = Segment::address(IpAddr::from(*bits), prefix);
+            }
+        }
+        self
+    }
+}
+
+fn feed_128(hasher: &mut crate::backend::memory::KeyHasher, bytes: [u8; 16]) {
+    let whole = u128::from_be_bytes(bytes);
+    hasher.num((whole >> 64) as u64);
+    hasher.num(whole as u64);
+}
+
+impl Segment {
+    fn address(address: IpAddr, prefix: u8) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(address) => Self::V4(address.octets()),
+            IpAddr::V6(address) => {
+                let mask = u128::MAX << (128 - u32::from(prefix.clamp(1, 128)));
+                Self::V6((u128::from(address) & mask).to_be_bytes(), prefix)
+            }
+        }
+    }
+
+    fn text(bytes: &[u8]) -> Self {
+        let digest = Sha256::digest(bytes);
+        let mut cut = [0; 16];
+        cut.copy_from_slice(&digest[..16]);
+        Self::Text(cut)
+    }
+}
+
+impl From<Segment> for PartitionKey {
+    fn from(segment: Segment) -> Self {
+        Self {
+            segments: SmallVec::from_iter([segment]),
+        }
+    }
+}
+
+impl From<&str> for PartitionKey {
+    fn from(text: &str) -> Self {
+        Segment::text(text.as_bytes()).into()
+    }
+}
+
+impl From<String> for PartitionKey {
+    fn from(text: String) -> Self {
+        Self::from(text.as_str())
+    }
+}
+
+impl From<IpAddr> for PartitionKey {
+    fn from(address: IpAddr) -> Self {
+        Segment::address(address, 128).into()
+    }
+}
+
+impl From<()> for PartitionKey {
+    /// The key of [`Partition::global`].
+    fn from((): ()) -> Self {
+        Segment::Global.into()
+    }
+}
+
+impl fmt::Debug for PartitionKey {
+    /// Addresses too are personal: what is printed is a digest.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PartitionKey({})", self.digest())
+    }
+}
+
+impl PartitionKey {
+    /// Returns the 22 characters by which logs name this key.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        crate::core::digest22(self.text().as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(text: &str, prefix: u8) -> PartitionKey {
+        let address: IpAddr = text.parse().unwrap();
+        Segment::address(address, prefix).into()
+    }
+
+    #[test]
+    fn ipv6_counts_by_its_prefix_and_mapped_ipv4_as_ipv4() {
+        for (prefix, same, other) in [
+            (32, "2001:db8:ffff::1", "2001:db9::1"),
+            (48, "2001:db8:0:ffff::1", "2001:db8:1::1"),
+            (56, "2001:db8:0:ff::1", "2001:db8:0:100::1"),
+            (63, "2001:db8:0:1::1", "2001:db8:0:2::1"),
+            (64, "2001:db8::ffff:1", "2001:db8:0:1::1"),
+            (128, "2001:db8::1", "2001:db8::2"),
+        ] {
+            assert_eq!(key("2001:db8::1", prefix), key(same, prefix), "/{prefix}");
+            assert_ne!(key("2001:db8::1", prefix), key(other, prefix), "/{prefix}");
+        }
+        assert_eq!(key("::ffff:192.0.2.1", 64), key("192.0.2.1", 64));
+        assert_ne!(key("::ffff:192.0.2.1", 64), key("::ffff:192.0.2.2", 64));
+    }
+
+    #[test]
+    fn a_caller_s_address_is_cut_as_the_layer_cuts_it() {
+        let address: IpAddr = "2001:db8::7:1".parse().unwrap();
+        let partition = Partition::client_ip().ipv6_prefix(48);
+        assert_eq!(partition.normalize(address.into()), key("2001:db8::", 48));
+    }
+
+    #[test]
+    fn keys_carry_no_text_and_differ_by_kind_and_spelling() {
+        let keys = [
+            PartitionKey::from("a.b@x"),
+            PartitionKey::from("a_b@x"),
+            PartitionKey::from("192.0.2.1"),
+            key("192.0.2.1", 64),
+            PartitionKey::from(()),
+            PartitionKey::all([PartitionKey::from("a.b@x"), ().into()]),
+        ];
+        let texts: std::collections::HashSet<_> = keys.iter().map(PartitionKey::text).collect();
+        assert_eq!(texts.len(), keys.len());
+        assert!(texts.iter().all(|text| !text.contains("a.b")));
+        assert!(!format!("{:?}", keys[3]).contains("192"));
+    }
+
+    #[test]
+    fn of_an_authorization_field_only_the_bearer_token_counts() {
+        for (value, token) in [
+            ("Bearer abc", Some("abc")),
+            ("bearer  abc ", Some("abc")),
+            ("Basic abc", None),
+            ("Bearer ", None),
+            ("Bear", None),
+        ] {
+            assert_eq!(
+                credential(&AUTHORIZATION, value.as_bytes()),
+                token.map(str::as_bytes),
+                "{value}"
+            );
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! The service: reads top-down like the specification.
+
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{Request, Response, request};
+use tower_service::Service;
+
+use super::ask::{self, Asked, Classified};
+use super::config::{Asks, Config};
+use super::decide::{self, Answered, Decided};
+use super::future::{Admitted, ResponseFuture, Waiting, refused};
+use super::rejection::RateLimitRejection;
+use super::status::RateLimitStatus;
+use super::store::{Source, Verdict};
+use crate::core::{Body, Principal, StoreError, StoreFuture, principal_of, take_ready};
+
+/// The service that [`RateLimitLayer`](super::RateLimitLayer) makes.
+#[derive(Clone)]
+pub struct RateLimit<S> {
+    inner: S,
+    config: Arc<Config>,
+}
+
+impl<S> RateLimit<S> {
+    pub(super) fn new(inner: S, config: Arc<Config>) -> Self {
+        Self { inner, config }
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for RateLimit<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RateLimit")
+            .field("inner", &self.inner)
+            .field("group", &self.config.settings.group)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S, B, R> Service<Request<B>> for RateLimit<S>
+where
+    S: Service<Request<B>, Response = Response<R>> + Clone,
+{
+    type Response = Response<Body<R>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S, B>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    /// What is already known (memory, and everything that needs no store) is decided here and now, on the
+    /// service that is ready; only where an answer is on its way the ready service moves into the future.
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (mut parts, body) = request.into_parts();
+        match advance(&self.config, &mut parts, Step::Begin) {
+            Advanced::Pass => ResponseFuture::pass(self.inner.call(join(parts, body))),
+            Advanced::Admitted(admitted) => {
+                let future = self.inner.call(join(parts, body));
+                ResponseFuture::admitted(future, admitted)
+            }
+            Advanced::Refused(refused) => {
+                // Whatever readiness reserved is given back.
+                drop(take_ready(&mut self.inner));
+                ResponseFuture::refused(refused)
+            }
+            Advanced::Wait(wait) => ResponseFuture::wait(
+                wait,
+                Waiting {
+                    inner: take_ready(&mut self.inner),
+                    parts,
+                    body,
+                    config: Arc::clone(&self.config),
+                },
+            ),
+        }
+    }
+}
+
+pub(super) fn join<B>(parts: request::Parts, body: B) -> Request<B> {
+    Request::from_parts(parts, body)
+}
+
+/// What has just become known.
+pub(super) enum Step {
+    Begin,
+    Principal(Result<Option<Principal>, StoreError>),
+    Store(Result<Verdict, StoreError>, Source, Asks),
+}
+
+/// Where that leads: to an end, or to the next answer.
+pub(super) enum Advanced {
+    Pass,
+    Admitted(Admitted),
+    Refused(Response<bytes::Bytes>),
+    Wait(Wait),
+}
+
+/// An answer that is on its way.
+pub(super) enum Wait {
+    Principal(StoreFuture<Option<Principal>>),
+    Store(StoreFuture<Verdict>, Source, Asks),
+}
+
+/// Goes as far as what is known leads.
+pub(super) fn advance(config: &Arc<Config>, parts: &mut request::Parts, step: Step) -> Advanced {
+    match step {
+        Step::Begin => begin(config, parts),
+        Step::Principal(principal) => with_principal(config, parts, principal),
+        Step::Store(answer, source, asks) => with_answer(config, parts, answer, source, asks),
+    }
+}
+
+fn begin(config: &Arc<Config>, parts: &mut request::Parts) -> Advanced {
+    match ask::classify(config, parts) {
+        Classified::Pass => {
+            config.meters.passed.add_one();
+            return Advanced::Pass;
+        }
+        Classified::Refuse(rejection) => {
+            config.meters.listed.add_one();
+            return refuse(config, &rejection);
+        }
+        Classified::Limit => {}
+    }
+    if !config.asks_principal {
+        return with_principal(config, parts, Ok(None));
+    }
+    match principal_of(&parts.extensions).try_now() {
+        Ok(principal) => with_principal(config, parts, principal),
+        Err(later) => Advanced::Wait(Wait::Principal(later)),
+    }
+}
+
+fn with_principal(
+    config: &Arc<Config>,
+    parts: &mut request::Parts,
+    principal: Result<Option<Principal>, StoreError>,
+) -> Advanced {
+    let unguarded = principal.is_err();
+    match ask::ask(config, parts, principal) {
+        Asked::Nothing if unguarded => {
+            config.meters.unguarded.add_one();
+            Advanced::Pass
+        }
+        Asked::Nothing => {
+            config.meters.passed.add_one();
+            Advanced::Pass
+        }
+        Asked::Refuse(rejection) => {
+            config.meters.unavailable.add_one();
+            refuse(config, &rejection)
+        }
+        Asked::Policies(asks) => ask_store(config, parts, asks, Source::Store),
+    }
+}
+
+fn ask_store(
+    config: &Arc<Config>,
+    parts: &mut request::Parts,
+    asks: Asks,
+    source: Source,
+) -> Advanced {
+    let answer = config
+        .store_of(source)
+        .check_and_record(&config.charges(&asks, source));
+    match answer.try_now() {
+        Ok(answer) => with_answer(config, parts, answer, source, asks),
+        Err(later) => Advanced::Wait(Wait::Store(later, source, asks)),
+    }
+}
+
+fn with_answer(
+    config: &Arc<Config>,
+    parts: &mut request::Parts,
+    answer: Result<Verdict, StoreError>,
+    source: Source,
+    asks: Asks,
+) -> Advanced {
+    match decide::answered(config, answer, source) {
+        Answered::AskLocal => ask_store(config, parts, asks, Source::Local),
+        Answered::Unguarded => {
+            config.meters.unguarded.add_one();
+            Advanced::Pass
+        }
+        Answered::Refuse(fault) => {
+            config.meters.unavailable.add_one();
+            refuse(config, &RateLimitRejection::unavailable(&fault))
+        }
+        Answered::Verdict(verdict) => with_verdict(config, parts, verdict, asks),
+    }
+}
+
+fn with_verdict(
+    config: &Arc<Config>,
+    parts: &mut request::Parts,
+    verdict: Verdict,
+    asks: Asks,
+) -> Advanced {
+    let earlier = parts
+        .extensions
+        .get_mut::<RateLimitStatus>()
+        .map(std::mem::take);
+    let decided = Decided::of(config, asks, verdict, earlier.unwrap_or_default());
+    let fields = decided.fields(config);
+    if decided.admitted {
+        config.meters.admitted.add_one();
+        let admitted = Admitted::new(config, &decided, fields);
+        parts.extensions.insert(decided.status);
+        return Advanced::Admitted(admitted);
+    }
+    config.meters.limited.add_one();
+    let rejection = decided.rejection(config);
+    let mut response = refused(config, &rejection);
+    fields.apply_after_hook(response.headers_mut());
+    Advanced::Refused(response)
+}
+
+fn refuse(config: &Config, rejection: &RateLimitRejection) -> Advanced {
+    Advanced::Refused(refused(config, rejection))
+}

@@ -1,0 +1,120 @@
+//! What a request was told by all limits it has met so far.
+
+use smallvec::SmallVec;
+
+use super::partition::PartitionKey;
+use super::quota::Quota;
+use super::store::{Bucket, Charge, Mode, PolicyState, Scope};
+use crate::core::Timestamp;
+
+/// The states that a request got from all rate limit layers so far, outermost first: an extension of the request.
+#[derive(Clone, Debug, Default)]
+pub struct RateLimitStatus {
+    entries: SmallVec<[PolicyStatus; 1]>,
+}
+
+impl RateLimitStatus {
+    /// Returns the policies in the order in which they decided.
+    pub fn iter(&self) -> impl Iterator<Item = &PolicyStatus> {
+        self.entries.iter()
+    }
+
+    /// Returns the state of the first policy of that name.
+    #[must_use]
+    pub fn policy(&self, name: &str) -> Option<&PolicyStatus> {
+        self.iter().find(|entry| entry.policy() == name)
+    }
+
+    pub(super) fn has_charged(&self, scope: &Scope, key: &PartitionKey) -> bool {
+        self.iter()
+            .any(|entry| entry.state.entry.is_some() && entry.key == *key && entry.scope == *scope)
+    }
+
+    pub(super) fn push(&mut self, entry: PolicyStatus) {
+        self.entries.push(entry);
+    }
+
+    pub(super) fn since(&self, index: usize) -> &[PolicyStatus] {
+        &self.entries[index..]
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn reserve(&mut self, more: usize) {
+        self.entries.reserve_exact(more);
+    }
+}
+
+/// What one policy said to a request.
+#[derive(Clone, Debug)]
+pub struct PolicyStatus {
+    pub(super) scope: Scope,
+    pub(super) key: PartitionKey,
+    pub(super) state: PolicyState,
+    pub(super) mode: Mode,
+    /// At the declared quota of the shared store.
+    pub(super) declared: bool,
+    pub(super) now: u64,
+}
+
+impl PolicyStatus {
+    /// Returns the group.
+    #[must_use]
+    pub fn group(&self) -> &str {
+        self.scope.group()
+    }
+
+    /// Returns the name of the policy.
+    #[must_use]
+    pub fn policy(&self) -> &str {
+        self.scope.policy()
+    }
+
+    /// Returns the quota.
+    #[must_use]
+    pub fn quota(&self) -> &Quota {
+        self.scope.quota()
+    }
+
+    /// Returns what the policy said, at admission.
+    #[must_use]
+    pub fn state(&self) -> &PolicyState {
+        &self.state
+    }
+
+    /// Returns when more remains; `None` when nothing is used.
+    #[must_use]
+    pub fn reset_time(&self) -> Option<Timestamp> {
+        let micros = u64::try_from(self.state.more_in?.as_micros()).unwrap_or(u64::MAX);
+        Some(Timestamp::from_millis(
+            self.now.saturating_add(micros).div_ceil(1_000),
+        ))
+    }
+
+    /// The charge that this state answers, as a receipt needs it.
+    pub(super) fn charge(&self) -> Charge<'_> {
+        Charge {
+            bucket: Bucket {
+                scope: &self.scope,
+                key: &self.key,
+            },
+            limit: self.state.limit,
+            cost: 0,
+            mode: self.mode,
+        }
+    }
+
+    pub(super) fn decided_at(&self) -> u64 {
+        self.now
+    }
+
+    pub(super) fn is_enforced(&self) -> bool {
+        self.mode == Mode::Enforced
+    }
+
+    pub(super) fn is_declared(&self) -> bool {
+        self.declared
+    }
+}

@@ -1,0 +1,321 @@
+//! Limits inside this process: each method is one closure under the locks of all its buckets.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use super::super::policy::{self, State};
+use super::super::quota::Quota;
+use super::{
+    Bucket, Charge, Mode, Outcome, PolicyState, RateLimitStore, Receipt, Refunded, Scope, Source,
+    Verdict,
+};
+use crate::backend::memory::{Entry as TableEntry, EntryKey, MemoryStore, Part, PartSetup, Slots};
+use crate::core::{StoreError, StoreFuture};
+
+/// Blocks end within a hundred years, so that no sum overflows.
+const LONGEST_BLOCK: u64 = 100 * 366 * 86_400 * 1_000_000;
+
+/// What the table keeps: a state, or the block of a key (its end is the entry's expiry).
+enum Kept {
+    /// The scope is needed to say how readily the entry may be evicted; a shared pointer keeps the row small.
+    State {
+        state: State,
+        scope: Scope,
+    },
+    Block,
+}
+
+impl TableEntry for Kept {
+    fn weight(&self) -> usize {
+        let heap = match self {
+            Self::State {
+                state: State::Log(log),
+                ..
+            } => log.heap_bytes(),
+            Self::State {
+                state: State::Buckets(buckets),
+                ..
+            } => size_of_val(&**buckets),
+            _ => 0,
+        };
+        size_of::<Self>() + heap
+    }
+
+    /// The least used share goes first; never a key that refuses one unit.
+    fn eviction_rank(&self, now: u64) -> Option<u64> {
+        let Self::State { state, scope } = self else {
+            return None;
+        };
+        if scope.is_pinned() {
+            return None;
+        }
+        let quota = scope.quota();
+        let capacity = u64::from(quota.capacity());
+        let used = u64::from(state.usage(quota, now, quota.capacity()).used);
+        let free = capacity.checked_sub(used).filter(|free| *free > 0)?;
+        Some((free << 32) / capacity)
+    }
+}
+
+/// The latest end of any block: while it lies in the past, no block is looked up.
+struct Blocks {
+    until: AtomicU64,
+}
+
+impl Part for Blocks {
+    fn build(_: &PartSetup) -> Self {
+        Self {
+            until: AtomicU64::new(0),
+        }
+    }
+}
+
+impl RateLimitStore for MemoryStore {
+    fn check_and_record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
+        let now = self.now_micros();
+        let keys = Keys::of(self, charges, now);
+        let verdict = self.table::<Kept>().update(&keys.all, now, |slots| {
+            let (admitted, mut states) = decide_all(slots, &keys, charges, now);
+            if admitted {
+                charge_all(slots, charges, &mut states, now, |state| {
+                    state.outcome == Outcome::Admitted
+                })?;
+            }
+            Ok(verdict(admitted, states, now))
+        });
+        StoreFuture::ready(verdict)
+    }
+
+    fn check(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
+        let now = self.now_micros();
+        let keys = Keys::of(self, charges, now);
+        StoreFuture::ok(self.table::<Kept>().update(&keys.all, now, |slots| {
+            let (admitted, states) = decide_all(slots, &keys, charges, now);
+            verdict(admitted, states, now)
+        }))
+    }
+
+    fn record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
+        let now = self.now_micros();
+        let keys = Keys::of(self, charges, now);
+        let verdict = self.table::<Kept>().update(&keys.all, now, |slots| {
+            let (_, mut states) = decide_all(slots, &keys, charges, now);
+            charge_all(slots, charges, &mut states, now, |_| true)?;
+            Ok(verdict(true, states, now))
+        });
+        StoreFuture::ready(verdict)
+    }
+
+    fn refund(&self, receipt: &Receipt) -> StoreFuture<Refunded> {
+        let Some(parts) = receipt.spend() else {
+            return StoreFuture::ok(Refunded::AlreadySpent);
+        };
+        let now = self.now_micros();
+        let keys: SmallVec<[EntryKey; 4]> = parts
+            .iter()
+            .map(|part| state_key(self, &part.bucket()))
+            .collect();
+        let applied = self.table::<Kept>().update(&keys, now, |slots| {
+            let mut applied = false;
+            for (index, part) in parts.iter().enumerate() {
+                let quota = part.bucket().scope.quota();
+                repair(slots, index, quota, now);
+                if let Some(Kept::State { state, .. }) = slots.get_mut(index) {
+                    applied |= state.refund(quota, now, part.entry());
+                    settle(slots, index, quota, now);
+                }
+            }
+            applied
+        });
+        StoreFuture::ok(if applied {
+            Refunded::Applied
+        } else {
+            Refunded::TooLate
+        })
+    }
+
+    fn reset(&self, buckets: &[Bucket<'_>]) -> StoreFuture<()> {
+        let keys: SmallVec<[EntryKey; 4]> = buckets
+            .iter()
+            .flat_map(|bucket| [state_key(self, bucket), block_key(self, bucket)])
+            .collect();
+        self.table::<Kept>()
+            .update(&keys, self.now_micros(), |slots| {
+                (0..slots.len()).for_each(|index| drop(slots.remove(index)));
+            });
+        StoreFuture::ok(())
+    }
+
+    fn block(&self, bucket: &Bucket<'_>, duration: Duration) -> StoreFuture<()> {
+        let now = self.now_micros();
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let until = now + micros.min(LONGEST_BLOCK);
+        self.part::<Blocks>()
+            .until
+            .fetch_max(until, Ordering::SeqCst);
+        let key = block_key(self, bucket);
+        let blocked = self.table::<Kept>().update_one(key, now, |slot| {
+            let until = slot.expires_at().map_or(until, |end| end.max(until));
+            slot.set(Kept::Block, until)
+        });
+        StoreFuture::ready(blocked.map_err(StoreError::from))
+    }
+}
+
+/// The states of all charges, and behind them their blocks while any block is live.
+struct Keys {
+    all: SmallVec<[EntryKey; 4]>,
+    states: usize,
+}
+
+impl Keys {
+    fn of(store: &MemoryStore, charges: &[Charge<'_>], now: u64) -> Self {
+        let mut all: SmallVec<[EntryKey; 4]> = charges
+            .iter()
+            .map(|charge| state_key(store, &charge.bucket))
+            .collect();
+        if store.part::<Blocks>().until.load(Ordering::SeqCst) > now {
+            all.extend(
+                charges
+                    .iter()
+                    .map(|charge| block_key(store, &charge.bucket)),
+            );
+        }
+        Self {
+            all,
+            states: charges.len(),
+        }
+    }
+
+    fn blocked_until(&self, slots: &Slots<'_, Kept>, index: usize) -> Option<u64> {
+        (self.all.len() > self.states)
+            .then(|| slots.expires_at(self.states + index))
+            .flatten()
+    }
+}
+
+fn state_key(store: &MemoryStore, bucket: &Bucket<'_>) -> EntryKey {
+    store.hash(|hasher| {
+        hasher.num(bucket.scope.ids().0);
+        bucket.key.feed(hasher);
+    })
+}
+
+fn block_key(store: &MemoryStore, bucket: &Bucket<'_>) -> EntryKey {
+    store.hash(|hasher| {
+        hasher.num(bucket.scope.ids().1);
+        bucket.key.feed(hasher);
+    })
+}
+
+type States = SmallVec<[PolicyState; 4]>;
+
+fn verdict(admitted: bool, states: States, now: u64) -> Verdict {
+    Verdict {
+        admitted,
+        states,
+        now,
+        source: Source::Store,
+    }
+}
+
+fn decide_all(
+    slots: &mut Slots<'_, Kept>,
+    keys: &Keys,
+    charges: &[Charge<'_>],
+    now: u64,
+) -> (bool, States) {
+    let mut admitted = true;
+    let states = charges.iter().enumerate().map(|(index, charge)| {
+        let quota = charge.bucket.scope.quota();
+        repair(slots, index, quota, now);
+        let blocked = keys.blocked_until(slots, index);
+        let state = match slots.get(index) {
+            Some(Kept::State { state, .. }) => Some(state),
+            _ => None,
+        };
+        let decided = policy::decide(state, quota, now, charge.limit, charge.cost, blocked);
+        admitted &= charge.mode == Mode::Shadow || decided.outcome == Outcome::Admitted;
+        decided
+    });
+    let states = states.collect();
+    (admitted, states)
+}
+
+/// Charges what `wanted` says; if there is no room for one of them, none.
+fn charge_all(
+    slots: &mut Slots<'_, Kept>,
+    charges: &[Charge<'_>],
+    states: &mut States,
+    now: u64,
+    wanted: impl Fn(&PolicyState) -> bool,
+) -> Result<(), StoreError> {
+    for (index, charge) in charges.iter().enumerate() {
+        if charge.cost == 0 || !wanted(&states[index]) {
+            continue;
+        }
+        if let Err(full) = charge_one(slots, index, charge, &mut states[index], now) {
+            undo(slots, &charges[..index], states, now);
+            return Err(full);
+        }
+    }
+    Ok(())
+}
+
+fn charge_one(
+    slots: &mut Slots<'_, Kept>,
+    index: usize,
+    charge: &Charge<'_>,
+    decided: &mut PolicyState,
+    now: u64,
+) -> Result<(), StoreError> {
+    let quota = charge.bucket.scope.quota();
+    if let Some(Kept::State { state, .. }) = slots.get_mut(index) {
+        let entry = state.charge(quota, now, charge.cost);
+        policy::after_charge(decided, state, quota, now, entry);
+        let expires_at = state.expires_at(quota);
+        slots.set_expiry(index, expires_at);
+        return Ok(());
+    }
+    let mut state = State::empty(quota, now);
+    let entry = state.charge(quota, now, charge.cost);
+    policy::after_charge(decided, &state, quota, now, entry);
+    let expires_at = state.expires_at(quota);
+    let scope = charge.bucket.scope.clone();
+    slots.set(index, Kept::State { state, scope }, expires_at)?;
+    Ok(())
+}
+
+fn undo(slots: &mut Slots<'_, Kept>, charges: &[Charge<'_>], states: &States, now: u64) {
+    for (index, charge) in charges.iter().enumerate() {
+        let quota = charge.bucket.scope.quota();
+        if let (Some(entry), Some(Kept::State { state, .. })) =
+            (states[index].entry, slots.get_mut(index))
+        {
+            state.refund(quota, now, &entry);
+            settle(slots, index, quota, now);
+        }
+    }
+}
+
+fn repair(slots: &mut Slots<'_, Kept>, index: usize, quota: &Quota, now: u64) {
+    let ahead =
+        matches!(slots.get(index), Some(Kept::State { state, .. }) if state.is_ahead(quota, now));
+    if ahead && let Some(Kept::State { state, .. }) = slots.get_mut(index) {
+        state.repair(quota, now);
+        settle(slots, index, quota, now);
+    }
+}
+
+/// Sets the expiry anew after units were taken out; an empty state is removed, so that its next charge is a new birth.
+fn settle(slots: &mut Slots<'_, Kept>, index: usize, quota: &Quota, now: u64) {
+    let Some(Kept::State { state, .. }) = slots.get(index) else {
+        return;
+    };
+    match state.expires_at(quota) {
+        end if end <= now => drop(slots.remove(index)),
+        end => slots.set_expiry(index, end),
+    }
+}

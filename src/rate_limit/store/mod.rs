@@ -1,0 +1,435 @@
+//! Where limits are counted: one trait, and the values that go in and out.
+
+mod fallback;
+mod memory;
+#[cfg(feature = "redis")]
+mod redis;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use smallvec::SmallVec;
+
+use super::partition::PartitionKey;
+use super::quota::Quota;
+use crate::core::StoreFuture;
+
+/// Counts units per bucket, any number of buckets in one atomic step.
+///
+/// # Behaviour
+/// - A call decides and charges all its buckets in one step: concurrent calls never admit more than a limit.
+/// - Nothing is charged unless every enforced charge is admitted; a refused call leaves every state as it was,
+///   but for the repair of states that a clock which went back left in the future.
+/// - At exactly the moment a unit expires it no longer counts.
+/// - A state that cannot be decoded counts as empty and is overwritten by the next charge.
+/// - A charge is never sent again after an unknown outcome.
+pub trait RateLimitStore: fmt::Debug + Send + Sync + 'static {
+    /// Decides about `charges` and, if every enforced one admits, charges all that admit.
+    ///
+    /// # Errors
+    /// The store's; on an unknown outcome the units may have been charged, and age out within a window.
+    fn check_and_record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict>;
+
+    /// Decides about `charges` without charging anything.
+    ///
+    /// # Errors
+    /// The store's.
+    fn check(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict>;
+
+    /// Charges always and never refuses: units beyond a declared limit displace the oldest (sliding) or are not
+    /// counted (GCRA, fixed). Blocks are reported but do not stop the charge.
+    ///
+    /// # Errors
+    /// The store's; on an unknown outcome the units may have been charged.
+    fn record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict>;
+
+    /// Takes back what still counts of a receipt's charges, at most once.
+    ///
+    /// # Behaviour
+    /// - It never creates a state, never makes one negative, and never lifts what remains above the limit.
+    /// - In a state that was reset or emptied since, it does nothing.
+    ///
+    /// # Errors
+    /// The store's; at worst the units age out.
+    fn refund(&self, receipt: &Receipt) -> StoreFuture<Refunded>;
+
+    /// Forgets what is counted in `buckets` and lifts their blocks.
+    ///
+    /// # Errors
+    /// The store's.
+    fn reset(&self, buckets: &[Bucket<'_>]) -> StoreFuture<()>;
+
+    /// Refuses every cost in `bucket`, also 0, for `duration` from now. The later end of several blocks stands.
+    ///
+    /// A block belongs to group, policy and key: it outlives a change of the declared quota.
+    ///
+    /// # Errors
+    /// The store's.
+    fn block(&self, bucket: &Bucket<'_>, duration: Duration) -> StoreFuture<()>;
+
+    /// Returns a handle of the same store whose calls give up after `timeout`; `None` where calls never wait.
+    fn within(&self, timeout: Duration) -> Option<Arc<dyn RateLimitStore>> {
+        let _ = timeout;
+        None
+    }
+
+    /// Returns the store that decides inside this process while this one cannot answer, if it names one.
+    fn local(&self) -> Option<Arc<dyn RateLimitStore>> {
+        None
+    }
+}
+
+impl<T: ?Sized + RateLimitStore> RateLimitStore for Arc<T> {
+    fn check_and_record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
+        (**self).check_and_record(charges)
+    }
+
+    fn check(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
+        (**self).check(charges)
+    }
+
+    fn record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
+        (**self).record(charges)
+    }
+
+    fn refund(&self, receipt: &Receipt) -> StoreFuture<Refunded> {
+        (**self).refund(receipt)
+    }
+
+    fn reset(&self, buckets: &[Bucket<'_>]) -> StoreFuture<()> {
+        (**self).reset(buckets)
+    }
+
+    fn block(&self, bucket: &Bucket<'_>, duration: Duration) -> StoreFuture<()> {
+        (**self).block(bucket, duration)
+    }
+
+    fn within(&self, timeout: Duration) -> Option<Arc<dyn RateLimitStore>> {
+        (**self).within(timeout)
+    }
+
+    fn local(&self) -> Option<Arc<dyn RateLimitStore>> {
+        (**self).local()
+    }
+}
+
+/// What a Redis Cluster hashes, so where a group's keys lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tag {
+    /// All keys of the group together: its policies partition by different things.
+    Group,
+    /// Each partition key on its own: all policies of the group partition by the same thing.
+    Key,
+}
+
+/// What the buckets of one policy have in common: group, tag, policy name and declared quota. Cheap to clone.
+#[derive(Clone)]
+pub struct Scope {
+    inner: Arc<ScopeInner>,
+}
+
+struct ScopeInner {
+    group: Arc<str>,
+    tag: Tag,
+    policy: Arc<str>,
+    quota: Quota,
+    quota_text: String,
+    pinned: bool,
+    /// Digests of the above, for states and (without the quota) for blocks.
+    state_id: u64,
+    block_id: u64,
+}
+
+impl Scope {
+    /// Names the buckets of a policy. Names are 1 to 64 characters of `a-z 0-9 . _ -`; the layer checks them.
+    #[must_use]
+    pub fn new(group: &str, tag: Tag, policy: &str, quota: Quota) -> Self {
+        let quota_text = quota.key_text();
+        let id = |kind: &str| {
+            let text = format!("{kind}:{group}:{tag:?}:{policy}");
+            let digest = Sha256::digest(text);
+            digest
+                .iter()
+                .take(8)
+                .fold(0, |id, byte| id << 8 | u64::from(*byte))
+        };
+        let inner = ScopeInner {
+            state_id: id(&quota_text),
+            block_id: id("block"),
+            group: Arc::from(group),
+            policy: Arc::from(policy),
+            tag,
+            quota,
+            quota_text,
+            pinned: false,
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// Marks the buckets as never to be evicted: what all requests share.
+    #[must_use]
+    pub fn pinned(self) -> Self {
+        let old = &*self.inner;
+        let inner = ScopeInner {
+            group: Arc::clone(&old.group),
+            policy: Arc::clone(&old.policy),
+            quota_text: old.quota_text.clone(),
+            pinned: true,
+            ..*old
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// Returns the group.
+    #[must_use]
+    pub fn group(&self) -> &str {
+        &self.inner.group
+    }
+
+    /// Returns what a Redis Cluster hashes.
+    #[must_use]
+    pub fn tag(&self) -> Tag {
+        self.inner.tag
+    }
+
+    /// Returns the name of the policy.
+    #[must_use]
+    pub fn policy(&self) -> &str {
+        &self.inner.policy
+    }
+
+    /// Returns the declared quota.
+    #[must_use]
+    pub fn quota(&self) -> &Quota {
+        &self.inner.quota
+    }
+
+    /// Returns the quota as it names states in a shared store.
+    #[must_use]
+    pub fn quota_text(&self) -> &str {
+        &self.inner.quota_text
+    }
+
+    /// Says whether the buckets may never be evicted.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.inner.pinned
+    }
+
+    pub(super) fn policy_name(&self) -> &Arc<str> {
+        &self.inner.policy
+    }
+
+    /// A number for states of this scope, and one for its blocks.
+    pub(super) fn ids(&self) -> (u64, u64) {
+        (self.inner.state_id, self.inner.block_id)
+    }
+}
+
+impl PartialEq for Scope {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+            || (self.ids() == other.ids()
+                && self.group() == other.group()
+                && self.policy() == other.policy()
+                && (self.tag(), self.quota()) == (other.tag(), other.quota()))
+    }
+}
+
+impl Eq for Scope {}
+
+impl fmt::Debug for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scope")
+            .field("group", &self.group())
+            .field("tag", &self.tag())
+            .field("policy", &self.policy())
+            .field("quota", self.quota())
+            .finish()
+    }
+}
+
+/// One state: a scope, and a key in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bucket<'a> {
+    /// Group, tag, policy and declared quota.
+    pub scope: &'a Scope,
+    /// Whose.
+    pub key: &'a PartitionKey,
+}
+
+/// What a call wants of one bucket.
+#[derive(Clone, Copy, Debug)]
+pub struct Charge<'a> {
+    /// Where.
+    pub bucket: Bucket<'a>,
+    /// The units that may be in use at once: the effective limit, for GCRA the effective burst.
+    pub limit: u32,
+    /// The units to charge.
+    pub cost: u32,
+    /// Whether it can refuse.
+    pub mode: Mode,
+}
+
+/// Whether a policy can refuse.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// It refuses.
+    #[default]
+    Enforced,
+    /// It counts, and says what it would have refused.
+    Shadow,
+}
+
+/// What a store decided.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// Whether every enforced charge was admitted (always, for `record`).
+    pub admitted: bool,
+    /// One state per charge, in their order.
+    pub states: SmallVec<[PolicyState; 4]>,
+    /// The moment of the decision by the store's clock, in microseconds since the Unix epoch.
+    pub now: u64,
+    /// Who decided.
+    pub source: Source,
+}
+
+/// Who decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Source {
+    /// The store that the layer was given.
+    Store,
+    /// The store inside this process that stands in for it.
+    Local,
+}
+
+/// What one policy said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicyState {
+    /// Its decision.
+    pub outcome: Outcome,
+    /// The units that may be in use at once.
+    pub limit: u32,
+    /// The units in use, after the charge if there was one.
+    pub used: u32,
+    /// `limit - used`, never below 0.
+    pub remaining: u32,
+    /// The time until `remaining` grows; `None` when nothing is used.
+    pub more_in: Option<Duration>,
+    /// The time until this cost is admitted, if nobody else comes; `None` is never.
+    pub retry_in: Option<Duration>,
+    /// What was charged, for a refund; `None` where nothing was.
+    pub entry: Option<Entry>,
+}
+
+/// A policy's decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The cost fits.
+    Admitted,
+    /// The cost does not fit now.
+    Denied,
+    /// The key is blocked.
+    Blocked,
+    /// The cost is above the limit and will never fit.
+    Never,
+}
+
+/// Names a charge within its bucket: opaque to all but the store that made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub(crate) a: u64,
+    pub(crate) b: u64,
+    pub(crate) c: u64,
+    pub(crate) amount: u64,
+}
+
+impl Entry {
+    /// Makes one of the numbers by which a store finds the charge again, and the amount charged.
+    #[must_use]
+    pub const fn new(a: u64, b: u64, c: u64, amount: u64) -> Self {
+        Self { a, b, c, amount }
+    }
+
+    /// Returns the numbers and the amount.
+    #[must_use]
+    pub const fn numbers(&self) -> [u64; 4] {
+        [self.a, self.b, self.c, self.amount]
+    }
+}
+
+/// Proof of a charge: can be spent on one refund.
+#[derive(Debug)]
+pub struct Receipt {
+    parts: SmallVec<[ReceiptPart; 2]>,
+    spent: AtomicBool,
+}
+
+/// One policy's part of a receipt.
+#[derive(Clone, Debug)]
+pub struct ReceiptPart {
+    scope: Scope,
+    key: PartitionKey,
+    entry: Entry,
+}
+
+impl ReceiptPart {
+    /// Returns where was charged.
+    #[must_use]
+    pub fn bucket(&self) -> Bucket<'_> {
+        Bucket {
+            scope: &self.scope,
+            key: &self.key,
+        }
+    }
+
+    /// Returns what was charged.
+    #[must_use]
+    pub fn entry(&self) -> &Entry {
+        &self.entry
+    }
+}
+
+impl Receipt {
+    /// Makes the receipt of a call: of those `charges` that `states` say were charged.
+    #[must_use]
+    pub fn new(charges: &[Charge<'_>], states: &[PolicyState]) -> Self {
+        let parts = charges.iter().zip(states).filter_map(|(charge, state)| {
+            Some(ReceiptPart {
+                scope: charge.bucket.scope.clone(),
+                key: charge.bucket.key.clone(),
+                entry: state.entry?,
+            })
+        });
+        Self {
+            parts: parts.collect(),
+            spent: AtomicBool::new(false),
+        }
+    }
+
+    /// Spends the receipt: its parts the first time, `None` ever after. A store calls this first of all.
+    #[must_use]
+    pub fn spend(&self) -> Option<&[ReceiptPart]> {
+        let first = !self.spent.swap(true, Ordering::Relaxed);
+        first.then_some(&self.parts)
+    }
+}
+
+/// What became of a refund.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refunded {
+    /// Units were given back.
+    Applied,
+    /// Nothing of the charge counts any more.
+    TooLate,
+    /// The receipt was spent before.
+    AlreadySpent,
+}
