@@ -68,3 +68,49 @@ impl Once {
         !self.0.load(Relaxed) && !self.0.swap(true, Relaxed)
     }
 }
+
+/// A counter that is looked up once, at its first use: for the hot path. Nothing without the feature `metrics`.
+#[allow(dead_code)]
+pub(crate) struct Counter {
+    name: &'static str,
+    labels: Vec<(&'static str, std::sync::Arc<str>)>,
+    #[cfg(feature = "metrics")]
+    handle: std::sync::OnceLock<metrics::Counter>,
+}
+
+#[allow(dead_code)]
+impl Counter {
+    /// Names a counter and its labels.
+    pub(crate) fn new(name: &'static str, labels: &[(&'static str, &str)]) -> Self {
+        Self {
+            name,
+            labels: labels
+                .iter()
+                .map(|(label, value)| (*label, std::sync::Arc::from(*value)))
+                .collect(),
+            #[cfg(feature = "metrics")]
+            handle: std::sync::OnceLock::new(),
+        }
+    }
+
+    /// Adds one.
+    pub(crate) fn add_one(&self) {
+        #[cfg(feature = "metrics")]
+        self.handle
+            .get_or_init(|| {
+                let labels: Vec<metrics::Label> = self
+                    .labels
+                    .iter()
+                    .map(|(label, value)| metrics::Label::new(*label, value.to_string()))
+                    .collect();
+                metrics::counter!(self.name, labels)
+            })
+            .increment(1);
+    }
+}
+
+impl std::fmt::Debug for Counter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Counter({})", self.name)
+    }
+}
