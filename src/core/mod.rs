@@ -19,7 +19,7 @@ pub mod ttl;
 
 pub use body::Body;
 pub use breaker::{Admission, Breaker};
-pub use client_ip::{ClientIp, PeerAddr};
+pub use client_ip::{ClientIp, ClientIpLayer, ClientIpService, PeerAddr, TrustedProxies};
 pub use clock::{Clock, ManualClock, NotATimestamp, SystemClock, Timestamp};
 pub use key::{KeyBuilder, LONGEST_SEGMENT, base64url, digest22};
 pub use outcome::{IdempotencyOutcome, ResponseCacheOutcome};
