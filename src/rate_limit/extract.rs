@@ -10,6 +10,12 @@ use http::request::Parts;
 use super::rejection::RateLimitRejection;
 use super::status::RateLimitStatus;
 
+/// The route that axum matched.
+pub(super) fn matched_path(parts: &Parts) -> Option<&str> {
+    let matched = parts.extensions.get::<axum::extract::MatchedPath>();
+    matched.map(|path| path.as_str())
+}
+
 impl<S: Sync> FromRequestParts<S> for RateLimitStatus {
     type Rejection = Infallible;
 

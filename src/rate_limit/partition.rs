@@ -227,8 +227,8 @@ impl Source {
             Self::Path => Some(Segment::text(request.parts.uri.path().as_bytes())),
             #[cfg(feature = "axum")]
             Self::MatchedPath => {
-                let matched = request.parts.extensions.get::<axum::extract::MatchedPath>();
-                let path = matched.map_or(request.parts.uri.path(), |path| path.as_str());
+                let matched = super::extract::matched_path(request.parts);
+                let path = matched.unwrap_or(request.parts.uri.path());
                 Some(Segment::text(path.as_bytes()))
             }
             Self::Global => Some(Segment::Global),

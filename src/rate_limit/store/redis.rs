@@ -1,1 +1,314 @@
-//! Limits on Redis.
+//! Limits on a Redis server: each method is one script, so one command.
+//!
+//! Keys are `prefix:rl:{tag}:policy:quota:key:s` for states and `prefix:rl:{tag}:policy:key:b` for blocks; the
+//! tag is the group, or group and key where all policies of a group partition by the same thing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use super::super::quota::{Algorithm, Quota};
+use super::{
+    Bucket, Charge, Entry, Mode, Outcome, PolicyState, RateLimitStore, Receipt, ReceiptPart,
+    Refunded, Source, Tag, Verdict,
+};
+use crate::backend::memory::MemoryStore;
+use crate::backend::redis::{RedisStore, Reply, Script};
+use crate::core::telemetry::count;
+use crate::core::{StoreError, StoreErrorKind, StoreFuture};
+
+static CHECK_AND_RECORD: Script = Script::new(concat!(
+    include_str!("algorithms.lua"),
+    include_str!("check_and_record.lua")
+));
+static CHECK: Script = Script::new(concat!(
+    include_str!("algorithms.lua"),
+    include_str!("check.lua")
+));
+static RECORD: Script = Script::new(concat!(
+    include_str!("algorithms.lua"),
+    include_str!("record.lua")
+));
+static REFUND: Script = Script::new(concat!(
+    include_str!("algorithms.lua"),
+    include_str!("refund.lua")
+));
+static RESET: Script = Script::new(include_str!("reset.lua"));
+static BLOCK: Script = Script::new(include_str!("block.lua"));
+
+/// Entries of the store that stands in for this one inside the process.
+const LOCAL_ENTRIES: usize = 100_000;
+/// Blocks end within a hundred years, so that all numbers stay below 2^53.
+const LONGEST_BLOCK: u128 = 100 * 366 * 86_400 * 1_000_000;
+
+/// A handle with a deadline of its own for each call.
+#[derive(Clone, Debug)]
+struct Hasty {
+    store: RedisStore,
+    timeout: Option<Duration>,
+}
+
+impl RateLimitStore for RedisStore {
+    fn check_and_record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
+        Hasty::of(self).check_and_record(charges)
+    }
+
+    fn check(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
+        Hasty::of(self).check(charges)
+    }
+
+    fn record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
+        Hasty::of(self).record(charges)
+    }
+
+    fn refund(&self, receipt: &Receipt) -> StoreFuture<Refunded> {
+        Hasty::of(self).refund(receipt)
+    }
+
+    fn reset(&self, buckets: &[Bucket<'_>]) -> StoreFuture<()> {
+        Hasty::of(self).reset(buckets)
+    }
+
+    fn block(&self, bucket: &Bucket<'_>, duration: Duration) -> StoreFuture<()> {
+        Hasty::of(self).block(bucket, duration)
+    }
+
+    fn within(&self, timeout: Duration) -> Option<Arc<dyn RateLimitStore>> {
+        Some(Arc::new(Hasty {
+            store: self.clone(),
+            timeout: Some(timeout),
+        }))
+    }
+
+    /// A passed clock rules there too.
+    fn local(&self) -> Option<Arc<dyn RateLimitStore>> {
+        let builder = MemoryStore::builder().max_entries(LOCAL_ENTRIES);
+        let store = match self.clock() {
+            Some(clock) => builder.clock(clock).build(),
+            None => builder.build(),
+        };
+        Some(Arc::new(store))
+    }
+}
+
+impl Hasty {
+    fn of(store: &RedisStore) -> Self {
+        Self {
+            store: store.clone(),
+            timeout: None,
+        }
+    }
+
+    fn call(&self, script: &'static Script, keys: &[String]) -> crate::backend::redis::Call {
+        let call = self.store.script(script, keys);
+        match self.timeout {
+            Some(timeout) => call.timeout(timeout),
+            None => call,
+        }
+    }
+
+    fn decide(&self, script: &'static Script, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
+        let keys: SmallVec<[String; 6]> = charges
+            .iter()
+            .flat_map(|charge| {
+                [
+                    self.state_key(&charge.bucket),
+                    self.block_key(&charge.bucket),
+                ]
+            })
+            .collect();
+        let mut call = self.call(script, &keys);
+        for charge in charges {
+            let form = Form::of(charge.bucket.scope.quota());
+            call = call.arg(form.algorithm).num(charge.limit);
+            call = form.numbers(call).num(charge.cost);
+            call = call.arg(match charge.mode {
+                Mode::Enforced => "e",
+                Mode::Shadow => "s",
+            });
+        }
+        let limits: SmallVec<[u32; 4]> = charges.iter().map(|charge| charge.limit).collect();
+        call.run(move |reply| verdict(reply, &limits))
+    }
+
+    fn give_back(&self, parts: &[ReceiptPart]) -> StoreFuture<Refunded> {
+        let keys: SmallVec<[String; 3]> = parts
+            .iter()
+            .map(|part| self.state_key(&part.bucket()))
+            .collect();
+        let mut call = self.call(&REFUND, &keys);
+        for part in parts {
+            let form = Form::of(part.bucket().scope.quota());
+            call = form.numbers(call.arg(form.algorithm));
+            for number in part.entry().numbers() {
+                call = call.num(number);
+            }
+        }
+        call.run(|reply| {
+            Ok(match reply.int()? {
+                0 => Refunded::TooLate,
+                _ => Refunded::Applied,
+            })
+        })
+    }
+
+    fn state_key(&self, bucket: &Bucket<'_>) -> String {
+        let (scope, key) = (bucket.scope, bucket.key.text());
+        self.tagged(bucket, &key)
+            .plain(scope.policy())
+            .plain(scope.quota_text())
+            .segment(&key)
+            .plain('s')
+            .finish()
+    }
+
+    fn block_key(&self, bucket: &Bucket<'_>) -> String {
+        let key = bucket.key.text();
+        self.tagged(bucket, &key)
+            .plain(bucket.scope.policy())
+            .segment(&key)
+            .plain('b')
+            .finish()
+    }
+
+    fn tagged(&self, bucket: &Bucket<'_>, key: &str) -> crate::core::KeyBuilder {
+        let builder = self.store.key("rl");
+        match bucket.scope.tag() {
+            Tag::Group => builder.tag([bucket.scope.group()]),
+            Tag::Key => builder.tag([bucket.scope.group(), key]),
+        }
+    }
+}
+
+impl RateLimitStore for Hasty {
+    fn check_and_record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
+        self.decide(&CHECK_AND_RECORD, charges)
+    }
+
+    fn check(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
+        self.decide(&CHECK, charges)
+    }
+
+    fn record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
+        self.decide(&RECORD, charges)
+    }
+
+    /// A refund whose outcome is unknown is sent once more where every part is a log: its stamps make that harmless.
+    fn refund(&self, receipt: &Receipt) -> StoreFuture<Refunded> {
+        let Some(parts) = receipt.spend() else {
+            return StoreFuture::ok(Refunded::AlreadySpent);
+        };
+        let first = self.give_back(parts);
+        let only_logs = parts
+            .iter()
+            .all(|part| matches!(part.bucket().scope.quota().algorithm(), Algorithm::Log));
+        if !only_logs {
+            return first;
+        }
+        let (again, parts) = (self.clone(), parts.to_vec());
+        StoreFuture::boxed(async move {
+            match first.await {
+                Err(error) if error.is_unknown() => again.give_back(&parts).await,
+                answer => answer,
+            }
+        })
+    }
+
+    fn reset(&self, buckets: &[Bucket<'_>]) -> StoreFuture<()> {
+        let keys: SmallVec<[String; 2]> = buckets
+            .iter()
+            .flat_map(|bucket| [self.state_key(bucket), self.block_key(bucket)])
+            .collect();
+        self.call(&RESET, &keys).run(|reply| reply.int().map(drop))
+    }
+
+    fn block(&self, bucket: &Bucket<'_>, duration: Duration) -> StoreFuture<()> {
+        let micros = duration.as_micros().min(LONGEST_BLOCK) as u64;
+        self.call(&BLOCK, &[self.block_key(bucket)])
+            .num(micros)
+            .run(|reply| reply.int().map(drop))
+    }
+}
+
+/// A quota as the scripts take it.
+struct Form {
+    algorithm: &'static str,
+    declared: u32,
+    window: u64,
+    num: u64,
+    den: u64,
+}
+
+impl Form {
+    fn of(quota: &Quota) -> Self {
+        let (algorithm, num, den) = match quota.algorithm() {
+            Algorithm::Log => ("l", 1, 1),
+            Algorithm::Buckets => ("b", 1, 1),
+            Algorithm::Gcra { num, den, .. } => ("g", num, den),
+            Algorithm::Fixed => ("f", 1, 1),
+            Algorithm::Month => ("m", 1, 1),
+        };
+        Self {
+            algorithm,
+            declared: quota.capacity(),
+            window: quota.window_micros(),
+            num,
+            den,
+        }
+    }
+
+    fn numbers(&self, call: crate::backend::redis::Call) -> crate::backend::redis::Call {
+        call.num(self.declared)
+            .num(self.window)
+            .num(self.num)
+            .num(self.den)
+    }
+}
+
+/// Reads a flat reply: three numbers, then eight per policy.
+fn verdict(reply: Reply, limits: &[u32]) -> Result<Verdict, StoreError> {
+    let mut numbers = reply.array()?.into_iter().map(Reply::int);
+    let mut next = || {
+        numbers
+            .next()
+            .unwrap_or(Err(StoreError::new(StoreErrorKind::Failed)))
+    };
+    let (admitted, now, undecodable) = (next()? == 1, next()?, next()?);
+    if undecodable > 0 {
+        count!("keep_rate_limit_undecodable_total", undecodable as u64);
+    }
+    let mut states = SmallVec::new();
+    for limit in limits {
+        let mut row = [0; 8];
+        for number in &mut row {
+            *number = next()?;
+        }
+        states.push(state(row, *limit));
+    }
+    Ok(Verdict {
+        admitted,
+        states,
+        now: now as u64,
+        source: Source::Store,
+    })
+}
+
+fn state([outcome, used, more, retry, a, b, c, amount]: [i64; 8], limit: u32) -> PolicyState {
+    let duration = |micros: i64| u64::try_from(micros).ok().map(Duration::from_micros);
+    let used = u32::try_from(used).unwrap_or(u32::MAX);
+    PolicyState {
+        outcome: match outcome {
+            0 => Outcome::Admitted,
+            1 => Outcome::Denied,
+            2 => Outcome::Blocked,
+            _ => Outcome::Never,
+        },
+        limit,
+        used,
+        remaining: limit.saturating_sub(used),
+        more_in: duration(more),
+        retry_in: duration(retry),
+        entry: (amount >= 0).then(|| Entry::new(a as u64, b as u64, c as u64, amount as u64)),
+    }
+}
