@@ -1,1 +1,68 @@
 //! Every conformance suite on every engine.
+
+mod rate_limit {
+    use std::sync::Arc;
+
+    use tower_keep::backend::fallback::Fallback;
+    use tower_keep::backend::memory::MemoryStore;
+    use tower_keep::conformance::rate_limit::{admitted_of, history, rate_limit};
+    use tower_keep::core::{ManualClock, Timestamp};
+    use tower_keep::rate_limit::{Quota, RateLimitStore};
+
+    use crate::support::redis::shared;
+
+    /// The middle of a month, a window and a sub-bucket.
+    fn clock() -> ManualClock {
+        ManualClock::at("2030-01-15T12:00:03.007Z".parse::<Timestamp>().unwrap())
+    }
+
+    fn memory(clock: &ManualClock) -> MemoryStore {
+        MemoryStore::builder().clock(clock.clone()).build()
+    }
+
+    #[tokio::test]
+    async fn memory_keeps_its_promises() {
+        let clock = clock();
+        rate_limit(Arc::new(memory(&clock)), &clock).await;
+    }
+
+    #[tokio::test]
+    async fn redis_keeps_its_promises() {
+        let clock = clock();
+        rate_limit(Arc::new(shared().await.store(&clock).await), &clock).await;
+    }
+
+    #[tokio::test]
+    async fn a_fallback_keeps_the_promises_of_its_primary() {
+        let clock = clock();
+        let store = Fallback::new(shared().await.store(&clock).await, memory(&clock));
+        rate_limit(Arc::new(store), &clock).await;
+    }
+
+    #[tokio::test]
+    async fn memory_and_redis_tell_the_same_histories() {
+        for seed in 0..24 {
+            let (here, there) = (clock(), clock());
+            let redis = shared().await.store(&there).await;
+            let by_memory = history(Arc::new(memory(&here)), &here, seed, 400).await;
+            let by_redis = history(Arc::new(redis), &there, seed, 400).await;
+            for (line, (here, there)) in by_memory.lines().zip(by_redis.lines()).enumerate() {
+                assert_eq!(here, there, "seed {seed}, line {line}");
+            }
+            assert_eq!(by_memory.lines().count(), by_redis.lines().count());
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn of_fifty_in_parallel_exactly_five_pass_also_over_two_handles() {
+        let quota = Quota::new(5, std::time::Duration::from_secs(900));
+        let one: Arc<dyn RateLimitStore> = Arc::new(MemoryStore::new());
+        assert_eq!(admitted_of(50, &[one], quota, "memory").await, 5);
+        let server = shared().await;
+        let mut handles: Vec<Arc<dyn RateLimitStore>> = Vec::new();
+        for _ in 0..2 {
+            handles.push(Arc::new(server.store_with("fifty").await));
+        }
+        assert_eq!(admitted_of(50, &handles, quota, "redis").await, 5);
+    }
+}

@@ -199,6 +199,9 @@ impl RateLimitStore for Hasty {
         let Some(parts) = receipt.spend() else {
             return StoreFuture::ok(Refunded::AlreadySpent);
         };
+        if parts.is_empty() {
+            return StoreFuture::ok(Refunded::TooLate);
+        }
         let first = self.give_back(parts);
         let only_logs = parts
             .iter()
