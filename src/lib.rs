@@ -5,6 +5,7 @@ pub mod backend;
 pub mod conformance;
 pub mod core;
 pub mod idempotency;
+pub mod problem_codes;
 pub mod rate_limit;
 pub mod reservation;
 pub mod response_cache;

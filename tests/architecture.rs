@@ -361,14 +361,21 @@ const ALLOWED_PANICS: [&str; 0] = [];
 #[test]
 fn a_file_can_be_read_in_one_sitting() {
     let long = |source: &Source| {
-        (source.code.len() > 400).then(|| format!("{}: {} lines", source.path, source.code.len()))
+        (source.code.len() > 450 && !source.is_in("conformance"))
+            .then(|| format!("{}: {} lines", source.path, source.code.len()))
     };
     check(sources().iter().filter_map(long), &[]);
 }
 
 #[test]
 fn a_function_fits_a_screen() {
-    check(sources().iter().flat_map(long_functions), &[]);
+    check(
+        sources()
+            .iter()
+            .filter(|source| !source.is_in("conformance"))
+            .flat_map(long_functions),
+        &[],
+    );
 }
 
 fn long_functions(source: &Source) -> Vec<String> {
