@@ -20,17 +20,6 @@ pub(super) enum Classified {
     Limit,
 }
 
-/// What a request asks.
-#[derive(Debug)]
-pub(super) enum Asked {
-    /// No policy applies.
-    Nothing,
-    /// Policies cannot be applied, and the layer is closed.
-    Refuse(RateLimitRejection),
-    /// One store call.
-    Policies(Asks),
-}
-
 /// Exemptions, the client's address, the lists: in this order, and without a store.
 pub(super) fn classify(config: &Config, parts: &mut Parts) -> Classified {
     let settings = &config.settings;
@@ -39,11 +28,7 @@ pub(super) fn classify(config: &Config, parts: &mut Parts) -> Classified {
     }
     if let Some(client) = settings.proxies.resolve(&parts.headers, &parts.extensions) {
         let client = client.to_canonical();
-        if !parts
-            .extensions
-            .get()
-            .is_some_and(|ClientIp(known)| *known == client)
-        {
+        if parts.extensions.get() != Some(&ClientIp(client)) {
             parts.extensions.insert(ClientIp(client));
         }
         if settings.deny.iter().any(|net| net.contains(&client)) {
@@ -68,18 +53,18 @@ fn is_preflight(parts: &Parts) -> bool {
             .contains_key(http::header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-/// Makes the keys of all policies that apply.
+/// Makes the keys of all policies that apply, perhaps of none; refuses where that cannot be told and the layer is closed.
 pub(super) fn ask(
     config: &Config,
     parts: &Parts,
     principal: Result<Option<Principal>, StoreError>,
-) -> Asked {
+) -> Result<Asks, RateLimitRejection> {
     let principal = match (principal, config.settings.failure) {
         (Ok(principal), _) => principal,
         (Err(fault), StoreFailure::Closed) => {
-            return Asked::Refuse(RateLimitRejection::unavailable(&fault));
+            return Err(RateLimitRejection::unavailable(&fault));
         }
-        (Err(_), StoreFailure::Open) => return Asked::Nothing,
+        (Err(_), StoreFailure::Open) => return Ok(Asks::new()),
         // Counted by the address, like an anonymous request.
         (Err(_), StoreFailure::Local) => None,
     };
@@ -95,7 +80,7 @@ pub(super) fn ask(
             Keyed::NoAddress => {
                 report_unkeyed(rule);
                 if config.settings.failure == StoreFailure::Closed {
-                    return Asked::Refuse(RateLimitRejection::no_address());
+                    return Err(RateLimitRejection::no_address());
                 }
             }
             Keyed::Key(key) => {
@@ -112,11 +97,7 @@ pub(super) fn ask(
             }
         }
     }
-    if asks.is_empty() {
-        Asked::Nothing
-    } else {
-        Asked::Policies(asks)
-    }
+    Ok(asks)
 }
 
 fn limit_of(rule: &Rule, parts: &Parts) -> Option<u32> {

@@ -8,16 +8,14 @@ use super::store::{Source, Verdict};
 use crate::core::telemetry::{debug, warn};
 use crate::core::{StoreError, StoreFailure};
 
-/// What a store's answer means.
+/// What a store's failure means.
 #[derive(Debug)]
-pub(super) enum Answered {
-    /// It decided.
-    Verdict(Verdict),
-    /// It failed: ask the store inside this process.
+pub(super) enum Failed {
+    /// Ask the store inside this process.
     AskLocal,
-    /// It failed, and the layer is open.
+    /// The layer is open.
     Unguarded,
-    /// It failed, and the layer is closed.
+    /// The layer is closed.
     Refuse(StoreError),
 }
 
@@ -26,9 +24,12 @@ pub(super) fn answered(
     config: &Config,
     answer: Result<Verdict, StoreError>,
     source: Source,
-) -> Answered {
+) -> Result<Verdict, Failed> {
     let fault = match answer {
-        Ok(verdict) => return Answered::Verdict(Verdict { source, ..verdict }),
+        Ok(mut verdict) => {
+            verdict.source = source;
+            return Ok(verdict);
+        }
         Err(fault) => fault,
     };
     if config.source_changed.first() {
@@ -38,12 +39,12 @@ pub(super) fn answered(
             "the rate limit's store cannot answer: the failure mode decides"
         );
     }
-    match (config.settings.failure, source) {
-        (StoreFailure::Open, _) => Answered::Unguarded,
-        (StoreFailure::Local, Source::Store) => Answered::AskLocal,
+    Err(match (config.settings.failure, source) {
+        (StoreFailure::Open, _) => Failed::Unguarded,
+        (StoreFailure::Local, Source::Store) => Failed::AskLocal,
         // Also where the store inside this process has no room left.
-        _ => Answered::Refuse(fault),
-    }
+        _ => Failed::Refuse(fault),
+    })
 }
 
 /// A verdict, added to the status of the request.

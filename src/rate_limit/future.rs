@@ -1,4 +1,4 @@
-//! The response future, written by hand: principal, store, inner service, refund.
+//! The response future, written by hand: principal and store, inner service, refund.
 
 use std::fmt;
 use std::future::Future;
@@ -12,14 +12,14 @@ use pin_project_lite::pin_project;
 use smallvec::SmallVec;
 use tower_service::Service;
 
-use super::config::{Asks, Config};
+use super::config::Config;
 use super::decide::Decided;
 use super::headers::RateLimitFields;
 use super::rejection::RateLimitRejection;
-use super::service::{Advanced, Step, Wait, advance, join};
+use super::service::{Advanced, Wait, join, with_answer, with_principal};
 use super::status::PolicyStatus;
-use super::store::{Charge, Receipt, Refunded, Source, Verdict};
-use crate::core::{Body, Principal, StoreFuture};
+use super::store::{Charge, Receipt, Refunded, Source};
+use crate::core::{Body, StoreFuture};
 
 pin_project! {
     /// The future of [`RateLimit`](super::RateLimit).
@@ -42,20 +42,16 @@ pin_project! {
     enum State<S, B, F, R> {
         /// Nothing more to wait for.
         Refused { response: Option<Response<Bytes>> },
-        Principal { answer: StoreFuture<Option<Principal>>, waiting: Option<Box<Waiting<S, B>>> },
-        Store {
-            answer: StoreFuture<Verdict>,
-            source: Source,
-            asks: Asks,
-            waiting: Option<Box<Waiting<S, B>>>,
-        },
+        /// For the principal, or for the store's decision.
+        Waiting { waiting: Option<Box<Waiting<S, B>>> },
         Inner { #[pin] future: F, admitted: Option<Admitted> },
         Refund { answer: StoreFuture<Refunded>, config: Arc<Config>, response: Option<R> },
     }
 }
 
-/// What the store is being asked about: the ready service and the request that waits for it.
+/// What waits for an answer: the ready service and the request. Behind one pointer, to keep the future small.
 pub(super) struct Waiting<S, B> {
+    pub(super) wait: Box<Wait>,
     pub(super) inner: S,
     pub(super) parts: request::Parts,
     pub(super) body: B,
@@ -158,62 +154,58 @@ where
         })
     }
 
-    pub(super) fn wait(wait: Wait, waiting: Waiting<S, B>) -> Self {
-        Self::of(State::waiting(wait, Box::new(waiting)))
+    pub(super) fn waiting(waiting: Waiting<S, B>) -> Self {
+        Self::of(State::Waiting {
+            waiting: Some(Box::new(waiting)),
+        })
     }
 }
 
 impl<S, B, F, R> State<S, B, F, R> {
-    fn waiting(wait: Wait, waiting: Box<Waiting<S, B>>) -> Self {
-        let waiting = Some(waiting);
-        match wait {
-            Wait::Principal(answer) => Self::Principal { answer, waiting },
-            Wait::Store(answer, source, asks) => Self::Store {
-                answer,
-                source,
-                asks,
-                waiting,
-            },
-        }
-    }
-
-    /// Takes the next step of a request that waited.
-    fn next(mut waiting: Box<Waiting<S, B>>, step: Step) -> Self
+    /// Goes where the answer of a request that waited leads.
+    fn after(advanced: Advanced, mut waiting: Box<Waiting<S, B>>) -> Self
     where
         S: Service<Request<B>, Future = F>,
     {
-        match advance(&waiting.config, &mut waiting.parts, step) {
-            Advanced::Pass => {
-                let Waiting {
-                    mut inner,
-                    parts,
-                    body,
-                    ..
-                } = *waiting;
-                let future = inner.call(join(parts, body));
-                Self::Inner {
-                    future,
-                    admitted: None,
-                }
+        let admitted = match advanced {
+            Advanced::Pass => None,
+            Advanced::Admitted(admitted) => Some(admitted),
+            Advanced::Refused(response) => {
+                return Self::Refused {
+                    response: Some(response),
+                };
             }
-            Advanced::Admitted(admitted) => {
-                let Waiting {
-                    mut inner,
-                    parts,
-                    body,
-                    ..
-                } = *waiting;
-                let future = inner.call(join(parts, body));
-                Self::Inner {
-                    future,
-                    admitted: Some(admitted),
-                }
+            Advanced::Wait(wait) => {
+                waiting.wait = wait;
+                return Self::Waiting {
+                    waiting: Some(waiting),
+                };
             }
-            Advanced::Refused(response) => Self::Refused {
-                response: Some(response),
-            },
-            Advanced::Wait(wait) => Self::waiting(wait, waiting),
-        }
+        };
+        let Waiting {
+            mut inner,
+            parts,
+            body,
+            ..
+        } = *waiting;
+        let future = inner.call(join(parts, body));
+        Self::Inner { future, admitted }
+    }
+}
+
+impl<S, B> Waiting<S, B> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Advanced> {
+        Poll::Ready(match &mut *self.wait {
+            Wait::Principal(answer) => {
+                let principal = ready!(Pin::new(answer).poll(cx));
+                with_principal(&self.config, &mut self.parts, principal)
+            }
+            Wait::Store(answer, source, asks) => {
+                let answer = ready!(Pin::new(answer).poll(cx));
+                let asks = std::mem::take(asks);
+                with_answer(&self.config, &mut self.parts, answer, *source, asks)
+            }
+        })
     }
 }
 
@@ -230,21 +222,15 @@ where
                 StateProj::Refused { response } => {
                     return take(response).map(|response| Ok(response.map(Body::bytes)));
                 }
-                StateProj::Principal { answer, waiting } => {
-                    let principal = ready!(Pin::new(answer).poll(cx));
-                    let waiting = ready!(take(waiting));
-                    State::next(waiting, Step::Principal(principal))
-                }
-                StateProj::Store {
-                    answer,
-                    source,
-                    asks,
-                    waiting,
-                } => {
-                    let verdict = ready!(Pin::new(answer).poll(cx));
-                    let waiting = ready!(take(waiting));
-                    let asks = std::mem::take(asks);
-                    State::next(waiting, Step::Store(verdict, *source, asks))
+                StateProj::Waiting { waiting: slot } => {
+                    let mut waiting = ready!(take(slot));
+                    match waiting.poll(cx) {
+                        Poll::Ready(advanced) => State::after(advanced, waiting),
+                        Poll::Pending => {
+                            *slot = Some(waiting);
+                            return Poll::Pending;
+                        }
+                    }
                 }
                 StateProj::Inner { future, admitted } => {
                     let mut response = ready!(future.poll(cx))?;
@@ -292,8 +278,7 @@ where
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match self.state {
             State::Refused { .. } => "refused",
-            State::Principal { .. } => "principal",
-            State::Store { .. } => "store",
+            State::Waiting { .. } => "waiting",
             State::Inner { .. } => "inner",
             State::Refund { .. } => "refund",
         };

@@ -135,7 +135,6 @@ impl RateLimitLayer {
     }
 
     /// Returns a handle with the same policies, store and failure mode, for code without a request.
-    #[must_use]
     pub fn limiter(&self) -> RateLimiter {
         RateLimiter::of(Arc::clone(&self.shared))
     }

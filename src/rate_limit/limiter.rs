@@ -7,7 +7,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::config::{Ask, Asks, Config, Policy, Settings, Shared};
-use super::decide::{self, Answered, Decided};
+use super::decide::{self, Decided, Failed};
 use super::partition::{Partition, PartitionKey};
 use super::quota::Quota;
 use super::rejection::RateLimitRejection;
@@ -375,10 +375,10 @@ impl RateLimiter {
         loop {
             let answer = call(config.store_of(source), &config.charges(&asks, source));
             match decide::answered(config, answer.await, source) {
-                Answered::Verdict(verdict) => return Ok(decision(config, asks, verdict)),
-                Answered::AskLocal => source = Source::Local,
-                Answered::Unguarded => return Ok(Decision::Allowed(Grant { decided: None })),
-                Answered::Refuse(fault) => return Err(fault.into()),
+                Ok(verdict) => return Ok(decision(config, asks, verdict)),
+                Err(Failed::AskLocal) => source = Source::Local,
+                Err(Failed::Unguarded) => return Ok(Decision::Allowed(Grant { decided: None })),
+                Err(Failed::Refuse(fault)) => return Err(fault.into()),
             }
         }
     }

@@ -1,4 +1,66 @@
-//! The rate_limit layer.
+//! Rate limits: any number of policies decided and charged in one atomic step, by an algorithm that never
+//! admits more than the limit in any trailing window.
+//!
+//! ```
+//! use tower::{Layer, Service, ServiceExt};
+//! use tower_keep::MINUTE;
+//! use tower_keep::backend::memory::MemoryStore;
+//! use tower_keep::core::{PeerAddr, Principal};
+//! use tower_keep::rate_limit::{Partition, Policy, Quota, RateLimitLayer};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let payments = RateLimitLayer::new(MemoryStore::new())
+//!     .group("payments")
+//!     .policy(Policy::new("user", Quota::new(5, 15 * MINUTE), Partition::principal()))
+//!     .policy(Policy::new("ip", Quota::new(20, 15 * MINUTE), Partition::client_ip()))
+//!     .limit(Quota::per_minute(1_000), Partition::global());
+//!
+//! let pay = tower::service_fn(async |_: http::Request<()>| Ok::<_, &str>(http::Response::new("paid")));
+//! let mut service = payments.layer(pay);
+//! for turn in 1..=6 {
+//!     let mut request = http::Request::new(());
+//!     request.extensions_mut().insert(PeerAddr("192.0.2.1:4000".parse().unwrap()));
+//!     request.extensions_mut().insert(Principal::new("u1"));
+//!     let response = service.ready().await.unwrap().call(request).await.unwrap();
+//!     assert_eq!(response.status().as_u16(), if turn <= 5 { 200 } else { 429 });
+//! }
+//! # }
+//! ```
+//!
+//! # What is decided, and by what
+//!
+//! A [`Policy`] is a name, a [`Quota`] and a [`Partition`]: how much, and for whom apart. A request that any
+//! policy refuses is charged to none, and the refusal names all that it violated. Every answer after a
+//! decision says what is left (`RateLimit-Policy` and `RateLimit`, draft-ietf-httpapi-ratelimit-headers-10);
+//! a refusal is a 429 whose `Retry-After` suffices unless somebody else comes in between.
+//!
+//! Policies of one *group* share their state among all layers and processes that declare them alike. On a
+//! Redis Cluster a group whose policies all partition by the same thing spreads over the shards by its keys;
+//! a group that mixes partitions (user and address and global) lies on one shard. `Debug` of the layer says
+//! which (`tag`).
+//!
+//! # Where it stands
+//!
+//! Limits by address and global ones outermost, limits by user inside the session layer. CORS goes outside,
+//! so that a 429 carries its fields; preflights are exempt anyway. Two layers that hold the very same policy
+//! charge a request once.
+//!
+//! # While the store is away
+//!
+//! [`StoreFailure::Local`](crate::core::StoreFailure) (unless set) decides inside the process with a share of
+//! each limit, `Open` lets pass, `Closed` refuses with 503. A store that does not answer is not asked for
+//! every request: its breaker opens. A charge is never sent twice.
+//!
+//! # What it does not do
+//!
+//! - It does not tell clients apart that share an address, nor stop one that has many.
+//! - It believes no forwarding header unless [`RateLimitLayer::trusted_proxies`] says so.
+//! - It does not queue, slow down or limit concurrent requests.
+//! - A dropped request and an inner error keep their charge: aborting is no way to free attempts.
+//! - Counts in memory are gone with the process; on Redis under an `allkeys-*` eviction policy a key may be
+//!   forgotten early: use `noeviction` or `volatile-ttl`.
+//! - A store inside the process that has no room and nothing to evict cannot answer: the failure mode decides.
 
 mod ask;
 mod config;

@@ -7,9 +7,9 @@ use std::task::{Context, Poll};
 use http::{Request, Response, request};
 use tower_service::Service;
 
-use super::ask::{self, Asked, Classified};
+use super::ask::{self, Classified};
 use super::config::{Asks, Config};
-use super::decide::{self, Answered, Decided};
+use super::decide::{self, Decided, Failed};
 use super::future::{Admitted, ResponseFuture, Waiting, refused};
 use super::rejection::RateLimitRejection;
 use super::status::RateLimitStatus;
@@ -54,7 +54,7 @@ where
     /// service that is ready; only where an answer is on its way the ready service moves into the future.
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
-        match advance(&self.config, &mut parts, Step::Begin) {
+        match begin(&self.config, &mut parts) {
             Advanced::Pass => ResponseFuture::pass(self.inner.call(join(parts, body))),
             Advanced::Admitted(admitted) => {
                 let future = self.inner.call(join(parts, body));
@@ -65,15 +65,13 @@ where
                 drop(take_ready(&mut self.inner));
                 ResponseFuture::refused(refused)
             }
-            Advanced::Wait(wait) => ResponseFuture::wait(
+            Advanced::Wait(wait) => ResponseFuture::waiting(Waiting {
                 wait,
-                Waiting {
-                    inner: take_ready(&mut self.inner),
-                    parts,
-                    body,
-                    config: Arc::clone(&self.config),
-                },
-            ),
+                inner: take_ready(&mut self.inner),
+                parts,
+                body,
+                config: Arc::clone(&self.config),
+            }),
         }
     }
 }
@@ -82,34 +80,22 @@ pub(super) fn join<B>(parts: request::Parts, body: B) -> Request<B> {
     Request::from_parts(parts, body)
 }
 
-/// What has just become known.
-pub(super) enum Step {
-    Begin,
-    Principal(Result<Option<Principal>, StoreError>),
-    Store(Result<Verdict, StoreError>, Source, Asks),
-}
-
 /// Where that leads: to an end, or to the next answer.
 pub(super) enum Advanced {
     Pass,
     Admitted(Admitted),
     Refused(Response<bytes::Bytes>),
-    Wait(Wait),
+    Wait(Box<Wait>),
 }
 
 /// An answer that is on its way.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "always boxed, and the larger variant is the usual one"
+)]
 pub(super) enum Wait {
     Principal(StoreFuture<Option<Principal>>),
     Store(StoreFuture<Verdict>, Source, Asks),
-}
-
-/// Goes as far as what is known leads.
-pub(super) fn advance(config: &Arc<Config>, parts: &mut request::Parts, step: Step) -> Advanced {
-    match step {
-        Step::Begin => begin(config, parts),
-        Step::Principal(principal) => with_principal(config, parts, principal),
-        Step::Store(answer, source, asks) => with_answer(config, parts, answer, source, asks),
-    }
 }
 
 fn begin(config: &Arc<Config>, parts: &mut request::Parts) -> Advanced {
@@ -129,30 +115,33 @@ fn begin(config: &Arc<Config>, parts: &mut request::Parts) -> Advanced {
     }
     match principal_of(&parts.extensions).try_now() {
         Ok(principal) => with_principal(config, parts, principal),
-        Err(later) => Advanced::Wait(Wait::Principal(later)),
+        Err(later) => Advanced::Wait(Box::new(Wait::Principal(later))),
     }
 }
 
-fn with_principal(
+/// Goes on once it is known who asks.
+pub(super) fn with_principal(
     config: &Arc<Config>,
     parts: &mut request::Parts,
     principal: Result<Option<Principal>, StoreError>,
 ) -> Advanced {
     let unguarded = principal.is_err();
     match ask::ask(config, parts, principal) {
-        Asked::Nothing if unguarded => {
-            config.meters.unguarded.add_one();
+        Ok(asks) if asks.is_empty() => {
+            let meters = &config.meters;
+            let meter = if unguarded {
+                &meters.unguarded
+            } else {
+                &meters.passed
+            };
+            meter.add_one();
             Advanced::Pass
         }
-        Asked::Nothing => {
-            config.meters.passed.add_one();
-            Advanced::Pass
-        }
-        Asked::Refuse(rejection) => {
+        Ok(asks) => ask_store(config, parts, asks, Source::Store),
+        Err(rejection) => {
             config.meters.unavailable.add_one();
             refuse(config, &rejection)
         }
-        Asked::Policies(asks) => ask_store(config, parts, asks, Source::Store),
     }
 }
 
@@ -167,11 +156,12 @@ fn ask_store(
         .check_and_record(&config.charges(&asks, source));
     match answer.try_now() {
         Ok(answer) => with_answer(config, parts, answer, source, asks),
-        Err(later) => Advanced::Wait(Wait::Store(later, source, asks)),
+        Err(later) => Advanced::Wait(Box::new(Wait::Store(later, source, asks))),
     }
 }
 
-fn with_answer(
+/// Goes on once the store has answered.
+pub(super) fn with_answer(
     config: &Arc<Config>,
     parts: &mut request::Parts,
     answer: Result<Verdict, StoreError>,
@@ -179,16 +169,16 @@ fn with_answer(
     asks: Asks,
 ) -> Advanced {
     match decide::answered(config, answer, source) {
-        Answered::AskLocal => ask_store(config, parts, asks, Source::Local),
-        Answered::Unguarded => {
+        Err(Failed::AskLocal) => ask_store(config, parts, asks, Source::Local),
+        Err(Failed::Unguarded) => {
             config.meters.unguarded.add_one();
             Advanced::Pass
         }
-        Answered::Refuse(fault) => {
+        Err(Failed::Refuse(fault)) => {
             config.meters.unavailable.add_one();
             refuse(config, &RateLimitRejection::unavailable(&fault))
         }
-        Answered::Verdict(verdict) => with_verdict(config, parts, verdict, asks),
+        Ok(verdict) => with_verdict(config, parts, verdict, asks),
     }
 }
 

@@ -5,8 +5,10 @@ use sfv::{BareItem, ListEntry, Parser};
 use tower_keep::core::TrustedProxies;
 use tower_keep::rate_limit::{PolicyStatus, RateLimitStatus};
 
+type Member = (String, Vec<(String, i64)>);
+
 /// Reads a List of Strings whose parameters are Integers; anything else is an error.
-fn parse(line: &str) -> Result<Vec<(String, Vec<(String, i64)>)>, String> {
+fn parse(line: &str) -> Result<Vec<Member>, String> {
     let list = Parser::new(line).parse::<sfv::List>();
     let list = list.map_err(|error| error.to_string())?;
     let mut members = Vec::new();
@@ -29,7 +31,7 @@ fn parse(line: &str) -> Result<Vec<(String, Vec<(String, i64)>)>, String> {
     Ok(members)
 }
 
-fn lines(answer: &Answer, name: &str) -> Vec<(String, Vec<(String, i64)>)> {
+fn lines(answer: &Answer, name: &str) -> Vec<Member> {
     let lines: Vec<_> = answer
         .headers
         .get_all(name)
@@ -39,7 +41,7 @@ fn lines(answer: &Answer, name: &str) -> Vec<(String, Vec<(String, i64)>)> {
     parse(&lines.join(", ")).unwrap()
 }
 
-fn member(name: &str, parameters: &[(&str, i64)]) -> (String, Vec<(String, i64)>) {
+fn member(name: &str, parameters: &[(&str, i64)]) -> Member {
     let parameters = parameters
         .iter()
         .map(|(key, value)| ((*key).to_owned(), *value));
