@@ -24,6 +24,10 @@ pub(super) fn meaning(error: &RedisError) -> Meaning {
             | ServerErrorKind::ReadOnly
             | ServerErrorKind::TryAgain,
         ) => Meaning::Away,
+        // Somebody's script holds up the server; or too few replicas are left for it to take a write.
+        ErrorKind::Extension if matches!(error.code(), Some("BUSY" | "NOREPLICAS")) => {
+            Meaning::Away
+        }
         ErrorKind::Server(_) | ErrorKind::Extension if is_out_of_memory(error) => {
             Meaning::Refused(StoreErrorKind::Full)
         }
@@ -58,4 +62,82 @@ fn is_out_of_memory(error: &RedisError) -> bool {
 /// An error whose driver text is kept for the log, never for a client.
 pub(super) fn with_source(kind: StoreErrorKind, error: RedisError) -> StoreError {
     StoreError::with_source(kind, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(line: &str) -> RedisError {
+        let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
+        value.extract_error().unwrap_err()
+    }
+
+    fn refused_as(line: &str) -> Option<StoreErrorKind> {
+        match meaning(&said(line)) {
+            Meaning::Refused(kind) => Some(kind),
+            Meaning::NoScript | Meaning::Away => None,
+        }
+    }
+
+    #[test]
+    fn a_full_server_is_full_also_where_a_script_met_it() {
+        let lines = [
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "OOM command not allowed when used memory > 'maxmemory'. script: abc, on @user_script:1.",
+            "ERR Error running script (call to f_abc): @user_script:1: @user_script: 1: \
+             -OOM command not allowed when used memory > 'maxmemory'.",
+        ];
+        for line in lines {
+            assert_eq!(refused_as(line), Some(StoreErrorKind::Full), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_the_server_will_not_do_is_failed() {
+        let lines = [
+            "WRONGTYPE Operation against a key holding the wrong kind of value",
+            "ERR unknown command 'FROB'",
+            "NOPERM this user has no permissions to run the 'evalsha' command",
+            "NOAUTH Authentication required.",
+            "CROSSSLOT Keys in request don't hash to the same slot",
+            "MISCONF Redis is configured to save RDB snapshots",
+        ];
+        for line in lines {
+            assert_eq!(refused_as(line), Some(StoreErrorKind::Failed), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_cannot_serve_now_is_away_and_one_that_may_not_write_is_left() {
+        let lines = [
+            ("LOADING Redis is loading the dataset in memory", false),
+            ("CLUSTERDOWN The cluster is down", false),
+            (
+                "TRYAGAIN Multiple keys request during rehashing of slot",
+                false,
+            ),
+            ("BUSY Redis is busy running a script.", false),
+            ("NOREPLICAS Not enough good replicas to write.", false),
+            ("MASTERDOWN Link with MASTER is down", true),
+            (
+                "READONLY You can't write against a read only replica.",
+                true,
+            ),
+        ];
+        for (line, is_left) in lines {
+            let error = said(line);
+            assert!(matches!(meaning(&error), Meaning::Away), "{line}");
+            assert_eq!(ends_connection(&error), is_left, "{line}");
+        }
+        let lost = RedisError::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
+        assert!(matches!(meaning(&lost), Meaning::Away) && ends_connection(&lost));
+    }
+
+    #[test]
+    fn a_forgotten_script_is_told_apart() {
+        let error = said("NOSCRIPT No matching script. Please use EVAL.");
+        assert!(matches!(meaning(&error), Meaning::NoScript));
+        assert!(!ends_connection(&error));
+    }
 }
