@@ -1,5 +1,6 @@
 //! Words and small tools that all parts share; does no I/O.
 
+mod after_work;
 mod body;
 mod breaker;
 mod client_ip;
@@ -17,6 +18,8 @@ pub(crate) mod telemetry;
 mod transaction;
 pub mod ttl;
 
+pub use after_work::AfterWork;
+pub(crate) use after_work::{End, run_all};
 pub use body::Body;
 pub use breaker::{Admission, Breaker};
 pub use client_ip::{ClientIp, ClientIpLayer, ClientIpService, PeerAddr, TrustedProxies};

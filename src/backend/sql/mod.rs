@@ -1,1 +1,69 @@
-//! State in SQLite or Postgres, and the request transaction.
+//! SQL databases: pools, migrations, and the one transaction that a request shares.
+//!
+//! A request's transaction is joined by whoever wants to write in it and finished by whoever joined
+//! first. Nothing is opened before the first statement, nothing is committed that had a failed
+//! statement in it, and no connection goes back to the pool with a transaction open.
+//!
+//! ```
+//! # #[cfg(feature = "sqlite")]
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use tower_keep::backend::sql::{RequestTransaction, SqlStore, Sqlite};
+//!
+//! let db = SqlStore::connect("sqlite::memory:").await?;
+//! let (transaction, finisher) = RequestTransaction::join(&mut http::Extensions::new(), &db);
+//! let finisher = finisher.ok_or("somebody else finishes")?;
+//! {
+//!     let mut lease = transaction.lease::<Sqlite>().await?;
+//!     sqlx::query("create table visits (guest text)").execute(&mut *lease).await?;
+//! }
+//! finisher.commit().await?;
+//! # Ok(()) }
+//! # #[cfg(not(feature = "sqlite"))] fn main() {}
+//! ```
+//!
+//! # What a lease gives
+//! It derefs to sqlx's connection. `lease.begin()` is a SAVEPOINT, so an error caught inside one does
+//! not poison the transaction; an error caught outside one does on Postgres, and the commit becomes a
+//! rollback and an error, never a silent success.
+//!
+//! # What it does not do
+//! It does not watch statements that go round it, through a pool of your own. On `sqlite::memory:`
+//! there is one connection: a handler that holds the transaction must not ask the pool for another.
+
+mod builder;
+mod connection;
+mod engine;
+mod error;
+#[cfg(feature = "axum")]
+mod extract;
+mod finisher;
+mod lease;
+mod migrations;
+mod open;
+#[cfg(feature = "postgres")]
+mod postgres;
+mod shared;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+mod store;
+mod tasks;
+mod transaction;
+
+pub use builder::{Migrations, SqlStoreBuilder};
+#[doc(hidden)]
+pub use connection::Connected;
+pub use engine::{Dialect, Engine};
+pub use error::{TransactionError, TransactionErrorKind};
+#[cfg(feature = "axum")]
+pub use extract::{SqlTransaction, SqlTransactionRejection};
+pub use finisher::Finisher;
+pub use lease::Lease;
+pub use migrations::Schema;
+#[allow(unused_imports)]
+pub(crate) use open::Step;
+#[cfg(feature = "postgres")]
+pub use sqlx::Postgres;
+#[cfg(feature = "sqlite")]
+pub use sqlx::Sqlite;
+pub use store::{AnyPool, SqlStore};
+pub use transaction::RequestTransaction;

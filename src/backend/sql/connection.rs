@@ -1,0 +1,145 @@
+//! A connection with a transaction open on it, whichever engine it is.
+//!
+//! sqlx's own `Transaction` is kept, so that `begin()` on a lease is a SAVEPOINT and the driver's idea of
+//! the depth stays right. It is never dropped while open except by a lost runtime: ROLLBACK is awaited.
+
+use sqlx::{Connection, Executor};
+
+use super::error::TransactionError;
+use crate::core::RollbackCause;
+
+/// An open transaction of either engine; a library step gets its driver's connection from it.
+pub struct Connected {
+    inner: Inner,
+}
+
+enum Inner {
+    #[cfg(feature = "sqlite")]
+    Sqlite(sqlx::Transaction<'static, sqlx::Sqlite>),
+    #[cfg(feature = "postgres")]
+    Postgres(sqlx::Transaction<'static, sqlx::Postgres>),
+}
+
+/// What the sentinel found.
+pub(super) enum Sentinel {
+    /// The transaction is open and healthy; Postgres tells its id once it has one.
+    Sound(Option<String>),
+    /// A statement had failed.
+    Poisoned,
+    /// The transaction that was begun here is gone.
+    Lost,
+}
+
+impl Connected {
+    #[cfg(feature = "sqlite")]
+    pub(super) fn of_sqlite(transaction: sqlx::Transaction<'static, sqlx::Sqlite>) -> Self {
+        Self {
+            inner: Inner::Sqlite(transaction),
+        }
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(super) fn of_postgres(transaction: sqlx::Transaction<'static, sqlx::Postgres>) -> Self {
+        Self {
+            inner: Inner::Postgres(transaction),
+        }
+    }
+
+    /// Returns SQLite's connection, if it is one.
+    #[cfg(feature = "sqlite")]
+    pub fn sqlite(&mut self) -> Option<&mut sqlx::SqliteConnection> {
+        match &mut self.inner {
+            Inner::Sqlite(transaction) => Some(transaction),
+            #[cfg(feature = "postgres")]
+            Inner::Postgres(_) => None,
+        }
+    }
+
+    /// Returns Postgres' connection, if it is one.
+    #[cfg(feature = "postgres")]
+    pub fn postgres(&mut self) -> Option<&mut sqlx::PgConnection> {
+        match &mut self.inner {
+            Inner::Postgres(transaction) => Some(transaction),
+            #[cfg(feature = "sqlite")]
+            Inner::Sqlite(_) => None,
+        }
+    }
+
+    /// Runs text without parameters in one round trip.
+    pub(super) async fn run(&mut self, sql: String) -> Result<(), sqlx::Error> {
+        match &mut self.inner {
+            #[cfg(feature = "sqlite")]
+            Inner::Sqlite(transaction) => {
+                transaction.execute(sqlx::AssertSqlSafe(sql)).await?;
+            }
+            #[cfg(feature = "postgres")]
+            Inner::Postgres(transaction) => {
+                transaction.execute(sqlx::AssertSqlSafe(sql)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the database whether the transaction begun as `id` is still open and sound.
+    pub(super) async fn sentinel(&mut self, id: &str) -> Result<Sentinel, sqlx::Error> {
+        match &mut self.inner {
+            #[cfg(feature = "sqlite")]
+            Inner::Sqlite(transaction) => {
+                let _ = id;
+                super::sqlite::sentinel(transaction).await
+            }
+            #[cfg(feature = "postgres")]
+            Inner::Postgres(transaction) => super::postgres::sentinel(transaction, id).await,
+        }
+    }
+
+    /// Says whether the driver still believes in the transaction: a dropped SAVEPOINT makes it forget.
+    pub(super) fn is_open(&self) -> bool {
+        match &self.inner {
+            #[cfg(feature = "sqlite")]
+            Inner::Sqlite(transaction) => transaction.is_in_transaction(),
+            #[cfg(feature = "postgres")]
+            Inner::Postgres(transaction) => transaction.is_in_transaction(),
+        }
+    }
+
+    pub(super) async fn commit(self) -> Result<(), sqlx::Error> {
+        match self.inner {
+            #[cfg(feature = "sqlite")]
+            Inner::Sqlite(transaction) => transaction.commit().await,
+            #[cfg(feature = "postgres")]
+            Inner::Postgres(transaction) => transaction.commit().await,
+        }
+    }
+
+    /// Rolls back and leaves driver and database of one mind.
+    pub(super) async fn rollback(self) -> Result<(), sqlx::Error> {
+        match self.inner {
+            #[cfg(feature = "sqlite")]
+            Inner::Sqlite(mut transaction) => {
+                // Nothing is rolled back that is not there: sqlx would keep a depth of 1 for ever.
+                if let Sentinel::Lost = super::sqlite::reopen_if_lost(&mut transaction).await? {
+                    crate::core::telemetry::warn!("a transaction had been ended by user SQL");
+                }
+                transaction.rollback().await
+            }
+            #[cfg(feature = "postgres")]
+            Inner::Postgres(transaction) => transaction.rollback().await,
+        }
+    }
+}
+
+impl Sentinel {
+    pub(super) fn check(self) -> Result<Option<String>, TransactionError> {
+        match self {
+            Self::Sound(xid) => Ok(xid),
+            Self::Poisoned | Self::Lost => Err(TransactionError::doomed(RollbackCause::Poisoned)),
+        }
+    }
+}
+
+impl std::fmt::Debug for Connected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connected").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,171 @@
+//! One version per part in `<prefix>schema`: forward only, idempotent, safe when two processes start at once.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use super::builder::Migrations;
+use super::engine::Dialect;
+use super::error::{TransactionError, TransactionErrorKind};
+use super::open::Open;
+use super::store::SqlStore;
+use crate::core::RollbackCause;
+use crate::core::telemetry::error;
+
+/// The tables of one part: each step is DDL in the handle's dialect, and is never changed once published.
+#[derive(Clone, Debug)]
+pub struct Schema {
+    part: &'static str,
+    steps: Vec<String>,
+}
+
+impl Schema {
+    /// Names the part and its steps, oldest first.
+    #[must_use]
+    pub fn new(part: &'static str, steps: Vec<String>) -> Self {
+        Self { part, steps }
+    }
+
+    /// Returns the DDL, for those who run it by hand.
+    #[must_use]
+    pub fn sql(&self) -> String {
+        self.steps.join("\n")
+    }
+}
+
+/// What was registered, and whether all of it has been applied.
+#[derive(Debug, Default)]
+pub(super) struct Schemas {
+    registered: Mutex<Vec<Schema>>,
+    applied: tokio::sync::Mutex<usize>,
+    current: AtomicBool,
+}
+
+impl Schemas {
+    pub(super) fn register(&self, schema: Schema) {
+        self.registered.lock().push(schema);
+        self.current.store(false, Ordering::SeqCst);
+    }
+}
+
+impl SqlStore {
+    /// Applies what has been registered since the last time; one atomic read when nothing has.
+    pub(super) async fn prepare(&self) -> Result<(), TransactionError> {
+        let schemas = &self.inner.schemas;
+        if schemas.current.load(Ordering::SeqCst) || schemas.registered.lock().is_empty() {
+            return Ok(());
+        }
+        let mut applied = schemas.applied.lock().await;
+        loop {
+            let next = schemas.registered.lock().get(*applied).cloned();
+            let Some(schema) = next else { break };
+            apply(self, &schema).await.inspect_err(|problem| {
+                let _ = problem;
+                error!(part = schema.part, error = ?problem.database(), "the tables are not there");
+            })?;
+            *applied += 1;
+        }
+        // Registered meanwhile? Then the next caller finds it, because the flag is set under the list's lock.
+        let registered = schemas.registered.lock();
+        schemas
+            .current
+            .store(registered.len() == *applied, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+async fn apply(db: &SqlStore, schema: &Schema) -> Result<(), TransactionError> {
+    let mut open = Open::begin(db, db.inner.settings.lock_timeout).await?;
+    let done = steps(db, &mut open, schema).await;
+    match done {
+        Ok(()) => open.commit().await.map_err(TransactionError::from),
+        Err(error) => {
+            open.rollback().await;
+            Err(error)
+        }
+    }
+}
+
+async fn steps(db: &SqlStore, open: &mut Open, schema: &Schema) -> Result<(), TransactionError> {
+    let prefix = db.table_prefix();
+    let table = format!("{prefix}schema");
+    let checking = db.inner.settings.migrations == Migrations::Check;
+    if !checking {
+        lock(db, open).await?;
+        let sql = format!(
+            "CREATE TABLE IF NOT EXISTS {table} (part text PRIMARY KEY, version integer NOT NULL)"
+        );
+        open.connection()?.run(sql).await?;
+    }
+    let version = version(open, &table, schema.part).await?;
+    let version = usize::try_from(version).unwrap_or(0);
+    if version >= schema.steps.len() {
+        return Ok(());
+    }
+    if checking {
+        error!(
+            part = schema.part,
+            version, "tables are missing, run the migrations"
+        );
+        return Err(TransactionError::new(TransactionErrorKind::Failed));
+    }
+    for step in schema.steps.iter().skip(version) {
+        open.connection()?.run(step.clone()).await?;
+    }
+    // Both are ours: a static name and a count.
+    let sql = format!(
+        "INSERT INTO {table} (part, version) VALUES ('{0}', {1}) \
+         ON CONFLICT (part) DO UPDATE SET version = {1}",
+        schema.part,
+        schema.steps.len()
+    );
+    open.connection()?.run(sql).await?;
+    Ok(())
+}
+
+/// Two processes that start at once: SQLite's are apart by BEGIN IMMEDIATE already.
+async fn lock(db: &SqlStore, open: &mut Open) -> Result<(), TransactionError> {
+    match db.dialect() {
+        #[cfg(feature = "postgres")]
+        Dialect::Postgres => {
+            // DDL may wait longer than a request may.
+            let sql = "SET LOCAL lock_timeout = 30000; SET LOCAL statement_timeout = 60000; \
+                       SELECT pg_advisory_xact_lock(7742105861993)";
+            open.connection()?.run(sql.to_owned()).await?;
+        }
+        #[cfg(feature = "sqlite")]
+        Dialect::Sqlite => {
+            let _ = open;
+        }
+    }
+    Ok(())
+}
+
+async fn version(
+    open: &mut Open,
+    table: &str,
+    part: &'static str,
+) -> Result<i64, TransactionError> {
+    let connection = open.connection()?;
+    #[cfg(feature = "sqlite")]
+    if let Some(connection) = connection.sqlite() {
+        let sql = sqlx::AssertSqlSafe(format!("SELECT version FROM {table} WHERE part = ?1"));
+        let found: Option<i64> = sqlx::query_scalar(sql)
+            .bind(part)
+            .fetch_optional(connection)
+            .await?;
+        return Ok(found.unwrap_or(0));
+    }
+    #[cfg(feature = "postgres")]
+    if let Some(connection) = connection.postgres() {
+        let sql = sqlx::AssertSqlSafe(format!(
+            "SELECT version::bigint FROM {table} WHERE part = $1"
+        ));
+        let found: Option<i64> = sqlx::query_scalar(sql)
+            .bind(part)
+            .fetch_optional(connection)
+            .await?;
+        return Ok(found.unwrap_or(0));
+    }
+    Err(TransactionError::doomed(RollbackCause::Poisoned))
+}

@@ -1,0 +1,220 @@
+//! A begun transaction: its connection, its turn to write, its name. Dropped, it rolls back in a task.
+
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::connection::Connected;
+use super::error::{TransactionError, TransactionErrorKind};
+use super::shared::Watchdog;
+use super::store::{AnyPool, SqlStore};
+use crate::core::telemetry::{error, seconds, warn};
+
+/// How long a rollback is awaited before it goes on alone.
+const ROLLBACK_LONGEST: Duration = Duration::from_secs(10);
+/// A transaction open for longer is worth a line in the log.
+const SLOW: Duration = Duration::from_secs(1);
+
+pub(super) struct Open {
+    connection: Option<Connected>,
+    permit: Option<OwnedSemaphorePermit>,
+    db: SqlStore,
+    runtime: Handle,
+    begun: Instant,
+    /// What `keep.transaction` says, on Postgres.
+    id: String,
+    /// The database's own name of the transaction, once it has one and we were told.
+    xid: Option<String>,
+    /// User SQL had the connection since the last sentinel.
+    pub(super) used: bool,
+    pub(super) watchdog: Option<Watchdog>,
+}
+
+/// What a library step works on.
+#[derive(Debug)]
+pub(crate) struct Step<'c> {
+    /// The open transaction's connection.
+    pub(crate) connection: &'c mut Connected,
+    /// Where to put the transaction's own id when a statement returns it: a lost COMMIT is asked after by it.
+    pub(crate) xid: &'c mut Option<String>,
+}
+
+impl Open {
+    /// Begins in a task of its own: whoever waits may vanish, and what was begun is rolled back.
+    /// (A `begin()` of sqlx dropped before its reply leaves a session idle in a transaction.)
+    pub(super) async fn begin(
+        db: &SqlStore,
+        lock_timeout: Duration,
+    ) -> Result<Self, TransactionError> {
+        let (reply, begun) = oneshot::channel();
+        let handle = db.clone();
+        db.inner.tasks.spawn(&Handle::current(), async move {
+            // A reply that nobody takes is dropped, and an `Open` that is dropped rolls back.
+            drop(reply.send(begin(handle, lock_timeout).await));
+        });
+        begun
+            .await
+            .map_err(|_| TransactionError::new(TransactionErrorKind::Unavailable))?
+    }
+
+    pub(super) fn connection(&mut self) -> Result<&mut Connected, TransactionError> {
+        self.connection
+            .as_mut()
+            .ok_or(TransactionError::new(TransactionErrorKind::Ended))
+    }
+
+    pub(super) fn step(&mut self) -> Result<Step<'_>, TransactionError> {
+        let connection = self.connection.as_mut();
+        Ok(Step {
+            connection: connection.ok_or(TransactionError::new(TransactionErrorKind::Ended))?,
+            xid: &mut self.xid,
+        })
+    }
+
+    pub(super) fn xid(&self) -> Option<String> {
+        self.xid.clone()
+    }
+
+    /// Asks the database after the transaction if user SQL had it; healthy means it may go on.
+    pub(super) async fn check(&mut self) -> Result<(), TransactionError> {
+        if !self.used {
+            return Ok(());
+        }
+        let Some(connection) = self.connection.as_mut() else {
+            return Err(TransactionError::new(TransactionErrorKind::Ended));
+        };
+        let xid = connection.sentinel(&self.id).await?.check()?;
+        if !connection.is_open() {
+            let cause = crate::core::RollbackCause::Poisoned;
+            return Err(TransactionError::doomed(cause));
+        }
+        self.xid = xid.or(self.xid.take());
+        self.used = false;
+        Ok(())
+    }
+
+    /// Undoes everything since the mark; the sentinel then says whether the transaction is still there.
+    pub(super) async fn rewind(&mut self) -> Result<(), TransactionError> {
+        self.connection()?
+            .run("ROLLBACK TO SAVEPOINT keep_mark".to_owned())
+            .await?;
+        self.used = true;
+        self.check().await
+    }
+
+    /// Commits. After an error the connection has been rolled back or thrown away.
+    pub(super) async fn commit(mut self) -> Result<(), sqlx::Error> {
+        let Some(connection) = self.connection.take() else {
+            return Ok(());
+        };
+        self.note_length();
+        connection.commit().await
+    }
+
+    /// Rolls back; what cannot be rolled back is thrown away by the pool.
+    pub(super) async fn rollback(mut self) {
+        if let Some(connection) = self.connection.take() {
+            self.note_length();
+            roll(connection).await;
+        }
+    }
+
+    fn note_length(&self) {
+        let open = self.begun.elapsed();
+        seconds!("keep_sql_transaction_seconds", open);
+        if open > SLOW {
+            warn!(
+                millis = u64::try_from(open.as_millis()).unwrap_or(u64::MAX),
+                "a transaction was open for long"
+            );
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let Some(connection) = self.connection.take() else {
+            return;
+        };
+        let permit = self.permit.take();
+        self.db.inner.tasks.spawn(&self.runtime, async move {
+            roll(connection).await;
+            // The next writer's turn comes when the locks are gone.
+            drop(permit);
+        });
+    }
+}
+
+async fn roll(connection: Connected) {
+    match tokio::time::timeout(ROLLBACK_LONGEST, connection.rollback()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(problem)) => {
+            let _ = &problem;
+            error!(error = %problem, "a rollback failed, its connection is thrown away");
+        }
+        Err(_) => error!("a rollback was not answered, its connection is thrown away"),
+    }
+}
+
+async fn begin(db: SqlStore, lock_timeout: Duration) -> Result<Open, TransactionError> {
+    let started = Instant::now();
+    let permit = match &db.inner.pool {
+        #[cfg(feature = "sqlite")]
+        AnyPool::Sqlite(_) => Some(db.write_permit(lock_timeout).await?),
+        #[cfg(feature = "postgres")]
+        AnyPool::Postgres(_) => None,
+    };
+    db.admit()?;
+    let id = new_id()?;
+    let mut connection = open(&db, started, lock_timeout, &id).await;
+    if let Err(sqlx::Error::Io(_)) = connection {
+        // A connection that had died in the pool: one more, on another.
+        connection = open(&db, started, lock_timeout, &id).await;
+    }
+    db.report(connection.as_ref().err());
+    seconds!("keep_sql_acquire_seconds", started.elapsed());
+    let connection = connection?;
+    Ok(Open {
+        connection: Some(connection),
+        permit,
+        runtime: Handle::current(),
+        begun: Instant::now(),
+        id,
+        xid: None,
+        used: false,
+        watchdog: None,
+        db,
+    })
+}
+
+async fn open(
+    db: &SqlStore,
+    started: Instant,
+    lock_timeout: Duration,
+    id: &str,
+) -> Result<Connected, sqlx::Error> {
+    let _ = (started, id);
+    match &db.inner.pool {
+        #[cfg(feature = "sqlite")]
+        AnyPool::Sqlite(pool) => {
+            let rest = lock_timeout.saturating_sub(started.elapsed());
+            let begun = super::sqlite::begin(pool, rest).await?;
+            Ok(Connected::of_sqlite(begun))
+        }
+        #[cfg(feature = "postgres")]
+        AnyPool::Postgres(pool) => {
+            let settings = &db.inner.settings;
+            let begun = super::postgres::begin(pool, settings, lock_timeout, id).await?;
+            Ok(Connected::of_postgres(begun))
+        }
+    }
+}
+
+/// 128 random bits as hexadecimal digits.
+fn new_id() -> Result<String, TransactionError> {
+    let mut bits = [0_u8; 16];
+    getrandom::fill(&mut bits)
+        .map_err(|_| TransactionError::new(TransactionErrorKind::Unavailable))?;
+    Ok(format!("{:032x}", u128::from_be_bytes(bits)))
+}

@@ -1,0 +1,136 @@
+//! What all members of one request's transaction share: the connection, taken in turns, and what was said.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::MutexGuard;
+
+use super::error::{TransactionError, TransactionErrorKind};
+use super::open::Open;
+use super::store::SqlStore;
+use crate::core::telemetry::{count, error};
+use crate::core::{AfterWork, RollbackCause, Vote};
+
+pub(super) struct Shared {
+    pub(super) db: SqlStore,
+    /// Begun at first use; whoever holds the lock has the turn.
+    pub(super) slot: tokio::sync::Mutex<Option<Open>>,
+    pub(super) said: Mutex<Said>,
+    /// Extracted guards that are still alive.
+    pub(super) guards: AtomicUsize,
+}
+
+/// What members and the database have said so far.
+#[derive(Default)]
+pub(super) struct Said {
+    pub(super) closed: bool,
+    pub(super) doom: Option<RollbackCause>,
+    pub(super) commit: bool,
+    pub(super) rollback: Option<RollbackCause>,
+    pub(super) after: Vec<AfterWork>,
+}
+
+impl Shared {
+    pub(super) fn new(db: SqlStore) -> Arc<Self> {
+        Arc::new(Self {
+            db,
+            slot: tokio::sync::Mutex::new(None),
+            said: Mutex::new(Said::default()),
+            guards: AtomicUsize::new(0),
+        })
+    }
+
+    /// Waits for the turn and begins if nobody has.
+    pub(super) async fn enter(
+        self: &Arc<Self>,
+        lock_timeout: Duration,
+    ) -> Result<MutexGuard<'_, Option<Open>>, TransactionError> {
+        self.usable()?;
+        let mut slot = self.slot.lock().await;
+        self.usable()?;
+        if slot.is_none() {
+            // The tables must be there before the only connection of a memory database is taken.
+            self.db.prepare().await?;
+            let mut open = Open::begin(&self.db, lock_timeout).await?;
+            open.watchdog = Some(self.watch());
+            *slot = Some(open);
+        }
+        Ok(slot)
+    }
+
+    /// Says whether another operation may run.
+    pub(super) fn usable(&self) -> Result<(), TransactionError> {
+        let said = self.said.lock();
+        if said.closed {
+            return Err(TransactionError::new(TransactionErrorKind::Ended));
+        }
+        said.doom
+            .map_or(Ok(()), |cause| Err(TransactionError::doomed(cause)))
+    }
+
+    /// From now on it can only roll back; the first cause stays.
+    pub(super) fn doom(&self, cause: RollbackCause) {
+        self.said.lock().doom.get_or_insert(cause);
+    }
+
+    pub(super) fn vote(&self, vote: Vote) {
+        let mut said = self.said.lock();
+        match vote {
+            Vote::Commit => said.commit = true,
+            Vote::Rollback(cause) => {
+                said.rollback.get_or_insert(cause);
+            }
+        }
+    }
+
+    pub(super) fn verdict(&self) -> Option<Vote> {
+        let said = self.said.lock();
+        let refused = said.rollback.map(Vote::Rollback);
+        refused.or_else(|| said.commit.then_some(Vote::Commit))
+    }
+
+    /// Closes it for everybody; says whether a guard outlived its handler.
+    pub(super) fn close(&self) -> bool {
+        self.said.lock().closed = true;
+        self.guards.load(Ordering::SeqCst) > 0
+    }
+
+    /// After the transaction timeout it is doomed, and the connection taken back as soon as no
+    /// statement runs on it.
+    fn watch(self: &Arc<Self>) -> Watchdog {
+        let longest = self.db.inner.settings.transaction_timeout;
+        let weak = Arc::downgrade(self);
+        let task = tokio::spawn(async move {
+            tokio::time::sleep(longest).await;
+            let Some(shared) = weak.upgrade() else { return };
+            let mut slot = shared.slot.lock().await;
+            let Some(mut open) = slot.take() else { return };
+            // Its end would stop this very task.
+            open.watchdog.take().map(Watchdog::keep);
+            shared.doom(RollbackCause::Timeout);
+            count!("keep_sql_transactions_total", 1, "end" => "timeout");
+            error!("a transaction was open for longer than the transaction timeout");
+            open.rollback().await;
+        });
+        Watchdog(Some(task.abort_handle()))
+    }
+}
+
+/// Stops the timer of a transaction when it ends.
+pub(super) struct Watchdog(Option<tokio::task::AbortHandle>);
+
+impl Watchdog {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
+}

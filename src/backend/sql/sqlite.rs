@@ -1,0 +1,108 @@
+//! What is particular to SQLite: opening, the write permit's BEGIN, and the sentinel.
+
+use std::time::Duration;
+
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{AssertSqlSafe, Connection, Executor, SqliteConnection, SqlitePool};
+
+use super::builder::Settings;
+use super::connection::Sentinel;
+
+/// How often a file that another process is just switching to WAL is tried again.
+const OPEN_TRIES: u32 = 40;
+const OPEN_PAUSE: Duration = Duration::from_millis(50);
+
+/// Opens the pool: one connection for memory, `max_connections` for a file.
+pub(super) async fn open(
+    url: &str,
+    settings: &Settings,
+) -> Result<(SqlitePool, bool), sqlx::Error> {
+    let memory = is_memory(url);
+    let mut options: SqliteConnectOptions = url.parse()?;
+    options = options
+        .foreign_keys(true)
+        .busy_timeout(settings.lock_timeout);
+    let mut pool = SqlitePoolOptions::new()
+        .test_before_acquire(false)
+        .acquire_timeout(settings.acquire_timeout);
+    if memory {
+        options = options.shared_cache(false);
+        pool = pool
+            .max_connections(1)
+            .idle_timeout(None)
+            .max_lifetime(None);
+    } else {
+        options = options
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full);
+        // A connection that comes back with a transaction open is thrown away.
+        pool = pool
+            .max_connections(settings.max_connections.unwrap_or(8))
+            .after_release(|connection, _| {
+                let open = connection.is_in_transaction();
+                Box::pin(async move { Ok(!open) })
+            });
+    }
+    connect(pool, options).await.map(|pool| (pool, memory))
+}
+
+fn is_memory(url: &str) -> bool {
+    url.contains(":memory:") || url.contains("mode=memory")
+}
+
+/// Two processes that open one new file at once: the switch to WAL waits for nobody, so we do.
+async fn connect(
+    pool: SqlitePoolOptions,
+    options: SqliteConnectOptions,
+) -> Result<SqlitePool, sqlx::Error> {
+    let mut tries = 0;
+    loop {
+        match pool.clone().connect_with(options.clone()).await {
+            Err(error) if tries < OPEN_TRIES && is_busy(&error) => {
+                tries += 1;
+                tokio::time::sleep(OPEN_PAUSE).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+fn is_busy(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.and_then(|code| code.parse::<u32>().ok())
+        .is_some_and(|code| code & 0xff == 5)
+}
+
+/// Begins as the writer; `wait` is what is left of the lock timeout.
+pub(super) async fn begin(
+    pool: &SqlitePool,
+    wait: Duration,
+) -> Result<sqlx::Transaction<'static, sqlx::Sqlite>, sqlx::Error> {
+    let wait = wait.as_millis().max(1);
+    let sql = format!("PRAGMA busy_timeout = {wait}; BEGIN IMMEDIATE");
+    pool.begin_with(AssertSqlSafe(sql)).await
+}
+
+/// `BEGIN` must fail inside a transaction; where it succeeds, the transaction had been lost.
+pub(super) async fn sentinel(connection: &mut SqliteConnection) -> Result<Sentinel, sqlx::Error> {
+    match connection.execute("BEGIN").await {
+        Err(sqlx::Error::Database(error)) if error.message().contains("within a transaction") => {
+            Ok(Sentinel::Sound(None))
+        }
+        Err(error) => Err(error),
+        Ok(_) => Ok(Sentinel::Lost),
+    }
+}
+
+/// Makes database and driver agree that a transaction is open, or that none is.
+pub(super) async fn reopen_if_lost(
+    connection: &mut SqliteConnection,
+) -> Result<Sentinel, sqlx::Error> {
+    let found = sentinel(connection).await?;
+    if matches!(found, Sentinel::Lost) && !connection.is_in_transaction() {
+        // The driver knows already (a dropped SAVEPOINT): only the probe's own BEGIN is undone.
+        connection.execute("ROLLBACK").await?;
+    }
+    Ok(found)
+}

@@ -1,0 +1,262 @@
+//! The handle: a pool, its settings, the write permit of SQLite, the breaker.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::builder::{Settings, SqlStoreBuilder};
+use super::engine::{Dialect, Engine};
+use super::error::{TransactionError, TransactionErrorKind};
+use super::migrations::{Schema, Schemas};
+use super::tasks::Tasks;
+use crate::core::{Admission, Breaker, Clock, StoreError, Timestamp};
+
+/// A SQL database: pool, settings and schema behind one cheap-to-clone handle.
+#[derive(Clone)]
+pub struct SqlStore {
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub(super) pool: AnyPool,
+    pub(super) settings: Settings,
+    pub(super) schemas: Schemas,
+    pub(super) tasks: Tasks,
+    /// SQLite has one writer: in this process they queue here, first come, first served.
+    writer: Arc<Semaphore>,
+    /// The pool has one connection, so that readers queue with the writers.
+    single: bool,
+    breaker: Mutex<Breaker>,
+    started: Instant,
+    parts: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
+}
+
+/// A pool of either engine.
+#[derive(Clone, Debug)]
+pub enum AnyPool {
+    /// Connections to one SQLite database.
+    #[cfg(feature = "sqlite")]
+    Sqlite(sqlx::SqlitePool),
+    /// Connections to one Postgres database.
+    #[cfg(feature = "postgres")]
+    Postgres(sqlx::PgPool),
+}
+
+#[cfg(feature = "sqlite")]
+impl From<sqlx::SqlitePool> for AnyPool {
+    fn from(pool: sqlx::SqlitePool) -> Self {
+        Self::Sqlite(pool)
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl From<sqlx::PgPool> for AnyPool {
+    fn from(pool: sqlx::PgPool) -> Self {
+        Self::Postgres(pool)
+    }
+}
+
+impl SqlStore {
+    /// Opens `sqlite::memory:`, `sqlite:file.db` (made if absent) or `postgres://…`, with the defaults.
+    ///
+    /// # Errors
+    /// As [`SqlStoreBuilder::open`].
+    pub async fn connect(url: &str) -> Result<Self, StoreError> {
+        Self::builder(url).open().await
+    }
+
+    /// Starts a handle with other settings.
+    pub fn builder(url: &str) -> SqlStoreBuilder {
+        SqlStoreBuilder::of_url(url)
+    }
+
+    /// Uses a pool that the application has opened, with the default settings.
+    ///
+    /// SQLite pools should have `foreign_keys`, WAL and a busy timeout set.
+    #[must_use]
+    pub fn from_pool(pool: impl Into<AnyPool>) -> Self {
+        let pool = pool.into();
+        let single = match &pool {
+            #[cfg(feature = "sqlite")]
+            AnyPool::Sqlite(pool) => pool.options().get_max_connections() == 1,
+            #[cfg(feature = "postgres")]
+            AnyPool::Postgres(_) => false,
+        };
+        Self::with(pool, single, Settings::default())
+    }
+
+    pub(super) fn with(pool: AnyPool, single: bool, settings: Settings) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                pool,
+                settings,
+                schemas: Schemas::default(),
+                tasks: Tasks::default(),
+                writer: Arc::new(Semaphore::new(1)),
+                single,
+                breaker: Mutex::new(Breaker::default()),
+                started: Instant::now(),
+                parts: Mutex::new(HashMap::new()),
+            }),
+        }
+    }
+
+    /// Returns the language of the database.
+    #[must_use]
+    pub fn dialect(&self) -> Dialect {
+        match &self.inner.pool {
+            #[cfg(feature = "sqlite")]
+            AnyPool::Sqlite(_) => Dialect::Sqlite,
+            #[cfg(feature = "postgres")]
+            AnyPool::Postgres(_) => Dialect::Postgres,
+        }
+    }
+
+    /// Returns sqlx's pool, for the application's own reads and tables; `None` on another engine.
+    ///
+    /// What is written through it is not part of any request's transaction. `sqlite::memory:` has one
+    /// connection: whoever holds a transaction must not ask the pool for another.
+    #[must_use]
+    pub fn pool<D: Engine>(&self) -> Option<&sqlx::Pool<D>> {
+        D::pool(&self.inner.pool)
+    }
+
+    /// Returns what the names of our tables begin with.
+    #[must_use]
+    pub fn table_prefix(&self) -> &str {
+        &self.inner.settings.prefix
+    }
+
+    /// Returns the injected clock's time in milliseconds, if a clock was injected.
+    #[must_use]
+    pub fn injected_now(&self) -> Option<Timestamp> {
+        let clock = self.inner.settings.clock.as_ref()?;
+        Some(Timestamp::of(clock))
+    }
+
+    /// Returns the time of this handle: the injected clock's, else this machine's.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.injected_now()
+            .unwrap_or_else(|| Timestamp::of(&crate::core::SystemClock))
+    }
+
+    /// Returns the clock that was injected, else the machine's.
+    #[must_use]
+    pub fn clock(&self) -> Arc<dyn Clock> {
+        let injected = self.inner.settings.clock.as_ref();
+        injected.map_or_else(|| Arc::new(crate::core::SystemClock) as _, Arc::clone)
+    }
+
+    /// Creates or upgrades the tables of every part that uses this handle.
+    ///
+    /// Done by itself before the first statement; call it to find out at start.
+    ///
+    /// # Errors
+    /// The database's, or with [`Migrations::Check`](super::Migrations::Check) what is missing.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        Ok(self.prepare().await?)
+    }
+
+    /// Ends the handle: waits up to `deadline` for endings and the work after them, then closes the pool.
+    pub async fn close(&self, deadline: Duration) {
+        let _ = tokio::time::timeout(deadline, self.inner.tasks.idle()).await;
+        match &self.inner.pool {
+            #[cfg(feature = "sqlite")]
+            AnyPool::Sqlite(pool) => pool.close().await,
+            #[cfg(feature = "postgres")]
+            AnyPool::Postgres(pool) => pool.close().await,
+        }
+    }
+
+    /// Returns the one `P` of this handle: what a part builds once, such as its statements.
+    pub(crate) fn part<P: Send + Sync + 'static>(
+        &self,
+        schema: impl FnOnce(&Self) -> Option<Schema>,
+        build: impl FnOnce(&Self) -> P,
+    ) -> Arc<P> {
+        let mut parts = self.inner.parts.lock();
+        let known = parts.get(&TypeId::of::<P>()).cloned();
+        if let Some(part) = known.and_then(|part| part.downcast().ok()) {
+            return part;
+        }
+        if let Some(schema) = schema(self) {
+            self.inner.schemas.register(schema);
+        }
+        let part = Arc::new(build(self));
+        parts.insert(TypeId::of::<P>(), Arc::clone(&part) as _);
+        part
+    }
+
+    /// Takes a connection for reading, outside any transaction.
+    pub(crate) async fn read<D: Engine>(&self) -> Result<Reading<D>, TransactionError> {
+        self.prepare().await?;
+        let permit = if self.inner.single {
+            Some(self.write_permit(self.inner.settings.lock_timeout).await?)
+        } else {
+            None
+        };
+        let Some(pool) = self.pool::<D>() else {
+            return Err(TransactionError::new(TransactionErrorKind::WrongEngine));
+        };
+        self.admit()?;
+        let connection = pool.acquire().await;
+        self.report(connection.as_ref().err());
+        Ok(Reading {
+            connection: connection?,
+            _permit: permit,
+        })
+    }
+
+    /// Waits for the turn to write, first come, first served.
+    pub(super) async fn write_permit(
+        &self,
+        longest: Duration,
+    ) -> Result<OwnedSemaphorePermit, TransactionError> {
+        let turn = Arc::clone(&self.inner.writer).acquire_owned();
+        match tokio::time::timeout(longest, turn).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(TransactionError::new(TransactionErrorKind::LockTimeout)),
+        }
+    }
+
+    /// Asks the breaker whether a connection may be tried.
+    pub(super) fn admit(&self) -> Result<(), TransactionError> {
+        let now = self.inner.started.elapsed();
+        match self.inner.breaker.lock().admit(now) {
+            Admission::Pass | Admission::Probe => Ok(()),
+            Admission::Refused(pause) => Err(TransactionError::refused_for(pause)),
+        }
+    }
+
+    /// Tells the breaker how taking a connection went.
+    pub(super) fn report(&self, error: Option<&sqlx::Error>) {
+        let mut breaker = self.inner.breaker.lock();
+        match error.map(super::error::classify) {
+            Some(TransactionErrorKind::Unavailable) => {
+                breaker.failed(self.inner.started.elapsed());
+            }
+            _ => breaker.succeeded(),
+        }
+    }
+}
+
+/// A connection taken for reading; goes back on drop.
+pub(crate) struct Reading<D: Engine> {
+    pub(crate) connection: sqlx::pool::PoolConnection<D>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl fmt::Debug for SqlStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqlStore")
+            .field("dialect", &self.dialect())
+            .field("prefix", &self.table_prefix())
+            .finish_non_exhaustive()
+    }
+}
