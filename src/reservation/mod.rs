@@ -1,1 +1,7 @@
-//! The reservation layer.
+//! Reservations.
+mod event;
+mod hold;
+mod policy;
+mod rejection;
+mod slot;
+pub mod store;

@@ -49,6 +49,11 @@ impl TransactionError {
         Self::new(TransactionErrorKind::Doomed(cause))
     }
 
+    /// Others were faster too often; doing it all again may succeed.
+    pub(crate) const fn crowded() -> Self {
+        Self::new(TransactionErrorKind::Conflict)
+    }
+
     pub(super) const fn refused_for(pause: Duration) -> Self {
         Self {
             kind: TransactionErrorKind::Unavailable,

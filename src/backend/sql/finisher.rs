@@ -131,18 +131,22 @@ impl Finisher {
     /// # Errors
     /// [`TransactionErrorKind::Doomed`] when it was rolled back instead (a failed statement, a leaked guard,
     /// a vote, the timeout), [`TransactionErrorKind::Unknown`] when the reply was lost and stays lost.
-    pub async fn commit(mut self) -> Result<(), TransactionError> {
+    ///
+    /// Started at the call: dropping the answer changes nothing.
+    pub fn commit(mut self) -> impl Future<Output = Result<(), TransactionError>> + Send + use<> {
         self.ended = true;
-        start_commit(&self.shared, Part::Last).await
+        start_commit(&self.shared, Part::Last)
     }
 
     /// Commits what was written so far; the next statement begins a new transaction.
     ///
     /// # Errors
     /// As [`commit`](Self::commit).
-    pub async fn commit_so_far(&mut self) -> Result<(), TransactionError> {
+    pub fn commit_so_far(
+        &mut self,
+    ) -> impl Future<Output = Result<(), TransactionError>> + Send + use<> {
         self.marked = None;
-        start_commit(&self.shared, Part::SoFar).await
+        start_commit(&self.shared, Part::SoFar)
     }
 
     /// Rolls back: started at the call, and awaited for up to one second, so that locks are free.

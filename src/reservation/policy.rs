@@ -1,0 +1,659 @@
+//! Every decision about holds, on values and `now`: no I/O, no clock.
+
+use smallvec::{SmallVec, smallvec};
+
+use super::event::{EventId, EventKind, EventSet, ReservationEvent};
+use super::hold::{HoldId, HoldState, Payment};
+use super::rejection::Conflict;
+use super::slot::Slot;
+use super::store::{
+    Blockers, Change, ChangeDecision, HoldRecord, HoldWish, LateConfirm, PaymentRecord, Standing,
+};
+use crate::core::{Ending, Timestamp};
+
+/// Returns the state as it counts at `now`: at exactly `expires_at` it is over.
+pub(crate) fn state_at(
+    state: HoldState,
+    expires_at: Option<Timestamp>,
+    now: Timestamp,
+) -> HoldState {
+    if state.is_running() && expires_at.is_some_and(|end| end <= now) {
+        HoldState::Expired
+    } else {
+        state
+    }
+}
+
+/// Says whether a response commits: 200–399, unless the handler said otherwise.
+pub(crate) fn ending(status: u16, said: Option<Ending>) -> Ending {
+    match said {
+        Some(ending) => ending,
+        None if (200..400).contains(&status) => Ending::Commit,
+        None => Ending::Rollback,
+    }
+}
+
+/// A stored row in a blocking state that overlaps a wish.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    pub(crate) hold: HoldId,
+    pub(crate) state: HoldState,
+    pub(crate) expires_at: Option<Timestamp>,
+    pub(crate) mine: bool,
+    pub(crate) same_key: bool,
+    pub(crate) resource: Box<str>,
+    pub(crate) unit: Box<str>,
+    pub(crate) from: Timestamp,
+    pub(crate) to: Timestamp,
+    pub(crate) units: u32,
+    pub(crate) counted: bool,
+}
+
+impl Row {
+    fn is_live(&self, now: Timestamp) -> bool {
+        state_at(self.state, self.expires_at, now).blocks()
+    }
+
+    fn meets(&self, slot: &Slot) -> bool {
+        let blocks = slot.blocks();
+        *self.resource == *slot.resource
+            && *self.unit == *slot.unit
+            && self.from < blocks.end
+            && blocks.start < self.to
+    }
+}
+
+/// Whether slots may be taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// Yes, once these holds, which are over, are written as expired.
+    Free(Vec<HoldId>),
+    Taken(Blockers),
+    Full {
+        left: u32,
+    },
+}
+
+/// Decides whether `slots` may be taken beside `rows`, the blocking rows that overlap them.
+pub(crate) fn admit(slots: &[Slot], rows: &[Row], now: Timestamp) -> Admission {
+    let (live, over): (Vec<&Row>, Vec<&Row>) = rows
+        .iter()
+        .filter(|row| slots.iter().any(|slot| row.meets(slot)))
+        .partition(|row| row.is_live(now));
+    let in_the_way: Vec<&Row> = live
+        .iter()
+        .copied()
+        .filter(|row| {
+            let mut met = slots.iter().filter(|slot| row.meets(slot));
+            met.any(|slot| !(row.counted && slot.is_counted()))
+        })
+        .collect();
+    if !in_the_way.is_empty() {
+        return Admission::Taken(blockers(&in_the_way, now));
+    }
+    let full = slots.iter().filter_map(|slot| left_if_full(slot, &live));
+    if let Some(left) = full.min() {
+        return Admission::Full { left };
+    }
+    let mut expired: Vec<HoldId> = over.iter().map(|row| row.hold).collect();
+    expired.sort_unstable();
+    expired.dedup();
+    Admission::Free(expired)
+}
+
+/// Finds holds of the same holder and key that run and overlap: one of them may be the same wish.
+pub(crate) fn twins(rows: &[Row], now: Timestamp) -> Vec<HoldId> {
+    let mine = rows
+        .iter()
+        .filter(|row| row.mine && row.same_key && row.is_live(now) && row.state.is_running());
+    let mut ids: Vec<HoldId> = mine.map(|row| row.hold).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+/// Says whether `record` is what `wish` asks for: holder, key and slots, and running.
+pub(crate) fn is_same_wish(record: &HoldRecord, wish: &HoldWish, now: Timestamp) -> bool {
+    let same = |(a, b): (&Slot, &Slot)| {
+        a.shares_lane(b)
+            && (a.start, a.end) == (b.start, b.end)
+            && a.blocks() == b.blocks()
+            && a.is_counted() == b.is_counted()
+            && a.wanted_units() == b.wanted_units()
+    };
+    record.holder == wish.holder
+        && record.key == wish.key
+        && record.state_at(now).is_running()
+        && record.slots.len() == wish.slots.len()
+        && record.slots.iter().zip(wish.slots.iter()).all(same)
+}
+
+fn blockers(rows: &[&Row], now: Timestamp) -> Blockers {
+    let booked = |row: &&&Row| row.state == HoldState::Confirmed;
+    Blockers {
+        booked: rows.iter().any(|row| booked(&row)),
+        booked_by_you: rows.iter().any(|row| booked(&row) && row.mine),
+        held_until: rows
+            .iter()
+            .filter_map(|row| row.expires_at)
+            .max()
+            .unwrap_or(now),
+        by_you: rows.iter().all(|row| row.mine),
+        now,
+    }
+}
+
+/// What a client is told of those in the way.
+pub(crate) fn conflict(blockers: &Blockers) -> Conflict {
+    if blockers.booked_by_you {
+        return Conflict::AlreadyBookedByYou;
+    }
+    let left = blockers.held_until.since(blockers.now);
+    let seconds = left.as_millis().div_ceil(1_000).max(1);
+    Conflict::SlotTaken {
+        held_until: (!blockers.booked).then_some(blockers.held_until),
+        by_you: blockers.by_you,
+        retry_after: u64::try_from(seconds).unwrap_or(u64::MAX),
+    }
+}
+
+/// Sweeps the rows of the slot's lane: at no instant may the units exceed the capacity. Ends come before
+/// starts at one instant, because ranges are half-open.
+fn left_if_full(slot: &Slot, live: &[&Row]) -> Option<u32> {
+    let places = slot.places?;
+    let blocks = slot.blocks();
+    let mut steps: Vec<(Timestamp, i64)> = Vec::new();
+    for row in live.iter().filter(|row| row.counted && row.meets(slot)) {
+        steps.push((row.from.max(blocks.start), i64::from(row.units)));
+        steps.push((row.to.min(blocks.end), -i64::from(row.units)));
+    }
+    steps.sort_unstable();
+    let (mut taken, mut peak) = (0_i64, 0_i64);
+    for (_, step) in steps {
+        taken += step;
+        peak = peak.max(taken);
+    }
+    let left = (i64::from(places.capacity) - peak).max(0);
+    let left = u32::try_from(left).unwrap_or(0);
+    (places.units > left).then_some(left)
+}
+
+/// What is written to a hold, and what is answered once it is.
+#[derive(Clone, Debug)]
+pub(crate) struct Edit {
+    pub(crate) record: HoldRecord,
+    /// A payment to be written, attached or in its new standing.
+    pub(crate) payment: Option<PaymentRecord>,
+    pub(crate) events: SmallVec<[ReservationEvent; 2]>,
+    pub(crate) outcome: Outcome,
+    /// The hold itself changed.
+    pub(crate) moved: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Done,
+    Same,
+    AlreadyConfirmed,
+    LateConflict,
+    DuplicatePayment,
+}
+
+impl Edit {
+    pub(crate) fn decision(self) -> ChangeDecision {
+        match self.outcome {
+            Outcome::Done => ChangeDecision::Done(self.record),
+            Outcome::Same => ChangeDecision::Same(self.record),
+            Outcome::AlreadyConfirmed => ChangeDecision::AlreadyConfirmed(self.record),
+            Outcome::LateConflict => ChangeDecision::LateConflict(self.record),
+            Outcome::DuplicatePayment => ChangeDecision::DuplicatePayment(self.record),
+        }
+    }
+}
+
+/// What a change comes to.
+#[derive(Clone, Debug)]
+pub(crate) enum Verdict {
+    /// Nothing is written.
+    Answer(ChangeDecision),
+    Write(Box<Edit>),
+    /// Late: the slots are taken again if they are free, else the other edit is written.
+    Revive {
+        if_free: Box<Edit>,
+        if_taken: Box<Edit>,
+    },
+}
+
+/// What a change is decided on: the locked hold, its payments, and the payment spoken of wherever it is.
+#[derive(Debug)]
+pub(crate) struct Case<'c> {
+    pub(crate) record: &'c HoldRecord,
+    pub(crate) payments: &'c [PaymentRecord],
+    /// The payment by which the hold was named, or which the change carries; known in the store or not.
+    pub(crate) spoken: Option<&'c PaymentRecord>,
+    /// The hold was named by this payment.
+    pub(crate) named_by: Option<&'c str>,
+    pub(crate) record_kinds: EventSet,
+    pub(crate) now: Timestamp,
+}
+
+/// Decides a change.
+pub(crate) fn decide(case: &Case<'_>, change: &Change) -> Verdict {
+    let (record, now) = (case.record, case.now);
+    let state = record.state_at(now);
+    match change {
+        Change::Extend {
+            claimant,
+            by,
+            at_most,
+        } => {
+            if !claimant.holds(&record.holder, &record.token) {
+                return Verdict::Answer(ChangeDecision::NotFound);
+            }
+            if state != HoldState::Held {
+                return ended(state);
+            }
+            let end = later(record, now.plus(*by)).min(record.created_at.plus(*at_most));
+            let end = later(record, end);
+            case.moved(HoldState::Held, Some(end), EventKind::Extended)
+        }
+        Change::Attach { payment, at_most } => attach(case, state, payment, *at_most),
+        Change::Processing { lasting, at_most } => {
+            if !state.is_running() {
+                return ended(state);
+            }
+            let end = later(record, now.plus(*lasting)).min(record.created_at.plus(*at_most));
+            let end = later(record, end);
+            if state == HoldState::Processing && Some(end) == record.expires_at {
+                return case.same();
+            }
+            case.moved(HoldState::Processing, Some(end), EventKind::Processing)
+        }
+        Change::Confirm { paid_by, late } => confirm(case, state, paid_by.as_ref(), *late),
+        Change::Release { claimant } => {
+            if !claimant.holds(&record.holder, &record.token) {
+                return Verdict::Answer(ChangeDecision::NotFound);
+            }
+            match state {
+                HoldState::Held | HoldState::Processing => {
+                    case.moved(HoldState::Released, None, EventKind::Released)
+                }
+                HoldState::Released | HoldState::Expired => case.same(),
+                other => Verdict::Answer(ChangeDecision::State(other)),
+            }
+        }
+        Change::Cancel { claimant } => {
+            if !claimant.holds(&record.holder, &record.token) {
+                return Verdict::Answer(ChangeDecision::NotFound);
+            }
+            match state {
+                HoldState::Confirmed => {
+                    case.moved(HoldState::Cancelled, None, EventKind::Cancelled)
+                }
+                HoldState::Cancelled => case.same(),
+                other => Verdict::Answer(ChangeDecision::State(other)),
+            }
+        }
+    }
+}
+
+fn attach(
+    case: &Case<'_>,
+    state: HoldState,
+    payment: &Payment,
+    at_most: std::time::Duration,
+) -> Verdict {
+    let record = case.record;
+    if let Some(known) = case.spoken {
+        if known.hold != record.id {
+            return Verdict::Answer(ChangeDecision::PaymentInUse);
+        }
+        // The event overtook the attaching, or this is a repetition.
+        if state != HoldState::Held {
+            return case.same();
+        }
+    }
+    if state != HoldState::Held {
+        return ended(state);
+    }
+    if payment
+        .valid_until
+        .is_some_and(|end| end > record.created_at.plus(at_most))
+    {
+        return Verdict::Answer(ChangeDecision::PaymentOutlivesHold);
+    }
+    let end = payment
+        .valid_until
+        .map_or(record.expires_at, |end| Some(later(record, end)));
+    let known = case
+        .spoken
+        .is_some_and(|known| known.valid_until >= payment.valid_until);
+    if known && end == record.expires_at {
+        return case.same();
+    }
+    let mut edit = case.edit(HoldState::Held, end, 1, Outcome::Done);
+    edit.payment = Some(PaymentRecord {
+        payment: payment.id.clone(),
+        hold: record.id,
+        valid_until: payment.valid_until,
+        standing: case
+            .spoken
+            .map_or(Standing::Attached, |known| known.standing),
+    });
+    case.tell(&mut edit, EventKind::PaymentAttached, Some(payment.id()));
+    Verdict::Write(Box::new(edit))
+}
+
+fn confirm(
+    case: &Case<'_>,
+    state: HoldState,
+    paid_by: Option<&Payment>,
+    late: LateConfirm,
+) -> Verdict {
+    let record = case.record;
+    if case.spoken.is_some_and(|known| known.hold != record.id) {
+        return Verdict::Answer(ChangeDecision::PaymentInUse);
+    }
+    let paying = paid_by.map(Payment::id).or(case.named_by);
+    let standing = case.spoken.map(|known| known.standing);
+    let valid_until = case
+        .spoken
+        .and_then(|known| known.valid_until)
+        .or_else(|| paid_by.and_then(|payment| payment.valid_until));
+    let pays = |standing| {
+        paying.map(|payment| PaymentRecord {
+            payment: payment.into(),
+            hold: record.id,
+            valid_until,
+            standing,
+        })
+    };
+    match state {
+        HoldState::Held | HoldState::Processing => {
+            let mut edit = case.edit(HoldState::Confirmed, None, 1, Outcome::Done);
+            edit.payment = pays(Standing::Paid);
+            case.tell(&mut edit, EventKind::Confirmed, paying);
+            Verdict::Write(Box::new(edit))
+        }
+        HoldState::Confirmed | HoldState::Cancelled => {
+            let paid = case
+                .payments
+                .iter()
+                .any(|known| known.standing == Standing::Paid);
+            let mut edit = case.still(Outcome::AlreadyConfirmed);
+            if paying.is_none() || standing == Some(Standing::Paid) {
+                return Verdict::Write(Box::new(edit));
+            }
+            if !paid {
+                edit.payment = pays(Standing::Paid);
+                return Verdict::Write(Box::new(edit));
+            }
+            let cancelled = state == HoldState::Cancelled;
+            let (outcome, kind) = if cancelled {
+                (Outcome::LateConflict, EventKind::LateConflict)
+            } else {
+                (Outcome::DuplicatePayment, EventKind::DuplicatePayment)
+            };
+            case.give_back(
+                edit,
+                outcome,
+                kind,
+                paying,
+                pays(Standing::Duplicate),
+                standing,
+            )
+        }
+        HoldState::LateConflict => {
+            let edit = case.still(Outcome::LateConflict);
+            let (outcome, kind) = (Outcome::LateConflict, EventKind::LateConflict);
+            if paying.is_none() {
+                return Verdict::Write(Box::new(edit));
+            }
+            case.give_back(edit, outcome, kind, paying, pays(Standing::Late), standing)
+        }
+        HoldState::Expired | HoldState::Released => {
+            // An expiry that nobody had written is written with it, as a version of its own.
+            let unnoticed = record.state.is_running();
+            let steps = if unnoticed { 2 } else { 1 };
+            let both = |state, outcome, kind, standing| {
+                let mut edit = case.edit(state, None, steps, outcome);
+                if unnoticed {
+                    let id = EventId::of_change(record.id, record.version + 1);
+                    case.tell_as(&mut edit, EventKind::Expired, id, None);
+                }
+                edit.payment = pays(standing);
+                case.tell(&mut edit, kind, paying);
+                Box::new(edit)
+            };
+            let if_taken = both(
+                HoldState::LateConflict,
+                Outcome::LateConflict,
+                EventKind::LateConflict,
+                Standing::Late,
+            );
+            if late == LateConfirm::Reject {
+                return Verdict::Write(if_taken);
+            }
+            let if_free = both(
+                HoldState::Confirmed,
+                Outcome::Done,
+                EventKind::Confirmed,
+                Standing::Paid,
+            );
+            Verdict::Revive { if_free, if_taken }
+        }
+    }
+}
+
+impl Case<'_> {
+    /// The hold moves to `state`, with one event.
+    fn moved(&self, state: HoldState, end: Option<Timestamp>, kind: EventKind) -> Verdict {
+        let mut edit = self.edit(state, end, 1, Outcome::Done);
+        self.tell(&mut edit, kind, None);
+        Verdict::Write(Box::new(edit))
+    }
+
+    fn same(&self) -> Verdict {
+        Verdict::Answer(ChangeDecision::Same(self.record.clone()))
+    }
+
+    /// The hold stays as it is.
+    fn still(&self, outcome: Outcome) -> Edit {
+        Edit {
+            record: self.record.clone(),
+            payment: None,
+            events: smallvec![],
+            outcome,
+            moved: false,
+        }
+    }
+
+    fn edit(&self, state: HoldState, end: Option<Timestamp>, steps: u32, outcome: Outcome) -> Edit {
+        let mut edit = self.still(outcome);
+        edit.record.state = state;
+        edit.record.expires_at = end;
+        edit.record.changed_at = self.now;
+        edit.record.version += steps;
+        edit.moved = true;
+        edit
+    }
+
+    /// A payment that has to be given back: told once, however often it comes.
+    fn give_back(
+        &self,
+        mut edit: Edit,
+        outcome: Outcome,
+        kind: EventKind,
+        paying: Option<&str>,
+        payment: Option<PaymentRecord>,
+        standing: Option<Standing>,
+    ) -> Verdict {
+        edit.outcome = outcome;
+        if matches!(standing, None | Some(Standing::Attached)) {
+            edit.payment = payment;
+            self.tell(&mut edit, kind, paying);
+        }
+        Verdict::Write(Box::new(edit))
+    }
+
+    fn tell(&self, edit: &mut Edit, kind: EventKind, payment: Option<&str>) {
+        let id = match (kind, payment) {
+            (EventKind::LateConflict | EventKind::DuplicatePayment, Some(payment)) => {
+                EventId::of_payment(self.record.id, payment)
+            }
+            _ => EventId::of_change(self.record.id, edit.record.version),
+        };
+        self.tell_as(edit, kind, id, payment);
+    }
+
+    fn tell_as(&self, edit: &mut Edit, kind: EventKind, id: EventId, payment: Option<&str>) {
+        if self.record_kinds.contains(kind) {
+            edit.events.push(ReservationEvent {
+                id,
+                kind,
+                hold: self.record.id,
+                holder: self.record.holder.clone(),
+                payment: payment.map(Box::from),
+                at: self.now,
+                attempts: 0,
+            });
+        }
+    }
+}
+
+/// The event of a hold that was found to be over, or `None` if such events are not recorded.
+pub(crate) fn expiry_event(
+    hold: HoldId,
+    holder: &str,
+    version: u32,
+    record: EventSet,
+    now: Timestamp,
+) -> Option<ReservationEvent> {
+    record
+        .contains(EventKind::Expired)
+        .then(|| ReservationEvent {
+            id: EventId::of_change(hold, version),
+            kind: EventKind::Expired,
+            hold,
+            holder: holder.into(),
+            payment: None,
+            at: now,
+            attempts: 0,
+        })
+}
+
+/// The event of a hold that was made, or `None` if such events are not recorded.
+pub(crate) fn creation_event(record: &HoldRecord, kinds: EventSet) -> Option<ReservationEvent> {
+    kinds
+        .contains(EventKind::Created)
+        .then(|| ReservationEvent {
+            id: EventId::of_change(record.id, record.version),
+            kind: EventKind::Created,
+            hold: record.id,
+            holder: record.holder.clone(),
+            payment: None,
+            at: record.created_at,
+            attempts: 0,
+        })
+}
+
+/// The end never moves forward in time: max(old, new).
+fn later(record: &HoldRecord, end: Timestamp) -> Timestamp {
+    record.expires_at.map_or(end, |old| old.max(end))
+}
+
+/// Not possible any more: over, or in another state.
+const fn ended(state: HoldState) -> Verdict {
+    Verdict::Answer(match state {
+        HoldState::Expired => ChangeDecision::Expired,
+        other => ChangeDecision::State(other),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(millis: u64) -> Timestamp {
+        Timestamp::from_millis(millis)
+    }
+
+    fn row(from: u64, to: u64, units: u32, counted: bool) -> Row {
+        Row {
+            hold: HoldId::from(uuid::Uuid::from_u128(
+                u128::from(from) << 64 | u128::from(to),
+            )),
+            state: HoldState::Held,
+            expires_at: Some(at(1_000)),
+            mine: false,
+            same_key: false,
+            resource: "a".into(),
+            unit: "".into(),
+            from: at(from),
+            to: at(to),
+            units,
+            counted,
+        }
+    }
+
+    #[test]
+    fn a_wish_fits_although_no_numbered_place_is_free_throughout() {
+        let wish = [Slot::new("a", at(1)..at(4)).units(1).of(2)];
+        let rows = [row(0, 2, 1, true), row(3, 5, 1, true)];
+        assert_eq!(admit(&wish, &rows, at(0)), Admission::Free(vec![]));
+        let three = [row(0, 2, 1, true), row(1, 5, 1, true)];
+        assert_eq!(admit(&wish, &three, at(0)), Admission::Full { left: 0 });
+    }
+
+    #[test]
+    fn exclusive_and_counted_holds_exclude_each_other() {
+        let counted = [Slot::new("a", at(0)..at(2)).units(1).of(9)];
+        let exclusive = [Slot::new("a", at(0)..at(2))];
+        let taken =
+            |slots: &[Slot], row| matches!(admit(slots, &[row], at(0)), Admission::Taken(_));
+        assert!(taken(&counted, row(1, 3, 1, false)));
+        assert!(taken(&exclusive, row(1, 3, 1, true)));
+        assert!(!taken(&exclusive, row(2, 3, 1, true)));
+    }
+
+    #[test]
+    fn at_exactly_its_end_a_hold_blocks_nothing_and_is_named_as_over() {
+        let wish = [Slot::new("a", at(0)..at(2))];
+        let rows = [row(0, 2, 1, false)];
+        assert!(matches!(admit(&wish, &rows, at(999)), Admission::Taken(_)));
+        assert_eq!(
+            admit(&wish, &rows, at(1_000)),
+            Admission::Free(vec![rows[0].hold])
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn the_capacity_sweep_agrees_with_counting_instant_by_instant(
+            rows in prop::collection::vec((0_u64..20, 1_u64..8, 1_u32..4), 0..8),
+            (from, len, units, capacity) in (0_u64..20, 1_u64..8, 1_u32..4, 4_u32..9),
+        ) {
+            let rows: Vec<Row> = rows
+                .into_iter()
+                .map(|(from, len, units)| row(from, from + len, units, true))
+                .collect();
+            let wish = [Slot::new("a", at(from)..at(from + len)).units(units).of(capacity)];
+            let peak = (from..from + len)
+                .map(|t| {
+                    let here = rows.iter().filter(|r| r.from <= at(t) && at(t) < r.to);
+                    here.map(|r| r.units).sum::<u32>()
+                })
+                .max()
+                .unwrap_or(0);
+            let fits = peak + units <= capacity;
+            let expected = if fits {
+                Admission::Free(vec![])
+            } else {
+                Admission::Full { left: capacity.saturating_sub(peak) }
+            };
+            prop_assert_eq!(admit(&wish, &rows, at(0)), expected);
+        }
+    }
+}

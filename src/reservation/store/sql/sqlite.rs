@@ -1,0 +1,418 @@
+//! The steps on SQLite: everything happens under the write lock, a trigger watches other writers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
+use uuid::Uuid;
+
+use super::rows::{
+    COLUMNS, OVERLAP_COLUMNS, StoredEvent, StoredPayment, StoredSpan, busy_of, capacity, event_of,
+    int, millis, ms, overlap_row, payload_of, payment_of, record_of, stored_slot, whole,
+};
+use crate::backend::sql::{Schema, TransactionError};
+use crate::core::Timestamp;
+use crate::reservation::event::{EventId, ReservationEvent};
+use crate::reservation::hold::{HoldId, HoldState};
+use crate::reservation::policy::Row;
+use crate::reservation::slot::Slot;
+use crate::reservation::store::steps::{Calendar, Lock, Over, PURGE_ROWS};
+use crate::reservation::store::{
+    AvailabilityQuery, Busy, Delivery, HoldRecord, HoldWish, MOST_ATTEMPTS, MOST_SPANS,
+    PaymentRecord, event_pause,
+};
+
+pub(super) fn schema(prefix: &str) -> Schema {
+    let first = include_str!("sqlite.sql").replace("{p}", prefix);
+    Schema::new("reservation", vec![first])
+}
+
+pub(super) struct Statements {
+    overlaps: Arc<str>,
+    load: Arc<str>,
+    payment: Arc<str>,
+    payments: Arc<str>,
+    insert: Arc<str>,
+    delete: Arc<str>,
+    expire: Arc<str>,
+    due: Arc<str>,
+    write_payment: Arc<str>,
+    write_hold: Arc<str>,
+    write_event: Arc<str>,
+    closed: Arc<str>,
+    forget_payments: Arc<str>,
+    purge_events: Arc<str>,
+    busy: Arc<str>,
+    take_events: Arc<str>,
+    fail_event: Arc<str>,
+    settle_event: Arc<str>,
+}
+
+impl Statements {
+    pub(super) fn new(p: &str) -> Self {
+        let arc = |sql: String| Arc::from(sql);
+        Self {
+            overlaps: arc(format!(
+                "SELECT {OVERLAP_COLUMNS} FROM {p}hold h WHERE h.resource = ?1 AND h.unit = ?2 \
+                 AND h.state <= 3 AND h.block_end > ?3 AND h.block_start < ?4"
+            )),
+            load: arc(format!(
+                "SELECT {COLUMNS} FROM {p}hold WHERE hold_id = ?1 ORDER BY part"
+            )),
+            payment: arc(format!(
+                "SELECT payment, hold_id, valid_until, standing FROM {p}payment WHERE payment = ?1"
+            )),
+            payments: arc(format!(
+                "SELECT payment, hold_id, valid_until, standing FROM {p}payment WHERE hold_id = ?1"
+            )),
+            insert: arc(format!(
+                "INSERT INTO {p}hold ({COLUMNS}, part, counted) VALUES \
+                 (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?9 > 0)"
+            )),
+            delete: arc(format!("DELETE FROM {p}hold WHERE hold_id = ?1")),
+            expire: arc(format!(
+                "UPDATE {p}hold SET state = 5, version = version + 1, changed_at = ?2 \
+                 WHERE hold_id = ?1 AND state <= 2 AND expires_at <= ?2 RETURNING holder, version"
+            )),
+            due: arc(format!(
+                "SELECT hold_id FROM {p}hold WHERE state <= 2 AND expires_at <= ?1 AND part = 0 \
+                 ORDER BY expires_at LIMIT ?2"
+            )),
+            write_payment: arc(format!(
+                "INSERT INTO {p}payment (payment, hold_id, valid_until, standing, paid_at) \
+                 VALUES (?1, ?2, ?3, ?4, CASE WHEN ?4 > 0 THEN ?5 END) \
+                 ON CONFLICT (payment) DO UPDATE SET valid_until = excluded.valid_until, \
+                 standing = excluded.standing, paid_at = coalesce(paid_at, excluded.paid_at) \
+                 WHERE hold_id = excluded.hold_id"
+            )),
+            write_hold: arc(format!(
+                "UPDATE {p}hold SET state = ?2, version = ?3, expires_at = ?4, changed_at = ?5 \
+                 WHERE hold_id = ?1"
+            )),
+            write_event: arc(format!(
+                "INSERT INTO {p}event (id, kind, hold_id, payload, created_at, due_at, attempts, state) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?5, 0, 0) ON CONFLICT (id) DO NOTHING"
+            )),
+            closed: arc(format!(
+                "SELECT hold_id FROM {p}hold WHERE state >= 4 AND changed_at <= ?1 AND part = 0 LIMIT ?2"
+            )),
+            forget_payments: arc(format!("DELETE FROM {p}payment WHERE hold_id = ?1")),
+            purge_events: arc(format!(
+                "DELETE FROM {p}event WHERE id IN \
+                 (SELECT id FROM {p}event WHERE state = 1 AND due_at <= ?1 LIMIT ?2)"
+            )),
+            busy: arc(format!(
+                "SELECT unit, starts, ends, block_start, block_end, state, expires_at, units \
+                 FROM {p}hold WHERE resource = ?1 AND state <= 3 AND block_end > ?2 \
+                 AND block_start < ?3 AND (state = 3 OR expires_at > ?4) \
+                 ORDER BY unit, starts, row_id LIMIT ?5"
+            )),
+            take_events: arc(format!(
+                "UPDATE {p}event SET due_at = ?2 WHERE id IN (SELECT id FROM {p}event \
+                 WHERE state = 0 AND due_at <= ?1 ORDER BY created_at, id LIMIT ?3) \
+                 RETURNING id, kind, hold_id, payload, created_at, attempts"
+            )),
+            fail_event: arc(format!(
+                "UPDATE {p}event SET attempts = attempts + 1 WHERE id = ?1 RETURNING attempts"
+            )),
+            settle_event: arc(format!(
+                "UPDATE {p}event SET state = ?2, due_at = ?3, \
+                 attempts = CASE WHEN ?4 THEN 0 ELSE attempts END WHERE id = ?1"
+            )),
+        }
+    }
+}
+
+pub(super) struct SqliteCalendar<'c> {
+    pub(super) connection: &'c mut SqliteConnection,
+    pub(super) sql: &'c Statements,
+    /// Read when the step began, under the write lock.
+    pub(super) now: Timestamp,
+}
+
+fn sql(text: &Arc<str>) -> AssertSqlSafe<Arc<str>> {
+    AssertSqlSafe(Arc::clone(text))
+}
+
+impl SqliteCalendar<'_> {
+    async fn insert_rows(&mut self, record: &HoldRecord) -> Result<(), TransactionError> {
+        for (part, slot) in record.slots.iter().enumerate() {
+            let blocks = slot.blocks();
+            sqlx::query(sql(&self.sql.insert))
+                .bind(record.id.as_uuid())
+                .bind(&*slot.resource)
+                .bind(&*slot.unit)
+                .bind(ms(slot.start))
+                .bind(ms(slot.end))
+                .bind(ms(blocks.start))
+                .bind(ms(blocks.end))
+                .bind(int(slot.wanted_units()))
+                .bind(capacity(slot))
+                .bind(&*record.holder)
+                .bind(&*record.key)
+                .bind(&record.token.0[..])
+                .bind(record.state.code())
+                .bind(int(record.version))
+                .bind(ms(record.created_at))
+                .bind(record.expires_at.map(ms))
+                .bind(ms(record.changed_at))
+                .bind(i64::try_from(part).unwrap_or(i64::MAX))
+                .execute(&mut *self.connection)
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+impl Calendar for SqliteCalendar<'_> {
+    type Error = TransactionError;
+    const INSERT_FIRST: bool = false;
+
+    fn crowded() -> TransactionError {
+        TransactionError::crowded()
+    }
+
+    async fn lock_lanes(&mut self, _slots: &[Slot]) -> Result<(), TransactionError> {
+        Ok(())
+    }
+
+    async fn lock_payment(&mut self, _payment: &str) -> Result<(), TransactionError> {
+        Ok(())
+    }
+
+    async fn overlaps(
+        &mut self,
+        slots: &[Slot],
+        holder: &str,
+        key: &str,
+    ) -> Result<(Vec<Row>, Timestamp), TransactionError> {
+        let mut rows = Vec::new();
+        for slot in slots {
+            let blocks = slot.blocks();
+            let found = sqlx::query(sql(&self.sql.overlaps))
+                .bind(&*slot.resource)
+                .bind(&*slot.unit)
+                .bind(ms(blocks.start))
+                .bind(ms(blocks.end))
+                .fetch_all(&mut *self.connection)
+                .await?;
+            for row in found {
+                rows.push(overlap_row!(row, holder, key));
+            }
+        }
+        Ok((rows, self.now))
+    }
+
+    async fn load(
+        &mut self,
+        hold: HoldId,
+        _lock: Lock,
+    ) -> Result<Option<HoldRecord>, TransactionError> {
+        let found = sqlx::query(sql(&self.sql.load))
+            .bind(hold.as_uuid())
+            .fetch_all(&mut *self.connection)
+            .await?;
+        let mut rows = Vec::with_capacity(found.len());
+        for row in found {
+            rows.push(stored_slot!(row));
+        }
+        Ok(record_of(rows, self.now))
+    }
+
+    async fn payment(&mut self, payment: &str) -> Result<Option<PaymentRecord>, TransactionError> {
+        let row: Option<StoredPayment> = sqlx::query_as(sql(&self.sql.payment))
+            .bind(payment)
+            .fetch_optional(&mut *self.connection)
+            .await?;
+        Ok(row.map(payment_of))
+    }
+
+    async fn payments(&mut self, hold: HoldId) -> Result<Vec<PaymentRecord>, TransactionError> {
+        let rows: Vec<StoredPayment> = sqlx::query_as(sql(&self.sql.payments))
+            .bind(hold.as_uuid())
+            .fetch_all(&mut *self.connection)
+            .await?;
+        Ok(rows.into_iter().map(payment_of).collect())
+    }
+
+    async fn insert(&mut self, wish: &HoldWish) -> Result<Option<HoldRecord>, TransactionError> {
+        let record = HoldRecord {
+            id: wish.id,
+            holder: wish.holder.clone(),
+            key: wish.key.clone(),
+            token: wish.token,
+            state: HoldState::Held,
+            slots: Arc::clone(&wish.slots),
+            created_at: self.now,
+            expires_at: Some(self.now.plus(wish.hold_for)),
+            changed_at: self.now,
+            version: 1,
+            read_at: self.now,
+        };
+        self.insert_rows(&record).await?;
+        Ok(Some(record))
+    }
+
+    async fn replace(&mut self, record: &HoldRecord) -> Result<bool, TransactionError> {
+        sqlx::query(sql(&self.sql.delete))
+            .bind(record.id.as_uuid())
+            .execute(&mut *self.connection)
+            .await?;
+        self.insert_rows(record).await?;
+        Ok(true)
+    }
+
+    async fn expire(
+        &mut self,
+        holds: &[HoldId],
+        now: Timestamp,
+    ) -> Result<Vec<Over>, TransactionError> {
+        let mut over = Vec::with_capacity(holds.len());
+        for hold in holds {
+            let rows: Vec<(String, i32)> = sqlx::query_as(sql(&self.sql.expire))
+                .bind(hold.as_uuid())
+                .bind(ms(now))
+                .fetch_all(&mut *self.connection)
+                .await?;
+            over.extend(rows.into_iter().next().map(|(holder, version)| Over {
+                hold: *hold,
+                holder: holder.into(),
+                version: whole(version),
+            }));
+        }
+        Ok(over)
+    }
+
+    async fn expire_due(&mut self, batch: u32) -> Result<(Vec<Over>, Timestamp), TransactionError> {
+        let due: Vec<Uuid> = sqlx::query_scalar(sql(&self.sql.due))
+            .bind(ms(self.now))
+            .bind(batch)
+            .fetch_all(&mut *self.connection)
+            .await?;
+        let due: Vec<HoldId> = due.into_iter().map(HoldId::from).collect();
+        let now = self.now;
+        Ok((self.expire(&due, now).await?, now))
+    }
+
+    async fn write_payment(&mut self, payment: &PaymentRecord) -> Result<bool, TransactionError> {
+        let done = sqlx::query(sql(&self.sql.write_payment))
+            .bind(&*payment.payment)
+            .bind(payment.hold.as_uuid())
+            .bind(payment.valid_until.map(ms))
+            .bind(payment.standing.code())
+            .bind(ms(self.now))
+            .execute(&mut *self.connection)
+            .await?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    async fn write_hold(&mut self, record: &HoldRecord) -> Result<(), TransactionError> {
+        sqlx::query(sql(&self.sql.write_hold))
+            .bind(record.id.as_uuid())
+            .bind(record.state.code())
+            .bind(int(record.version))
+            .bind(record.expires_at.map(ms))
+            .bind(ms(record.changed_at))
+            .execute(&mut *self.connection)
+            .await?;
+        Ok(())
+    }
+
+    async fn write_events(&mut self, events: &[ReservationEvent]) -> Result<(), TransactionError> {
+        for event in events {
+            sqlx::query(sql(&self.sql.write_event))
+                .bind(event.id.as_str())
+                .bind(event.kind.as_str())
+                .bind(event.hold.as_uuid())
+                .bind(payload_of(event))
+                .bind(ms(event.at))
+                .execute(&mut *self.connection)
+                .await?;
+        }
+        Ok(())
+    }
+
+    async fn purge_holds(&mut self, closed_before: Timestamp) -> Result<u64, TransactionError> {
+        let closed: Vec<Uuid> = sqlx::query_scalar(sql(&self.sql.closed))
+            .bind(ms(closed_before))
+            .bind(PURGE_ROWS)
+            .fetch_all(&mut *self.connection)
+            .await?;
+        for hold in &closed {
+            for statement in [&self.sql.forget_payments, &self.sql.delete] {
+                sqlx::query(sql(statement))
+                    .bind(hold)
+                    .execute(&mut *self.connection)
+                    .await?;
+            }
+        }
+        Ok(closed.len() as u64)
+    }
+
+    async fn purge_events(&mut self, delivered_before: Timestamp) -> Result<u64, TransactionError> {
+        let done = sqlx::query(sql(&self.sql.purge_events))
+            .bind(ms(delivered_before))
+            .bind(PURGE_ROWS)
+            .execute(&mut *self.connection)
+            .await?;
+        Ok(done.rows_affected())
+    }
+
+    async fn busy(&mut self, query: &AvailabilityQuery) -> Result<Vec<Busy>, TransactionError> {
+        let rows: Vec<StoredSpan> = sqlx::query_as(sql(&self.sql.busy))
+            .bind(&*query.resource)
+            .bind(ms(query.from))
+            .bind(ms(query.to))
+            .bind(ms(self.now))
+            .bind(MOST_SPANS as i64 + 1)
+            .fetch_all(&mut *self.connection)
+            .await?;
+        Ok(rows.into_iter().map(busy_of).collect())
+    }
+
+    async fn take_events(
+        &mut self,
+        limit: u32,
+        lease: Duration,
+    ) -> Result<Vec<ReservationEvent>, TransactionError> {
+        let rows: Vec<StoredEvent> = sqlx::query_as(sql(&self.sql.take_events))
+            .bind(ms(self.now))
+            .bind(ms(self.now) + millis(lease))
+            .bind(limit)
+            .fetch_all(&mut *self.connection)
+            .await?;
+        let mut events: Vec<_> = rows.into_iter().filter_map(event_of).collect();
+        events.sort_by(|a, b| (a.at, &a.id).cmp(&(b.at, &b.id)));
+        Ok(events)
+    }
+
+    async fn settle_event(
+        &mut self,
+        event: &EventId,
+        delivery: Delivery,
+    ) -> Result<(), TransactionError> {
+        let mut state = 0_i16;
+        let mut due = self.now;
+        match delivery {
+            Delivery::Delivered => state = 1,
+            Delivery::Again => {}
+            Delivery::Failed => {
+                let failed: Option<i32> = sqlx::query_scalar(sql(&self.sql.fail_event))
+                    .bind(event.as_str())
+                    .fetch_optional(&mut *self.connection)
+                    .await?;
+                let attempts = whole(failed.unwrap_or(0));
+                due = due.plus(event_pause(attempts));
+                state = if attempts >= MOST_ATTEMPTS { 2 } else { 0 };
+            }
+        }
+        sqlx::query(sql(&self.sql.settle_event))
+            .bind(event.as_str())
+            .bind(state)
+            .bind(ms(due))
+            .bind(delivery == Delivery::Again)
+            .execute(&mut *self.connection)
+            .await?;
+        Ok(())
+    }
+}
