@@ -10,6 +10,7 @@ use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
 use super::slot::{Slot, is_text};
+use super::store::HoldRecord;
 use crate::core::{Timestamp, base64url};
 
 /// The name of a hold: a UUID of version 7 (RFC 9562), so that ids sort by their making.
@@ -351,6 +352,19 @@ pub enum HoldOutcome {
 }
 
 impl Hold {
+    /// What a handler may see of a record, as it stood when it was read.
+    pub(crate) fn of(record: HoldRecord, outcome: HoldOutcome) -> Self {
+        Self {
+            id: record.id,
+            token: None,
+            state: record.state_at(record.read_at),
+            slots: record.slots,
+            expires_at: record.expires_at,
+            version: record.version,
+            outcome,
+        }
+    }
+
     /// Returns its name.
     #[must_use]
     pub const fn id(&self) -> HoldId {

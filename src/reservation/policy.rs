@@ -193,7 +193,6 @@ pub(crate) struct Edit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Done,
-    Same,
     AlreadyConfirmed,
     LateConflict,
     DuplicatePayment,
@@ -203,7 +202,6 @@ impl Edit {
     pub(crate) fn decision(self) -> ChangeDecision {
         match self.outcome {
             Outcome::Done => ChangeDecision::Done(self.record),
-            Outcome::Same => ChangeDecision::Same(self.record),
             Outcome::AlreadyConfirmed => ChangeDecision::AlreadyConfirmed(self.record),
             Outcome::LateConflict => ChangeDecision::LateConflict(self.record),
             Outcome::DuplicatePayment => ChangeDecision::DuplicatePayment(self.record),
@@ -282,6 +280,10 @@ pub(crate) fn decide(case: &Case<'_>, change: &Change) -> Verdict {
                 other => Verdict::Answer(ChangeDecision::State(other)),
             }
         }
+        Change::Compensate if state == HoldState::Held => {
+            case.moved(HoldState::Released, None, EventKind::Released)
+        }
+        Change::Compensate => case.same(),
         Change::Cancel { claimant } => {
             if !claimant.holds(&record.holder, &record.token) {
                 return Verdict::Answer(ChangeDecision::NotFound);

@@ -28,6 +28,14 @@ pub enum TransactionErrorKind {
     Failed,
 }
 
+impl TransactionErrorKind {
+    /// Sorts a driver's error by what it says about the transaction.
+    #[must_use]
+    pub fn of(error: &sqlx::Error) -> Self {
+        classify(error)
+    }
+}
+
 /// A failure of a request's transaction: a kind, and a source for the log.
 #[derive(Debug)]
 pub struct TransactionError {

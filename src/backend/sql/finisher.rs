@@ -126,6 +126,19 @@ impl Finisher {
             .map_or(true, |slot| slot.is_some())
     }
 
+    /// Says whether nothing was begun and no work waits for the end.
+    pub(crate) fn is_untouched(&self) -> bool {
+        let begun = self.is_begun();
+        let said = self.shared.said.lock();
+        !begun && said.after.is_empty() && said.doom.is_none()
+    }
+
+    /// Ends a transaction that nobody has touched, without a task.
+    pub(crate) fn close(mut self) {
+        self.ended = true;
+        self.shared.close();
+    }
+
     /// Commits. `Ok` means that it is durable.
     ///
     /// # Errors

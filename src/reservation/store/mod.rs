@@ -5,7 +5,7 @@ mod sql;
 mod steps;
 
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub(crate) use sql::request_of;
+pub(crate) use sql::{is_on, request_of};
 
 use std::any::Any;
 use std::fmt;
@@ -234,6 +234,8 @@ pub enum Change {
         /// Who asks.
         claimant: Claimant,
     },
+    /// Releases what is still held, for a request that failed after its commit.
+    Compensate,
     /// Takes a confirmed hold back.
     Cancel {
         /// Who asks.

@@ -20,11 +20,14 @@ use super::{
     HoldWish, ReservationStore, ReservationTransaction, SweepLimits, SweptBatch,
 };
 use crate::backend::sql::{
-    Dialect, Finisher, RequestTransaction, SqlStore, Step, TransactionError, TransactionErrorKind,
+    Dialect, Engine, Finisher, RequestTransaction, SqlStore, Step, TransactionError,
+    TransactionErrorKind,
 };
 use crate::core::{AfterWork, Ending, RollbackCause, StoreFuture, Timestamp, Vote};
 use crate::reservation::event::{EventId, EventSet, ReservationEvent};
 use crate::reservation::hold::HoldRef;
+use crate::reservation::rejection::{ReservationError, ReservationRejection};
+use crate::reservation::reservations::Retryable;
 
 /// The statements of a handle, built once from its prefix.
 pub(crate) struct Statements {
@@ -308,6 +311,9 @@ impl ReservationTransaction for SqlReservations {
             }
             return StoreFuture::ok(self.ended_already());
         };
+        if finisher.is_untouched() {
+            return StoreFuture::ok(closed(finisher, ending));
+        }
         match ending {
             Ending::Commit => {
                 let done = finisher.commit();
@@ -346,6 +352,60 @@ impl SqlReservations {
 pub(crate) fn request_of(transaction: &dyn ReservationTransaction) -> Option<&RequestTransaction> {
     let own = transaction.as_any().downcast_ref::<SqlReservations>()?;
     Some(&own.request)
+}
+
+/// Nothing was begun and nobody waits for the end: no task, no I/O.
+fn closed(finisher: Finisher, ending: Ending) -> Ended {
+    let verdict = finisher.verdict();
+    finisher.close();
+    match (ending, verdict) {
+        (_, Some(Vote::Rollback(cause))) => Ended::RolledBack(cause),
+        (Ending::Commit, _) => Ended::Committed,
+        (Ending::Rollback, _) => Ended::RolledBack(RollbackCause::Cancelled),
+    }
+}
+
+/// Says whether the connection is of engine `D`; without SQL there is none.
+pub(crate) fn is_on<D: Engine>(transaction: &dyn ReservationTransaction) -> bool {
+    let own = transaction.as_any().downcast_ref::<SqlReservations>();
+    own.is_some_and(|own| own.db.dialect() == D::DIALECT)
+}
+
+impl Retryable for sqlx::Error {
+    fn is_worth_again(&self) -> bool {
+        TransactionErrorKind::of(self) == TransactionErrorKind::Conflict
+    }
+}
+
+impl From<sqlx::Error> for ReservationError {
+    /// The database's text goes to the log and nowhere else.
+    fn from(error: sqlx::Error) -> Self {
+        match TransactionErrorKind::of(&error) {
+            TransactionErrorKind::Conflict => Self::Contention { again: true },
+            TransactionErrorKind::LockTimeout => Self::Contention { again: false },
+            TransactionErrorKind::Unavailable => Self::StoreUnavailable { retry_after: 1 },
+            _ => {
+                crate::core::telemetry::error!(%error, "a handler's statement failed");
+                Self::Internal
+            }
+        }
+    }
+}
+
+impl From<sqlx::Error> for ReservationRejection {
+    fn from(error: sqlx::Error) -> Self {
+        ReservationError::from(error).into()
+    }
+}
+
+impl From<TransactionError> for ReservationError {
+    fn from(error: TransactionError) -> Self {
+        match error.kind() {
+            TransactionErrorKind::WrongEngine => Self::Misconfigured,
+            TransactionErrorKind::Doomed(cause) => Self::TransactionFailed(cause),
+            _ => crate::core::StoreError::from(error).into(),
+        }
+    }
 }
 
 fn ended(done: Result<(), TransactionError>) -> Ended {

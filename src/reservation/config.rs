@@ -1,0 +1,110 @@
+//! What layer, guards and workers are set to; all defaults in one place.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Response;
+
+use super::event::EventSet;
+use super::hold::{HoldId, HoldToken};
+use super::rejection::{ReservationError, ReservationRejection};
+use super::slot::{Slot, SlotError, Slots, is_text};
+use super::store::{HoldWish, LateConfirm, ReservationStore};
+use crate::core::Timestamp;
+use crate::core::ttl::{DAY, HOUR, MINUTE};
+
+type Offered = dyn Fn(&Slot, Timestamp) -> bool + Send + Sync;
+type OnRejection = dyn Fn(&ReservationRejection, &mut Response<Bytes>) + Send + Sync;
+
+#[derive(Clone)]
+pub(crate) struct Config {
+    pub(crate) store: Arc<dyn ReservationStore>,
+    pub(crate) hold_for: Duration,
+    pub(crate) hold_at_most: Duration,
+    pub(crate) processing_for: Duration,
+    pub(crate) late: LateConfirm,
+    pub(crate) offered: Option<Arc<Offered>>,
+    pub(crate) record: EventSet,
+    pub(crate) on_rejection: Option<Arc<OnRejection>>,
+}
+
+impl Config {
+    pub(crate) fn new(store: Arc<dyn ReservationStore>) -> Self {
+        Self {
+            store,
+            hold_for: 10 * MINUTE,
+            hold_at_most: 24 * HOUR,
+            processing_for: 11 * DAY,
+            late: LateConfirm::IfFree,
+            offered: None,
+            record: EventSet::DUE,
+            on_rejection: None,
+        }
+    }
+
+    /// Checks a wish before any store call: nothing is held that the schedule does not have.
+    pub(crate) fn wish(
+        &self,
+        slots: Slots,
+        holder: &str,
+        key: &str,
+        hold_for: Option<Duration>,
+    ) -> Result<(HoldWish, HoldToken), ReservationError> {
+        let now = self.store.now();
+        let slots = slots.checked()?;
+        if !is_text(holder, 1, 128) {
+            return Err(SlotError::Holder.into());
+        }
+        if !is_text(key, 0, 64) {
+            return Err(SlotError::Key.into());
+        }
+        let hold_for = hold_for.unwrap_or(self.hold_for);
+        if hold_for < Duration::from_millis(1) || hold_for > self.hold_at_most {
+            return Err(SlotError::Length.into());
+        }
+        let past = |slot: &Slot| slot.end <= now || (slot.start < now && !slot.in_progress);
+        if slots.iter().any(past) {
+            return Err(ReservationError::SlotInPast);
+        }
+        if let Some(offered) = &self.offered
+            && !slots.iter().all(|slot| offered(slot, now))
+        {
+            return Err(ReservationError::SlotNotOffered);
+        }
+        let token = HoldToken::fresh().map_err(|_| ReservationError::Internal)?;
+        let wish = HoldWish {
+            id: HoldId::fresh(now),
+            slots: slots.into_vec().into(),
+            holder: holder.into(),
+            key: key.into(),
+            token: token.hash(),
+            hold_for,
+            record: self.record,
+        };
+        Ok((wish, token))
+    }
+
+    /// Makes the response of a refusal, with the hook applied.
+    pub(crate) fn refuse(&self, rejection: &ReservationRejection) -> Response<Bytes> {
+        let mut response = rejection.response();
+        if let Some(hook) = &self.on_rejection {
+            hook(rejection, &mut response);
+        }
+        response
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("store", &self.store)
+            .field("hold_for", &self.hold_for)
+            .field("hold_at_most", &self.hold_at_most)
+            .field("processing_for", &self.processing_for)
+            .field("late", &self.late)
+            .field("record", &self.record)
+            .finish_non_exhaustive()
+    }
+}

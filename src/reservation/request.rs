@@ -1,0 +1,148 @@
+//! What one request keeps about its reservations: the transaction, its guards, and what they did.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use http::Extensions;
+use parking_lot::Mutex;
+
+use super::config::Config;
+use super::hold::{HoldId, HoldRef};
+use super::rejection::{Conflict, ReservationError};
+use super::store::{Change, Ended, ReservationTransaction};
+use crate::core::telemetry::{count, error};
+use crate::core::{Ending, RollbackCause, StoreFuture, Vote};
+
+/// Shared by the layer and the guards of one request.
+pub(crate) struct Request {
+    pub(crate) config: Arc<Config>,
+    pub(crate) transaction: Arc<dyn ReservationTransaction>,
+    /// Inside [`Reservations::run`](super::Reservations::run), which commits and nobody else.
+    pub(crate) is_run: bool,
+    guards: AtomicUsize,
+    said: Mutex<Said>,
+}
+
+#[derive(Default)]
+struct Said {
+    closed: bool,
+    conflict: Option<Conflict>,
+    /// Made in the open transaction.
+    made: Vec<HoldId>,
+    /// Made and committed by `commit()`: released if the response fails.
+    committed: Vec<HoldId>,
+}
+
+impl Request {
+    pub(crate) fn open(config: &Arc<Config>, extensions: Option<&mut Extensions>) -> Arc<Self> {
+        Arc::new(Self {
+            is_run: extensions.is_none(),
+            transaction: config.store.open(extensions),
+            config: Arc::clone(config),
+            guards: AtomicUsize::new(0),
+            said: Mutex::new(Said::default()),
+        })
+    }
+
+    pub(crate) fn enter(&self) {
+        self.guards.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn leave(&self) {
+        self.guards.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn usable(&self) -> Result<(), ReservationError> {
+        if self.said.lock().closed {
+            return Err(ReservationError::TransactionLeaked);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn note_conflict(&self, conflict: Conflict) {
+        self.said.lock().conflict = Some(conflict);
+    }
+
+    pub(crate) fn conflict(&self) -> Option<Conflict> {
+        self.said.lock().conflict
+    }
+
+    pub(crate) fn note_made(&self, hold: HoldId) {
+        self.said.lock().made.push(hold);
+    }
+
+    pub(crate) fn made(&self) -> Arc<[HoldId]> {
+        self.said.lock().made.as_slice().into()
+    }
+
+    pub(crate) fn note_committed(&self) {
+        let mut said = self.said.lock();
+        let made = std::mem::take(&mut said.made);
+        said.committed.extend(made);
+    }
+
+    /// Closes the guards; says whether one outlived its handler.
+    pub(crate) fn close(&self) -> bool {
+        self.said.lock().closed = true;
+        self.guards.load(Ordering::SeqCst) > 0
+    }
+
+    pub(crate) fn commit(&self) -> StoreFuture<Ended> {
+        self.transaction.end(Ending::Commit)
+    }
+
+    /// Rolls back, and releases what an earlier `commit()` of this request had held. Started at the call.
+    pub(crate) fn roll_back(&self, cause: RollbackCause) -> StoreFuture<Ended> {
+        self.transaction.vote(Vote::Rollback(cause));
+        let ended = self.transaction.end(Ending::Rollback);
+        let committed = std::mem::take(&mut self.said.lock().committed);
+        let runtime = tokio::runtime::Handle::try_current();
+        let (false, Ok(runtime)) = (committed.is_empty(), runtime) else {
+            return ended;
+        };
+        let config = Arc::clone(&self.config);
+        let task = runtime.spawn(async move {
+            let ended = ended.await;
+            for hold in committed {
+                compensate(&config, hold).await;
+            }
+            ended
+        });
+        StoreFuture::boxed(async move {
+            match task.await {
+                Ok(ended) => ended,
+                Err(_) => Ok(Ended::RolledBack(cause)),
+            }
+        })
+    }
+}
+
+/// Releases a hold if it is still held; if that fails, it expires.
+async fn compensate(config: &Config, hold: HoldId) {
+    let transaction = config.store.open(None);
+    let done = transaction
+        .change(HoldRef::Id(hold), Change::Compensate, config.record)
+        .await;
+    let answer = match done {
+        Ok(_) => match transaction.end(Ending::Commit).await {
+            Ok(Ended::Committed) => "released",
+            _ => "failed",
+        },
+        Err(problem) => {
+            let _ = &problem;
+            error!(error = ?problem, "a hold of a failed request was not released, it will expire");
+            drop(transaction.end(Ending::Rollback));
+            "failed"
+        }
+    };
+    count!("keep_reservation_compensations_total", 1, "answer" => answer);
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("transaction", &self.transaction)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,263 @@
+//! The same store and settings outside requests: for workers, reads and retries.
+
+use std::future::IntoFuture;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::availability::Availability;
+use super::config::Config;
+use super::event::EventId;
+use super::guard::{GuardEngine, ReservationGuard, held, refusal_of};
+use super::hold::{Hold, HoldOutcome, HoldRef};
+use super::rejection::ReservationError;
+use super::request::Request;
+use super::slot::Slots;
+use super::store::{AvailabilityQuery, Delivery, Ended, SweepLimits, SweptBatch};
+use crate::core::telemetry::count;
+use crate::core::ttl::{DAY, SECOND};
+use crate::core::{RollbackCause, Timestamp};
+
+/// Holds, reads and sweeps outside requests. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Reservations {
+    pub(crate) config: Arc<Config>,
+}
+
+/// Says whether an error is one after which the whole transaction may succeed when it is done again.
+pub trait Retryable {
+    /// `true` after a deadlock or a serialisation failure; not after a lock timeout, which has waited.
+    fn is_worth_again(&self) -> bool;
+}
+
+impl Retryable for ReservationError {
+    fn is_worth_again(&self) -> bool {
+        matches!(self, Self::Contention { again: true })
+    }
+}
+
+impl Reservations {
+    pub(crate) const fn new(config: Arc<Config>) -> Self {
+        Self { config }
+    }
+
+    /// Runs `body` in a transaction of its own and commits it; again, up to 5 times in 5 s, when it met
+    /// a deadlock, a serialisation failure or a busy database.
+    pub fn run<D, F, Fut, T, E>(&self, body: F) -> Run<'_, F, D>
+    where
+        D: GuardEngine,
+        F: FnMut(ReservationGuard<D>) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+        E: Retryable + From<ReservationError>,
+    {
+        Run {
+            reservations: self,
+            body,
+            attempts: 5,
+            within: 5 * SECOND,
+            engine: std::marker::PhantomData,
+        }
+    }
+
+    /// Holds in one step of the store, outside any transaction.
+    ///
+    /// # Errors
+    /// As the guard's `hold`.
+    pub async fn hold(
+        &self,
+        slots: impl Into<Slots>,
+        holder: &str,
+    ) -> Result<Hold, ReservationError> {
+        let (wish, token) = self.config.wish(slots.into(), holder, "", None)?;
+        let decision = self.config.store.hold(wish).await?;
+        Ok(held(decision, token)?)
+    }
+
+    /// Finds a hold as it was committed.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn find(&self, hold: impl Into<HoldRef>) -> Result<Option<Hold>, ReservationError> {
+        let found = self.config.store.find(hold.into()).await?;
+        Ok(found.map(|record| Hold::of(record, HoldOutcome::Known)))
+    }
+
+    /// Lists what blocks a resource.
+    ///
+    /// # Errors
+    /// [`SlotInvalid`](ReservationError::SlotInvalid) for more than 366 days, and the store's.
+    pub async fn availability(
+        &self,
+        resource: &str,
+        range: Range<Timestamp>,
+    ) -> Result<Availability, ReservationError> {
+        let query = AvailabilityQuery::checked(resource, &range)?;
+        let spans = self.config.store.availability(query).await?;
+        Ok(Availability::new(range, spans))
+    }
+
+    /// Ends what is due, until nothing is; for a cron route. Parallel runs never count a hold twice.
+    ///
+    /// # Errors
+    /// The store's; what was swept before stays swept.
+    pub async fn sweep(&self) -> Result<SweptBatch, ReservationError> {
+        let mut all = SweptBatch::default();
+        loop {
+            let swept = self.sweep_batch(500, 90 * DAY).await?;
+            all.expired += swept.expired;
+            all.purged += swept.purged;
+            if swept.expired < 500 && swept.purged == 0 {
+                return Ok(all);
+            }
+        }
+    }
+
+    pub(crate) async fn sweep_batch(
+        &self,
+        batch: u32,
+        keep_closed: Duration,
+    ) -> Result<SweptBatch, ReservationError> {
+        let limits = SweepLimits {
+            batch,
+            keep_closed,
+            record: self.config.record,
+        };
+        let swept = self.config.store.sweep(limits).await?;
+        count!("keep_reservation_swept_total", swept.expired);
+        Ok(swept)
+    }
+
+    /// Delivers an event again, also one that was parked.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn redeliver(&self, event: EventId) -> Result<(), ReservationError> {
+        let again = vec![(event, Delivery::Again)];
+        Ok(self.config.store.settle_events(again).await?)
+    }
+}
+
+/// A transaction about to be run; await it.
+#[must_use = "nothing runs unless it is awaited"]
+pub struct Run<'r, F, D> {
+    reservations: &'r Reservations,
+    body: F,
+    attempts: u32,
+    within: Duration,
+    engine: std::marker::PhantomData<fn() -> D>,
+}
+
+impl<F, D> Run<'_, F, D> {
+    /// Bounds the attempts (5).
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.attempts = attempts.max(1);
+        self
+    }
+
+    /// Bounds the time in which another attempt may begin (5 s).
+    pub fn within(mut self, within: Duration) -> Self {
+        self.within = within;
+        self
+    }
+}
+
+impl<F, D> std::fmt::Debug for Run<'_, F, D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Run")
+            .field("attempts", &self.attempts)
+            .field("within", &self.within)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'r, D, F, Fut, T, E> IntoFuture for Run<'r, F, D>
+where
+    D: GuardEngine,
+    F: FnMut(ReservationGuard<D>) -> Fut + Send + 'r,
+    Fut: Future<Output = Result<T, E>> + Send + 'r,
+    T: Send + 'r,
+    E: Retryable + From<ReservationError> + Send + 'r,
+{
+    type Output = Result<T, E>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Result<T, E>> + Send + 'r>>;
+
+    fn into_future(mut self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let started = Instant::now();
+            let mut attempt = 1;
+            loop {
+                let error = match once(&self.reservations.config, &mut self.body).await {
+                    Ok(done) => return Ok(done),
+                    Err(error) => error,
+                };
+                let over = attempt >= self.attempts || started.elapsed() >= self.within;
+                if over || !error.is_worth_again() {
+                    return Err(error);
+                }
+                count!("keep_sql_retries_total", 1, "reason" => "contention");
+                tokio::time::sleep(pause(attempt)).await;
+                attempt += 1;
+            }
+        })
+    }
+}
+
+/// Rolls back if the run is dropped half-way.
+struct Unfinished(Option<Arc<Request>>);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(request) = self.0.take() {
+            request.close();
+            drop(request.roll_back(RollbackCause::Cancelled));
+        }
+    }
+}
+
+async fn once<D, F, Fut, T, E>(config: &Arc<Config>, body: &mut F) -> Result<T, E>
+where
+    D: GuardEngine,
+    F: FnMut(ReservationGuard<D>) -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+    E: From<ReservationError>,
+{
+    let request = Request::open(config, None);
+    let source = super::guard::GuardSource(Arc::clone(&request));
+    if !D::fits(&source) {
+        return Err(ReservationError::Misconfigured.into());
+    }
+    drop(source);
+    let mut unfinished = Unfinished(Some(Arc::clone(&request)));
+    let done = body(ReservationGuard::new(&request)).await;
+    unfinished.0 = None;
+    let leaked = request.close();
+    let value = match done {
+        Ok(_) if leaked => {
+            let _ = request.roll_back(RollbackCause::Leaked).await;
+            return Err(ReservationError::TransactionLeaked.into());
+        }
+        Ok(value) => value,
+        Err(error) => {
+            let cause = request.conflict().map(|_| RollbackCause::Conflict);
+            let _ = request
+                .roll_back(cause.unwrap_or(RollbackCause::Inner))
+                .await;
+            return Err(error);
+        }
+    };
+    match request.commit().await {
+        Ok(Ended::Committed) => Ok(value),
+        Ok(ended) => Err(refusal_of(ended, &request).into()),
+        Err(problem) => Err(ReservationError::from(problem).into()),
+    }
+}
+
+/// Full jitter in 0…min(250 ms, 10 ms · 2ⁿ).
+fn pause(attempt: u32) -> Duration {
+    let most = (10_u64 << attempt.min(5)).min(250);
+    let drawn = getrandom::u64().map_or(most, |random| random % (most + 1));
+    Duration::from_millis(drawn)
+}

@@ -1,0 +1,48 @@
+//! The service: opens the way for guards, calls inside, and ends the transaction before anybody sees the answer.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{Request, Response};
+use tower_service::Service;
+
+use super::config::Config;
+use super::future::ResponseFuture;
+use super::guard::GuardSource;
+use super::request;
+use crate::core::{Body, take_ready};
+
+/// Middleware made by [`ReservationLayer`](super::ReservationLayer).
+#[derive(Clone, Debug)]
+pub struct Reservation<S> {
+    inner: S,
+    config: Arc<Config>,
+}
+
+impl<S> Reservation<S> {
+    pub(crate) const fn new(inner: S, config: Arc<Config>) -> Self {
+        Self { inner, config }
+    }
+}
+
+impl<S, B, ResBody> Service<Request<B>> for Reservation<S>
+where
+    S: Service<Request<B>, Response = Response<ResBody>> + Clone,
+{
+    type Response = Response<Body<ResBody>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future, ResBody, S::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let mut inner = take_ready(&mut self.inner);
+        let own = request::Request::open(&self.config, Some(request.extensions_mut()));
+        request
+            .extensions_mut()
+            .insert(GuardSource(Arc::clone(&own)));
+        ResponseFuture::new(inner.call(request), own)
+    }
+}

@@ -1,0 +1,161 @@
+//! The worker that ends due holds, delivers events, and removes what is long closed.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::event::ReservationEvent;
+use super::rejection::ReservationError;
+use super::reservations::Reservations;
+use super::store::Delivery;
+use crate::core::telemetry::{count, error};
+use crate::core::ttl::{DAY, MINUTE, SECOND};
+
+/// Events taken at once.
+const EVENTS: u32 = 100;
+/// How long taken events are ours.
+const LEASE: Duration = Duration::from_secs(60);
+
+/// What a consumer of events says when it could not do its work.
+pub type DeliveryError = Box<dyn std::error::Error + Send + Sync>;
+
+type Consumer = dyn Fn(ReservationEvent) -> Pin<Box<dyn Future<Output = Result<(), DeliveryError>> + Send>>
+    + Send
+    + Sync;
+
+/// Sweeps in the background. Correctness never waits for it: what is over blocks nothing, noticed or not.
+/// Any number may run; each hold is counted once, each event delivered at least once.
+#[derive(Clone)]
+#[must_use = "a sweeper does nothing unless it is run"]
+pub struct Sweeper {
+    reservations: Reservations,
+    every: Duration,
+    batch: u32,
+    keep_closed: Duration,
+    consumer: Option<Arc<Consumer>>,
+}
+
+impl Sweeper {
+    /// Makes a sweeper: every 30 s, batches of 500, closed holds kept for 90 days.
+    pub fn new(reservations: &Reservations) -> Self {
+        Self {
+            reservations: reservations.clone(),
+            every: 30 * SECOND,
+            batch: 500,
+            keep_closed: 90 * DAY,
+            consumer: None,
+        }
+    }
+
+    /// Sets the pause between sweeps (30 s), ± 20 %.
+    pub fn every(mut self, every: Duration) -> Self {
+        self.every = every;
+        self
+    }
+
+    /// Bounds the holds of one transaction (500).
+    pub fn batch(mut self, batch: u32) -> Self {
+        self.batch = batch.max(1);
+        self
+    }
+
+    /// Sets how long closed holds are kept (90 days).
+    pub fn keep_closed(mut self, keep: Duration) -> Self {
+        self.keep_closed = keep;
+        self
+    }
+
+    /// Delivers recorded events, at least once each, oldest first; use their id to do the work once. An
+    /// error means again: after 1 s, doubling to 1 h, parked after 20 times.
+    pub fn on_event<F, Fut>(mut self, consumer: F) -> Self
+    where
+        F: Fn(ReservationEvent) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), DeliveryError>> + Send + 'static,
+    {
+        self.consumer = Some(Arc::new(move |event| Box::pin(consumer(event))));
+        self
+    }
+
+    /// Sweeps until `shutdown` resolves, and ends after the batch under way.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
+        let mut shutdown = std::pin::pin!(shutdown);
+        let mut failures = 0;
+        loop {
+            let pause = match self.once().await {
+                Ok(()) => {
+                    failures = 0;
+                    jittered(self.every)
+                }
+                Err(problem) => {
+                    let _ = &problem;
+                    error!(error = %problem, "a sweep failed");
+                    failures += 1;
+                    (SECOND * 2_u32.saturating_pow(failures.min(9) - 1)).min(5 * MINUTE)
+                }
+            };
+            if tokio::time::timeout(pause, &mut shutdown).await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// Sweeps and delivers until nothing is due.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn once(&self) -> Result<(), ReservationError> {
+        loop {
+            let swept = self
+                .reservations
+                .sweep_batch(self.batch, self.keep_closed)
+                .await?;
+            if swept.expired < u64::from(self.batch) && swept.purged == 0 {
+                break;
+            }
+        }
+        while self.deliver().await? {}
+        Ok(())
+    }
+
+    /// Delivers one batch; says whether there may be more.
+    async fn deliver(&self) -> Result<bool, ReservationError> {
+        let Some(consumer) = &self.consumer else {
+            return Ok(false);
+        };
+        let store = &self.reservations.config.store;
+        let events = store.take_events(EVENTS, LEASE).await?;
+        let more = events.len() == EVENTS as usize;
+        for event in events {
+            let (id, kind) = (event.id.clone(), event.kind);
+            // A task of its own, so that a panic in it is a failed delivery.
+            let done = tokio::spawn(consumer(event)).await;
+            let delivery = match done {
+                Ok(Ok(())) => Delivery::Delivered,
+                _ => {
+                    count!("keep_reservation_event_failures_total", 1, "kind" => kind.as_str());
+                    Delivery::Failed
+                }
+            };
+            let _ = kind;
+            store.settle_events(vec![(id, delivery)]).await?;
+        }
+        Ok(more)
+    }
+}
+
+impl fmt::Debug for Sweeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sweeper")
+            .field("every", &self.every)
+            .field("batch", &self.batch)
+            .field("keep_closed", &self.keep_closed)
+            .finish_non_exhaustive()
+    }
+}
+
+/// ± 20 %, so that the sweepers of many processes do not meet.
+fn jittered(every: Duration) -> Duration {
+    let drawn = getrandom::u32().map_or(0, |random| random % 401);
+    every * (800 + drawn) / 1_000
+}
