@@ -25,6 +25,7 @@ pin_project! {
     enum Inner<B> {
         Pass { #[pin] body: B },
         Owned { data: Option<Bytes>, trailers: Option<Box<HeaderMap>> },
+        Resumed { head: Option<Bytes>, body: Pin<Box<B>> },
     }
 }
 
@@ -44,6 +45,14 @@ impl<B> Body<B> {
                 data,
                 trailers: None,
             },
+        }
+    }
+
+    /// Makes a body that begins with bytes already taken from `body`, and goes on with the rest of it.
+    pub fn resumed(head: Bytes, body: Pin<Box<B>>) -> Self {
+        let head = (!head.is_empty()).then_some(head);
+        Self {
+            inner: Inner::Resumed { head, body },
         }
     }
 
@@ -92,6 +101,10 @@ impl<B: http_body::Body<Data = Bytes>> http_body::Body for Body<B> {
                     .or_else(|| trailers.take().map(|fields| Frame::trailers(*fields)))
                     .map(Ok),
             ),
+            InnerProj::Resumed { head, body } => match head.take() {
+                Some(head) => Poll::Ready(Some(Ok(Frame::data(head)))),
+                None => body.as_mut().poll_frame(cx),
+            },
         }
     }
 
@@ -99,6 +112,7 @@ impl<B: http_body::Body<Data = Bytes>> http_body::Body for Body<B> {
         match &self.inner {
             Inner::Pass { body } => body.is_end_stream(),
             Inner::Owned { data, trailers } => data.is_none() && trailers.is_none(),
+            Inner::Resumed { head, body } => head.is_none() && body.is_end_stream(),
         }
     }
 
@@ -107,6 +121,15 @@ impl<B: http_body::Body<Data = Bytes>> http_body::Body for Body<B> {
             Inner::Pass { body } => body.size_hint(),
             Inner::Owned { data, .. } => {
                 SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64))
+            }
+            Inner::Resumed { head, body } => {
+                let (head, rest) = (head.as_ref().map_or(0, Bytes::len) as u64, body.size_hint());
+                let mut hint = SizeHint::new();
+                hint.set_lower(rest.lower().saturating_add(head));
+                if let Some(upper) = rest.upper() {
+                    hint.set_upper(upper.saturating_add(head));
+                }
+                hint
             }
         }
     }
@@ -130,6 +153,14 @@ mod tests {
         assert_eq!(all.trailers(), Some(&fields));
         assert_eq!(all.to_bytes(), "abc");
         assert!(Body::<Full<Bytes>>::empty().is_end_stream());
+    }
+
+    #[tokio::test]
+    async fn a_resumed_body_gives_back_what_was_taken_from_it() {
+        let rest = Box::pin(Full::new(Bytes::from_static(b"rest")));
+        let body = Body::resumed(Bytes::from_static(b"head "), rest);
+        assert_eq!(body.size_hint().exact(), Some(9));
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "head rest");
     }
 
     #[tokio::test]

@@ -1,1 +1,80 @@
-//! The idempotency layer.
+//! One run per key: the first request reaches the handler, every repetition gets its answer.
+//!
+//! ```
+//! use axum::{Router, body::Body, http::Request, routing::post};
+//! use tower::ServiceExt;
+//! use tower_keep::backend::memory::MemoryStore;
+//! use tower_keep::idempotency::{IdempotencyLayer, Scope};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let once = IdempotencyLayer::new(MemoryStore::new(), Scope::global()).require_key();
+//! let app = Router::new().route("/pay", post(|| async { "paid" })).layer(once);
+//!
+//! let pay = || Request::post("/pay").header("idempotency-key", "k1").body(Body::empty()).unwrap();
+//! let first = app.clone().oneshot(pay()).await.unwrap();
+//! let again = app.oneshot(pay()).await.unwrap();
+//! assert!(!first.headers().contains_key("idempotency-replayed"));
+//! assert_eq!(again.headers()["idempotency-replayed"], "true");
+//! # }
+//! ```
+//!
+//! The claim lives in the store under a lease that its owner renews. What a crash between the effect and
+//! the answer means is chosen per route by [`LeaseEnd`]. A client cannot cut a run: the answer is stored
+//! before its first byte leaves, and a run whose client went away goes on in a task of its own (which does
+//! not have the request's task-locals).
+//!
+//! The layer sees the URI as it was routed: mount one router twice behind a prefix-stripping `nest`, and
+//! each mount needs a [`namespace`](IdempotencyLayer::namespace) of its own.
+//!
+//! # What it does not do
+//! - It does not make a handler's effect and its answer one transaction: a process that is killed between
+//!   the two leaves an effect without an answer.
+//! - It does not authenticate: the scope must come from a layer outside that does, and whoever lost their
+//!   rights still gets the answers of before.
+//! - It keeps no response extensions, no cookies and no fields that belong to one exchange.
+//! - It does not rescue a finished record that the store itself lost (a Redis failover): such a key may run again.
+
+mod admin;
+mod answer;
+mod backlog;
+mod claim;
+mod config;
+mod derive;
+mod extract;
+mod fingerprint;
+mod future;
+mod gather;
+mod json;
+mod key;
+mod layer;
+mod mac;
+mod multipart;
+mod policy;
+mod record;
+mod rejection;
+mod run;
+mod running;
+mod scope;
+mod service;
+mod store;
+
+pub use admin::{Admin, RecordInfo, RecordState, ResolveError};
+pub use config::Preset;
+pub use derive::DerivedKey;
+#[cfg(feature = "axum")]
+pub use extract::NoIdempotentRun;
+pub use fingerprint::FingerprintRule;
+pub use future::ResponseFuture;
+pub use key::{ClientKey, KeyFormat};
+pub use layer::{Drained, IdempotencyLayer};
+pub use policy::{Directive, LeaseEnd, Methods, StatusPolicy, Twins};
+pub use record::{
+    Answer, AnswerContent, Content, Fence, Fingerprint, HEAD_BYTES, Head, Nonce, NotARecordId,
+    Record, RecordId, State, StoredAnswer, Tombstone, TombstoneReason, UNKNOWN_KEPT,
+};
+pub use rejection::{IdempotencyRejection, RejectionCause};
+pub use run::IdempotentRun;
+pub use scope::{Scope, ScopeId};
+pub use service::Idempotency;
+pub use store::{Begin, Claim, IdempotencyStore, Owned, Resolution, Resolved};

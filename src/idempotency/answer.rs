@@ -1,0 +1,196 @@
+//! From a response to what is kept of it, and back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, HeaderValue, RETRY_AFTER};
+use http::{HeaderMap, Response, StatusCode};
+use http_body::Body as HttpBody;
+
+use super::config::{Config, EXPIRES_FIELD, STATUS_FIELD};
+use super::gather::{End, Gathered, is_larger};
+use super::policy::{self, Directive};
+use super::record::{AnswerContent, StoredAnswer, Tombstone, TombstoneReason};
+use crate::core::telemetry::count;
+use crate::core::{Body, IdempotencyOutcome, Timestamp};
+
+/// A body of unknown size is waited for this long.
+const UNKNOWN_SIZE_WAIT: Duration = Duration::from_secs(5);
+
+/// What becomes of the record.
+pub(super) enum Verdict {
+    Keep(AnswerContent, Duration),
+    Release,
+    Unknown,
+}
+
+/// A response on its way to the client, and what becomes of the record.
+pub(super) enum Settled<R> {
+    Answer(Response<Body<R>>, Verdict),
+    /// The body failed: the client gets a refusal, the record this tombstone.
+    Lost(AnswerContent),
+}
+
+/// Decides what is kept of `response`, reading its body where the whole answer is.
+pub(super) async fn settle<R>(config: &Config, mut response: Response<R>) -> Settled<R>
+where
+    R: HttpBody<Data = Bytes>,
+{
+    let own = response.extensions_mut().remove::<Directive>();
+    let later = response.headers().contains_key(RETRY_AFTER);
+    let directive = own.unwrap_or_else(|| config.statuses.decide(response.status(), later));
+    let ttl = match directive {
+        Directive::Store => config.ttl,
+        Directive::StoreFor(ttl) => ttl,
+        Directive::NoStore => return bury(config, response, TombstoneReason::NoStore),
+        Directive::Release => {
+            return Settled::Answer(response.map(Body::pass), Verdict::Release);
+        }
+        Directive::Unknown => {
+            return Settled::Answer(response.map(Body::pass), Verdict::Unknown);
+        }
+    };
+    if let Some(reason) = policy::streamed(response.status(), response.headers()) {
+        return bury(config, response, reason);
+    }
+    if is_larger(response.body(), config.max_response_body) {
+        return bury(config, response, TombstoneReason::TooLarge);
+    }
+    keep_whole(config, response, ttl).await
+}
+
+/// Lets the response pass; the record says only that it ran.
+fn bury<R>(config: &Config, response: Response<R>, reason: TombstoneReason) -> Settled<R> {
+    let left = tombstone(response.status(), response.headers(), reason);
+    Settled::Answer(response.map(Body::pass), Verdict::Keep(left, config.ttl))
+}
+
+pub(super) fn tombstone(
+    status: StatusCode,
+    fields: &HeaderMap,
+    reason: TombstoneReason,
+) -> AnswerContent {
+    count!("keep_idempotency_tombstones_total", 1, "reason" => match reason {
+        TombstoneReason::TooLarge => "too_large",
+        TombstoneReason::Streamed => "streamed",
+        TombstoneReason::BodyFailed => "body_failed",
+        TombstoneReason::NoStore => "no_store",
+    });
+    let fields = policy::tombstone_fields(fields);
+    AnswerContent::Tombstone(Arc::new(Tombstone {
+        status,
+        fields,
+        reason,
+    }))
+}
+
+async fn keep_whole<R>(config: &Config, response: Response<R>, ttl: Duration) -> Settled<R>
+where
+    R: HttpBody<Data = Bytes>,
+{
+    let (parts, body) = response.into_parts();
+    let (most, mut gathered) = (config.max_response_body, Gathered::default());
+    let left = |reason| tombstone(parts.status, &parts.headers, reason);
+    let (end, rest) = if body.size_hint().exact().is_some() {
+        let body = std::pin::pin!(body);
+        (gathered.fill(body, most).await, None)
+    } else {
+        let mut body = Box::pin(body);
+        let filled = tokio::time::timeout(UNKNOWN_SIZE_WAIT, gathered.fill(body.as_mut(), most));
+        (filled.await.unwrap_or(End::TooLarge), Some(body))
+    };
+    let (bytes, trailers) = gathered.finish();
+    match (end, rest) {
+        (End::Whole, _) => {
+            let mut stored = StoredAnswer {
+                status: parts.status,
+                fields: policy::kept_fields(&parts.headers, config.replay_only.as_deref()),
+                body: bytes.clone(),
+                trailers: trailers.clone(),
+            };
+            if let Some(change) = &config.sanitize {
+                change(&mut stored);
+            }
+            let content = AnswerContent::Full(Arc::new(stored));
+            let body = owned_body(bytes, trailers);
+            Settled::Answer(
+                Response::from_parts(parts, body),
+                Verdict::Keep(content, ttl),
+            )
+        }
+        (End::TooLarge, Some(rest)) => {
+            let reason = if bytes.len() > most {
+                TombstoneReason::TooLarge
+            } else {
+                TombstoneReason::Streamed
+            };
+            let verdict = Verdict::Keep(left(reason), config.ttl);
+            Settled::Answer(
+                Response::from_parts(parts, Body::resumed(bytes, rest)),
+                verdict,
+            )
+        }
+        // A body that broke off, or one that said a size and then sent more.
+        _ => Settled::Lost(left(TombstoneReason::BodyFailed)),
+    }
+}
+
+pub(super) fn owned_body<B>(bytes: Bytes, trailers: Option<HeaderMap>) -> Body<B> {
+    match trailers {
+        Some(trailers) => Body::with_trailers(bytes, trailers),
+        None => Body::bytes(bytes),
+    }
+}
+
+/// Makes the stored answer's replay.
+pub(super) fn replay<R>(config: &Config, stored: &StoredAnswer) -> Response<Body<R>> {
+    let mut response = Response::new(owned_body(stored.body.clone(), stored.trailers.clone()));
+    *response.status_mut() = stored.status;
+    *response.headers_mut() = stored.fields.clone();
+    let fields = response.headers_mut();
+    fields.insert(
+        config.replay_field.clone(),
+        HeaderValue::from_static("true"),
+    );
+    fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// Says in fields and extensions what was done.
+pub(super) fn mark<B>(
+    config: &Config,
+    response: &mut Response<B>,
+    outcome: IdempotencyOutcome,
+    expires_at: Option<Timestamp>,
+) {
+    let (word, always) = match outcome {
+        IdempotencyOutcome::First => ("first", false),
+        IdempotencyOutcome::Replayed => ("replayed", false),
+        IdempotencyOutcome::Attached => ("attached", false),
+        IdempotencyOutcome::InProgress => ("in-progress", false),
+        IdempotencyOutcome::Reused => ("reused", false),
+        IdempotencyOutcome::NotReplayable => ("not-replayable", false),
+        IdempotencyOutcome::Unknown => ("unknown", false),
+        IdempotencyOutcome::Unrecorded => ("unrecorded", true),
+        IdempotencyOutcome::Unprotected => ("unprotected", true),
+        _ => ("", false),
+    };
+    count!("keep_idempotency_requests_total", 1, "namespace" => config.namespace.to_string(), "outcome" => word);
+    response.extensions_mut().insert(outcome);
+    if word.is_empty() || !(config.report_status || always) {
+        return;
+    }
+    response
+        .headers_mut()
+        .insert(STATUS_FIELD, HeaderValue::from_static(word));
+    let imf = |at: Timestamp| {
+        let since = Duration::from_millis(at.as_millis());
+        HeaderValue::try_from(httpdate::fmt_http_date(std::time::UNIX_EPOCH + since)).ok()
+    };
+    if config.report_status
+        && let Some(value) = expires_at.and_then(imf)
+    {
+        response.headers_mut().insert(EXPIRES_FIELD, value);
+    }
+}

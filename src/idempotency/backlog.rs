@@ -1,0 +1,286 @@
+//! What could not be written while the store was away: kept in bounds, tried again until it is stored or past.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+use super::record::{
+    Answer, AnswerContent, Fingerprint, Nonce, RecordId, Tombstone, TombstoneReason,
+};
+use super::running::{Found, jitter};
+use super::store::IdempotencyStore;
+use crate::core::telemetry::{count, error};
+use crate::core::{Clock, StoreError, StoreErrorKind, SystemClock, Timestamp};
+
+/// The most whole answers and their bytes; more are kept as tombstones.
+const ANSWERS: usize = 1_024;
+const ANSWER_BYTES: usize = 64 * 1_024 * 1_024;
+/// The most items; then the oldest goes.
+const ITEMS: usize = 16_384;
+
+/// The backlog of one layer; its task lives only while there is something to do.
+#[derive(Debug, Default)]
+pub(super) struct Backlog {
+    state: Mutex<State>,
+    len: AtomicUsize,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    items: HashMap<RecordId, Item>,
+    order: VecDeque<RecordId>,
+    answers: usize,
+    bytes: usize,
+    works: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Item {
+    nonce: Nonce,
+    job: Job,
+    /// After this there is no point any more; UTC microseconds of this process.
+    until: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Job {
+    Complete(Answer, Duration),
+    Release,
+}
+
+impl Job {
+    /// The bytes of a whole answer.
+    fn bytes(&self) -> Option<usize> {
+        match self {
+            Self::Complete(answer, _) if matches!(answer.content, AnswerContent::Full(_)) => {
+                Some(answer.content.weight())
+            }
+            _ => None,
+        }
+    }
+
+    fn shrink(&mut self) {
+        if let Self::Complete(answer, _) = self
+            && let AnswerContent::Full(full) = &answer.content
+        {
+            let (status, fields) = (full.status, super::policy::tombstone_fields(&full.fields));
+            let left = Tombstone {
+                status,
+                fields,
+                reason: TombstoneReason::TooLarge,
+            };
+            answer.content = AnswerContent::Tombstone(Arc::new(left));
+        }
+    }
+}
+
+impl Backlog {
+    /// Returns how many items wait.
+    pub(super) fn len(&self) -> usize {
+        self.len.load(Ordering::Acquire)
+    }
+
+    /// Resolves at the next change.
+    pub(super) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+
+    /// Returns the answer that waits to be stored under `id`, and whose payload it is.
+    pub(super) fn answer(&self, id: &RecordId) -> Option<(Fingerprint, Found)> {
+        if self.len() == 0 {
+            return None;
+        }
+        let state = self.state.lock();
+        let item = state.items.get(id)?;
+        let Job::Complete(answer, _) = &item.job else {
+            return None;
+        };
+        let content = answer.content.clone().into();
+        let expires_at = Timestamp::from_millis(item.until / 1_000);
+        Some((
+            answer.fingerprint,
+            Found {
+                content,
+                expires_at,
+            },
+        ))
+    }
+
+    /// Goes on writing an answer until its `ttl` is over.
+    pub(super) fn complete(
+        self: &Arc<Self>,
+        store: &Arc<dyn IdempotencyStore>,
+        id: RecordId,
+        nonce: Nonce,
+        answer: Answer,
+        ttl: Duration,
+    ) {
+        self.push(store, id, nonce, Job::Complete(answer, ttl), ttl);
+    }
+
+    /// Goes on releasing a claim until its lease is over.
+    pub(super) fn release(
+        self: &Arc<Self>,
+        store: &Arc<dyn IdempotencyStore>,
+        id: RecordId,
+        nonce: Nonce,
+        lease: Duration,
+    ) {
+        self.push(store, id, nonce, Job::Release, lease);
+    }
+
+    fn push(
+        self: &Arc<Self>,
+        store: &Arc<dyn IdempotencyStore>,
+        id: RecordId,
+        nonce: Nonce,
+        job: Job,
+        worth: Duration,
+    ) {
+        let worth = u64::try_from(worth.as_micros()).unwrap_or(u64::MAX);
+        let until = SystemClock.now_micros().saturating_add(worth);
+        let mut state = self.state.lock();
+        state.remove(&id);
+        state.insert(id, Item { nonce, job, until });
+        let starts = !std::mem::replace(&mut state.works, true);
+        self.len.store(state.items.len(), Ordering::Release);
+        drop(state);
+        if !starts {
+            return;
+        }
+        let (backlog, store) = (Arc::clone(self), Arc::clone(store));
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(async move { backlog.work(&*store).await })),
+            Err(_) => self.state.lock().works = false,
+        }
+    }
+
+    /// Tries the oldest first; while the store is away, all wait together, 1 to 30 s.
+    async fn work(&self, store: &dyn IdempotencyStore) {
+        let mut pause = Duration::from_secs(1);
+        loop {
+            tokio::time::sleep(jitter(pause)).await;
+            pause = (pause * 2).min(Duration::from_secs(30));
+            while let Some((id, item)) = self.oldest() {
+                if SystemClock.now_micros() < item.until {
+                    match attempt(store, &id, &item).await {
+                        Ok(()) => {}
+                        Err(error) if item.job.bytes().is_some() && no_room(&error) => {
+                            self.shrink(&id, item.nonce);
+                            continue;
+                        }
+                        Err(_) => break,
+                    }
+                    pause = Duration::from_secs(1);
+                }
+                self.done(&id, item.nonce);
+            }
+            if self.rests() {
+                return;
+            }
+        }
+    }
+
+    fn oldest(&self) -> Option<(RecordId, Item)> {
+        let state = self.state.lock();
+        let id = *state.order.front()?;
+        Some((id, state.items.get(&id)?.clone()))
+    }
+
+    fn shrink(&self, id: &RecordId, nonce: Nonce) {
+        let mut state = self.state.lock();
+        if let Some(mut item) = state
+            .items
+            .get(id)
+            .filter(|item| item.nonce == nonce)
+            .cloned()
+        {
+            state.remove(id);
+            item.job.shrink();
+            state.order.push_front(*id);
+            state.items.insert(*id, item);
+        }
+    }
+
+    fn done(&self, id: &RecordId, nonce: Nonce) {
+        let mut state = self.state.lock();
+        if state.items.get(id).is_some_and(|item| item.nonce == nonce) {
+            state.remove(id);
+        }
+        self.len.store(state.items.len(), Ordering::Release);
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Ends the task where nothing is left.
+    fn rests(&self) -> bool {
+        let mut state = self.state.lock();
+        state.works = !state.items.is_empty();
+        !state.works
+    }
+}
+
+impl State {
+    fn insert(&mut self, id: RecordId, mut item: Item) {
+        if let Some(bytes) = item.job.bytes() {
+            if self.answers >= ANSWERS || self.bytes + bytes > ANSWER_BYTES {
+                item.job.shrink();
+            } else {
+                self.answers += 1;
+                self.bytes += bytes;
+            }
+        }
+        if self.items.len() >= ITEMS
+            && let Some(oldest) = self.order.front().copied()
+        {
+            self.remove(&oldest);
+            count!("keep_idempotency_backlog_dropped_total", 1);
+            error!(record = %oldest, "idempotency: the backlog is full, an unrecorded run was dropped");
+        }
+        self.order.push_back(id);
+        self.items.insert(id, item);
+    }
+
+    fn remove(&mut self, id: &RecordId) {
+        let Some(item) = self.items.remove(id) else {
+            return;
+        };
+        if let Some(bytes) = item.job.bytes() {
+            self.answers -= 1;
+            self.bytes -= bytes;
+        }
+        if self.order.front() == Some(id) {
+            self.order.pop_front();
+        } else {
+            self.order.retain(|own| own != id);
+        }
+    }
+}
+
+fn no_room(error: &StoreError) -> bool {
+    matches!(
+        error.kind(),
+        StoreErrorKind::TooLarge | StoreErrorKind::Full
+    )
+}
+
+/// Tries once; whoever owns the key by now, the matter is settled.
+async fn attempt(
+    store: &dyn IdempotencyStore,
+    id: &RecordId,
+    item: &Item,
+) -> Result<(), StoreError> {
+    match &item.job {
+        Job::Complete(answer, ttl) => store
+            .complete(id, item.nonce, answer.clone(), *ttl)
+            .await
+            .map(drop),
+        Job::Release => store.release(id, item.nonce).await.map(drop),
+    }
+}

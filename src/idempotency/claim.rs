@@ -1,0 +1,408 @@
+//! From a request to a claim: whose key it is, which payload, and what is already there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, Request, Response};
+use http_body::Body as HttpBody;
+use tower_service::Service;
+
+use super::answer::{self, owned_body};
+use super::config::Config;
+use super::gather::{End, Gathered, is_larger};
+use super::key::ClientKey;
+use super::mac::Hasher;
+use super::policy::{self, Twins};
+use super::record::{Content, Fingerprint, Head, Nonce, RecordId};
+use super::rejection::{IdempotencyRejection, RejectionCause};
+use super::run::{self, RunState};
+use super::running::{Enter, Found, Seat, draw_nonce, jitter};
+use super::scope::ScopeId;
+use super::service::Shared;
+use super::store::{Begin, Claim};
+use crate::core::telemetry::{count, error};
+use crate::core::{Body, IdempotencyOutcome, StoreError, StoreFailure, Timestamp};
+
+/// A request whose body was read.
+pub(super) struct Gist {
+    pub(super) parts: Parts,
+    pub(super) bytes: Bytes,
+    pub(super) trailers: Option<HeaderMap>,
+}
+
+impl Gist {
+    pub(super) fn request<B>(self) -> Request<Body<B>> {
+        Request::from_parts(self.parts, owned_body(self.bytes, self.trailers))
+    }
+}
+
+/// Which record a request means, and what it would write.
+#[derive(Clone, Copy)]
+pub(super) struct Question {
+    pub(super) id: RecordId,
+    pub(super) fingerprint: Fingerprint,
+}
+
+/// What there is under the key.
+enum Claimed {
+    /// The key is ours: run, and tell the local twins.
+    Run(Box<run::Ticket>),
+    Answer(Found, IdempotencyOutcome),
+    Refused(RejectionCause),
+    StoreFailed(StoreError),
+}
+
+/// Everything a guarded request goes through; the order of refusals is the order of this function.
+pub(super) async fn guarded<S, B, R>(
+    mut inner: S,
+    request: Request<B>,
+    key: Option<ClientKey>,
+    shared: Arc<Shared>,
+    state: Arc<RunState>,
+) -> Result<Response<Body<R>>, S::Error>
+where
+    S: Service<Request<Body<B>>, Response = Response<R>> + Send,
+    S::Future: Send,
+    B: HttpBody<Data = Bytes> + Send,
+    R: HttpBody<Data = Bytes> + Send + 'static,
+{
+    let config = &*shared.config;
+    let refused = |cause, key| Ok(refuse(config, IdempotencyRejection::new(cause, key)));
+    let (parts, body) = request.into_parts();
+    let scope = match config.scope.of(&parts).await {
+        Ok(Some(scope)) => scope,
+        Ok(None) => return refused(RejectionCause::ScopeMissing, key),
+        Err(_) if config.on_store_failure == StoreFailure::Open => {
+            return unprotected(config, inner, Request::from_parts(parts, Body::pass(body))).await;
+        }
+        Err(error) => return refused(RejectionCause::of_store(&error), key),
+    };
+    let gist = match read(config, parts, body).await {
+        Ok(gist) => gist,
+        Err(cause) => return refused(cause, key),
+    };
+    let question = match ask(&shared, &scope, key.as_ref(), &gist) {
+        Ok(question) => question,
+        Err(cause) => return refused(cause, key),
+    };
+    match claim(&shared, &question, &state).await {
+        Claimed::Run(ticket) => run::run(&mut inner, gist, *ticket, &shared, &state, key).await,
+        Claimed::Answer(found, outcome) => Ok(give(config, found, outcome, key)),
+        Claimed::Refused(cause) => refused(cause, key),
+        Claimed::StoreFailed(_) if config.on_store_failure == StoreFailure::Open => {
+            unprotected(config, inner, gist.request()).await
+        }
+        Claimed::StoreFailed(error) => refused(RejectionCause::of_store(&error), key),
+    }
+}
+
+/// Makes the response of a refusal.
+pub(super) fn refuse<R>(config: &Config, rejection: IdempotencyRejection) -> Response<Body<R>> {
+    let outcome = rejection.cause().outcome();
+    count!("keep_idempotency_refusals_total", 1, "code" => rejection.code());
+    let mut response = rejection.response(config).map(Body::bytes);
+    answer::mark(config, &mut response, outcome, None);
+    response
+}
+
+async fn read<B>(config: &Config, parts: Parts, body: B) -> Result<Gist, RejectionCause>
+where
+    B: HttpBody<Data = Bytes>,
+{
+    let most = config.max_request_body;
+    if is_larger(&body, most) {
+        return Err(RejectionCause::BodyTooLarge(most));
+    }
+    let mut gathered = Gathered::default();
+    let body = std::pin::pin!(body);
+    match gathered.fill(body, most).await {
+        End::Whole => {
+            let (bytes, trailers) = gathered.finish();
+            Ok(Gist {
+                parts,
+                bytes,
+                trailers,
+            })
+        }
+        End::TooLarge => Err(RejectionCause::BodyTooLarge(most)),
+        End::Failed => Err(RejectionCause::BodyUnreadable),
+    }
+}
+
+fn ask(
+    shared: &Shared,
+    scope: &ScopeId,
+    key: Option<&ClientKey>,
+    gist: &Gist,
+) -> Result<Question, RejectionCause> {
+    let config = &*shared.config;
+    let endpoint = (gist.parts.method.as_str(), gist.parts.uri.path());
+    let id = record_id(config, scope, endpoint, |hasher| {
+        match (key, &config.derive) {
+            (Some(key), _) => {
+                hasher.number(1).part(key.as_bytes());
+                Ok(())
+            }
+            (None, Some(derive)) => {
+                hasher.number(2);
+                derive
+                    .hash(hasher, &gist.parts, &gist.bytes)
+                    .map_err(RejectionCause::FieldsInvalid)
+            }
+            (None, None) => Err(RejectionCause::KeyMissing),
+        }
+    })?;
+    let fingerprint = shared.rule.of_request(
+        &config.keyed.fingerprint,
+        shared.rule_tag,
+        &gist.parts,
+        &gist.bytes,
+    );
+    Ok(Question { id, fingerprint })
+}
+
+/// Makes the id: 16 bytes of a hash of the scope, 16 of one of scope, namespace, endpoint if asked for, source and key.
+pub(super) fn record_id<E>(
+    config: &Config,
+    scope: &ScopeId,
+    endpoint: (&str, &str),
+    key: impl FnOnce(&mut Hasher) -> Result<(), E>,
+) -> Result<RecordId, E> {
+    let mut hasher = config.keyed.scope.start();
+    hasher.number(u64::from(scope.kind())).part(scope.value());
+    let scope_tag = hasher.finish();
+    let mut hasher = config.keyed.key.start();
+    hasher
+        .number(u64::from(scope.kind()))
+        .part(scope.value())
+        .part(config.namespace.as_bytes());
+    if config.per_endpoint {
+        hasher
+            .number(1)
+            .part(endpoint.0.as_bytes())
+            .part(endpoint.1.as_bytes());
+    } else {
+        hasher.number(0);
+    }
+    key(&mut hasher)?;
+    let key_tag = hasher.finish();
+    let mut id = [0; 32];
+    id[..16].copy_from_slice(&scope_tag[..16]);
+    id[16..].copy_from_slice(&key_tag[..16]);
+    Ok(RecordId::from_bytes(id))
+}
+
+/// Asks the store, waiting for a twin's answer where the layer attaches.
+async fn claim(shared: &Arc<Shared>, question: &Question, state: &RunState) -> Claimed {
+    if let Some((fingerprint, found)) = shared.runs.backlog.answer(&question.id) {
+        return if fingerprint.contradicts(&question.fingerprint) {
+            Claimed::Refused(RejectionCause::KeyReused)
+        } else {
+            Claimed::Answer(found, IdempotencyOutcome::Replayed)
+        };
+    }
+    let Twins::Attach(most) = shared.config.twins else {
+        return match begin(shared, question, state, None).await {
+            Begun::Settled(claimed) => claimed,
+            Begun::Running(head, _) => Claimed::Refused(in_progress(shared, &head)),
+        };
+    };
+    match tokio::time::timeout(most, attach(shared, question, state)).await {
+        Ok(claimed) => claimed,
+        // Only waiting is cut: a claim that was won has been answered by then.
+        Err(_elapsed) => Claimed::Refused(RejectionCause::InProgress(1)),
+    }
+}
+
+enum Begun {
+    Settled(Claimed),
+    Running(Head, Option<Seat>),
+}
+
+async fn begin(
+    shared: &Arc<Shared>,
+    question: &Question,
+    state: &RunState,
+    seat: Option<Seat>,
+) -> Begun {
+    let config = &*shared.config;
+    let claim = Claim {
+        nonce: draw_nonce(),
+        fingerprint: question.fingerprint,
+        lease: config.lease,
+        keep: config.keep(),
+        at_lease_end: config.at_lease_end,
+    };
+    let active = shared.runs.enter();
+    state.claiming();
+    let mut asked = Asked {
+        shared,
+        id: question.id,
+        nonce: claim.nonce,
+        open: true,
+    };
+    let begun = config.store.begin(&question.id, &claim).await;
+    asked.open = false;
+    let settled = match begun {
+        Ok(Begin::Run(fence)) => {
+            state.begun(question.id, fence);
+            let ticket = run::Ticket {
+                question: *question,
+                nonce: claim.nonce,
+                fence,
+                seat,
+                active,
+            };
+            return Begun::Settled(Claimed::Run(Box::new(ticket)));
+        }
+        Ok(Begin::Running(head)) => {
+            state.idle();
+            return Begun::Running(head, seat);
+        }
+        Ok(Begin::Mismatch(_)) => Claimed::Refused(RejectionCause::KeyReused),
+        Ok(Begin::Unknown(_)) => {
+            error!(record = %question.id, "idempotency: a run did not report its end, an operator must resolve it");
+            Claimed::Refused(RejectionCause::OutcomeUnknown)
+        }
+        Ok(Begin::Done(record)) => {
+            let is_other_rule = record.head.fingerprint.rule != question.fingerprint.rule;
+            if is_other_rule {
+                count!("keep_idempotency_rule_skipped_total", 1);
+            }
+            let found = Found {
+                content: record.content,
+                expires_at: record.head.expires_at,
+            };
+            if let Some(seat) = seat {
+                seat.publish(found.clone());
+            }
+            Claimed::Answer(found, IdempotencyOutcome::Replayed)
+        }
+        Err(error) => {
+            if error.is_unknown() {
+                shared
+                    .runs
+                    .release_later(&config.store, question.id, claim.nonce);
+            }
+            Claimed::StoreFailed(error)
+        }
+    };
+    state.idle();
+    Begun::Settled(settled)
+}
+
+/// A claim under way: cut off by a time limit, it is released in the background, should it have been won.
+struct Asked<'a> {
+    shared: &'a Shared,
+    id: RecordId,
+    nonce: Nonce,
+    open: bool,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            self.shared
+                .runs
+                .release_later(&self.shared.config.store, self.id, self.nonce);
+        }
+    }
+}
+
+/// Waits for the twin that runs, in this process by a channel, elsewhere by looking; then answers, or claims anew.
+async fn attach(shared: &Arc<Shared>, question: &Question, state: &RunState) -> Claimed {
+    loop {
+        let seat = match shared.runs.table.enter(question.id, question.fingerprint) {
+            Enter::Own(seat) => seat,
+            Enter::Mismatch => return Claimed::Refused(RejectionCause::KeyReused),
+            Enter::Crowded => return Claimed::Refused(RejectionCause::InProgress(1)),
+            Enter::Wait(waiter) => match waiter.wait().await {
+                Some(found) => return Claimed::Answer(found, IdempotencyOutcome::Attached),
+                None => continue,
+            },
+        };
+        let seat = match begin(shared, question, state, Some(seat)).await {
+            Begun::Settled(claimed) => return claimed,
+            Begun::Running(_, seat) => seat,
+        };
+        match look(shared, &question.id).await {
+            Ok(Some(found)) => {
+                if let Some(seat) = seat {
+                    seat.publish(found.clone());
+                }
+                return Claimed::Answer(found, IdempotencyOutcome::Attached);
+            }
+            Ok(None) => {}
+            Err(error) => return Claimed::StoreFailed(error),
+        }
+    }
+}
+
+/// Looks after 25, 50, 100, 200, 400, then every 500 ms; `None` once nobody holds the claim.
+async fn look(shared: &Shared, id: &RecordId) -> Result<Option<Found>, StoreError> {
+    let mut pause = Duration::from_millis(25);
+    loop {
+        tokio::time::sleep(jitter(pause)).await;
+        pause = (pause * 2).min(Duration::from_millis(500));
+        let Some(record) = shared.config.store.peek(id).await? else {
+            return Ok(None);
+        };
+        match record.content {
+            Content::Claimed if record.head.is_leased() => {}
+            Content::Claimed => return Ok(None),
+            content => {
+                return Ok(Some(Found {
+                    content,
+                    expires_at: record.head.expires_at,
+                }));
+            }
+        }
+    }
+}
+
+fn in_progress(shared: &Shared, head: &Head) -> RejectionCause {
+    let elapsed = head.read_at.since(head.created);
+    RejectionCause::InProgress(policy::retry_after(shared.runs.mean_run(), elapsed))
+}
+
+/// Gives a finished run's answer again, or says why that cannot be.
+fn give<R>(
+    config: &Config,
+    found: Found,
+    outcome: IdempotencyOutcome,
+    key: Option<ClientKey>,
+) -> Response<Body<R>> {
+    let expires_at = (found.expires_at != Timestamp::MAX).then_some(found.expires_at);
+    let left = match found.content {
+        Content::Full(stored) => {
+            let mut response = answer::replay(config, &stored);
+            answer::mark(config, &mut response, outcome, expires_at);
+            return response;
+        }
+        Content::Tombstone(left) => Some(left),
+        Content::Claimed | Content::Unreadable => {
+            count!("keep_idempotency_unreadable_total", 1);
+            None
+        }
+    };
+    refuse(
+        config,
+        IdempotencyRejection::new(RejectionCause::NotReplayable(left), key),
+    )
+}
+
+/// Lets the handler run although nothing guards it.
+async fn unprotected<S, B, R>(
+    config: &Config,
+    mut inner: S,
+    request: Request<Body<B>>,
+) -> Result<Response<Body<R>>, S::Error>
+where
+    S: Service<Request<Body<B>>, Response = Response<R>>,
+{
+    let mut response = inner.call(request).await?.map(Body::pass);
+    answer::mark(config, &mut response, IdempotencyOutcome::Unprotected, None);
+    Ok(response)
+}

@@ -1,0 +1,359 @@
+//! One run: the handler under a lease, then its answer into the store, and only then to the client.
+
+use std::any::Any;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Response;
+use http_body::Body as HttpBody;
+use tokio::sync::Notify;
+use tower_service::Service;
+
+use super::answer::{self, Settled, Verdict, settle};
+use super::claim::{Gist, Question, refuse};
+use super::key::ClientKey;
+use super::policy::LeaseEnd;
+use super::record::{Answer, AnswerContent, Fence, Nonce, RecordId};
+use super::rejection::{IdempotencyRejection, RejectionCause};
+use super::running::{Active, Found, Seat, Written};
+use super::service::Shared;
+use super::store::Owned;
+use crate::core::telemetry::{count, warn};
+use crate::core::{Body, Clock, IdempotencyOutcome, SystemClock, Timestamp};
+
+/// What a won claim carries along until its end.
+pub(super) struct Ticket {
+    pub(super) question: Question,
+    pub(super) nonce: Nonce,
+    pub(super) fence: Fence,
+    /// The place where twins in this process wait.
+    pub(super) seat: Option<Seat>,
+    pub(super) active: Active,
+}
+
+/// How far a request is, shared by its future, its handler and the task that takes over.
+#[derive(Debug, Default)]
+pub(super) struct RunState {
+    stage: AtomicU8,
+    client_left: AtomicBool,
+    is_lost: AtomicBool,
+    lost: Notify,
+    owner: OnceLock<(RecordId, Fence)>,
+}
+
+const IDLE: u8 = 0;
+const CLAIMED: u8 = 1;
+
+impl RunState {
+    /// The store may hold a claim of ours from now on.
+    pub(super) fn claiming(&self) {
+        self.stage.store(CLAIMED, Ordering::Release);
+    }
+
+    pub(super) fn begun(&self, id: RecordId, fence: Fence) {
+        // Claimed once per request: nothing else ever sets it.
+        let _ = self.owner.set((id, fence));
+    }
+
+    /// The store holds no claim of ours, or nothing more can be done about it.
+    pub(super) fn idle(&self) {
+        self.stage.store(IDLE, Ordering::Release);
+    }
+
+    pub(super) fn has_claimed(&self) -> bool {
+        self.stage.load(Ordering::Acquire) == CLAIMED
+    }
+
+    pub(super) fn client_left(&self) {
+        self.client_left.store(true, Ordering::Release);
+    }
+
+    fn lose(&self) {
+        if !self.is_lost.swap(true, Ordering::AcqRel) {
+            count!("keep_idempotency_leases_lost_total", 1);
+            warn!("idempotency: a run lost its lease, another may take over");
+            self.lost.notify_waiters();
+        }
+    }
+}
+
+/// The run of this request, for its handler: a request extension and an axum extractor.
+#[derive(Clone)]
+pub struct IdempotentRun(Arc<RunState>);
+
+impl IdempotentRun {
+    /// Returns a number that rises with every owner of this key: write it beside the effect, and write only
+    /// `… where last_fence < $1`, so that an owner who lost its lease changes nothing.
+    #[must_use]
+    pub fn fence(&self) -> u64 {
+        self.0.owner.get().map_or(0, |(_, fence)| fence.0)
+    }
+
+    /// Returns the id of the record, for logs and for operators.
+    #[must_use]
+    pub fn id(&self) -> RecordId {
+        self.0
+            .owner
+            .get()
+            .map_or(RecordId::from_bytes([0; 32]), |(id, _)| *id)
+    }
+
+    /// Says whether the lease was lost: another may run, or have run, with this key.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.0.is_lost.load(Ordering::Acquire)
+    }
+
+    /// Waits until the lease is lost; for ever where it never is.
+    pub async fn lost(&self) {
+        let mut waiting = pin!(self.0.lost.notified());
+        waiting.as_mut().enable();
+        if !self.is_lost() {
+            waiting.await;
+        }
+    }
+}
+
+impl fmt::Debug for IdempotentRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IdempotentRun")
+            .field("id", &self.id())
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a run ended.
+enum Ended<T> {
+    Done(T),
+    Panicked(Box<dyn Any + Send>),
+    OverLimit,
+}
+
+/// Runs the handler and ends the record.
+pub(super) async fn run<S, B, R>(
+    inner: &mut S,
+    mut gist: Gist,
+    ticket: Ticket,
+    shared: &Arc<Shared>,
+    state: &Arc<RunState>,
+    key: Option<ClientKey>,
+) -> Result<Response<Body<R>>, S::Error>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    R: HttpBody<Data = Bytes>,
+{
+    let config = &*shared.config;
+    let refused = |cause| refuse(config, IdempotencyRejection::new(cause, key));
+    if state.client_left.load(Ordering::Acquire) {
+        // The client left before the handler started: nobody needs the effect.
+        release(shared, &ticket).await;
+        state.idle();
+        return Ok(refused(RejectionCause::BodyUnreadable));
+    }
+    gist.parts
+        .extensions
+        .insert(IdempotentRun(Arc::clone(state)));
+    let started = SystemClock.now_micros();
+    let work = async {
+        let response = inner.call(gist.request()).await?;
+        Ok(settle(config, response).await)
+    };
+    let ended = supervise(work, &ticket, shared, state).await;
+    let took = SystemClock.now_micros().saturating_sub(started);
+    shared.runs.measured(took);
+    let answer = match ended {
+        Ended::Done(Ok(Settled::Answer(response, verdict))) => {
+            let took = Duration::from_micros(took);
+            Ok(finish(shared, ticket, response, verdict, took).await)
+        }
+        Ended::Done(Ok(Settled::Lost(content))) => {
+            let _ = keep(shared, ticket, content, config.ttl).await;
+            Ok(refused(RejectionCause::AnswerLost))
+        }
+        Ended::Done(Err(error)) => {
+            release(shared, &ticket).await;
+            Err(error)
+        }
+        Ended::OverLimit => {
+            give_up(shared, &ticket, config.at_lease_end).await;
+            Ok(refused(RejectionCause::RunLimit))
+        }
+        Ended::Panicked(panic) => {
+            give_up(shared, &ticket, config.at_lease_end).await;
+            drop(ticket);
+            state.idle();
+            resume_unwind(panic)
+        }
+    };
+    state.idle();
+    answer
+}
+
+type Request<B> = http::Request<Body<B>>;
+
+/// Drives `work` to its end, renewing the lease meanwhile; a run that never waits pays for no timer.
+async fn supervise<T>(
+    work: impl Future<Output = T>,
+    ticket: &Ticket,
+    shared: &Shared,
+    state: &RunState,
+) -> Ended<T> {
+    let mut work = pin!(work);
+    if let Poll::Ready(ended) = poll_fn(|cx| Poll::Ready(poll_caught(work.as_mut(), cx))).await {
+        return ended;
+    }
+    let _listed = shared
+        .runs
+        .list(ticket.question.id, ticket.nonce, shared.config.at_lease_end);
+    let mut lease = pin!(tokio::time::timeout(
+        shared.config.run_limit,
+        keep_lease(ticket, shared, state)
+    ));
+    let mut fresh = true;
+    poll_fn(|cx| {
+        // Its first poll was just now: the waker is in place.
+        if !std::mem::take(&mut fresh)
+            && let Poll::Ready(ended) = poll_caught(work.as_mut(), cx)
+        {
+            return Poll::Ready(ended);
+        }
+        lease.as_mut().poll(cx).map(|_over| Ended::OverLimit)
+    })
+    .await
+}
+
+fn poll_caught<T>(work: Pin<&mut impl Future<Output = T>>, cx: &mut Context<'_>) -> Poll<Ended<T>> {
+    match catch_unwind(AssertUnwindSafe(|| work.poll(cx))) {
+        Ok(Poll::Ready(done)) => Poll::Ready(Ended::Done(done)),
+        Ok(Poll::Pending) => Poll::Pending,
+        Err(panic) => Poll::Ready(Ended::Panicked(panic)),
+    }
+}
+
+/// Renews at each third of the lease, after a failure at each thirtieth, until it is lost. Never ends.
+async fn keep_lease(ticket: &Ticket, shared: &Shared, state: &RunState) {
+    let config = &*shared.config;
+    let (lease, end) = (config.lease, config.at_lease_end);
+    // The moment now on the timers' clock.
+    let now = || tokio::time::sleep(Duration::ZERO).deadline();
+    let (mut over_at, mut pause) = (now() + lease, lease / 3);
+    loop {
+        tokio::time::sleep(pause).await;
+        let asked_at = now();
+        let renewed = config
+            .store
+            .renew(&ticket.question.id, ticket.nonce, lease, end)
+            .await;
+        match renewed {
+            Ok(Owned::Yes) => (over_at, pause) = (asked_at + lease, lease / 3),
+            Ok(Owned::Lost) => break,
+            Err(_) if now() >= over_at => break,
+            Err(_) => pause = lease / 30,
+        }
+    }
+    state.lose();
+    std::future::pending().await
+}
+
+/// Ends the record by the verdict and marks the response.
+async fn finish<R>(
+    shared: &Arc<Shared>,
+    ticket: Ticket,
+    mut response: Response<Body<R>>,
+    verdict: Verdict,
+    took: Duration,
+) -> Response<Body<R>> {
+    let config = &*shared.config;
+    // The fence is the store's time at the claim, unless its clock stepped back.
+    let now = Timestamp::from_millis(ticket.fence.0 / 1_000) + took;
+    let (written, expires_at) = match verdict {
+        Verdict::Keep(content, ttl) => (keep(shared, ticket, content, ttl).await, Some(now + ttl)),
+        Verdict::Release => (release(shared, &ticket).await, None),
+        Verdict::Unknown => (
+            give_up(shared, &ticket, LeaseEnd::Indeterminate).await,
+            None,
+        ),
+    };
+    let outcome = match written {
+        Written::Yes => IdempotencyOutcome::First,
+        Written::Lost | Written::Later => {
+            count!("keep_idempotency_unrecorded_total", 1);
+            warn!("idempotency: an answer could not be kept");
+            IdempotencyOutcome::Unrecorded
+        }
+    };
+    answer::mark(config, &mut response, outcome, expires_at);
+    response
+}
+
+/// Stores the answer, wakes the twins of this process.
+async fn keep(
+    shared: &Arc<Shared>,
+    mut ticket: Ticket,
+    content: AnswerContent,
+    ttl: Duration,
+) -> Written {
+    let Question { id, fingerprint } = ticket.question;
+    let answer = Answer {
+        fingerprint,
+        content,
+    };
+    let store = &shared.config.store;
+    let (written, content) = shared
+        .runs
+        .complete(store, id, ticket.nonce, answer, ttl)
+        .await;
+    if written == Written::Lost {
+        count!("keep_idempotency_stale_writes_total", 1, "op" => "complete");
+    } else if let Some(seat) = ticket.seat.take() {
+        let expires_at = Timestamp::from_millis(ticket.fence.0 / 1_000) + ttl;
+        seat.publish(Found {
+            content: content.into(),
+            expires_at,
+        });
+    }
+    drop(ticket.active);
+    written
+}
+
+async fn release(shared: &Arc<Shared>, ticket: &Ticket) -> Written {
+    let (store, id) = (&shared.config.store, ticket.question.id);
+    match store.release(&id, ticket.nonce).await {
+        Ok(Owned::Yes) => Written::Yes,
+        Ok(Owned::Lost) => {
+            count!("keep_idempotency_stale_writes_total", 1, "op" => "release");
+            // Somebody else owns the key by now: a retry is theirs.
+            Written::Yes
+        }
+        Err(_) => {
+            shared
+                .runs
+                .backlog
+                .release(store, id, ticket.nonce, shared.config.lease);
+            Written::Yes
+        }
+    }
+}
+
+/// Ends a run that has no answer: released, or undecided from now on.
+async fn give_up(shared: &Arc<Shared>, ticket: &Ticket, end: LeaseEnd) -> Written {
+    if end == LeaseEnd::Reexecute {
+        return release(shared, ticket).await;
+    }
+    let store = &shared.config.store;
+    match store
+        .renew(&ticket.question.id, ticket.nonce, Duration::ZERO, end)
+        .await
+    {
+        Ok(_) => Written::Yes,
+        // The claim's own policy may say otherwise, but nobody runs before its lease is over.
+        Err(_) => Written::Later,
+    }
+}

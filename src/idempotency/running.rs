@@ -1,0 +1,372 @@
+//! What this process knows of its own runs: how many, how long, who waits for them, and what is still to be stored.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use super::answer;
+use super::backlog::Backlog;
+use super::layer::Drained;
+use super::policy::{LeaseEnd, ewma};
+use super::record::{
+    Answer, AnswerContent, Content, Fingerprint, Nonce, RecordId, TombstoneReason,
+};
+use super::store::{IdempotencyStore, Owned};
+use crate::core::{StoreError, StoreErrorKind, Timestamp};
+
+/// Waiters per key and per layer; more are refused.
+const WAITERS_PER_KEY: usize = 128;
+const WAITERS: usize = 4_096;
+/// Background releases of claims whose reply was lost.
+const RELEASES: usize = 256;
+
+/// All runs of one layer.
+#[derive(Debug)]
+pub(super) struct Runs {
+    pub(super) table: Table,
+    pub(super) backlog: Arc<Backlog>,
+    mean_micros: AtomicU64,
+    active: AtomicUsize,
+    ended: AtomicUsize,
+    quiet: Notify,
+    releasing: AtomicUsize,
+    listed: Mutex<HashMap<[u8; 16], (RecordId, LeaseEnd)>>,
+}
+
+impl Default for Runs {
+    fn default() -> Self {
+        Self {
+            table: Table::default(),
+            backlog: Arc::default(),
+            mean_micros: AtomicU64::new(1_000_000),
+            active: AtomicUsize::new(0),
+            ended: AtomicUsize::new(0),
+            quiet: Notify::new(),
+            releasing: AtomicUsize::new(0),
+            listed: Mutex::default(),
+        }
+    }
+}
+
+/// What became of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    Yes,
+    /// Another owns the key.
+    Lost,
+    /// The backlog goes on trying.
+    Later,
+}
+
+impl Runs {
+    /// Counts a run until its end.
+    pub(super) fn enter(self: &Arc<Self>) -> Active {
+        self.active.fetch_add(1, Ordering::Relaxed);
+        Active(Arc::clone(self))
+    }
+
+    pub(super) fn measured(&self, micros: u64) {
+        let mean = self.mean_micros.load(Ordering::Relaxed);
+        self.mean_micros
+            .store(ewma(mean, micros), Ordering::Relaxed);
+    }
+
+    pub(super) fn mean_run(&self) -> Duration {
+        Duration::from_micros(self.mean_micros.load(Ordering::Relaxed))
+    }
+
+    /// Lists a run that takes its time, so that `drain` can give it up.
+    pub(super) fn list(&self, id: RecordId, nonce: Nonce, end: LeaseEnd) -> Listed<'_> {
+        self.listed.lock().insert(nonce.0, (id, end));
+        Listed { runs: self, nonce }
+    }
+
+    /// Writes an answer: at once, again after 100 and 300 ms, then from the backlog. An answer too large becomes a tombstone.
+    pub(super) async fn complete(
+        &self,
+        store: &Arc<dyn IdempotencyStore>,
+        id: RecordId,
+        nonce: Nonce,
+        mut answer: Answer,
+        ttl: Duration,
+    ) -> (Written, AnswerContent) {
+        let first = self.write(store, id, nonce, &mut answer, ttl).await;
+        let written = match first {
+            Ok(owned) => owned,
+            Err(_) => {
+                let again = self.write_again(store, id, nonce, &mut answer, ttl);
+                match tokio::time::timeout(Duration::from_millis(900), again).await {
+                    Ok(Ok(owned)) => owned,
+                    _ => {
+                        self.backlog.complete(store, id, nonce, answer.clone(), ttl);
+                        return (Written::Later, answer.content);
+                    }
+                }
+            }
+        };
+        let written = if written == Owned::Yes {
+            Written::Yes
+        } else {
+            Written::Lost
+        };
+        (written, answer.content)
+    }
+
+    async fn write_again(
+        &self,
+        store: &Arc<dyn IdempotencyStore>,
+        id: RecordId,
+        nonce: Nonce,
+        answer: &mut Answer,
+        ttl: Duration,
+    ) -> Result<Owned, StoreError> {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if let Ok(owned) = self.write(store, id, nonce, answer, ttl).await {
+            return Ok(owned);
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        self.write(store, id, nonce, answer, ttl).await
+    }
+
+    async fn write(
+        &self,
+        store: &Arc<dyn IdempotencyStore>,
+        id: RecordId,
+        nonce: Nonce,
+        answer: &mut Answer,
+        ttl: Duration,
+    ) -> Result<Owned, StoreError> {
+        let written = store.complete(&id, nonce, answer.clone(), ttl).await;
+        let no_room = [StoreErrorKind::TooLarge, StoreErrorKind::Full];
+        match (written, &answer.content) {
+            (Err(error), AnswerContent::Full(stored)) if no_room.contains(&error.kind()) => {
+                let reason = TombstoneReason::TooLarge;
+                answer.content = answer::tombstone(stored.status, &stored.fields, reason);
+                store.complete(&id, nonce, answer.clone(), ttl).await
+            }
+            (written, _) => written,
+        }
+    }
+
+    /// Releases a claim of which nobody knows whether it was won: up to three times, in the background.
+    pub(super) fn release_later(
+        self: &Arc<Self>,
+        store: &Arc<dyn IdempotencyStore>,
+        id: RecordId,
+        nonce: Nonce,
+    ) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        if self.releasing.fetch_add(1, Ordering::Relaxed) >= RELEASES {
+            self.releasing.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        let (active, store) = (self.enter(), Arc::clone(store));
+        runtime.spawn(async move {
+            for pause in [50, 500, 2_000] {
+                tokio::time::sleep(jitter(Duration::from_millis(pause))).await;
+                if store.release(&id, nonce).await.is_ok() {
+                    break;
+                }
+            }
+            active.0.releasing.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+
+    /// Waits until nothing runs and nothing is left to store; then gives the rest up.
+    pub(super) async fn drain(&self, store: &dyn IdempotencyStore, limit: Duration) -> Drained {
+        let before = self.ended.load(Ordering::Relaxed);
+        let all_over = async {
+            loop {
+                let mut quiet = std::pin::pin!(self.quiet.notified());
+                let mut stored = std::pin::pin!(self.backlog.changed());
+                quiet.as_mut().enable();
+                stored.as_mut().enable();
+                if self.active.load(Ordering::Acquire) == 0 && self.backlog.len() == 0 {
+                    return;
+                }
+                std::future::poll_fn(|cx| {
+                    use std::future::Future;
+                    if quiet.as_mut().poll(cx).is_ready() {
+                        return std::task::Poll::Ready(());
+                    }
+                    stored.as_mut().poll(cx)
+                })
+                .await;
+            }
+        };
+        let in_time = tokio::time::timeout(limit, all_over).await.is_ok();
+        let mut abandoned = 0;
+        if !in_time {
+            let listed: Vec<_> = self
+                .listed
+                .lock()
+                .iter()
+                .map(|(n, what)| (*n, *what))
+                .collect();
+            for (nonce, (id, end)) in listed {
+                let given = store.renew(&id, Nonce(nonce), Duration::ZERO, end).await;
+                abandoned += usize::from(given.is_ok());
+            }
+        }
+        let finished = self.ended.load(Ordering::Relaxed).wrapping_sub(before);
+        Drained {
+            finished,
+            abandoned,
+        }
+    }
+}
+
+/// One run under way.
+#[derive(Debug)]
+pub(super) struct Active(Arc<Runs>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, Ordering::Relaxed);
+        if self.0.active.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.quiet.notify_waiters();
+        }
+    }
+}
+
+/// One run on the list.
+pub(super) struct Listed<'a> {
+    runs: &'a Runs,
+    nonce: Nonce,
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        self.runs.listed.lock().remove(&self.nonce.0);
+    }
+}
+
+/// What a waiter is woken with, and what a replay is made of.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub(super) content: Content,
+    pub(super) expires_at: Timestamp,
+}
+
+/// Who runs in this process, for twins that wait.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Table(Arc<Seats>);
+
+#[derive(Debug, Default)]
+struct Seats {
+    seats: Mutex<HashMap<RecordId, (Fingerprint, watch::Sender<Option<Found>>)>>,
+    waiters: AtomicUsize,
+}
+
+/// What a request finds in the table.
+pub(super) enum Enter {
+    /// Nobody was there: twins will wait for us.
+    Own(Seat),
+    /// Another payload runs under this key.
+    Mismatch,
+    /// Too many wait already.
+    Crowded,
+    Wait(Waiter),
+}
+
+impl Table {
+    pub(super) fn enter(&self, id: RecordId, fingerprint: Fingerprint) -> Enter {
+        let mut seats = self.0.seats.lock();
+        let Some((first, sender)) = seats.get(&id) else {
+            seats.insert(id, (fingerprint, watch::Sender::new(None)));
+            return Enter::Own(Seat {
+                table: Arc::clone(&self.0),
+                id,
+            });
+        };
+        if first.contradicts(&fingerprint) {
+            return Enter::Mismatch;
+        }
+        let crowded = self.0.waiters.load(Ordering::Relaxed) >= WAITERS;
+        if crowded || sender.receiver_count() >= WAITERS_PER_KEY {
+            return Enter::Crowded;
+        }
+        self.0.waiters.fetch_add(1, Ordering::Relaxed);
+        Enter::Wait(Waiter {
+            table: Arc::clone(&self.0),
+            receiver: sender.subscribe(),
+        })
+    }
+}
+
+/// The place of the one who asks or runs; given up when dropped, and all waiters ask for themselves.
+#[derive(Debug)]
+pub(super) struct Seat {
+    table: Arc<Seats>,
+    id: RecordId,
+}
+
+impl Seat {
+    /// Wakes all waiters with the answer.
+    pub(super) fn publish(self, found: Found) {
+        if let Some((_, sender)) = self.table.seats.lock().get(&self.id) {
+            sender.send_replace(Some(found));
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.table.seats.lock().remove(&self.id);
+    }
+}
+
+/// A twin that waits; it changes nothing when it leaves.
+pub(super) struct Waiter {
+    table: Arc<Seats>,
+    receiver: watch::Receiver<Option<Found>>,
+}
+
+impl Waiter {
+    /// Returns the answer, or nothing when the place was given up.
+    pub(super) async fn wait(mut self) -> Option<Found> {
+        let found = self.receiver.wait_for(Option::is_some).await.ok()?;
+        found.clone()
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.table.waiters.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Draws a nonce: a random start for each process, then a count.
+pub(super) fn draw_nonce() -> Nonce {
+    static START: LazyLock<[u8; 16]> = LazyLock::new(random_start);
+    static DRAWN: AtomicU64 = AtomicU64::new(0);
+    let drawn = u128::from(DRAWN.fetch_add(1, Ordering::Relaxed));
+    Nonce(
+        u128::from_be_bytes(*START)
+            .wrapping_add(drawn)
+            .to_be_bytes(),
+    )
+}
+
+fn random_start() -> [u8; 16] {
+    use std::hash::{BuildHasher, RandomState};
+    let mut start = [0; 16];
+    if getrandom::fill(&mut start).is_err() {
+        // The standard library seeds these from the system too, and cannot fail.
+        start[..8].copy_from_slice(&RandomState::new().hash_one(1).to_be_bytes());
+        start[8..].copy_from_slice(&RandomState::new().hash_one(2).to_be_bytes());
+    }
+    start
+}
+
+/// Moves `pause` by up to a fifth up or down, so that those who wait together do not ask together.
+pub(super) fn jitter(pause: Duration) -> Duration {
+    let share = getrandom::u32().map_or(0.5, |n| f64::from(n) / f64::from(u32::MAX));
+    pause.mul_f64(0.8 + 0.4 * share)
+}

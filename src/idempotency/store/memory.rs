@@ -1,0 +1,240 @@
+//! Records in this process: each method is a closure under the lock of the key's shard.
+
+use std::time::Duration;
+
+use super::{Begin, Claim, IdempotencyStore, Owned, Resolution, Resolved};
+use crate::backend::memory::{Entry, EntryKey, Full, MemoryStore, Slot, Table};
+use crate::core::{StoreError, StoreErrorKind, StoreFuture, Timestamp};
+use crate::idempotency::policy::LeaseEnd;
+use crate::idempotency::record::{
+    Answer, AnswerContent, Content, Fence, Head, Nonce, Record, RecordId, State, UNKNOWN_KEPT,
+};
+
+/// A record under lock. It is never evicted: that would be a second run.
+struct Kept {
+    head: Head,
+    content: Option<AnswerContent>,
+}
+
+/// A claim holds this much room, so that the tombstone of an answer too large always fits.
+const RESERVED: usize = 256;
+
+impl Entry for Kept {
+    fn weight(&self) -> usize {
+        let heap = self.content.as_ref().map_or(0, AnswerContent::weight);
+        size_of::<Self>() + heap.max(RESERVED)
+    }
+}
+
+impl Kept {
+    fn record(&self, now: Timestamp) -> Record {
+        let content = self.content.clone().map_or(Content::Claimed, Content::from);
+        Record {
+            head: self.head(now),
+            content,
+        }
+    }
+
+    const fn head(&self, now: Timestamp) -> Head {
+        Head {
+            read_at: now,
+            ..self.head
+        }
+    }
+
+    fn is_claim_of(&self, nonce: Nonce) -> bool {
+        self.head.state == State::Claimed && self.head.nonce == nonce
+    }
+}
+
+/// Where one key's record is, and what time it is.
+struct Place<'a> {
+    table: &'a Table<Kept>,
+    key: EntryKey,
+    now_micros: u64,
+    now: Timestamp,
+}
+
+impl<'a> Place<'a> {
+    fn of(store: &'a MemoryStore, id: &RecordId) -> Self {
+        let now_micros = store.now_micros();
+        Self {
+            table: store.table(),
+            key: store.hash(|hasher| hasher.part(id.as_bytes())),
+            now_micros,
+            now: Timestamp::from_millis(now_micros / 1_000),
+        }
+    }
+
+    fn update<R>(&self, change: impl FnOnce(&mut Slot<'_, Kept>) -> R) -> R {
+        self.table.update_one(self.key, self.now_micros, change)
+    }
+}
+
+impl IdempotencyStore for MemoryStore {
+    fn begin(&self, key: &RecordId, claim: &Claim) -> StoreFuture<Begin> {
+        let place = Place::of(self, key);
+        StoreFuture::ready(place.update(|slot| begin(slot, &place, claim).map_err(Into::into)))
+    }
+
+    fn renew(
+        &self,
+        key: &RecordId,
+        nonce: Nonce,
+        lease: Duration,
+        end: LeaseEnd,
+    ) -> StoreFuture<Owned> {
+        let place = Place::of(self, key);
+        StoreFuture::ok(place.update(|slot| {
+            let Some(kept) = slot.get_mut().filter(|kept| kept.is_claim_of(nonce)) else {
+                return Owned::Lost;
+            };
+            kept.head.lease_until = place.now + lease;
+            kept.head.at_lease_end = end;
+            if end == LeaseEnd::Indeterminate {
+                kept.head.expires_at = kept.head.expires_at.max(place.now + UNKNOWN_KEPT);
+            }
+            let expires_at = kept.head.expires_at.as_micros();
+            slot.set_expiry(expires_at);
+            Owned::Yes
+        }))
+    }
+
+    fn complete(
+        &self,
+        key: &RecordId,
+        nonce: Nonce,
+        answer: Answer,
+        ttl: Duration,
+    ) -> StoreFuture<Owned> {
+        let place = Place::of(self, key);
+        let Answer {
+            fingerprint,
+            content,
+        } = answer;
+        StoreFuture::ready(place.update(|slot| {
+            let before = match slot.get() {
+                Some(kept) if kept.head.nonce == nonce => kept.head,
+                Some(_) => return Ok(Owned::Lost),
+                None => Head {
+                    state: State::Claimed,
+                    at_lease_end: LeaseEnd::Reexecute,
+                    nonce,
+                    fence: Fence(place.now_micros),
+                    fingerprint,
+                    created: place.now,
+                    lease_until: place.now,
+                    expires_at: place.now,
+                    read_at: place.now,
+                },
+            };
+            write(slot, before, content, place.now + ttl).map(|()| Owned::Yes)
+        }))
+    }
+
+    fn release(&self, key: &RecordId, nonce: Nonce) -> StoreFuture<Owned> {
+        let place = Place::of(self, key);
+        StoreFuture::ok(place.update(|slot| match slot.get() {
+            Some(kept) if !kept.is_claim_of(nonce) => Owned::Lost,
+            _ => {
+                slot.remove();
+                Owned::Yes
+            }
+        }))
+    }
+
+    fn peek(&self, key: &RecordId) -> StoreFuture<Option<Record>> {
+        let place = Place::of(self, key);
+        StoreFuture::ok(place.update(|slot| slot.get().map(|kept| kept.record(place.now))))
+    }
+
+    fn resolve(&self, key: &RecordId, fence: Fence, to: Resolution) -> StoreFuture<Resolved> {
+        let place = Place::of(self, key);
+        StoreFuture::ready(place.update(|slot| {
+            let head = match slot.get() {
+                Some(kept) if kept.head.fence == fence => kept.head(place.now),
+                _ => return Ok(Resolved::Changed),
+            };
+            if head.is_leased() {
+                return Ok(Resolved::Live);
+            }
+            match to {
+                Resolution::Release => drop(slot.remove()),
+                Resolution::Answer(answer, ttl) => {
+                    // Without its nonce the old owner cannot overwrite what the operator said.
+                    let head = Head {
+                        nonce: Nonce([0; 16]),
+                        ..head
+                    };
+                    write(slot, head, answer.content, place.now + ttl)?;
+                }
+            }
+            Ok(Resolved::Done)
+        }))
+    }
+}
+
+fn begin(slot: &mut Slot<'_, Kept>, place: &Place<'_>, claim: &Claim) -> Result<Begin, Full> {
+    let before = match slot.get() {
+        None => None,
+        Some(kept) => {
+            let head = kept.head(place.now);
+            if head.fingerprint.contradicts(&claim.fingerprint) {
+                return Ok(Begin::Mismatch(head));
+            }
+            if head.state != State::Claimed {
+                return Ok(Begin::Done(kept.record(place.now)));
+            }
+            if head.nonce == claim.nonce {
+                return Ok(Begin::Run(head.fence));
+            }
+            if head.is_leased() {
+                return Ok(Begin::Running(head));
+            }
+            if head.at_lease_end == LeaseEnd::Indeterminate {
+                return Ok(Begin::Unknown(head));
+            }
+            Some(head)
+        }
+    };
+    let previous = before.map_or(0, |head| head.fence.0);
+    let fence = Fence(place.now_micros.max(previous.saturating_add(1)));
+    let head = Head {
+        state: State::Claimed,
+        at_lease_end: claim.at_lease_end,
+        nonce: claim.nonce,
+        fence,
+        fingerprint: claim.fingerprint,
+        created: before.map_or(place.now, |head| head.created),
+        lease_until: place.now + claim.lease,
+        expires_at: place.now + claim.keep,
+        read_at: place.now,
+    };
+    slot.set(
+        Kept {
+            head,
+            content: None,
+        },
+        head.expires_at.as_micros(),
+    )?;
+    Ok(Begin::Run(fence))
+}
+
+fn write(
+    slot: &mut Slot<'_, Kept>,
+    before: Head,
+    content: AnswerContent,
+    expires_at: Timestamp,
+) -> Result<(), StoreError> {
+    let head = Head {
+        state: content.state(),
+        expires_at,
+        ..before
+    };
+    let kept = Kept {
+        head,
+        content: Some(content),
+    };
+    slot.set(kept, expires_at.as_micros())
+        .map_err(|full| StoreError::with_source(StoreErrorKind::TooLarge, full))
+}
