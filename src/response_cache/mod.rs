@@ -1,1 +1,90 @@
-//! The response_cache layer.
+//! Response cache: answers with stored responses wherever RFC 9111 allows a shared cache to.
+//!
+//! Response headers decide; a route may add a policy for a handler that says nothing. Any number of
+//! requests for one missing answer make one inner call, across tasks and machines. Invalidation by tag,
+//! prefix, URL or principal is one constant-time step, and is obeyed by every process within a second.
+//!
+//! ```
+//! use std::sync::atomic::{AtomicU32, Ordering};
+//! use axum::{Router, body::Body, http::Request, routing::get};
+//! use tower::ServiceExt;
+//! use tower_keep::MINUTE;
+//! use tower_keep::backend::memory::MemoryStore;
+//! use tower_keep::response_cache::{ResponseCacheLayer, Target};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! static RUNS: AtomicU32 = AtomicU32::new(0);
+//! let cache = ResponseCacheLayer::new(MemoryStore::new());
+//! let experts = cache.clone().ttl(10 * MINUTE).tag("experts");
+//! let app = Router::new().route(
+//!     "/experts",
+//!     get(|| async { format!("run {}", RUNS.fetch_add(1, Ordering::SeqCst)) }).layer(experts),
+//! );
+//!
+//! let ask = || app.clone().oneshot(Request::get("/experts").body(Body::empty()).unwrap());
+//! assert_eq!(ask().await.unwrap().headers()["cache-status"], "tower-keep;fwd=uri-miss;stored;ttl=600");
+//! assert_eq!(ask().await.unwrap().headers()["cache-status"], "tower-keep;hit;ttl=599");
+//! cache.handle().invalidate([Target::tag("experts")]).await;
+//! ask().await.unwrap();
+//! assert_eq!(RUNS.load(Ordering::SeqCst), 2);
+//! # }
+//! ```
+//!
+//! # Safe by default
+//!
+//! Nothing personal reaches anybody else unless a route asks for it: answers to requests with
+//! `Authorization`, answers with `Set-Cookie`, answers whose handler touched the session, and `private`
+//! ones are not stored for others. Cookies that a handler reads by itself are the handler's to declare:
+//! `Vary: Cookie`, `Cache-Control: private`, or a [`private`](ResponseCacheLayer::private) route.
+//! What is not part of the key (ignored query parameters) does not reach the handler, except by
+//! axum's `OriginalUri`.
+//!
+//! # What it does not do
+//!
+//! It stores no parts of answers and combines none, answers one byte range at a time, forwards no
+//! interim responses, and compresses nothing. A request that waits for somebody else's fetch gets its
+//! answer when the body is complete, not while it streams. It keeps no file on disk.
+
+mod answer;
+mod ask;
+mod body;
+mod cache;
+mod collect;
+mod config;
+mod date;
+mod directives;
+mod entry;
+mod extract;
+mod fetch;
+mod flight;
+mod freshness;
+mod future;
+mod handle;
+mod keep;
+mod key;
+mod layer;
+mod policy;
+mod range;
+mod rejection;
+mod revalidate;
+mod run;
+mod service;
+mod stamps;
+mod status;
+pub mod store;
+mod target;
+mod vary;
+
+pub use body::{BoxError, ResponseBody};
+pub use config::CachePolicy;
+pub use entry::{Entry, EntryId, Head};
+pub use future::ResponseFuture;
+pub use handle::{InvalidateOutcome, ResponseCacheHandle, ResponseCacheStats};
+pub use key::{KeyRules, TRACKING};
+pub use layer::ResponseCacheLayer;
+pub use rejection::ResponseCacheRejection;
+pub use service::ResponseCache;
+pub use stamps::{Change, ChangeKind, Changes, Stamp};
+pub use store::ResponseStore;
+pub use target::Target;
+pub use vary::Names;

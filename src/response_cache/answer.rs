@@ -1,0 +1,159 @@
+//! Makes the answer for one request out of a stored response.
+
+use bytes::Bytes;
+use http::header::{self, AGE, HeaderMap, HeaderValue};
+use http::{Response, StatusCode};
+
+use super::body::ResponseBody;
+use super::config::Config;
+use super::entry::{Entry, Flags, Head};
+use super::freshness::MICROS;
+use super::range::{self, Part};
+use super::revalidate;
+use super::status::Said;
+use crate::core::ResponseCacheOutcome;
+use crate::core::fields::CACHE_STATUS;
+
+/// What of a request shapes the form of its answer.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Form {
+    /// HEAD: the same head, no body.
+    pub(super) head: bool,
+    /// Conditions and range as the client sent them; `None` where there are none.
+    pub(super) conditions: Option<Box<HeaderMap>>,
+}
+
+/// Answers from `entry`, with its age.
+pub(super) fn stored<R>(
+    entry: &Entry,
+    form: &Form,
+    config: &Config,
+    now: u64,
+    said: Said,
+    outcome: ResponseCacheOutcome,
+) -> Response<ResponseBody<R>> {
+    let head = entry.head();
+    let mut fields = head.fields.clone();
+    if let Some(age) = fields.get_mut(AGE) {
+        *age = HeaderValue::from((head.age(now) / MICROS).min(1 << 31));
+    }
+    finish(entry, form, config, fields, said, outcome)
+}
+
+/// Answers with `entry` as it was just fetched: without an age of ours.
+pub(super) fn fetched<R>(
+    entry: &Entry,
+    form: &Form,
+    config: &Config,
+    mut fields: HeaderMap,
+    said: Said,
+    outcome: ResponseCacheOutcome,
+) -> Response<ResponseBody<R>> {
+    fields.remove(AGE);
+    finish(entry, form, config, fields, said, outcome)
+}
+
+fn finish<R>(
+    entry: &Entry,
+    form: &Form,
+    config: &Config,
+    mut fields: HeaderMap,
+    said: Said,
+    outcome: ResponseCacheOutcome,
+) -> Response<ResponseBody<R>> {
+    if config.status.is_hidden() {
+        fields.remove(CACHE_STATUS);
+    } else {
+        fields.insert(CACHE_STATUS, config.status.value(said));
+    }
+    let (status, body) = shape(entry, form, &mut fields);
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = fields;
+    response.extensions_mut().insert(outcome);
+    response
+}
+
+/// Evaluates conditions and range on a complete answer (RFC 9110 §13, §14).
+pub(super) fn shape<R>(
+    entry: &Entry,
+    form: &Form,
+    fields: &mut HeaderMap,
+) -> (StatusCode, ResponseBody<R>) {
+    let (status, body) = (entry.head().status, entry.body());
+    if let Some(conditions) = form
+        .conditions
+        .as_deref()
+        .filter(|_| status == StatusCode::OK)
+    {
+        if revalidate::is_not_modified(conditions, fields) {
+            revalidate::without_body(fields);
+            return (StatusCode::NOT_MODIFIED, ResponseBody::empty());
+        }
+        if !form.head {
+            match range::part(conditions, fields, body.len() as u64) {
+                Part::Whole => {}
+                Part::Bytes(first, last) => return part(fields, body, first, last),
+                Part::Unsatisfiable => return unsatisfiable(fields, body.len()),
+            }
+        }
+    }
+    if form.head {
+        if !fields.contains_key(header::CONTENT_LENGTH) && entry.trailers().is_none() {
+            fields.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+        }
+        return (status, ResponseBody::empty());
+    }
+    (
+        status,
+        ResponseBody::bytes(body.clone(), entry.trailers().cloned()),
+    )
+}
+
+fn part<R>(
+    fields: &mut HeaderMap,
+    body: &Bytes,
+    first: u64,
+    last: u64,
+) -> (StatusCode, ResponseBody<R>) {
+    if let Ok(range) = HeaderValue::try_from(format!("bytes {first}-{last}/{}", body.len())) {
+        fields.insert(header::CONTENT_RANGE, range);
+    }
+    fields.remove("content-digest");
+    fields.remove("content-md5");
+    fields.insert(header::CONTENT_LENGTH, HeaderValue::from(last - first + 1));
+    let slice = body.slice(first as usize..=last as usize);
+    (
+        StatusCode::PARTIAL_CONTENT,
+        ResponseBody::bytes(slice, None),
+    )
+}
+
+fn unsatisfiable<R>(fields: &mut HeaderMap, length: usize) -> (StatusCode, ResponseBody<R>) {
+    revalidate::without_body(fields);
+    if let Ok(range) = HeaderValue::try_from(format!("bytes */{length}")) {
+        fields.insert(header::CONTENT_RANGE, range);
+    }
+    (StatusCode::RANGE_NOT_SATISFIABLE, ResponseBody::empty())
+}
+
+/// Adds to an answer what its terms say that clients get: `downstream`, and `private` on private routes.
+pub(super) fn put_downstream(fields: &mut HeaderMap, flags: Flags, config: &Config) {
+    if flags.has(Flags::OWN_CACHE_CONTROL) {
+        fields.insert(header::CACHE_CONTROL, config.downstream.clone());
+    }
+    if config.private() {
+        let said = super::directives::Directives::of(fields.get_all(header::CACHE_CONTROL));
+        if !said.private {
+            fields.append(header::CACHE_CONTROL, HeaderValue::from_static("private"));
+        }
+    }
+}
+
+/// Whole seconds that `head` is still fresh for, negative when stale.
+pub(super) fn ttl(head: &Head, now: u64) -> i64 {
+    let (lifetime, age) = (head.lifetime.cast_signed(), head.age(now).cast_signed());
+    lifetime
+        .saturating_sub(age)
+        .div_euclid(MICROS.cast_signed())
+}

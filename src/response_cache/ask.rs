@@ -1,0 +1,144 @@
+//! What one considered request asks for.
+
+use http::header::HeaderMap;
+
+use crate::core::Visitor;
+
+use super::answer::Form;
+use super::entry::{Entry, Flags};
+use super::flight::FlightKey;
+use super::key::{Key, seeded, sha128};
+use super::policy::{Demands, Signals};
+use super::range;
+use super::store::{EntryKey, Hash128, Place};
+use super::target::{self, Target};
+use super::vary::{self, Names};
+
+/// A considered request: its key, its variant, and what it demands.
+pub(super) struct Ask {
+    pub(super) key: Key,
+    pub(super) names: Names,
+    pub(super) selection: Vec<u8>,
+    selector: Hash128,
+    pub(super) demands: Demands,
+    pub(super) signals: Signals,
+    pub(super) form: Form,
+    pub(super) private: bool,
+    pub(super) visitor: Option<Visitor>,
+}
+
+impl Ask {
+    pub(super) fn new(
+        key: Key,
+        demands: Demands,
+        signals: Signals,
+        form: Form,
+        private: bool,
+    ) -> Self {
+        Self {
+            key,
+            names: Names::default(),
+            selection: Vec::new(),
+            selector: Hash128::default(),
+            demands,
+            signals,
+            form,
+            private,
+            visitor: None,
+        }
+    }
+
+    /// Selects the variant by `names`.
+    pub(super) fn select(&mut self, names: &Names, request: &HeaderMap) {
+        if self.names == *names {
+            return;
+        }
+        self.selection = vary::selection(names, request);
+        self.selector = self.local_selector_of(&self.selection);
+        self.names = names.clone();
+    }
+
+    fn local_selector_of(&self, selection: &[u8]) -> Hash128 {
+        if selection.is_empty() {
+            Hash128::default()
+        } else {
+            seeded(selection)
+        }
+    }
+
+    /// The names of this request's entry in tables of this process.
+    pub(super) const fn local(&self) -> (Hash128, Hash128) {
+        (self.key.local, self.selector)
+    }
+
+    /// The name of this request's entry in the store.
+    pub(super) fn entry_key(&self, place: Place) -> EntryKey {
+        match place {
+            Place::Process => EntryKey {
+                primary: self.key.local,
+                selector: self.selector,
+            },
+            Place::Shared => EntryKey {
+                primary: sha128(&[self.key.text()]),
+                selector: if self.names.is_empty() {
+                    Hash128::default()
+                } else {
+                    sha128(&[&self.selection])
+                },
+            },
+        }
+    }
+
+    pub(super) const fn flight_key(&self) -> FlightKey {
+        FlightKey {
+            primary: self.key.local,
+            selector: self.selector,
+            reload: self.demands.reload(),
+        }
+    }
+
+    /// The targets that are known before there is an answer.
+    pub(super) fn targets(&self) -> Vec<Target> {
+        target::known_from_request(
+            self.key.host(),
+            self.key.target(),
+            self.key.principal.as_ref(),
+        )
+    }
+
+    /// Says whether `entry` answers this very request: key and selection in full, not by their hashes.
+    pub(super) fn matches(&self, entry: &Entry) -> bool {
+        let head = entry.head();
+        *head.key == *self.key.text()
+            && head.names == self.names
+            && *head.selection == *self.selection
+            && (!self.signals.authorization || head.flags.has(Flags::FOR_AUTHORIZED))
+    }
+
+    /// Says whether this request shares no fetch with others: it may neither lead nor join.
+    pub(super) fn is_alone(&self) -> bool {
+        self.form.head
+            || self.demands.no_store
+            || (self.signals.authorization && !self.private)
+            || self.is_partial()
+    }
+
+    /// Says whether it asks for a part that only a stored answer can give.
+    pub(super) fn is_partial(&self) -> bool {
+        self.signals.range
+            && self.form.conditions.as_deref().is_some_and(|fields| {
+                fields.contains_key(http::header::RANGE) && !range::is_from_start(fields)
+            })
+    }
+
+    /// A private answer belongs to one visitor: the session layer outside must know.
+    pub(super) fn mark_personal(&self) {
+        if let (true, Some(visitor)) = (self.private, &self.visitor) {
+            visitor.mark_personal();
+        }
+    }
+
+    pub(super) fn is_personal(&self) -> bool {
+        self.visitor.as_ref().is_some_and(Visitor::is_personal)
+    }
+}

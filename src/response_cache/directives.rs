@@ -1,0 +1,168 @@
+//! What `Cache-Control` says: a list parser that knows quoted strings (RFC 9111 §5.2).
+
+use http::{HeaderName, HeaderValue};
+use smallvec::SmallVec;
+
+/// Larger numbers of seconds are cut to this (RFC 9111 §1.2.2).
+pub(super) const MOST_SECONDS: u64 = 1 << 31;
+
+/// The directives of a request or a response; what is absent is `false` or `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Directives {
+    /// A Cache-Control line was there, whatever it said.
+    pub(super) present: bool,
+    pub(super) no_store: bool,
+    pub(super) no_cache: bool,
+    pub(super) private: bool,
+    pub(super) public: bool,
+    pub(super) must_revalidate: bool,
+    pub(super) proxy_revalidate: bool,
+    pub(super) must_understand: bool,
+    pub(super) only_if_cached: bool,
+    pub(super) max_age: Option<u64>,
+    pub(super) s_maxage: Option<u64>,
+    pub(super) stale_while_revalidate: Option<u64>,
+    pub(super) stale_if_error: Option<u64>,
+    pub(super) min_fresh: Option<u64>,
+    /// `u64::MAX` without a value: however stale.
+    pub(super) max_stale: Option<u64>,
+    /// The fields that `no-cache="…"` and `private="…"` name.
+    pub(super) hidden: SmallVec<[HeaderName; 1]>,
+}
+
+impl Directives {
+    /// Reads all lines.
+    pub(super) fn of<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> Self {
+        let mut found = Self::default();
+        for line in lines {
+            found.present = true;
+            for member in members(line.as_bytes()) {
+                found.take(member);
+            }
+        }
+        found
+    }
+
+    fn take(&mut self, member: &[u8]) {
+        let (name, value) = match member.iter().position(|byte| *byte == b'=') {
+            Some(at) => (&member[..at], Some(&member[at + 1..])),
+            None => (member, None),
+        };
+        // Space around `=` is not allowed; such a member is one of an unknown name.
+        let spaced = |text: &[u8], byte: Option<&u8>| text.is_empty() || byte.is_some_and(is_space);
+        if spaced(name, name.last())
+            || value.is_some_and(|value| value.first().is_some_and(is_space))
+        {
+            return;
+        }
+        let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
+        if is("no-store") {
+            self.no_store = true;
+        } else if is("no-cache") {
+            self.no_cache |= self.hides(value);
+        } else if is("private") {
+            self.private |= self.hides(value);
+        } else if is("public") {
+            self.public = true;
+        } else if is("must-revalidate") {
+            self.must_revalidate = true;
+        } else if is("proxy-revalidate") {
+            self.proxy_revalidate = true;
+        } else if is("must-understand") {
+            self.must_understand = true;
+        } else if is("only-if-cached") {
+            self.only_if_cached = true;
+        } else if is("max-stale") {
+            let said = value.map_or(u64::MAX, |value| seconds(Some(value)));
+            self.max_stale = Some(self.max_stale.map_or(said, |before| before.min(said)));
+        } else if let Some(slot) = self.number(name) {
+            let said = seconds(value);
+            *slot = Some(slot.map_or(said, |before| before.min(said)));
+        }
+    }
+
+    fn number(&mut self, name: &[u8]) -> Option<&mut Option<u64>> {
+        let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
+        if is("max-age") {
+            Some(&mut self.max_age)
+        } else if is("s-maxage") {
+            Some(&mut self.s_maxage)
+        } else if is("stale-while-revalidate") {
+            Some(&mut self.stale_while_revalidate)
+        } else if is("stale-if-error") {
+            Some(&mut self.stale_if_error)
+        } else if is("min-fresh") {
+            Some(&mut self.min_fresh)
+        } else {
+            None
+        }
+    }
+
+    /// Takes in the field names of `no-cache="…"`; says whether the directive means the whole answer.
+    fn hides(&mut self, value: Option<&[u8]>) -> bool {
+        let Some([b'"', inner @ .., b'"']) = value else {
+            return true;
+        };
+        let names: Option<SmallVec<[HeaderName; 1]>> = inner
+            .split(|byte| *byte == b',')
+            .map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+            .collect();
+        match names {
+            Some(names) => {
+                self.hidden.extend(names);
+                false
+            }
+            // Not a list of names: the stricter reading.
+            None => true,
+        }
+    }
+}
+
+/// Splits a list at the commas outside quoted strings, and trims the members.
+pub(super) fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(line);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let end = end_of_member(text);
+        rest = text.get(end + 1..);
+        Some(text[..end].trim_ascii())
+    })
+}
+
+fn end_of_member(text: &[u8]) -> usize {
+    let (mut quoted, mut escaped) = (false, false);
+    for (at, byte) in text.iter().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b',' if !quoted => return at,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+const fn is_space(byte: &u8) -> bool {
+    matches!(byte, b' ' | b'\t')
+}
+
+/// Reads delta seconds; what is no digit string counts as 0 (RFC 9111 §4.2.1: treat as stale).
+fn seconds(value: Option<&[u8]>) -> u64 {
+    let digits = match value {
+        Some([b'"', inner @ .., b'"']) => inner,
+        Some(value) => value,
+        None => return 0,
+    };
+    digit_string(digits).unwrap_or(0)
+}
+
+/// Reads a non-empty string of digits, cut to [`MOST_SECONDS`].
+pub(super) fn digit_string(digits: &[u8]) -> Option<u64> {
+    let plain = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+    plain.then(|| {
+        digits.iter().fold(0_u64, |sum, digit| {
+            (sum * 10 + u64::from(digit - b'0')).min(MOST_SECONDS)
+        })
+    })
+}

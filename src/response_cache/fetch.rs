@@ -1,0 +1,338 @@
+//! One fetch from the inner service, and what becomes of its answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap};
+use http::{Method, Request, Response, StatusCode};
+use tower_service::Service;
+
+use crate::core::{Body, Personal, ResponseCacheOutcome};
+
+use super::answer;
+use super::body::{BoxError, ResponseBody};
+use super::cache::Cache;
+use super::config::CachePolicy;
+use super::entry::{Entry, Flags, Head};
+use super::flight::{Leader, Outcome};
+use super::keep::Draft;
+use super::policy::{self, Offer, Plan};
+use super::revalidate;
+use super::run::{Answer, LeadingMark, Run};
+use super::stamps::Verdict;
+use super::status::{Forward, Reason, Said};
+use super::store::{EntryKey, Ticket};
+
+/// What a fetch is for, and who waits for it.
+pub(super) struct Fetch {
+    pub(super) leader: Option<(Leader, LeadingMark)>,
+    pub(super) ticket: Option<Ticket>,
+    stale: Option<(Arc<Entry>, Verdict)>,
+    pub(super) forward: Forward,
+    pub(super) kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Plain,
+    /// Released by a flight that brought nothing to share.
+    Collapsed,
+    /// Waited too long.
+    Impatient,
+    /// Behind an answer.
+    Refresh,
+}
+
+impl Fetch {
+    const fn new(ticket: Option<Ticket>, forward: Forward, kind: Kind) -> Self {
+        Self {
+            leader: None,
+            ticket,
+            stale: None,
+            forward,
+            kind,
+        }
+    }
+
+    /// For one request only.
+    pub(super) const fn alone(ticket: Ticket, forward: Forward) -> Self {
+        Self::new(Some(ticket), forward, Kind::Plain)
+    }
+
+    /// For all who wait; without a ticket nothing is kept.
+    pub(super) fn led(
+        leader: Leader,
+        mark: LeadingMark,
+        ticket: Option<Ticket>,
+        forward: Forward,
+    ) -> Self {
+        let mut fetch = Self::new(ticket, forward, Kind::Plain);
+        fetch.leader = Some((leader, mark));
+        fetch
+    }
+
+    /// Behind an answer.
+    pub(super) const fn refresh(ticket: Ticket, forward: Forward) -> Self {
+        Self::new(Some(ticket), forward, Kind::Refresh)
+    }
+
+    pub(super) fn with_ticket(mut self, ticket: Option<Ticket>) -> Self {
+        self.ticket = ticket;
+        self
+    }
+
+    pub(super) fn collapsed(mut self) -> Self {
+        self.kind = Kind::Collapsed;
+        self
+    }
+
+    pub(super) fn impatient(mut self) -> Self {
+        self.kind = Kind::Impatient;
+        self
+    }
+
+    /// Asks whether `stale` is still right.
+    pub(super) fn validating(mut self, stale: Option<Arc<Entry>>, verdict: Verdict) -> Self {
+        self.stale = stale.map(|entry| (entry, verdict));
+        self
+    }
+
+    pub(super) fn land(&mut self, outcome: Outcome) {
+        if let Some((leader, _mark)) = self.leader.take() {
+            leader.land(outcome);
+        }
+    }
+}
+
+impl<S> Run<S> {
+    /// Calls the inner service and stores, shares, or passes on what it says.
+    pub(super) async fn fetch<B, R>(mut self, fetch: Fetch) -> Answer<R, S::Error>
+    where
+        S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
+        S::Future: Send,
+        B: Send + 'static,
+        R: http_body::Body<Data = Bytes> + Send + 'static,
+        R::Error: Into<BoxError>,
+    {
+        self.mark_personal();
+        let mut lease = LeaseHold::new(&self, &fetch);
+        let mut validate = true;
+        loop {
+            let asked = self.cache.now();
+            let (request, conditional) = self.request::<B>(&fetch, validate);
+            let response = match self.inner.call(request).await {
+                Ok(response) => response,
+                Err(error) => return self.failed(fetch, error),
+            };
+            let received = self.cache.now();
+            if conditional
+                && response.status() == StatusCode::NOT_MODIFIED
+                && let Some((stale, _)) = fetch.stale.clone()
+            {
+                if revalidate::names_another(response.headers(), stale.head()) {
+                    // It confirms something that is not stored here: once more, without conditions.
+                    validate = false;
+                    continue;
+                }
+                lease.leave();
+                return Ok(self.confirmed(fetch, &stale, &response, (asked, received)));
+            }
+            if let Some((stale, verdict)) = &fetch.stale
+                && self.may_stand_in(stale, *verdict, Some(response.status()))
+            {
+                return Ok(self.stands_in(fetch, Some(response.status())));
+            }
+            lease.leave();
+            return Ok(self.fetched(fetch, response, (asked, received)).await);
+        }
+    }
+
+    fn request<B>(&self, fetch: &Fetch, validate: bool) -> (Request<Body<B>>, bool) {
+        let mut request = Request::new(Body::empty());
+        *request.method_mut() = Method::GET;
+        *request.uri_mut() = self.parts.uri.clone();
+        *request.version_mut() = self.parts.version;
+        *request.headers_mut() = self.parts.headers.clone();
+        *request.extensions_mut() = self.parts.extensions.clone();
+        revalidate::strip_conditions(request.headers_mut());
+        let stale = fetch.stale.as_ref().filter(|_| validate);
+        let conditional = stale.is_some_and(|(stale, _)| {
+            revalidate::put_conditions(request.headers_mut(), stale.head())
+        });
+        (request, conditional)
+    }
+
+    /// An error is not shared: everybody asks for himself, unless a stale answer may stand in.
+    fn failed<R, E>(self, mut fetch: Fetch, error: E) -> Answer<R, E> {
+        if let Some((stale, verdict)) = &fetch.stale
+            && self.may_stand_in(stale, *verdict, None)
+        {
+            return Ok(self.stands_in(fetch, None));
+        }
+        fetch.land(Outcome::Released);
+        Err(error)
+    }
+
+    fn stands_in<R>(
+        self,
+        mut fetch: Fetch,
+        status: Option<StatusCode>,
+    ) -> Response<ResponseBody<R>> {
+        self.cache.stands_in(&self.ask);
+        let stale = fetch.stale.take();
+        // The caller has just looked at it.
+        let Some((stale, _)) = stale else {
+            return Response::new(ResponseBody::empty());
+        };
+        fetch.land(Outcome::StandIn(Arc::clone(&stale), status));
+        self.stand_in(&stale, status)
+    }
+
+    pub(super) fn plan(
+        &self,
+        status: StatusCode,
+        fields: &HeaderMap,
+        policy: Option<&CachePolicy>,
+        personal: bool,
+        times: (u64, u64),
+    ) -> Result<Plan, Reason> {
+        let plan = policy::plan(&Offer {
+            config: &self.config,
+            request: &self.parts.headers,
+            host: self.ask.key.host(),
+            status,
+            fields,
+            policy,
+            personal,
+            signals: self.ask.signals,
+            asked: times.0,
+            received: times.1,
+        })?;
+        // Per key the names of all answers count together; what they select must stay bounded, too.
+        if self.ask.names.union(&plan.names).are_too_many() {
+            return Err(Reason::Vary);
+        }
+        Ok(plan)
+    }
+
+    /// A 304 from inside: the stored body under renewed fields.
+    fn confirmed<R>(
+        mut self,
+        mut fetch: Fetch,
+        stale: &Arc<Entry>,
+        confirmed: &Response<R>,
+        times: (u64, u64),
+    ) -> Response<ResponseBody<R>> {
+        let fields = revalidate::merged(stale.head(), confirmed.headers());
+        let (status, forward) = (stale.head().status, fetch.forward);
+        let said = |stored| Said::Fetched {
+            forward,
+            status: Some(StatusCode::NOT_MODIFIED),
+            stored,
+        };
+        let policy = confirmed
+            .extensions()
+            .get::<CachePolicy>()
+            .cloned()
+            .or_else(|| policy_of(stale.head()));
+        let personal = confirmed.extensions().get::<Personal>().is_some() || self.ask.is_personal();
+        let planned = self.plan(status, &fields, policy.as_ref(), personal, times);
+        let (plan, ticket) = match (planned, fetch.ticket) {
+            (Ok(plan), Some(ticket)) => (plan, ticket),
+            (planned, _) => {
+                let reason = planned.err();
+                match reason {
+                    Some(reason) => self.refuse(&mut fetch, status, reason),
+                    None => fetch.land(Outcome::Released),
+                }
+                let outcome = ResponseCacheOutcome::Uncacheable;
+                self.cache.counters.count(outcome);
+                return answer::fetched(
+                    stale,
+                    &self.ask.form,
+                    &self.config,
+                    fields,
+                    said(Err(reason)),
+                    outcome,
+                );
+            }
+        };
+        let names = self.ask.names.union(&plan.names);
+        self.ask.select(&names, &self.parts.headers);
+        let draft = Draft::new(&self, plan, ticket, status, &fields, times.1);
+        let head = Arc::new(draft.confirm(stale.head()));
+        let entry = Arc::new(stale.with_head(Arc::clone(&head)));
+        let said = said(Ok(answer::ttl(&head, times.1)));
+        self.cache.keep_copy(&self.ask, &entry);
+        let key = self.ask.entry_key(self.cache.place);
+        self.cache
+            .finish("freshen", self.cache.store.freshen(key, ticket, head));
+        fetch.land(Outcome::Done(Arc::clone(&entry)));
+        let outcome = ResponseCacheOutcome::Validated;
+        self.cache.counters.count(outcome);
+        let mut fields = entry.head().fields.clone();
+        for cookie in confirmed.headers().get_all(header::SET_COOKIE) {
+            fields.append(header::SET_COOKIE, cookie.clone());
+        }
+        answer::fetched(&entry, &self.ask.form, &self.config, fields, said, outcome)
+    }
+
+    /// Not storable: all who wait are released at once, and the key is known as uncacheable for a while.
+    pub(super) fn refuse(&self, fetch: &mut Fetch, status: StatusCode, reason: Reason) {
+        self.cache.counters.refused(reason);
+        // What only this request's cookies or credentials cause, or a cut, says nothing about the key;
+        // and only who holds its lease speaks for it.
+        let of_request = matches!(reason, Reason::Authorization | Reason::Cut)
+            || (reason == Reason::Lifetime && self.ask.signals.cookie);
+        if let Some(ticket) = fetch.ticket {
+            let speaks = ticket.token != 0 && !of_request;
+            self.cache
+                .release(&self.ask, ticket, speaks.then(|| Cache::mark_for(status)));
+        }
+        fetch.land(Outcome::Released);
+    }
+}
+
+/// What the policies said when the entry was stored, for a 304 that says nothing.
+fn policy_of(head: &Head) -> Option<CachePolicy> {
+    let by_policy = head.flags.has(Flags::BY_POLICY);
+    by_policy.then(|| {
+        let mut policy = CachePolicy::new().ttl(Duration::from_micros(head.lifetime));
+        policy.refresh_after = head.refresh_after.map(Duration::from_micros);
+        policy.stale_if_error = head.stale_if_error.map(Duration::from_micros);
+        policy.stale_while_revalidate = Some(Duration::from_micros(head.stale_while_revalidate));
+        policy
+    })
+}
+
+/// Gives the lease back if the fetch is dropped before anything came of it.
+pub(super) struct LeaseHold {
+    cache: Arc<Cache>,
+    key: EntryKey,
+    ticket: Option<Ticket>,
+}
+
+impl LeaseHold {
+    pub(super) fn new<S>(run: &Run<S>, fetch: &Fetch) -> Self {
+        Self {
+            cache: Arc::clone(&run.cache),
+            key: run.ask.entry_key(run.cache.place),
+            ticket: fetch.ticket,
+        }
+    }
+
+    /// Leaves it to whoever stores.
+    pub(super) const fn leave(&mut self) {
+        self.ticket = None;
+    }
+}
+
+impl Drop for LeaseHold {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket.take().filter(|ticket| ticket.token != 0) {
+            self.cache
+                .finish("release", self.cache.store.release(self.key, ticket, None));
+        }
+    }
+}

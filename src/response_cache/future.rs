@@ -1,0 +1,136 @@
+//! What `ResponseCache::call` returns.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use http::Response;
+use pin_project_lite::pin_project;
+
+use crate::core::ResponseCacheOutcome;
+
+use super::body::ResponseBody;
+use super::config::Config;
+use super::run::{Answer, Leading};
+use super::status::Bypass;
+
+type Running<R, E> = Pin<Box<dyn Future<Output = Answer<R, E>> + Send>>;
+
+pin_project! {
+    /// Answers from the cache, or by the inner service.
+    ///
+    /// Dropping it is safe at any point: a request that waits owns nothing, a lease is given back, and a
+    /// fetch that others wait for goes on in a task.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<F, R, E>
+    where
+        R: Send,
+        R: 'static,
+        E: 'static,
+    {
+        #[pin]
+        kind: Kind<F, R, E>,
+    }
+}
+
+pin_project! {
+    #[project = KindProj]
+    enum Kind<F, R, E>
+    where
+        R: Send,
+        R: 'static,
+        E: 'static,
+    {
+        Hit { response: Option<Response<ResponseBody<R>>> },
+        Pass { #[pin] call: F, config: Arc<Config>, why: Bypass },
+        Run { run: Shared<R, E> },
+    }
+}
+
+impl<F, R: Send + 'static, E: 'static> ResponseFuture<F, R, E> {
+    pub(super) const fn hit(response: Response<ResponseBody<R>>) -> Self {
+        Self {
+            kind: Kind::Hit {
+                response: Some(response),
+            },
+        }
+    }
+
+    pub(super) const fn pass(call: F, config: Arc<Config>, why: Bypass) -> Self {
+        Self {
+            kind: Kind::Pass { call, config, why },
+        }
+    }
+
+    pub(super) fn run(run: Running<R, E>, leading: Arc<Leading>) -> Self {
+        Self {
+            kind: Kind::Run {
+                run: Shared {
+                    run: Some(run),
+                    leading,
+                },
+            },
+        }
+    }
+}
+
+impl<F, R, E> Future for ResponseFuture<F, R, E>
+where
+    F: Future<Output = Result<Response<R>, E>>,
+    R: Send + 'static,
+{
+    type Output = Answer<R, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().kind.project() {
+            // Polled again after its answer: pending for ever, as a fused future would be.
+            KindProj::Hit { response } => response
+                .take()
+                .map_or(Poll::Pending, |found| Poll::Ready(Ok(found))),
+            KindProj::Pass { call, config, why } => {
+                let mut response = ready!(call.poll(cx))?;
+                config.status.pass(response.headers_mut(), *why);
+                response
+                    .extensions_mut()
+                    .insert(ResponseCacheOutcome::Bypass);
+                Poll::Ready(Ok(response.map(ResponseBody::pass)))
+            }
+            KindProj::Run { run } => {
+                let Some(running) = &mut run.run else {
+                    return Poll::Pending;
+                };
+                let answer = ready!(running.as_mut().poll(cx));
+                run.run = None;
+                Poll::Ready(answer)
+            }
+        }
+    }
+}
+
+impl<F, R: Send + 'static, E: 'static> fmt::Debug for ResponseFuture<F, R, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            Kind::Hit { .. } => "hit",
+            Kind::Pass { .. } => "pass",
+            Kind::Run { .. } => "run",
+        };
+        f.debug_tuple("ResponseFuture").field(&kind).finish()
+    }
+}
+
+/// A request that may lead a fetch for others.
+struct Shared<R: Send + 'static, E: 'static> {
+    run: Option<Running<R, E>>,
+    leading: Arc<Leading>,
+}
+
+impl<R: Send + 'static, E: 'static> Drop for Shared<R, E> {
+    fn drop(&mut self) {
+        // The leader's client has left: with others waiting the fetch goes on, without it ends here.
+        if let Some(run) = self.run.take().filter(|_| self.leading.is_waited_for()) {
+            super::cache::spawn(async move { drop(run.await) });
+        }
+    }
+}

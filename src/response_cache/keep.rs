@@ -1,0 +1,346 @@
+//! Keeps a fetched answer: in place where its body is complete at once, else by a task that pulls it.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Request, Response, StatusCode, response};
+use sha2::{Digest, Sha256};
+use tower_service::Service;
+
+use crate::core::{Body, Personal, ResponseCacheOutcome, base64url};
+
+use super::answer;
+use super::body::{BoxError, ResponseBody};
+use super::collect::{Collected, Collector, Pull};
+use super::config::CachePolicy;
+use super::date;
+use super::entry::{Entry, EntryId, Flags, Head};
+use super::fetch::{Fetch, Kind, LeaseHold};
+use super::flight::Outcome;
+use super::freshness::{self, MICROS};
+use super::policy::{self, Plan};
+use super::revalidate;
+use super::run::Run;
+use super::status::{Reason, Said};
+use super::store::Ticket;
+
+/// An entry to be, while its body is still on its way.
+pub(super) struct Draft {
+    head: Head,
+    ticket: Ticket,
+    /// The store is there to take it.
+    keep: bool,
+    personal_too: bool,
+}
+
+impl Draft {
+    pub(super) fn new<S>(
+        run: &Run<S>,
+        plan: Plan,
+        ticket: Ticket,
+        status: StatusCode,
+        fields: &HeaderMap,
+        received: u64,
+    ) -> Self {
+        let mut targets = run.ask.targets();
+        targets.extend(plan.targets);
+        let id = EntryId::draw();
+        let mut head = Head {
+            id,
+            body_id: id,
+            begun: ticket.begun,
+            at: ticket.at,
+            received,
+            initial_age: plan.initial_age,
+            lifetime: plan.lifetime,
+            refresh_after: plan.refresh_after,
+            stale_while_revalidate: plan.stale_while_revalidate,
+            stale_if_error: plan.stale_if_error,
+            expires_at: received.saturating_add(plan.kept),
+            flags: plan.flags,
+            status,
+            key: run.ask.key.text().into(),
+            names: run.ask.names.clone(),
+            selection: run.ask.selection.as_slice().into(),
+            targets: targets.into(),
+            fields: HeaderMap::with_capacity(fields.keys_len() + 5),
+        };
+        for (name, value) in fields {
+            let kept = *name != header::SET_COOKIE && !plan.hidden.contains(name);
+            if kept && revalidate::is_storable(name, fields) {
+                head.fields.append(name, value.clone());
+            }
+        }
+        let now = freshness::seconds_of(received);
+        if freshness::date_seconds(fields, now).is_none()
+            && let Some(date) = date::write(received / MICROS)
+        {
+            head.fields.insert(header::DATE, date);
+        }
+        answer::put_downstream(&mut head.fields, head.flags, &run.config);
+        Head::keep_room(&mut head.fields);
+        Self {
+            head,
+            ticket,
+            keep: true,
+            personal_too: plan.personal_too,
+        }
+    }
+
+    /// Makes the head for the body that a 304 has confirmed.
+    pub(super) fn confirm(mut self, stale: &Head) -> Head {
+        self.head.body_id = stale.body_id;
+        if stale.flags.has(Flags::OWN_ETAG)
+            && let Some(tag) = stale.fields.get(header::ETAG)
+        {
+            self.head.flags.set(Flags::OWN_ETAG, true);
+            self.head.fields.insert(header::ETAG, tag.clone());
+        }
+        // The tags that the handler set then are not said again by a 304.
+        let mut targets = self.head.targets.into_vec();
+        targets.extend(
+            stale
+                .targets
+                .iter()
+                .filter(|target| target.is_said_by_answers()),
+        );
+        targets.sort_unstable();
+        targets.dedup();
+        self.head.targets = targets.into();
+        self.head
+    }
+
+    /// Ends the draft with its body.
+    fn entry(mut self, body: Bytes, trailers: Option<Box<HeaderMap>>) -> (Ticket, Arc<Entry>) {
+        let fields = &mut self.head.fields;
+        if trailers.is_some() {
+            fields.remove(header::CONTENT_LENGTH);
+        }
+        let by_policy_alone = self.head.flags.has(Flags::OWN_CACHE_CONTROL);
+        if by_policy_alone && !policy::has_validator(fields) && self.head.status == StatusCode::OK {
+            fields.insert(header::ETAG, own_etag(fields, &body));
+            self.head.flags.set(Flags::OWN_ETAG, true);
+        }
+        (
+            self.ticket,
+            Arc::new(Entry::new(Arc::new(self.head), body, trailers)),
+        )
+    }
+}
+
+/// A strong tag of ours: 128 bits of SHA-256 over everything that a client would notice.
+fn own_etag(fields: &HeaderMap, body: &Bytes) -> HeaderValue {
+    let mut sha = Sha256::new();
+    for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING] {
+        let value = fields.get(name).map_or(&[][..], HeaderValue::as_bytes);
+        sha.update((value.len() as u64).to_be_bytes());
+        sha.update(value);
+    }
+    sha.update(body);
+    let tag = format!("\"{}\"", base64url(&sha.finalize()[..16]));
+    HeaderValue::try_from(tag).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
+}
+
+impl<S> Run<S> {
+    /// A new answer: stored if it may be, else passed on untouched.
+    pub(super) async fn fetched<B, R>(
+        mut self,
+        mut fetch: Fetch,
+        response: Response<R>,
+        times: (u64, u64),
+    ) -> Response<ResponseBody<R>>
+    where
+        S: Service<Request<Body<B>>, Response = Response<R>> + Send + 'static,
+        R: http_body::Body<Data = Bytes> + Send + 'static,
+        R::Error: Into<BoxError>,
+    {
+        let policy = response.extensions().get::<CachePolicy>();
+        let personal = response.extensions().get::<Personal>().is_some() || self.ask.is_personal();
+        let status = response.status();
+        let plan = match self.plan(status, response.headers(), policy, personal, times) {
+            Ok(plan) => plan,
+            Err(reason) => {
+                self.refuse(&mut fetch, status, reason);
+                return self.uncacheable(&fetch, response.map(ResponseBody::pass), reason);
+            }
+        };
+        let names = self.ask.names.union(&plan.names);
+        self.ask.select(&names, &self.parts.headers);
+        // Without a ticket the store is down: the answer may still be shared with those who wait.
+        let ticket = fetch.ticket.unwrap_or_else(|| self.cache.ticket());
+        let mut draft = Draft::new(&self, plan, ticket, status, response.headers(), times.1);
+        draft.keep = fetch.ticket.is_some();
+        if let Some((leader, _)) = &fetch.leader {
+            leader.heads_for(ticket.begun, &draft.head.targets);
+        }
+        let (parts, body) = response.into_parts();
+        let expected = policy::content_length(&parts.headers);
+        let mut collector =
+            Collector::new(body, self.config.max_body, expected, &self.cache.unfinished);
+        match poll_fn(|cx| Poll::Ready(collector.poll_first(cx))).await {
+            Some(Collected::Whole(trailers, true)) if self.may_keep(&draft) => {
+                self.kept(fetch, draft, parts, collector.bytes(), trailers)
+            }
+            Some(ended) => {
+                let reason = reason_of(&ended);
+                self.refuse(&mut fetch, status, reason);
+                self.uncacheable(
+                    &fetch,
+                    Response::from_parts(parts, collector.give_up(ended)),
+                    reason,
+                )
+            }
+            None => self.pulled(fetch, draft, parts, collector),
+        }
+    }
+
+    /// The mark is read again when the body is there: a handler may touch the session while it streams.
+    fn may_keep(&self, draft: &Draft) -> bool {
+        draft.personal_too || !self.ask.is_personal()
+    }
+
+    /// Stores a complete answer, and makes the client's own form of it.
+    fn kept<R>(
+        self,
+        mut fetch: Fetch,
+        draft: Draft,
+        mut parts: response::Parts,
+        body: Bytes,
+        trailers: Option<Box<HeaderMap>>,
+    ) -> Response<ResponseBody<R>> {
+        let keep = draft.keep;
+        let (ticket, entry) = draft.entry(body, trailers);
+        if keep {
+            self.cache.put(&self.ask, ticket, &entry);
+        }
+        fetch.land(Outcome::Done(Arc::clone(&entry)));
+        let head = entry.head();
+        answer::put_downstream(&mut parts.headers, head.flags, &self.config);
+        if head.flags.has(Flags::OWN_ETAG)
+            && let Some(tag) = head.fields.get(header::ETAG)
+        {
+            parts.headers.insert(header::ETAG, tag.clone());
+        }
+        let (status, body) = answer::shape(&entry, &self.ask.form, &mut parts.headers);
+        parts.status = status;
+        self.say_stored(&mut parts, &fetch, head, keep);
+        Response::from_parts(parts, body)
+    }
+
+    /// Lets a task pull the rest, while the client reads at its own pace.
+    fn pulled<B, R>(
+        self,
+        fetch: Fetch,
+        draft: Draft,
+        mut parts: response::Parts,
+        collector: Collector<R>,
+    ) -> Response<ResponseBody<R>>
+    where
+        S: Service<Request<Body<B>>, Response = Response<R>> + Send + 'static,
+        R: http_body::Body<Data = Bytes> + Send + 'static,
+        R::Error: Into<BoxError>,
+    {
+        answer::put_downstream(&mut parts.headers, draft.head.flags, &self.config);
+        self.say_stored(&mut parts, &fetch, &draft.head, draft.keep);
+        let conditions = self.ask.form.conditions.as_deref();
+        let unmodified = parts.status == StatusCode::OK
+            && conditions.is_some_and(|fields| revalidate::is_not_modified(fields, &parts.headers));
+        let (mut body, pull) = collector.split();
+        super::cache::spawn(self.pull(fetch, draft, pull));
+        if unmodified {
+            // The task goes on without a reader.
+            body = ResponseBody::empty();
+            parts.status = StatusCode::NOT_MODIFIED;
+            revalidate::without_body(&mut parts.headers);
+        }
+        Response::from_parts(parts, body)
+    }
+
+    /// Pulls a body to its end, stores it, and only then lets the reader have its end.
+    async fn pull<R>(self, mut fetch: Fetch, draft: Draft, mut pull: Pull<R>)
+    where
+        R: http_body::Body<Data = Bytes> + Send + 'static,
+        R::Error: Into<BoxError>,
+    {
+        let mut lease = LeaseHold::new(&self, &fetch);
+        let Some(ended) = poll_fn(|cx| pull.poll_end(cx)).await else {
+            return;
+        };
+        lease.leave();
+        match ended {
+            Collected::Whole(trailers, true) if self.may_keep(&draft) => {
+                let keep = draft.keep;
+                let (ticket, entry) = draft.entry(pull.bytes(), trailers.clone());
+                if keep {
+                    self.cache.put(&self.ask, ticket, &entry);
+                }
+                fetch.land(Outcome::Done(entry));
+                pull.finish(Collected::Whole(trailers, true));
+            }
+            ended => {
+                self.refuse(&mut fetch, draft.head.status, reason_of(&ended));
+                pull.finish(ended);
+            }
+        }
+    }
+
+    fn say_stored(&self, parts: &mut response::Parts, fetch: &Fetch, head: &Head, keep: bool) {
+        let said = match (fetch.kind, keep) {
+            (Kind::Impatient, _) => Said::Alone(fetch.forward),
+            (Kind::Collapsed, _) => Said::Collapsed(fetch.forward),
+            (_, true) => {
+                let stored = Ok(answer::ttl(head, head.received));
+                Said::Fetched {
+                    forward: fetch.forward,
+                    status: None,
+                    stored,
+                }
+            }
+            (_, false) => Said::Fetched {
+                forward: fetch.forward,
+                status: None,
+                stored: Err(None),
+            },
+        };
+        let outcome = if keep {
+            ResponseCacheOutcome::Stored
+        } else {
+            ResponseCacheOutcome::Bypass
+        };
+        self.cache.counters.count(outcome);
+        self.config.status.say(&mut parts.headers, said);
+        parts.extensions.insert(outcome);
+    }
+
+    fn uncacheable<R>(
+        &self,
+        fetch: &Fetch,
+        mut response: Response<ResponseBody<R>>,
+        reason: Reason,
+    ) -> Response<ResponseBody<R>> {
+        let said = match fetch.kind {
+            Kind::Impatient => Said::Alone(fetch.forward),
+            _ => Said::Fetched {
+                forward: fetch.forward,
+                status: None,
+                stored: Err(Some(reason)),
+            },
+        };
+        self.config.status.say(response.headers_mut(), said);
+        let outcome = ResponseCacheOutcome::Uncacheable;
+        self.cache.counters.count(outcome);
+        response.extensions_mut().insert(outcome);
+        response
+    }
+}
+
+const fn reason_of(ended: &Collected) -> Reason {
+    match ended {
+        Collected::Over => Reason::TooLarge,
+        Collected::Whole(_, true) => Reason::Personal,
+        Collected::Whole(_, false) | Collected::Failed(_) => Reason::Cut,
+    }
+}

@@ -1,0 +1,455 @@
+//! The key of a request: everything that may make its answer another one, length-prefixed.
+
+use std::fmt;
+use std::hash::Hasher as _;
+use std::ops::Range;
+use std::sync::{Arc, LazyLock};
+
+use http::header::{COOKIE, HeaderMap};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderName, HeaderValue, Uri};
+use sha2::{Digest, Sha256};
+use siphasher::sip128::{Hasher128, SipHasher13};
+use smallvec::SmallVec;
+
+use super::store::Hash128;
+
+/// Query parameters by which campaigns follow clicks; they select no content.
+pub const TRACKING: &[&str] = &[
+    "utm_*", "gclid", "gbraid", "wbraid", "fbclid", "msclkid", "mc_eid",
+];
+
+/// The first byte of every key: the form of the rest.
+const VERSION: u8 = 1;
+/// Longer keys are not looked up.
+const LONGEST_KEY: usize = 8 * 1_024;
+
+type By = Arc<dyn Fn(&Parts) -> Option<String> + Send + Sync>;
+
+/// Says what belongs to a route's key beside scheme, host, path and query.
+///
+/// What is left out of the key is also left out of the URI that the inner service sees.
+#[derive(Clone, Default)]
+#[must_use]
+pub struct KeyRules {
+    sort: bool,
+    query: QueryRule,
+    headers: Vec<HeaderName>,
+    cookies: Vec<String>,
+    by: Vec<By>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum QueryRule {
+    #[default]
+    All,
+    Ignore(Vec<String>),
+    Only(Vec<String>),
+}
+
+impl KeyRules {
+    /// Starts with the whole query in its own order, and nothing else.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sorts the query's parameters by name; those of one name keep their order.
+    pub fn sort_query(mut self) -> Self {
+        self.sort = true;
+        self
+    }
+
+    /// Takes parameters out of the query, by name; `*` at the end of a name stands for any rest.
+    pub fn ignore_query<S: AsRef<str>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
+        self.query = QueryRule::Ignore(
+            names
+                .into_iter()
+                .map(|name| name.as_ref().to_owned())
+                .collect(),
+        );
+        self
+    }
+
+    /// Takes all other parameters out of the query; `*` at the end of a name stands for any rest.
+    pub fn only_query<S: AsRef<str>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
+        self.query = QueryRule::Only(
+            names
+                .into_iter()
+                .map(|name| name.as_ref().to_owned())
+                .collect(),
+        );
+        self
+    }
+
+    /// Adds the values of a request field.
+    pub fn header(mut self, name: HeaderName) -> Self {
+        self.headers.push(name);
+        self
+    }
+
+    /// Adds the value of one cookie.
+    pub fn cookie(mut self, name: impl Into<String>) -> Self {
+        self.cookies.push(name.into());
+        self
+    }
+
+    /// Adds whatever `part` finds in the request.
+    pub fn by(mut self, part: impl Fn(&Parts) -> Option<String> + Send + Sync + 'static) -> Self {
+        self.by.push(Arc::new(part));
+        self
+    }
+
+    /// Rewrites the query by these rules; `None` where nothing changes.
+    fn rewrite(&self, query: &str) -> Option<String> {
+        if !self.sort && self.query == QueryRule::All {
+            return None;
+        }
+        let keeps = |parameter: &&str| {
+            let name = name_of(parameter);
+            let listed = |list: &[String]| list.iter().any(|pattern| matches(pattern, name));
+            match &self.query {
+                QueryRule::All => true,
+                QueryRule::Ignore(list) => !listed(list),
+                QueryRule::Only(list) => listed(list),
+            }
+        };
+        let mut parameters: Vec<&str> = query.split('&').filter(keeps).collect();
+        if self.sort {
+            parameters.sort_by_key(|parameter| name_of(parameter));
+        }
+        let rewritten = parameters.join("&");
+        (rewritten != query).then_some(rewritten)
+    }
+}
+
+impl fmt::Debug for KeyRules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyRules")
+            .field("sort", &self.sort)
+            .field("query", &self.query)
+            .field("headers", &self.headers)
+            .field("cookies", &self.cookies)
+            .field("by", &self.by.len())
+            .finish()
+    }
+}
+
+fn name_of(parameter: &str) -> &str {
+    parameter
+        .split_once('=')
+        .map_or(parameter, |(name, _)| name)
+}
+
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => name == pattern,
+    }
+}
+
+/// Takes what is not part of the key out of the URI that the inner service will see.
+pub(super) fn rewrite_uri(rules: &KeyRules, uri: &mut Uri) {
+    let Some(query) = uri.query().and_then(|query| rules.rewrite(query)) else {
+        return;
+    };
+    let path = if query.is_empty() {
+        uri.path().to_owned()
+    } else {
+        format!("{}?{query}", uri.path())
+    };
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = PathAndQuery::try_from(path).ok();
+    // Fewer or reordered parameters of a valid URI make a valid one.
+    if let Ok(rewritten) = Uri::from_parts(parts) {
+        *uri = rewritten;
+    }
+}
+
+/// Fields that some services build links or decisions from though no `Vary` names them: part of the key when present.
+pub(super) fn is_poison(name: &str) -> bool {
+    matches!(
+        name,
+        "x-forwarded-host"
+            | "x-forwarded-proto"
+            | "x-forwarded-scheme"
+            | "x-forwarded-port"
+            | "x-forwarded-prefix"
+            | "x-host"
+            | "x-original-host"
+            | "x-original-url"
+            | "x-rewrite-url"
+            | "forwarded"
+    )
+}
+
+/// A key: its text, and where host, path and query lie in it.
+#[derive(Clone)]
+pub(super) struct Key {
+    text: SmallVec<[u8; 192]>,
+    host: Range<usize>,
+    target: Range<usize>,
+    pub(super) principal: Option<[u8; 16]>,
+    pub(super) local: Hash128,
+}
+
+impl Key {
+    /// Builds the key of a request whose URI is already rewritten; `None` if it is too long.
+    pub(super) fn of(
+        rules: &KeyRules,
+        parts: &Parts,
+        original: Option<&Uri>,
+        has_poison: bool,
+        principal: Option<[u8; 16]>,
+    ) -> Option<Self> {
+        let mut text = SmallVec::new();
+        text.push(VERSION);
+        let scheme = parts.uri.scheme_str().unwrap_or("");
+        put(&mut text, scheme.as_bytes());
+        let host = put_host(&mut text, scheme, parts);
+        let target = put_target(&mut text, &parts.uri, original);
+        // Where a router has cut its prefix away, the rest alone would mean different things.
+        if original.is_some_and(|original| original.path() != parts.uri.path()) {
+            put(&mut text, parts.uri.path().as_bytes());
+        }
+        put_rules(&mut text, rules, parts);
+        if has_poison {
+            put_poison(&mut text, &parts.headers);
+        }
+        if let Some(digest) = &principal {
+            text.push(b'P');
+            put(&mut text, digest);
+        }
+        (text.len() <= LONGEST_KEY).then(|| {
+            let local = seeded(&text);
+            Self {
+                text,
+                host,
+                target,
+                principal,
+                local,
+            }
+        })
+    }
+
+    pub(super) fn text(&self) -> &[u8] {
+        &self.text
+    }
+
+    pub(super) fn host(&self) -> &str {
+        std::str::from_utf8(&self.text[self.host.clone()]).unwrap_or("")
+    }
+
+    /// Path and query.
+    pub(super) fn target(&self) -> &str {
+        std::str::from_utf8(&self.text[self.target.clone()]).unwrap_or("")
+    }
+}
+
+fn put(text: &mut SmallVec<[u8; 192]>, part: &[u8]) {
+    text.extend_from_slice(&(part.len() as u32).to_be_bytes());
+    text.extend_from_slice(part);
+}
+
+fn put_host(text: &mut SmallVec<[u8; 192]>, scheme: &str, parts: &Parts) -> Range<usize> {
+    let authority = parts
+        .uri
+        .authority()
+        .map(|authority| authority.as_str().as_bytes());
+    let field = parts
+        .headers
+        .get(http::header::HOST)
+        .map(HeaderValue::as_bytes);
+    let host = authority.or(field).unwrap_or(b"");
+    let host = host.rsplit(|byte| *byte == b'@').next().unwrap_or(host);
+    let port: &[u8] = if scheme == "https" { b":443" } else { b":80" };
+    let host = host.strip_suffix(port).unwrap_or(host);
+    put(text, host);
+    let range = text.len() - host.len()..text.len();
+    text[range.clone()].make_ascii_lowercase();
+    range
+}
+
+fn put_target(text: &mut SmallVec<[u8; 192]>, uri: &Uri, original: Option<&Uri>) -> Range<usize> {
+    let path = original.unwrap_or(uri).path();
+    let query = uri.query();
+    let length = path.len() + query.map_or(0, |query| query.len() + 1);
+    text.extend_from_slice(&(length as u32).to_be_bytes());
+    let start = text.len();
+    text.extend_from_slice(path.as_bytes());
+    if let Some(query) = query {
+        text.push(b'?');
+        text.extend_from_slice(query.as_bytes());
+    }
+    start..text.len()
+}
+
+fn put_rules(text: &mut SmallVec<[u8; 192]>, rules: &KeyRules, parts: &Parts) {
+    for name in &rules.headers {
+        text.push(b'H');
+        put(text, name.as_str().as_bytes());
+        for value in parts.headers.get_all(name) {
+            put(text, value.as_bytes());
+        }
+    }
+    for name in &rules.cookies {
+        text.push(b'C');
+        put(text, name.as_bytes());
+        if let Some(value) = cookie(&parts.headers, name) {
+            put(text, value);
+        }
+    }
+    for part in &rules.by {
+        text.push(b'B');
+        if let Some(value) = part(parts) {
+            put(text, value.as_bytes());
+        }
+    }
+}
+
+fn cookie<'a>(fields: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
+    let pairs = fields
+        .get_all(COOKIE)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+    pairs
+        .filter_map(|pair| {
+            let at = pair.iter().position(|byte| *byte == b'=')?;
+            Some((pair[..at].trim_ascii(), pair[at + 1..].trim_ascii()))
+        })
+        .find_map(|(own, value)| (own == name.as_bytes()).then_some(value))
+}
+
+fn put_poison(text: &mut SmallVec<[u8; 192]>, fields: &HeaderMap) {
+    let mut found: SmallVec<[(&str, &[u8]); 4]> = fields
+        .iter()
+        .filter(|(name, _)| is_poison(name.as_str()))
+        .map(|(name, value)| (name.as_str(), value.as_bytes()))
+        .collect();
+    // Several lines of one name keep their order.
+    found.sort_by_key(|(name, _)| *name);
+    for (name, value) in found {
+        text.push(b'F');
+        put(text, name.as_bytes());
+        put(text, value);
+    }
+}
+
+static SEED: LazyLock<(u64, u64)> = LazyLock::new(|| (random(), random()));
+
+/// Hashes under this process's own random seed: for tables that nobody else reads.
+pub(super) fn seeded(bytes: &[u8]) -> Hash128 {
+    let mut sip = SipHasher13::new_with_keys(SEED.0, SEED.1);
+    sip.write(bytes);
+    Hash128(sip.finish128().as_bytes())
+}
+
+/// Hashes so that every process finds the same: SHA-256 cut to 128 bits, each part with its length.
+pub(super) fn sha128(parts: &[&[u8]]) -> Hash128 {
+    let mut sha = Sha256::new();
+    for part in parts {
+        sha.update((part.len() as u64).to_be_bytes());
+        sha.update(part);
+    }
+    let mut cut = [0; 16];
+    cut.copy_from_slice(&sha.finalize()[..16]);
+    Hash128(cut)
+}
+
+/// Draws 64 random bits.
+pub(super) fn random() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    // The standard library seeds these from the system's random source, and cannot fail.
+    getrandom::u64().unwrap_or_else(|_| RandomState::new().build_hasher().finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(rules: &KeyRules, uri: &str, fields: &[(&'static str, &str)]) -> Vec<u8> {
+        let mut request = http::Request::get(uri);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let (mut parts, ()) = request.body(()).unwrap().into_parts();
+        rewrite_uri(rules, &mut parts.uri);
+        let poison = fields.iter().any(|(name, _)| is_poison(name));
+        Key::of(rules, &parts, None, poison, None)
+            .unwrap()
+            .text()
+            .to_vec()
+    }
+
+    #[test]
+    fn paths_and_queries_are_exact_bytes() {
+        let none = KeyRules::new();
+        let same = |a, b| key(&none, a, &[]) == key(&none, b, &[]);
+        for other in ["/a/", "//a", "/A", "/%61", "/a?", "/a?x", "/a;x"] {
+            assert!(!same("/a", other), "{other}");
+        }
+    }
+
+    #[test]
+    fn hosts_are_lower_case_without_a_default_port_and_differ() {
+        let none = KeyRules::new();
+        let host = |host| key(&none, "/", &[("host", host)]);
+        assert_eq!(host("A.test:80"), host("a.test"));
+        assert_ne!(host("a.test"), host("b.test"));
+        assert_ne!(host("a.test:81"), host("a.test"));
+        assert_ne!(host("a.test"), key(&none, "/", &[]));
+    }
+
+    #[test]
+    fn poison_fields_make_keys_of_their_own() {
+        let none = KeyRules::new();
+        let plain = key(&none, "/", &[]);
+        for name in [
+            "x-forwarded-host",
+            "x-original-url",
+            "forwarded",
+            "x-forwarded-prefix",
+        ] {
+            assert_ne!(key(&none, "/", &[(name, "evil")]), plain);
+            assert_ne!(
+                key(&none, "/", &[(name, "evil")]),
+                key(&none, "/", &[(name, "other")])
+            );
+        }
+    }
+
+    #[test]
+    fn query_rules_rewrite_the_uri_stably() {
+        let rewritten = |rules: &KeyRules, uri: &str| {
+            let mut uri: Uri = uri.parse().unwrap();
+            rewrite_uri(rules, &mut uri);
+            uri.to_string()
+        };
+        let sorted = KeyRules::new().sort_query().ignore_query(TRACKING);
+        assert_eq!(
+            rewritten(&sorted, "/x?b=2&utm_a=1&a=1&b=1&gclid"),
+            "/x?a=1&b=2&b=1"
+        );
+        assert_eq!(rewritten(&sorted, "/x?utm_source=1"), "/x");
+        assert_eq!(
+            rewritten(&KeyRules::new().only_query(["a"]), "http://h/x?b=1&a=2"),
+            "http://h/x?a=2"
+        );
+        assert_eq!(rewritten(&KeyRules::new(), "/x?b=2&a=1"), "/x?b=2&a=1");
+    }
+
+    #[test]
+    fn one_cookie_and_one_header_select() {
+        let rules = KeyRules::new()
+            .cookie("theme")
+            .header(HeaderName::from_static("x-lang"));
+        let of = |cookie: &'static str| key(&rules, "/", &[("cookie", cookie)]);
+        assert_eq!(of("id=1; theme=dark"), of("theme=dark; id=2"));
+        assert_ne!(of("theme=dark"), of("theme=light"));
+        assert_ne!(of("id=1"), of("theme="));
+        assert_ne!(
+            key(&rules, "/", &[("x-lang", "de")]),
+            key(&rules, "/", &[("x-lang", "en")])
+        );
+    }
+}

@@ -1,0 +1,236 @@
+//! The layer: what a route says about caching, over a cache that all clones share.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode};
+use tower_layer::Layer;
+
+use crate::core::{Clock, telemetry};
+
+use super::cache::Cache;
+use super::config::Config;
+use super::handle::ResponseCacheHandle;
+use super::key::KeyRules;
+use super::rejection::ResponseCacheRejection;
+use super::service::ResponseCache;
+use super::status::{self, Names};
+use super::store::ResponseStore;
+use super::target;
+
+const LOCAL_BYTES: usize = 64 * 1_024 * 1_024;
+
+/// Answers with stored responses wherever RFC 9111 allows a shared cache to; see the [module](super).
+///
+/// Clones share the store, one local level, one table of fetches under way, and one handle; each keeps
+/// the policy of its own route.
+#[derive(Clone)]
+#[must_use]
+pub struct ResponseCacheLayer {
+    store: Arc<dyn ResponseStore>,
+    cache: Arc<Cache>,
+    config: Arc<Config>,
+}
+
+impl ResponseCacheLayer {
+    /// Makes a cache that obeys the headers of responses and nothing else.
+    pub fn new(store: impl ResponseStore) -> Self {
+        let store: Arc<dyn ResponseStore> = Arc::new(store);
+        let cache = Arc::new(Cache::new(Arc::clone(&store), LOCAL_BYTES, None));
+        Self {
+            store,
+            cache,
+            config: Arc::default(),
+        }
+    }
+
+    fn set(mut self, change: impl FnOnce(&mut Config)) -> Self {
+        change(Arc::make_mut(&mut self.config));
+        self
+    }
+
+    /// Bounds the copies that this process keeps of a shared store's entries, in bytes, everything counted (64 MiB).
+    ///
+    /// With 0 there are none, and every hit is one exact shared read. Call it before cloning: it begins
+    /// a local level of its own. A [`MemoryStore`](crate::backend::memory::MemoryStore) has its own bound.
+    pub fn local_bytes(mut self, bytes: usize) -> Self {
+        self.cache = Arc::new(Cache::new(Arc::clone(&self.store), bytes, None));
+        self
+    }
+
+    /// Follows `clock` for the staleness bound and marks instead of the machine's; for tests of exactly these.
+    #[doc(hidden)]
+    pub fn real_clock(mut self, local_bytes: usize, clock: impl Clock) -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(clock);
+        self.cache = Arc::new(Cache::new(
+            Arc::clone(&self.store),
+            local_bytes,
+            Some(clock),
+        ));
+        self
+    }
+
+    /// Makes answers fresh for this long where nothing else says so; for the statuses 200 203 204 300 301 308.
+    pub fn ttl(self, ttl: Duration) -> Self {
+        self.set(|config| config.route.ttl = Some(ttl))
+            .check_refresh()
+    }
+
+    /// Makes answers of one more status fresh for this long where nothing else says so (negative caching).
+    pub fn ttl_for(self, status: StatusCode, ttl: Duration) -> Self {
+        self.set(|config| config.ttl_for.push((status, ttl)))
+    }
+
+    /// From this age on an answer is given at once and refreshed behind it.
+    pub fn refresh_after(self, age: Duration) -> Self {
+        self.set(|config| config.route.refresh_after = Some(age))
+            .check_refresh()
+    }
+
+    fn check_refresh(self) -> Self {
+        let route = &self.config.route;
+        if let (Some(ttl), Some(after)) = (route.ttl, route.refresh_after)
+            && after >= ttl
+        {
+            telemetry::warn!("response cache: refresh_after is not below ttl and has no effect");
+        }
+        self
+    }
+
+    /// For this long after its lifetime an answer is given stale and refreshed behind it (RFC 5861 §3).
+    pub fn stale_while_revalidate(self, window: Duration) -> Self {
+        self.set(|config| config.route.stale_while_revalidate = Some(window))
+    }
+
+    /// For this long after its lifetime an answer stands in for an error (RFC 5861 §4).
+    pub fn stale_if_error(self, window: Duration) -> Self {
+        self.set(|config| config.route.stale_if_error = Some(window))
+    }
+
+    /// Tags every answer of this route; repeatable.
+    ///
+    /// # Panics
+    /// If `tag` is not 1 to 128 bytes without control characters.
+    #[track_caller]
+    pub fn tag(self, tag: impl Into<Cow<'static, str>>) -> Self {
+        let tag = tag.into();
+        assert!(
+            target::is_tag(&tag),
+            "a tag has 1 to 128 bytes and no control characters"
+        );
+        self.set(|config| config.route.tags.push(tag))
+    }
+
+    /// Keeps one copy per principal. Requests without one are passed. Wins over [`public`](Self::public).
+    pub fn private(self) -> Self {
+        self.set(|config| config.route.private = true)
+            .check_privacy()
+    }
+
+    /// Says what `Cache-Control: public` says: these answers are the same for all, whatever was sent along.
+    pub fn public(self) -> Self {
+        self.set(|config| config.route.public = true)
+            .check_privacy()
+    }
+
+    fn check_privacy(self) -> Self {
+        if self.config.route.private && self.config.route.public {
+            telemetry::warn!(
+                "response cache: a route is both private and public, and is kept private"
+            );
+        }
+        self
+    }
+
+    /// Sets what belongs to the key beside scheme, host, path and query.
+    pub fn key(self, rules: KeyRules) -> Self {
+        self.set(|config| config.key = rules)
+    }
+
+    /// Sets how long others wait for one run before the next may start (5 s), 100 ms to 60 s.
+    pub fn lease(self, lease: Duration) -> Self {
+        let (least, most) = (Duration::from_millis(100), Duration::from_secs(60));
+        self.set(|config| config.lease = lease.clamp(least, most))
+    }
+
+    /// Bounds the bodies that are stored (1 MiB); larger ones stream through.
+    pub fn max_body(self, bytes: usize) -> Self {
+        self.set(|config| config.max_body = bytes)
+    }
+
+    /// Guesses no lifetime from `Last-Modified` (RFC 9111 §4.2.2).
+    pub fn no_heuristics(self) -> Self {
+        self.set(|config| config.heuristics = false)
+    }
+
+    /// Obeys requests that demand a fresh answer (`no-cache`, `max-age`, `min-fresh`, `Pragma`).
+    ///
+    /// Off by default, because it lets any client make the handler run.
+    pub fn allow_reload(self) -> Self {
+        self.set(|config| config.allow_reload = true)
+    }
+
+    /// Sets `Cache-Control` for clients on answers that only a policy made storable (`no-cache`), since no
+    /// invalidation reaches a browser.
+    pub fn downstream(self, value: HeaderValue) -> Self {
+        self.set(|config| config.downstream = value)
+    }
+
+    /// Sets the name in `Cache-Status` (`tower-keep`).
+    ///
+    /// # Panics
+    /// If `name` does not begin with a letter or has other characters than letters, digits, `-`, `_`, `.`.
+    #[track_caller]
+    pub fn name(self, name: &'static str) -> Self {
+        assert!(
+            status::is_name(name),
+            "a cache name is a letter, then letters, digits, - _ ."
+        );
+        self.set(|config| {
+            let hidden = config.status.is_hidden();
+            config.status = Names::new(name);
+            if hidden {
+                config.status.hide();
+            }
+        })
+    }
+
+    /// Sends no `Cache-Status`.
+    pub fn hide_status(self) -> Self {
+        self.set(|config| config.status.hide())
+    }
+
+    /// Changes the one refusal before it goes out.
+    pub fn on_rejection(
+        self,
+        hook: impl Fn(&ResponseCacheRejection, &mut Response<Bytes>) + Send + Sync + 'static,
+    ) -> Self {
+        self.set(|config| config.on_rejection = Some(Arc::new(hook)))
+    }
+
+    /// Returns the handle to invalidate and observe this cache by; all clones have the same.
+    #[must_use]
+    pub fn handle(&self) -> ResponseCacheHandle {
+        ResponseCacheHandle::new(Arc::clone(&self.cache))
+    }
+}
+
+impl<S> Layer<S> for ResponseCacheLayer {
+    type Service = ResponseCache<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        ResponseCache::new(inner, Arc::clone(&self.cache), Arc::clone(&self.config))
+    }
+}
+
+impl fmt::Debug for ResponseCacheLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseCacheLayer")
+            .field("store", &self.store)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,225 @@
+//! Rows of variants in a bounded table: how the memory store keeps responses, and every process its copies.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::backend::memory::{self, MemoryStore};
+use crate::response_cache::entry::Entry;
+use crate::response_cache::vary::Names;
+
+use super::{Hash128, MOST_VARIANTS};
+
+/// What each entry costs beside its own bytes.
+const OVERHEAD: usize = 256;
+/// How long a row outlives what it keeps, in microseconds.
+pub(super) const LINGER: u64 = 60_000_000;
+/// Hits beyond this make nothing dearer to evict.
+const MOST_HITS: u32 = 255;
+
+/// All that is kept for one key.
+#[derive(Default)]
+pub(super) struct Row {
+    pub(super) names: Names,
+    /// Until when the key is known as uncacheable.
+    pub(super) mark_until: u64,
+    pub(super) leases: SmallVec<[LeaseRow; 1]>,
+    pub(super) variants: SmallVec<[(Hash128, Arc<Entry>); 1]>,
+    used: Cell<u64>,
+    hits: Cell<u32>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct LeaseRow {
+    pub(super) selector: Hash128,
+    pub(super) token: u128,
+    pub(super) until: u64,
+}
+
+impl Row {
+    pub(super) fn variant(&self, selector: Hash128) -> Option<&Arc<Entry>> {
+        self.variants
+            .iter()
+            .find(|(own, _)| *own == selector)
+            .map(|(_, entry)| entry)
+    }
+
+    /// Notes a use, for eviction.
+    pub(super) fn touch(&self, now: u64) {
+        self.used.set(now);
+        self.hits.set((self.hits.get() + 1).min(MOST_HITS));
+    }
+
+    /// Puts a variant in place; entries under fewer names can never be found again and go.
+    pub(super) fn put(&mut self, selector: Hash128, entry: Arc<Entry>) {
+        self.names = entry.head().names.clone();
+        let names = &self.names;
+        self.variants
+            .retain(|(own, other)| *own != selector && other.head().names == *names);
+        if self.variants.len() == MOST_VARIANTS {
+            let oldest = self
+                .variants
+                .iter()
+                .enumerate()
+                .min_by_key(|(_, (_, entry))| entry.head().at);
+            if let Some((at, _)) = oldest {
+                self.variants.remove(at);
+            }
+        }
+        self.variants.push((selector, entry));
+    }
+
+    /// When nothing in it is of use any more.
+    pub(super) fn expires_at(&self) -> u64 {
+        let entries = self
+            .variants
+            .iter()
+            .map(|(_, entry)| entry.head().expires_at);
+        let leases = self.leases.iter().map(|lease| lease.until);
+        let last = entries
+            .chain(leases)
+            .chain([self.mark_until])
+            .max()
+            .unwrap_or(0);
+        last.saturating_add(LINGER)
+    }
+}
+
+impl memory::Entry for Row {
+    fn weight(&self) -> usize {
+        let variants = self
+            .variants
+            .iter()
+            .map(|(_, entry)| entry.weight() + OVERHEAD);
+        size_of::<Self>() + self.names.as_text().len() + variants.sum::<usize>()
+    }
+
+    /// The longer unused and the seldomer hit, the readier.
+    fn eviction_rank(&self, now: u64) -> Option<u64> {
+        Some(now.saturating_sub(self.used.get()) / u64::from(self.hits.get() + 1))
+    }
+}
+
+/// Copies of shared entries in this process, decoded, with their bodies as they are sent.
+pub(in crate::response_cache) struct Local {
+    rows: MemoryStore,
+}
+
+/// What the local level knows of a key.
+#[derive(Default)]
+pub(in crate::response_cache) struct LocalFound {
+    pub(in crate::response_cache) names: Names,
+    pub(in crate::response_cache) mark_until: u64,
+    pub(in crate::response_cache) entry: Option<Arc<Entry>>,
+}
+
+impl Local {
+    /// Makes an empty level of at most `bytes`; with 0 it remembers names and marks only.
+    pub(in crate::response_cache) fn new(bytes: usize) -> Self {
+        let rows = MemoryStore::builder()
+            .max_bytes(bytes.max(8 * 1_024 * 1_024))
+            .max_entries((bytes / 512).max(65_536))
+            .build();
+        Self { rows }
+    }
+
+    fn with<R>(
+        &self,
+        key: Hash128,
+        now: u64,
+        change: impl FnOnce(&mut memory::Slot<'_, Row>) -> R,
+    ) -> R {
+        let key = self.rows.hash(|hasher| hasher.part(&key.0));
+        self.rows.table::<Row>().update_one(key, now, change)
+    }
+
+    /// Finds what is known of `key`; `select` makes the selector from the names that count.
+    pub(in crate::response_cache) fn find(
+        &self,
+        key: Hash128,
+        now: u64,
+        select: impl FnOnce(&Names) -> Hash128,
+    ) -> LocalFound {
+        self.with(key, now, |slot| {
+            let Some(row) = slot.get() else {
+                return LocalFound::default();
+            };
+            row.touch(now);
+            let selector = if row.names.is_empty() {
+                Hash128::default()
+            } else {
+                select(&row.names)
+            };
+            LocalFound {
+                names: row.names.clone(),
+                mark_until: row.mark_until,
+                entry: row.variant(selector).cloned(),
+            }
+        })
+    }
+
+    /// Remembers an entry.
+    pub(in crate::response_cache) fn put(
+        &self,
+        key: Hash128,
+        selector: Hash128,
+        entry: Arc<Entry>,
+        now: u64,
+    ) {
+        self.change(key, now, |row| {
+            row.mark_until = 0;
+            row.put(selector, entry);
+        });
+    }
+
+    /// Remembers the names that select variants of `key`.
+    pub(in crate::response_cache) fn learn(&self, key: Hash128, names: &Names, now: u64) {
+        self.change(key, now, |row| {
+            if row.names != *names {
+                row.variants.clear();
+                row.names = names.clone();
+            }
+        });
+    }
+
+    /// Remembers until when `key` is uncacheable, by the real clock; its entry is gone.
+    pub(in crate::response_cache) fn mark(
+        &self,
+        key: Hash128,
+        selector: Hash128,
+        until: u64,
+        now: u64,
+    ) {
+        self.change(key, now, |row| {
+            row.mark_until = until;
+            row.variants.retain(|(own, _)| *own != selector);
+        });
+    }
+
+    /// Forgets an entry.
+    pub(in crate::response_cache) fn forget(&self, key: Hash128, selector: Hash128, now: u64) {
+        self.change(key, now, |row| {
+            row.variants.retain(|(own, _)| *own != selector)
+        });
+    }
+
+    fn change(&self, key: Hash128, now: u64, change: impl FnOnce(&mut Row)) {
+        self.with(key, now, |slot| {
+            let mut row = slot.remove().unwrap_or_default();
+            row.touch(now);
+            change(&mut row);
+            let until = row.expires_at().max(now.saturating_add(2 * LINGER));
+            // What does not fit is not remembered.
+            let _ = slot.set(row, until);
+        });
+    }
+
+    pub(in crate::response_cache) fn entries(&self) -> usize {
+        self.rows.table::<Row>().entries()
+    }
+
+    pub(in crate::response_cache) fn bytes(&self) -> usize {
+        self.rows.table::<Row>().bytes()
+    }
+}

@@ -1,0 +1,190 @@
+//! `Vary`: which request fields select a variant, and the one form their values are compared in (RFC 9111 §4.1).
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::header::{
+    self, ACCEPT_ENCODING, ACCEPT_LANGUAGE, ACCESS_CONTROL_ALLOW_ORIGIN, AUTHORIZATION,
+    CONTENT_ENCODING, COOKIE, HeaderMap, HeaderName, ORIGIN,
+};
+
+use super::directives::members;
+
+/// More names than this are not worth storing for.
+const MOST_NAMES: usize = 8;
+
+/// The names of the fields that select a variant: lower case, sorted, each once.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Names(Option<Arc<str>>);
+
+impl Names {
+    /// Makes the set from its text form, names joined by commas.
+    #[must_use]
+    pub fn from_text(text: &str) -> Self {
+        Self::from_list(text.split(',').filter(|name| !name.is_empty()).collect())
+    }
+
+    fn from_list(mut names: Vec<&str>) -> Self {
+        names.sort_unstable();
+        names.dedup();
+        Self((!names.is_empty()).then(|| Arc::from(names.join(","))))
+    }
+
+    /// Returns the names joined by commas.
+    #[must_use]
+    pub fn as_text(&self) -> &str {
+        self.0.as_deref().unwrap_or("")
+    }
+
+    /// Says whether nothing selects.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Returns the names one by one.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.as_text().split(',').filter(|name| !name.is_empty())
+    }
+
+    /// Returns the names of both.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        if self.is_empty() || self == other {
+            return other.clone();
+        }
+        if other.is_empty() {
+            return self.clone();
+        }
+        Self::from_list(self.iter().chain(other.iter()).collect())
+    }
+
+    /// Says whether there are more than may be stored for.
+    pub(super) fn are_too_many(&self) -> bool {
+        self.iter().count() > MOST_NAMES
+    }
+}
+
+impl fmt::Debug for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_text())
+    }
+}
+
+/// Reads the names that a response varies on; `None` is `*`, or what cannot be a name.
+///
+/// Two are implied though unsaid: the coding of an encoded answer was negotiated, and a repeated
+/// `Origin` is one asker's. On private routes the principal covers Cookie and Authorization.
+pub(super) fn names_of(response: &HeaderMap, request: &HeaderMap, private: bool) -> Option<Names> {
+    if !response.contains_key(header::VARY)
+        && !response.contains_key(CONTENT_ENCODING)
+        && !response.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN)
+    {
+        return Some(Names::default());
+    }
+    let mut names = Vec::new();
+    for line in response.get_all(header::VARY) {
+        for member in line.as_bytes().split(|byte| *byte == b',') {
+            let member = member.trim_ascii();
+            if member.is_empty() {
+                continue;
+            }
+            if member.contains(&b'*') {
+                return None;
+            }
+            names.push(HeaderName::from_bytes(member).ok()?);
+        }
+    }
+    if response.contains_key(CONTENT_ENCODING) {
+        names.push(ACCEPT_ENCODING);
+    }
+    if let (Some(allowed), Some(origin)) = (
+        response.get(ACCESS_CONTROL_ALLOW_ORIGIN),
+        request.get(ORIGIN),
+    ) && allowed == origin
+    {
+        names.push(ORIGIN);
+    }
+    if private {
+        names.retain(|name| name != COOKIE && name != AUTHORIZATION);
+    }
+    let names = Names::from_list(names.iter().map(HeaderName::as_str).collect());
+    (!names.are_too_many()).then_some(names)
+}
+
+/// Writes the values that select, each with its length, in the one form they are compared in.
+pub(super) fn selection(names: &Names, request: &HeaderMap) -> Vec<u8> {
+    let mut out = Vec::new();
+    for name in names.iter() {
+        let mut lines = request.get_all(name).iter().peekable();
+        // An absent field differs from an empty one.
+        let absent = lines.peek().is_none();
+        let values = lines.map(http::HeaderValue::as_bytes);
+        let value = if name == ACCEPT_LANGUAGE.as_str() || name == ACCEPT_ENCODING.as_str() {
+            preferences(values)
+        } else {
+            plain(values)
+        };
+        let length = if absent { u32::MAX } else { value.len() as u32 };
+        out.extend_from_slice(&length.to_be_bytes());
+        out.extend_from_slice(&value);
+    }
+    out
+}
+
+/// Joins lines by `, ` and drops the space at the ends and around commas outside quoted strings.
+fn plain<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    let all: Vec<&[u8]> = lines.flat_map(members).collect();
+    all.join(&b","[..])
+}
+
+/// Lower case, `q` in one form, members by falling preference, then name.
+fn preferences<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut members: Vec<(u16, Vec<u8>)> = lines
+        .flat_map(members)
+        .filter(|member| !member.is_empty())
+        .map(preference)
+        .collect();
+    members.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+    members.dedup();
+    let mut out = Vec::new();
+    for (quality, name) in members {
+        if !out.is_empty() {
+            out.push(b',');
+        }
+        out.extend_from_slice(&name);
+        if quality != 1_000 {
+            out.extend_from_slice(format!(";q={quality}").as_bytes());
+        }
+    }
+    out
+}
+
+/// Splits `en;q=0.8` into thousandths and name; what is no weight stays part of the name.
+fn preference(member: &[u8]) -> (u16, Vec<u8>) {
+    let mut lower: Vec<u8> = member.to_ascii_lowercase();
+    lower.retain(|byte| !matches!(byte, b' ' | b'\t'));
+    let Some(at) = lower.windows(3).rposition(|part| part == b";q=") else {
+        return (1_000, lower);
+    };
+    match thousandths(&lower[at + 3..]) {
+        Some(quality) => {
+            lower.truncate(at);
+            (quality, lower)
+        }
+        None => (1_000, lower),
+    }
+}
+
+fn thousandths(text: &[u8]) -> Option<u16> {
+    let (whole, fraction) = match text {
+        [whole @ (b'0' | b'1')] => (whole, &[][..]),
+        [whole @ (b'0' | b'1'), b'.', fraction @ ..] if fraction.len() <= 3 => (whole, fraction),
+        _ => return None,
+    };
+    let mut sum = u16::from(whole - b'0') * 1_000;
+    for (digit, worth) in fraction.iter().zip([100, 10, 1]) {
+        sum += u16::from(digit.is_ascii_digit().then(|| digit - b'0')?) * worth;
+    }
+    (sum <= 1_000).then_some(sum)
+}
