@@ -98,6 +98,8 @@ pub(super) fn merged(head: &Head, confirmed: &HeaderMap) -> HeaderMap {
     let own = |name: &HeaderName| {
         (head.flags.has(Flags::OWN_CACHE_CONTROL) && *name == header::CACHE_CONTROL)
             || (head.flags.has(Flags::OWN_ETAG) && *name == header::ETAG)
+            // Without a Date of its own the 304 was made when it came, not when the stored answer was.
+            || *name == header::DATE
     };
     let taken = |name: &HeaderName| !OF_THE_BODY.contains(name) && is_storable(name, confirmed);
     let mut fields = HeaderMap::new();

@@ -227,6 +227,11 @@ impl<S> Run<S> {
                 return self.fetch(Fetch::alone(ticket, Forward::UriMiss)).await;
             }
             let (stale, verdict) = match &looked.entry {
+                // Stale by an invalidation that only its head names: the store takes it for fresh, and gave no lease.
+                Some((_, Use::StaleWhileRevalidate, _)) if looked.lease.is_none() => {
+                    want = Want::Lease(self.config.lease);
+                    continue;
+                }
                 Some((entry, usable, _)) if *usable != Use::Validate => {
                     return Ok(self.share(leader, mark, &looked, Arc::clone(entry), *usable));
                 }

@@ -1,1 +1,7 @@
-//! The response_cache layer, driven in process.
+//! The response cache: what is stored, who gets it, and how often the inner service runs.
+
+mod collapse;
+mod leaks;
+mod levels;
+mod origin;
+mod rules;

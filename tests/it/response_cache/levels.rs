@@ -1,0 +1,1 @@
+//! Two levels: local copies in front of a shared store.
