@@ -79,6 +79,12 @@ impl RedisStore {
         self.inner.clock.clone()
     }
 
+    /// Returns how long a call waits for its answer unless it says otherwise.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        self.inner.timeout
+    }
+
     /// Returns the number of commands sent so far by this handle and its clones.
     #[must_use]
     pub fn commands(&self) -> u64 {
