@@ -10,5 +10,6 @@ pub mod rate_limit;
 pub mod reservation;
 pub mod response_cache;
 pub mod session;
+pub mod store;
 
 pub use core::ttl::{DAY, HOUR, MILLIS, MINUTE, SECOND};

@@ -9,6 +9,7 @@
 
 mod support;
 
+mod hyper;
 mod idempotency;
 mod rate_limit;
 mod redis;

@@ -1,0 +1,146 @@
+//! One URL for all stores: an application chooses its engine at run time.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), tower_keep::store::OpenError> {
+//! use tower_keep::rate_limit::{Partition, Quota, RateLimitLayer};
+//!
+//! let store = tower_keep::store::open("memory:").await?;
+//! let limits = RateLimitLayer::new(store).limit(Quota::per_minute(120), Partition::client_ip());
+//! # let _ = limits;
+//! # Ok(())
+//! # }
+//! ```
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::backend::health::StoreHealth;
+use crate::backend::memory::MemoryStore;
+use crate::core::Clock;
+use crate::idempotency::IdempotencyStore;
+use crate::rate_limit::RateLimitStore;
+
+/// Everything that the layers keep outside SQL, behind one handle.
+///
+/// Implemented for every type that has all the traits; you never implement it by hand.
+pub trait Store: RateLimitStore + IdempotencyStore + StoreHealth {}
+
+impl<T> Store for T where T: RateLimitStore + IdempotencyStore + StoreHealth + ?Sized {}
+
+/// Opens the store that `url` names.
+///
+/// - `memory:` (or `memory`): state inside this process.
+/// - `redis://…`, `redis+unix:///path` (feature `redis`): a Redis server, with a memory store behind it for what may be
+///   decided locally. Opens also while the server is away, and joins it when it is there.
+///
+/// # Errors
+/// The URL cannot be understood, or names an engine whose feature is off.
+pub async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
+    builder(url).open().await
+}
+
+/// Starts a store with a clock of its own.
+pub fn builder(url: &str) -> StoreBuilder {
+    StoreBuilder {
+        url: url.to_owned(),
+        clock: None,
+    }
+}
+
+/// Opens a store by its URL.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct StoreBuilder {
+    url: String,
+    clock: Option<Arc<dyn Clock>>,
+}
+
+impl StoreBuilder {
+    /// Uses `clock` for every expiry, window and age, on every engine; without it the engine's own.
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Some(Arc::new(clock));
+        self
+    }
+
+    /// Opens the store.
+    ///
+    /// # Errors
+    /// See [`open`].
+    pub async fn open(self) -> Result<Arc<dyn Store>, OpenError> {
+        match self.url.split(':').next().unwrap_or_default() {
+            "memory" => Ok(Arc::new(self.memory(None))),
+            #[cfg(feature = "redis")]
+            "redis" | "redis+unix" | "unix" => self.open_redis().await,
+            scheme => Err(OpenError::unknown(scheme)),
+        }
+    }
+
+    fn memory(&self, max_entries: Option<usize>) -> MemoryStore {
+        let mut builder = MemoryStore::builder();
+        if let Some(clock) = &self.clock {
+            builder = builder.clock(Arc::clone(clock));
+        }
+        if let Some(entries) = max_entries {
+            builder = builder.max_entries(entries);
+        }
+        builder.build()
+    }
+
+    #[cfg(feature = "redis")]
+    async fn open_redis(self) -> Result<Arc<dyn Store>, OpenError> {
+        use crate::backend::fallback::Fallback;
+        use crate::backend::redis::RedisStore;
+
+        /// What is kept locally in an outage is bounded more tightly: it is a stand-in.
+        const STAND_IN_ENTRIES: usize = 100_000;
+        let mut builder = RedisStore::builder(&self.url);
+        if let Some(clock) = &self.clock {
+            builder = builder.clock(Arc::clone(clock));
+        }
+        let primary = builder.open().await.map_err(OpenError::refused)?;
+        Ok(Arc::new(Fallback::new(
+            primary,
+            self.memory(Some(STAND_IN_ENTRIES)),
+        )))
+    }
+}
+
+/// A store URL that cannot be opened.
+#[derive(Debug)]
+pub struct OpenError {
+    what: String,
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl OpenError {
+    fn unknown(scheme: &str) -> Self {
+        let what = format!(
+            "no store for the scheme {scheme:?}: use memory: or, with the feature redis, redis://host:port/db"
+        );
+        Self { what, source: None }
+    }
+
+    #[cfg(feature = "redis")]
+    fn refused(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self {
+            what: "the store URL cannot be used".to_owned(),
+            source: Some(source.into()),
+        }
+    }
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl Error for OpenError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source
+            .as_deref()
+            .map(|source| source as &(dyn Error + 'static))
+    }
+}
