@@ -456,3 +456,25 @@ async fn an_address_that_leads_nowhere_times_out_and_is_not_waited_for_longer() 
     server.resume();
     until_back(&store).await;
 }
+
+#[tokio::test]
+async fn a_connection_that_broke_while_nobody_used_it_costs_no_call() {
+    let mut server = RedisServer::start().await;
+    let store = server.store_with("a").await;
+    let tasks = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
+    increment(&store).await.unwrap();
+    let connected = tasks();
+    server.restart();
+    let noticed = async {
+        while tasks() == connected {
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(10), noticed).await;
+    waited.expect("the end of the connection is noticed");
+    assert_eq!(increment(&store).await, Ok(1));
+}

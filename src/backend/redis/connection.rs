@@ -1,14 +1,21 @@
 //! The connection: made at first use, made again after it broke, one attempt at a time.
 
+use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
-use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, Cmd, IntoConnectionInfo, RedisError, Value};
+use redis::{
+    AsyncConnectionConfig, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
+    RedisError, Value,
+};
+use tokio::net::TcpStream;
+#[cfg(unix)]
+use tokio::net::UnixStream;
 
 use super::error;
 use crate::core::telemetry::count;
@@ -24,9 +31,12 @@ pub(super) struct Link {
 }
 
 struct Server {
-    client: Client,
+    address: ConnectionInfo,
     current: Mutex<Current>,
 }
+
+/// What moves the bytes of a connection; ends with it.
+type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 #[derive(Default)]
 struct Current {
@@ -38,12 +48,13 @@ struct Current {
 impl Link {
     /// Understands the address; nothing is sent.
     pub(super) fn new(url: &str) -> Result<Self, RedisError> {
-        // Small commands of many callers share the connection: none waits for another's acknowledgement.
-        let tcp = TcpSettings::default().set_nodelay(true);
-        let client = Client::open(url.into_connection_info()?.set_tcp_settings(tcp))?;
+        let address = url.into_connection_info()?;
+        if !address.addr().is_supported() {
+            return Err(unsupported());
+        }
         Ok(Self {
             server: Arc::new(Server {
-                client,
+                address,
                 current: Mutex::default(),
             }),
             connecting: Arc::default(),
@@ -100,21 +111,51 @@ impl Link {
 }
 
 impl Server {
-    async fn connect(&self) -> Result<(MultiplexedConnection, u64), RedisError> {
-        // Each call has its own timeout; the driver's would count from another moment.
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(None)
-            .set_response_timeout(None);
-        let attempt = self
-            .client
-            .get_multiplexed_async_connection_with_config(&config);
-        let connection = tokio::time::timeout(CONNECT_TIMEOUT, attempt)
+    async fn connect(self: Arc<Self>) -> Result<(MultiplexedConnection, u64), RedisError> {
+        let (connection, driver) = tokio::time::timeout(CONNECT_TIMEOUT, self.greet())
             .await
             .map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))??;
+        let generation = self.keep(&connection);
+        // A connection that ends while nobody uses it (a restart, an idle limit) is forgotten at once,
+        // so that the next call does not find it broken. The driver ends with the last handle, too.
+        let server = Arc::downgrade(&self);
+        tokio::spawn(async move {
+            driver.await;
+            if let Some(server) = server.upgrade() {
+                server.forget(generation);
+            }
+        });
+        Ok((connection, generation))
+    }
+
+    /// Reaches the server and passes its door: password, database.
+    async fn greet(&self) -> Result<(MultiplexedConnection, Driver), RedisError> {
+        let settings = self.address.redis_settings();
+        // Each call has its own timeout; the driver's would count from another moment.
+        let config = AsyncConnectionConfig::new().set_response_timeout(None);
+        match self.address.addr() {
+            ConnectionAddr::Tcp(host, port) => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                // Commands of many callers share the connection: none waits until another's is acknowledged.
+                stream.set_nodelay(true)?;
+                let made = MultiplexedConnection::new_with_config(settings, stream, config);
+                made.await.map(boxed)
+            }
+            #[cfg(unix)]
+            ConnectionAddr::Unix(path) => {
+                let stream = UnixStream::connect(path).await?;
+                let made = MultiplexedConnection::new_with_config(settings, stream, config);
+                made.await.map(boxed)
+            }
+            _ => Err(unsupported()),
+        }
+    }
+
+    fn keep(&self, connection: &MultiplexedConnection) -> u64 {
         let mut current = self.current.lock();
         current.generation += 1;
         current.connection = Some(connection.clone());
-        Ok((connection, current.generation))
+        current.generation
     }
 
     fn current(&self) -> Option<(MultiplexedConnection, u64)> {
@@ -128,4 +169,18 @@ impl Server {
             current.connection = None;
         }
     }
+}
+
+fn boxed(
+    (connection, driver): (
+        MultiplexedConnection,
+        impl Future<Output = ()> + Send + 'static,
+    ),
+) -> (MultiplexedConnection, Driver) {
+    (connection, Box::pin(driver))
+}
+
+fn unsupported() -> RedisError {
+    let why = "the address is neither redis:// nor redis+unix://";
+    RedisError::from((ErrorKind::InvalidClientConfig, why))
 }
