@@ -1,7 +1,8 @@
 //! State on a Redis server: one multiplexed connection that comes back by itself, scripts, a breaker per handle.
 //!
 //! A call never waits longer than its timeout (500 ms, a part may set less), is never sent twice after an
-//! unknown outcome, and is refused at once while the breaker is open.
+//! unknown outcome, and is refused at once while the breaker is open. The handle opens while the server is
+//! away and joins it by itself; a connection that ends while nobody uses it is replaced before the next call.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), tower_keep::core::StoreError> {
