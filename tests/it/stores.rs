@@ -66,3 +66,85 @@ mod rate_limit {
         assert_eq!(admitted_of(50, &handles, quota, "redis").await, 5);
     }
 }
+
+mod reservation {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use tower_keep::backend::sql::SqlStore;
+    use tower_keep::conformance::reservation::{model, reservation, winners_of};
+    use tower_keep::core::{ManualClock, Timestamp};
+    use tower_keep::reservation::{ReservationStore, Slot};
+
+    use crate::support::postgres::shared;
+
+    fn clock() -> ManualClock {
+        ManualClock::at("2030-01-01T09:00:00Z".parse::<Timestamp>().unwrap())
+    }
+
+    async fn sql(url: &str, clock: &ManualClock) -> Arc<dyn ReservationStore> {
+        let store = SqlStore::builder(url).clock(clock.clone()).open();
+        Arc::new(store.await.unwrap())
+    }
+
+    fn slot() -> Slot {
+        let start = Timestamp::MAX.minus(Duration::from_secs(86_400));
+        Slot::new("hot", start..start.plus(Duration::from_secs(3_600)))
+    }
+
+    #[tokio::test]
+    async fn sqlite_in_memory_keeps_its_promises() {
+        let clock = clock();
+        reservation(sql("sqlite::memory:", &clock).await, &clock).await;
+    }
+
+    #[tokio::test]
+    async fn a_sqlite_file_keeps_its_promises() {
+        let (clock, folder) = (clock(), tempfile::tempdir().unwrap());
+        let url = format!("sqlite:{}", folder.path().join("keep.db").display());
+        reservation(sql(&url, &clock).await, &clock).await;
+    }
+
+    #[tokio::test]
+    async fn postgres_keeps_its_promises() {
+        let clock = clock();
+        let url = shared().await.database().await;
+        reservation(sql(&url, &clock).await, &clock).await;
+    }
+
+    #[tokio::test]
+    async fn sqlite_agrees_with_a_coloured_calendar() {
+        for seed in 0..12 {
+            let clock = clock();
+            model(sql("sqlite::memory:", &clock).await, &clock, seed, 300).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn postgres_agrees_with_a_coloured_calendar() {
+        for seed in 100..103 {
+            let clock = clock();
+            let url = shared().await.database().await;
+            model(sql(&url, &clock).await, &clock, seed, 200).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn of_64_wishes_for_one_slot_exactly_one_wins() {
+        let memory: Arc<dyn ReservationStore> =
+            Arc::new(SqlStore::connect("sqlite::memory:").await.unwrap());
+        assert_eq!(winners_of(64, &[memory], slot()).await, 1);
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("keep.db").display());
+        let server = shared().await.database().await;
+        for url in [url, server] {
+            let mut pools: Vec<Arc<dyn ReservationStore>> = Vec::new();
+            for _ in 0..2 {
+                pools.push(Arc::new(SqlStore::connect(&url).await.unwrap()));
+            }
+            assert_eq!(winners_of(64, &pools, slot()).await, 1, "{url}");
+            let places = slot().unit("places").units(1).of(10);
+            assert_eq!(winners_of(64, &pools, places).await, 10, "{url}");
+        }
+    }
+}
