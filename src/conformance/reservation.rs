@@ -418,7 +418,10 @@ async fn an_expiry_is_told_once(desk: &Desk<'_>) {
         .held([desk.slot("swept", 0, 9), desk.slot("swept", 9, 10)], "ann")
         .await
         .id();
-    let kept = desk.held(desk.slot("swept", 10, 20), "ann").await.id();
+    let kept = desk
+        .held(desk.slot("swept", 300_000, 300_010), "ann")
+        .await
+        .id();
     let confirmed = desk
         .own
         .run(|mut guard: ReservationGuard| async move { guard.confirm(kept).await });

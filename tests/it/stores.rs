@@ -71,6 +71,7 @@ mod reservation {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use tower_keep::backend::memory::MemoryStore;
     use tower_keep::backend::sql::SqlStore;
     use tower_keep::conformance::reservation::{model, reservation, winners_of};
     use tower_keep::core::{ManualClock, Timestamp};
@@ -82,6 +83,10 @@ mod reservation {
         ManualClock::at("2030-01-01T09:00:00Z".parse::<Timestamp>().unwrap())
     }
 
+    fn memory(clock: &ManualClock) -> Arc<dyn ReservationStore> {
+        Arc::new(MemoryStore::builder().clock(clock.clone()).build())
+    }
+
     async fn sql(url: &str, clock: &ManualClock) -> Arc<dyn ReservationStore> {
         let store = SqlStore::builder(url).clock(clock.clone()).open();
         Arc::new(store.await.unwrap())
@@ -90,6 +95,20 @@ mod reservation {
     fn slot() -> Slot {
         let start = Timestamp::MAX.minus(Duration::from_secs(86_400));
         Slot::new("hot", start..start.plus(Duration::from_secs(3_600)))
+    }
+
+    #[tokio::test]
+    async fn memory_keeps_its_promises() {
+        let clock = clock();
+        reservation(memory(&clock), &clock).await;
+    }
+
+    #[tokio::test]
+    async fn memory_agrees_with_a_coloured_calendar() {
+        for seed in 0..40 {
+            let clock = clock();
+            model(memory(&clock), &clock, seed, 500).await;
+        }
     }
 
     #[tokio::test]
@@ -131,9 +150,14 @@ mod reservation {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn of_64_wishes_for_one_slot_exactly_one_wins() {
-        let memory: Arc<dyn ReservationStore> =
+        let memory: Arc<dyn ReservationStore> = Arc::new(MemoryStore::new());
+        let sqlite: Arc<dyn ReservationStore> =
             Arc::new(SqlStore::connect("sqlite::memory:").await.unwrap());
-        assert_eq!(winners_of(64, &[memory], slot()).await, 1);
+        for store in [memory, sqlite] {
+            assert_eq!(winners_of(64, &[Arc::clone(&store)], slot()).await, 1);
+            let places = slot().unit("places").units(1).of(10);
+            assert_eq!(winners_of(64, &[store], places).await, 10);
+        }
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("keep.db").display());
         let server = shared().await.database().await;

@@ -1,5 +1,6 @@
 //! Where holds live: the trait, what goes in and what comes out.
 
+mod memory;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod sql;
 mod steps;
