@@ -1,6 +1,8 @@
 //! What every store of rate limits promises, and a random history that all of them must tell alike.
 
-use std::fmt::Write;
+mod history;
+mod parallel;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +11,9 @@ use crate::rate_limit::store::{
     Bucket, Charge, Mode, Outcome, Receipt, Refunded, Scope, Tag, Verdict,
 };
 use crate::rate_limit::{PartitionKey, Quota, RateLimitStore};
+
+pub use history::history;
+pub use parallel::admitted_of;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -56,122 +61,6 @@ pub async fn rate_limit(store: Arc<dyn RateLimitStore>, clock: &ManualClock) {
     suite.policies_keys_and_groups_do_not_share_state().await;
 }
 
-/// Runs `steps` random steps on one store and tells what it answered. Two stores that start at the same
-/// time of their clocks must tell the same.
-///
-/// # Panics
-/// When the store fails.
-pub async fn history(
-    store: Arc<dyn RateLimitStore>,
-    clock: &ManualClock,
-    seed: u64,
-    steps: usize,
-) -> String {
-    let quotas = quotas();
-    let names = ["log", "buckets", "gcra", "fixed", "month"];
-    let scopes: Vec<Scope> = quotas
-        .iter()
-        .zip(names)
-        .map(|(quota, name)| Scope::new(&format!("history{seed}"), Tag::Group, name, *quota))
-        .collect();
-    let keys = ["a", "b"].map(PartitionKey::from);
-    let (mut dice, mut receipts, mut told) = (Dice(seed), Vec::new(), String::new());
-    for _ in 0..steps {
-        let mut charges = Vec::new();
-        for scope in &scopes {
-            if dice.roll(3) == 0 {
-                let (whole, bucket) = (
-                    scope.quota().capacity(),
-                    Bucket {
-                        scope,
-                        key: &keys[dice.roll(2)],
-                    },
-                );
-                let limit = if dice.roll(4) == 0 {
-                    dice.roll(whole as usize + 1) as u32
-                } else {
-                    whole
-                };
-                let cost = dice.roll(5) as u32 * if whole > 1_000 { 300 } else { 1 };
-                let mode = if dice.roll(6) == 0 {
-                    Mode::Shadow
-                } else {
-                    Mode::Enforced
-                };
-                charges.push(Charge {
-                    bucket,
-                    limit,
-                    cost,
-                    mode,
-                });
-            }
-        }
-        let Some(bucket) = charges.first().map(|charge| charge.bucket) else {
-            continue;
-        };
-        let line = match dice.roll(16) {
-            0 => format!("{:?}", store.check(&charges).await),
-            1 => format!("{:?}", store.record(&charges).await),
-            2 => format!("{:?}", store.reset(&[bucket]).await),
-            3 => format!("{:?}", store.block(&bucket, SECOND).await),
-            4 | 5 if !receipts.is_empty() => {
-                let receipt = receipts.swap_remove(dice.roll(receipts.len()));
-                format!("{:?}", store.refund(&receipt).await)
-            }
-            _ => {
-                let verdict = store.check_and_record(&charges).await;
-                if let Ok(verdict) = &verdict {
-                    receipts.push(Receipt::new(&charges, &verdict.states));
-                }
-                format!("{verdict:?}")
-            }
-        };
-        assert!(!line.starts_with("Err"), "the store failed: {line}");
-        // Writing to a `String` cannot fail.
-        let _ = writeln!(told, "{line}");
-        // Never back: what has expired may be forgotten, so a clock that went back tells engines apart.
-        match dice.roll(60) {
-            0..9 => clock.advance(Duration::from_micros(dice.roll(4_000_000) as u64)),
-            9..40 => clock.advance(Duration::from_micros(dice.roll(300_000) as u64)),
-            _ => {}
-        }
-    }
-    told
-}
-
-/// Sends `parallel` charges of 1 at a fresh key of `quota` over all `stores` at once, and returns how many were admitted.
-///
-/// # Panics
-/// When a store fails.
-pub async fn admitted_of(
-    parallel: usize,
-    stores: &[Arc<dyn RateLimitStore>],
-    quota: Quota,
-    group: &str,
-) -> usize {
-    let scope = Scope::new(group, Tag::Key, "parallel", quota);
-    let mut calls = tokio::task::JoinSet::new();
-    for index in 0..parallel {
-        let (store, scope) = (Arc::clone(&stores[index % stores.len()]), scope.clone());
-        calls.spawn(async move {
-            let key = PartitionKey::from("one");
-            let charge = Charge {
-                bucket: Bucket {
-                    scope: &scope,
-                    key: &key,
-                },
-                limit: scope.quota().capacity(),
-                cost: 1,
-                mode: Mode::Enforced,
-            };
-            let answer = store.check_and_record(&[charge]);
-            answer.await.is_ok_and(|verdict| verdict.admitted)
-        });
-    }
-    let admitted = calls.join_all().await;
-    admitted.into_iter().filter(|admitted| *admitted).count()
-}
-
 /// One quota per algorithm.
 fn quotas() -> [Quota; 5] {
     [
@@ -181,19 +70,6 @@ fn quotas() -> [Quota; 5] {
         Quota::new(5, Duration::from_secs(10)).fixed(),
         Quota::per_month(5),
     ]
-}
-
-/// A small generator: tests have to be repeatable, not random.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        ((self.0 >> 33) % sides as u64) as usize
-    }
 }
 
 struct Suite {
@@ -274,8 +150,8 @@ impl Suite {
         let subject = Subject::new("come-back", quota);
         self.take(subject.charge(subject.whole())).await;
         let verdict = self.take(subject.charge(2)).await;
-        let wait = verdict.states[0].retry_in.unwrap();
-        assert!(verdict.states[0].more_in.unwrap() <= wait);
+        let wait = verdict.states[0].retry_in().unwrap();
+        assert!(verdict.states[0].more_in().unwrap() <= wait);
         self.clock.advance(wait - Duration::from_micros(1));
         assert!(
             !self.take(subject.charge(2)).await.admitted,
@@ -293,7 +169,7 @@ impl Suite {
         let verdict = self.take(subject.charge(0)).await;
         assert!(verdict.admitted && verdict.states[0].entry.is_none());
         assert_eq!(
-            (verdict.states[0].used, verdict.states[0].more_in),
+            (verdict.states[0].used, verdict.states[0].more_in()),
             (0, None)
         );
         self.take(subject.charge(subject.whole())).await;
@@ -308,7 +184,7 @@ impl Suite {
         let verdict = self.take(subject.charge(subject.whole() + 1)).await;
         assert!(!verdict.admitted);
         assert_eq!(verdict.states[0].outcome, Outcome::Never);
-        assert_eq!(verdict.states[0].retry_in, None);
+        assert_eq!(verdict.states[0].retry_in(), None);
         assert_eq!(self.used(&subject).await, 0);
     }
 
@@ -381,7 +257,7 @@ impl Suite {
             let verdict = self.take(subject.charge(cost)).await;
             assert!(!verdict.admitted);
             assert_eq!(verdict.states[0].outcome, Outcome::Blocked);
-            assert_eq!(verdict.states[0].retry_in, Some(5 * SECOND));
+            assert_eq!(verdict.states[0].retry_in(), Some(5 * SECOND));
         }
         self.clock.advance(5 * SECOND);
         assert!(

@@ -1,6 +1,5 @@
 //! What a layer is told, all defaults in one place, and what is worked out of it once.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -12,6 +11,7 @@ use smallvec::SmallVec;
 
 use super::headers;
 use super::meters::{LayerMeters, PolicyMeters};
+use super::name::{NameError, checked_name};
 use super::partition::{Partition, PartitionKey};
 use super::quota::Quota;
 use super::rejection::RateLimitRejection;
@@ -127,38 +127,6 @@ impl fmt::Debug for Policy {
             .field("partition", &self.partition)
             .field("mode", &self.mode)
             .finish_non_exhaustive()
-    }
-}
-
-/// A name is not 1 to 64 characters of `a-z 0-9 . _ -`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NameError {
-    name: Cow<'static, str>,
-}
-
-impl fmt::Display for NameError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "a name must be 1 to 64 characters of a-z 0-9 . _ -, not {:?}",
-            self.name
-        )
-    }
-}
-
-impl std::error::Error for NameError {}
-
-pub(super) fn checked_name(name: &str) -> Result<Arc<str>, NameError> {
-    let is_plain = |byte: u8| {
-        byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-')
-    };
-    if (1..=64).contains(&name.len()) && name.bytes().all(is_plain) {
-        Ok(Arc::from(name))
-    } else {
-        let name = name.chars().take(80).collect();
-        Err(NameError {
-            name: Cow::Owned(name),
-        })
     }
 }
 

@@ -123,7 +123,7 @@ fn push_limit(line: &mut Line, entry: &PolicyStatus) {
     push_name(line, entry.policy());
     line.extend_from_slice(b";r=");
     push_number(line, u64::from(entry.state().remaining));
-    if let Some(more_in) = entry.state().more_in {
+    if let Some(more_in) = entry.state().more_in() {
         line.extend_from_slice(b";t=");
         push_number(line, ceil_secs(more_in));
     }
@@ -175,13 +175,15 @@ fn legacy(status: &RateLimitStatus) -> Option<Box<[HeaderValue; 3]>> {
             let state = entry.state();
             let wait = match state.outcome {
                 Outcome::Admitted => None,
-                _ => Some(state.retry_in.unwrap_or(Duration::MAX)),
+                _ => Some(state.retry_in().unwrap_or(Duration::MAX)),
             };
-            (wait, u32::MAX - state.remaining, state.more_in)
+            (wait, u32::MAX - state.remaining, state.more_in())
         })?;
     let state = binding.state();
-    let more_in = u64::try_from(state.more_in.unwrap_or_default().as_micros()).unwrap_or(0);
-    let reset = (binding.decided_at() + more_in).div_ceil(1_000_000);
+    let reset = binding
+        .decided_at()
+        .saturating_add(state.more_in_micros())
+        .div_ceil(1_000_000);
     Some(Box::new([
         HeaderValue::from(state.limit),
         HeaderValue::from(state.remaining),

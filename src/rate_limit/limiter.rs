@@ -315,14 +315,13 @@ impl RateLimiter {
             .states
             .first()
             .map(|state| {
-                let more_in = state.more_in.unwrap_or_default().as_micros();
-                let reset = verdict.now + u64::try_from(more_in).unwrap_or(0);
+                let reset = verdict.now.saturating_add(state.more_in_micros());
                 Status {
                     limit: state.limit,
                     attempts: state.used,
                     remaining: state.remaining,
                     reset_time: Timestamp::from_millis(reset.div_ceil(1_000)),
-                    retry_after: state.retry_in.filter(|wait| !wait.is_zero()),
+                    retry_after: state.retry_in().filter(|wait| !wait.is_zero()),
                     blocked: state.outcome == Outcome::Blocked,
                 }
             })

@@ -72,6 +72,7 @@ mod headers;
 mod layer;
 mod limiter;
 mod meters;
+mod name;
 mod partition;
 mod policy;
 mod quota;
@@ -80,12 +81,13 @@ mod service;
 mod status;
 pub mod store;
 
-pub use config::{NameError, Policy};
+pub use config::Policy;
 pub use future::ResponseFuture;
 pub use layer::RateLimitLayer;
 pub use limiter::{
     Attempt, Decision, Denial, Grant, RateLimitError, RateLimitErrorKind, RateLimiter, Status,
 };
+pub use name::NameError;
 pub use partition::{Partition, PartitionKey};
 pub use quota::{Algorithm, Quota, QuotaError};
 pub use rejection::{RateLimitCause, RateLimitRejection};

@@ -8,8 +8,6 @@ pub(crate) mod fixed;
 pub(crate) mod gcra;
 pub(crate) mod log;
 
-use std::time::Duration;
-
 use buckets::Buckets;
 use fixed::Fixed;
 use gcra::Gcra;
@@ -90,7 +88,7 @@ impl State {
     }
 
     /// Charges `cost`; beyond the declared limit the oldest units give way, or the state saturates.
-    pub(crate) fn charge(&mut self, quota: &Quota, now: u64, cost: u32) -> Entry {
+    pub(crate) fn charge(&mut self, quota: &Quota, now: u64, cost: u32) -> Option<Entry> {
         match self {
             Self::Log(log) => log.charge(quota, now, cost),
             Self::Buckets(buckets) => buckets.charge(quota, now, cost),
@@ -120,7 +118,7 @@ impl State {
     }
 }
 
-/// Decides one policy; `state` is `None` where nothing is counted, and repaired before.
+/// Decides one policy; `state` is `None` where nothing is counted, and repaired before. What is in use is measured later.
 pub(crate) fn decide(
     state: Option<&State>,
     quota: &Quota,
@@ -129,45 +127,25 @@ pub(crate) fn decide(
     cost: u32,
     blocked_until: Option<u64>,
 ) -> PolicyState {
-    let usage = state.map_or_else(Usage::default, |state| state.usage(quota, now, limit));
-    let mut decided = PolicyState {
-        outcome: Outcome::Admitted,
-        limit,
-        used: usage.used,
-        remaining: limit.saturating_sub(usage.used),
-        more_in: usage.more_in.map(Duration::from_micros),
-        retry_in: Some(Duration::ZERO),
-        entry: None,
-    };
     if let Some(until) = blocked_until {
-        decided.outcome = Outcome::Blocked;
-        decided.retry_in = Some(Duration::from_micros(until - now));
-    } else if cost > limit {
-        decided.outcome = Outcome::Never;
-        decided.retry_in = None;
-    } else if cost > 0 {
-        let wait = state.map_or(0, |state| state.wait(quota, now, limit, cost));
-        if wait > 0 {
-            decided.outcome = Outcome::Denied;
-            decided.retry_in = Some(Duration::from_micros(wait));
-        }
+        return PolicyState::decided(Outcome::Blocked, limit, until - now);
     }
-    decided
+    if cost > limit {
+        return PolicyState::decided(Outcome::Never, limit, u64::MAX);
+    }
+    match state {
+        Some(state) if cost > 0 => match state.wait(quota, now, limit, cost) {
+            0 => PolicyState::decided(Outcome::Admitted, limit, 0),
+            wait => PolicyState::decided(Outcome::Denied, limit, wait),
+        },
+        _ => PolicyState::decided(Outcome::Admitted, limit, 0),
+    }
 }
 
-/// Renews what a decision says after its charge.
-pub(crate) fn after_charge(
-    decided: &mut PolicyState,
-    state: &State,
-    quota: &Quota,
-    now: u64,
-    entry: Entry,
-) {
+/// Adds to a decision what is in use, after the charge if there is one.
+pub(crate) fn measure(decided: &mut PolicyState, state: &State, quota: &Quota, now: u64) {
     let usage = state.usage(quota, now, decided.limit);
-    decided.used = usage.used;
-    decided.remaining = decided.limit.saturating_sub(usage.used);
-    decided.more_in = usage.more_in.map(Duration::from_micros);
-    decided.entry = Some(entry);
+    decided.measured(usage.used, usage.more_in.unwrap_or(0));
 }
 
 #[cfg(test)]

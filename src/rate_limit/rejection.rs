@@ -64,7 +64,7 @@ impl RateLimitRejection {
                 Outcome::Blocked => 1,
                 Outcome::Denied | Outcome::Admitted => 0,
             };
-            (severity, entry.state.retry_in)
+            (severity, entry.state.retry_in())
         };
         let binding = (0..violated.len())
             .rev()
@@ -77,7 +77,7 @@ impl RateLimitRejection {
         };
         let longest = violated
             .iter()
-            .filter_map(|entry| entry.state.retry_in)
+            .filter_map(|entry| entry.state.retry_in())
             .max();
         let wait = longest.filter(|_| cause != RateLimitCause::TooCostly);
         let now = violated.first().map_or(0, |entry| entry.now);

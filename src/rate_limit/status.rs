@@ -87,10 +87,9 @@ impl PolicyStatus {
     /// Returns when more remains; `None` when nothing is used.
     #[must_use]
     pub fn reset_time(&self) -> Option<Timestamp> {
-        let micros = u64::try_from(self.state.more_in?.as_micros()).unwrap_or(u64::MAX);
-        Some(Timestamp::from_millis(
-            self.now.saturating_add(micros).div_ceil(1_000),
-        ))
+        let more_in = self.state.more_in_micros();
+        (more_in > 0)
+            .then(|| Timestamp::from_millis(self.now.saturating_add(more_in).div_ceil(1_000)))
     }
 
     /// The charge that this state answers, as a receipt needs it.

@@ -69,7 +69,7 @@ impl Buckets {
         }
     }
 
-    pub(super) fn charge(&mut self, quota: &Quota, now: u64, cost: u32) -> Entry {
+    pub(super) fn charge(&mut self, quota: &Quota, now: u64, cost: u32) -> Option<Entry> {
         let current = now / grain(quota);
         if self.total(quota, now) == 0 {
             self.born = now;
@@ -93,7 +93,7 @@ impl Buckets {
             return false;
         }
         let count = &mut self.counts[ring(entry.a)];
-        let taken = (*count).min(entry.amount as u32);
+        let taken = (*count).min(entry.amount.get() as u32);
         *count -= taken;
         taken > 0
     }

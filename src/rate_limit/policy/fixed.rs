@@ -47,7 +47,7 @@ impl Fixed {
         if used > limit - cost { end - now } else { 0 }
     }
 
-    pub(super) fn charge(&mut self, quota: &Quota, now: u64, cost: u32) -> Entry {
+    pub(super) fn charge(&mut self, quota: &Quota, now: u64, cost: u32) -> Option<Entry> {
         let (used, _) = self.live(quota, now);
         if used == 0 {
             (self.start, self.born) = (window_of(quota, now).0, now);
@@ -59,7 +59,7 @@ impl Fixed {
 
     pub(super) fn refund(&mut self, quota: &Quota, now: u64, entry: &Entry) -> bool {
         let (used, _) = self.live(quota, now);
-        let taken = used.min(entry.amount as u32);
+        let taken = used.min(entry.amount.get() as u32);
         if (entry.a, entry.b) != (self.start, self.born) || taken == 0 {
             return false;
         }

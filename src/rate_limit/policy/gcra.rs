@@ -26,9 +26,12 @@ impl Gcra {
 
     pub(super) fn is_ahead(&self, quota: &Quota, now: u64) -> bool {
         let interval = Interval::of(quota);
-        let full = interval.burst * interval.num;
-        let full = (now + full / interval.den, full % interval.den);
-        (self.tat, u64::from(self.rest)) > full
+        let (ahead, full) = (self.tat.saturating_sub(now), interval.burst * interval.num);
+        // By a product instead of a quotient: this is asked before every decision.
+        let debt = ahead
+            .checked_mul(interval.den)
+            .map(|debt| debt + u64::from(self.rest));
+        debt.is_none_or(|debt| debt > full)
     }
 
     pub(super) fn repair(&mut self, quota: &Quota, now: u64) {
@@ -58,12 +61,13 @@ impl Gcra {
     pub(super) fn wait(&self, quota: &Quota, now: u64, limit: u32, cost: u32) -> u64 {
         let interval = Interval::of(quota);
         let room = u64::from(limit - cost) * interval.num;
-        self.debt(interval.den, now)
-            .saturating_sub(room)
-            .div_ceil(interval.den)
+        match self.debt(interval.den, now).saturating_sub(room) {
+            0 => 0,
+            excess => excess.div_ceil(interval.den),
+        }
     }
 
-    pub(super) fn charge(&mut self, quota: &Quota, now: u64, cost: u32) -> Entry {
+    pub(super) fn charge(&mut self, quota: &Quota, now: u64, cost: u32) -> Option<Entry> {
         let interval = Interval::of(quota);
         let before = self.debt(interval.den, now);
         if before == 0 {
@@ -86,7 +90,7 @@ impl Gcra {
         }
         let debt = self.debt(den, now);
         let stretch = (entry.a - now).saturating_mul(den).saturating_add(entry.b);
-        let unpaid = stretch.min(entry.amount).min(debt);
+        let unpaid = stretch.min(entry.amount.get()).min(debt);
         if unpaid > 0 {
             self.owe(debt - unpaid, den, now);
         }

@@ -55,7 +55,7 @@ impl Log {
         }
     }
 
-    pub(super) fn charge(&mut self, quota: &Quota, now: u64, cost: u32) -> Entry {
+    pub(super) fn charge(&mut self, quota: &Quota, now: u64, cost: u32) -> Option<Entry> {
         let stamp = self.stamps.back().map_or(now, |newest| now.max(newest + 1));
         let (most, cost) = (quota.limit() as usize, cost.min(quota.limit()) as usize);
         let expired = self.live_from(quota, now);
@@ -72,7 +72,7 @@ impl Log {
         }
         let first = self.stamps.partition_point(|stamp| *stamp < entry.a);
         let last = self.stamps.partition_point(|stamp| *stamp <= entry.a);
-        let last = last.min(first + entry.amount as usize);
+        let last = last.min(first + entry.amount.get() as usize);
         self.stamps.drain(first..last);
         first < last
     }

@@ -27,10 +27,14 @@ impl Key {
         }
         let live = self.state.take();
         self.state = live.filter(|state| state.expires_at(&self.quota) > now);
-        decide(self.state.as_ref(), &self.quota, now, limit, cost, None)
+        let mut decided = decide(self.state.as_ref(), &self.quota, now, limit, cost, None);
+        if let Some(state) = &self.state {
+            measure(&mut decided, state, &self.quota, now);
+        }
+        decided
     }
 
-    fn charge(&mut self, now: u64, cost: u32) -> Entry {
+    fn charge(&mut self, now: u64, cost: u32) -> Option<Entry> {
         let quota = self.quota;
         let state = self.state.get_or_insert_with(|| State::empty(&quota, now));
         state.charge(&quota, now, cost)
@@ -39,9 +43,9 @@ impl Key {
     fn take(&mut self, now: u64, limit: u32, cost: u32) -> PolicyState {
         let mut decided = self.check(now, limit, cost);
         if decided.outcome == Outcome::Admitted && cost > 0 {
-            let entry = self.charge(now, cost);
+            decided.entry = self.charge(now, cost);
             if let Some(state) = &self.state {
-                after_charge(&mut decided, state, &self.quota, now, entry);
+                measure(&mut decided, state, &self.quota, now);
             }
         }
         decided
@@ -183,16 +187,16 @@ proptest! {
             let decided = key.take(now, limit, cost);
             match decided.outcome {
                 Outcome::Denied => {
-                    let wait = decided.retry_in.unwrap().as_micros() as u64;
+                    let wait = decided.retry_in().unwrap().as_micros() as u64;
                     let mut copy = Key { quota, state: key.state.clone() };
                     prop_assert_eq!(copy.check(now + wait - 1, limit, cost).outcome, Outcome::Denied);
                     prop_assert_eq!(copy.check(now + wait, limit, cost).outcome, Outcome::Admitted);
-                    prop_assert!(decided.retry_in >= decided.more_in);
+                    prop_assert!(decided.retry_in() >= decided.more_in());
                 }
-                Outcome::Never => prop_assert!(cost > limit && decided.retry_in.is_none()),
+                Outcome::Never => prop_assert!(cost > limit && decided.retry_in().is_none()),
                 _ => {}
             }
-            if let Some(more_in) = decided.more_in {
+            if let Some(more_in) = decided.more_in() {
                 let mut copy = Key { quota, state: key.state.clone() };
                 let at = now + more_in.as_micros() as u64;
                 prop_assert_eq!(copy.check(at - 1, limit, 0).remaining, decided.remaining);
@@ -305,7 +309,7 @@ fn charges_within_one_microsecond_have_stamps_of_their_own() {
     let first = key.take(START, 5, 2).entry.unwrap();
     let second = key.take(START, 5, 2).entry.unwrap();
     assert_ne!(first.a, second.a);
-    assert_eq!((first.amount, second.amount), (2, 2));
+    assert_eq!((first.amount.get(), second.amount.get()), (2, 2));
 }
 
 #[test]

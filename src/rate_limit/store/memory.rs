@@ -76,36 +76,38 @@ impl RateLimitStore for MemoryStore {
     fn check_and_record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
         let now = self.now_micros();
         let keys = Keys::of(self, charges, now);
-        let verdict = self.table::<Kept>().update(&keys.all, now, |slots| {
-            let (admitted, mut states) = decide_all(slots, &keys, charges, now);
-            if admitted {
-                charge_all(slots, charges, &mut states, now, |state| {
+        StoreFuture::ready(self.table::<Kept>().update(&keys.all, now, |slots| {
+            let mut verdict = decide_all(slots, &keys, charges, now);
+            if verdict.admitted {
+                charge_all(slots, charges, &mut verdict, |state| {
                     state.outcome == Outcome::Admitted
                 })?;
+            } else {
+                measure_all(slots, charges, &mut verdict);
             }
-            Ok(verdict(admitted, states, now))
-        });
-        StoreFuture::ready(verdict)
+            Ok(verdict)
+        }))
     }
 
     fn check(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
         let now = self.now_micros();
         let keys = Keys::of(self, charges, now);
         StoreFuture::ok(self.table::<Kept>().update(&keys.all, now, |slots| {
-            let (admitted, states) = decide_all(slots, &keys, charges, now);
-            verdict(admitted, states, now)
+            let mut verdict = decide_all(slots, &keys, charges, now);
+            measure_all(slots, charges, &mut verdict);
+            verdict
         }))
     }
 
     fn record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
         let now = self.now_micros();
         let keys = Keys::of(self, charges, now);
-        let verdict = self.table::<Kept>().update(&keys.all, now, |slots| {
-            let (_, mut states) = decide_all(slots, &keys, charges, now);
-            charge_all(slots, charges, &mut states, now, |_| true)?;
-            Ok(verdict(true, states, now))
-        });
-        StoreFuture::ready(verdict)
+        StoreFuture::ready(self.table::<Kept>().update(&keys.all, now, |slots| {
+            let mut verdict = decide_all(slots, &keys, charges, now);
+            charge_all(slots, charges, &mut verdict, |_| true)?;
+            verdict.admitted = true;
+            Ok(verdict)
+        }))
     }
 
     fn refund(&self, receipt: &Receipt) -> StoreFuture<Refunded> {
@@ -210,54 +212,60 @@ fn block_key(store: &MemoryStore, bucket: &Bucket<'_>) -> EntryKey {
     })
 }
 
-type States = SmallVec<[PolicyState; 4]>;
-
-fn verdict(admitted: bool, states: States, now: u64) -> Verdict {
-    Verdict {
-        admitted,
-        states,
-        now,
-        source: Source::Store,
-    }
-}
-
 fn decide_all(
     slots: &mut Slots<'_, Kept>,
     keys: &Keys,
     charges: &[Charge<'_>],
     now: u64,
-) -> (bool, States) {
-    let mut admitted = true;
-    let states = charges.iter().enumerate().map(|(index, charge)| {
+) -> Verdict {
+    let mut verdict = Verdict {
+        admitted: true,
+        states: SmallVec::new(),
+        now,
+        source: Source::Store,
+    };
+    for (index, charge) in charges.iter().enumerate() {
         let quota = charge.bucket.scope.quota();
         repair(slots, index, quota, now);
-        let blocked = keys.blocked_until(slots, index);
-        let state = match slots.get(index) {
-            Some(Kept::State { state, .. }) => Some(state),
-            _ => None,
-        };
+        let (state, blocked) = (state_at(slots, index), keys.blocked_until(slots, index));
         let decided = policy::decide(state, quota, now, charge.limit, charge.cost, blocked);
-        admitted &= charge.mode == Mode::Shadow || decided.outcome == Outcome::Admitted;
-        decided
-    });
-    let states = states.collect();
-    (admitted, states)
+        verdict.admitted &= charge.mode == Mode::Shadow || decided.outcome == Outcome::Admitted;
+        verdict.states.push(decided);
+    }
+    verdict
 }
 
-/// Charges what `wanted` says; if there is no room for one of them, none.
+fn state_at<'a>(slots: &'a Slots<'_, Kept>, index: usize) -> Option<&'a State> {
+    match slots.get(index) {
+        Some(Kept::State { state, .. }) => Some(state),
+        _ => None,
+    }
+}
+
+fn measure_all(slots: &Slots<'_, Kept>, charges: &[Charge<'_>], verdict: &mut Verdict) {
+    for (index, (charge, decided)) in charges.iter().zip(&mut verdict.states).enumerate() {
+        if let Some(state) = state_at(slots, index) {
+            policy::measure(decided, state, charge.bucket.scope.quota(), verdict.now);
+        }
+    }
+}
+
+/// Charges what `wanted` says and measures the rest; if there is no room for one of them, none is charged.
 fn charge_all(
     slots: &mut Slots<'_, Kept>,
     charges: &[Charge<'_>],
-    states: &mut States,
-    now: u64,
+    verdict: &mut Verdict,
     wanted: impl Fn(&PolicyState) -> bool,
 ) -> Result<(), StoreError> {
+    let now = verdict.now;
     for (index, charge) in charges.iter().enumerate() {
-        if charge.cost == 0 || !wanted(&states[index]) {
-            continue;
-        }
-        if let Err(full) = charge_one(slots, index, charge, &mut states[index], now) {
-            undo(slots, &charges[..index], states, now);
+        let decided = &mut verdict.states[index];
+        if charge.cost == 0 || !wanted(decided) {
+            if let Some(state) = state_at(slots, index) {
+                policy::measure(decided, state, charge.bucket.scope.quota(), now);
+            }
+        } else if let Err(full) = charge_one(slots, index, charge, decided, now) {
+            undo(slots, &charges[..index], &verdict.states, now);
             return Err(full);
         }
     }
@@ -273,22 +281,22 @@ fn charge_one(
 ) -> Result<(), StoreError> {
     let quota = charge.bucket.scope.quota();
     if let Some(Kept::State { state, .. }) = slots.get_mut(index) {
-        let entry = state.charge(quota, now, charge.cost);
-        policy::after_charge(decided, state, quota, now, entry);
+        decided.entry = state.charge(quota, now, charge.cost);
+        policy::measure(decided, state, quota, now);
         let expires_at = state.expires_at(quota);
         slots.set_expiry(index, expires_at);
         return Ok(());
     }
     let mut state = State::empty(quota, now);
-    let entry = state.charge(quota, now, charge.cost);
-    policy::after_charge(decided, &state, quota, now, entry);
+    decided.entry = state.charge(quota, now, charge.cost);
+    policy::measure(decided, &state, quota, now);
     let expires_at = state.expires_at(quota);
     let scope = charge.bucket.scope.clone();
     slots.set(index, Kept::State { state, scope }, expires_at)?;
     Ok(())
 }
 
-fn undo(slots: &mut Slots<'_, Kept>, charges: &[Charge<'_>], states: &States, now: u64) {
+fn undo(slots: &mut Slots<'_, Kept>, charges: &[Charge<'_>], states: &[PolicyState], now: u64) {
     for (index, charge) in charges.iter().enumerate() {
         let quota = charge.bucket.scope.quota();
         if let (Some(entry), Some(Kept::State { state, .. })) =

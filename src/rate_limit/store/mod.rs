@@ -6,6 +6,7 @@ mod memory;
 mod redis;
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -322,12 +323,74 @@ pub struct PolicyState {
     pub used: u32,
     /// `limit - used`, never below 0.
     pub remaining: u32,
-    /// The time until `remaining` grows; `None` when nothing is used.
-    pub more_in: Option<Duration>,
-    /// The time until this cost is admitted, if nobody else comes; `None` is never.
-    pub retry_in: Option<Duration>,
+    /// Microseconds until `remaining` grows; 0 is never.
+    more_in: u64,
+    /// Microseconds until this cost is admitted; `u64::MAX` is never.
+    retry_in: u64,
     /// What was charged, for a refund; `None` where nothing was.
     pub entry: Option<Entry>,
+}
+
+impl PolicyState {
+    /// Makes a state: an outcome with its wait (`None` is never), what is in use, and when the first of it is free.
+    #[must_use]
+    pub fn new(
+        (outcome, retry_in): (Outcome, Option<Duration>),
+        limit: u32,
+        (used, more_in): (u32, Option<Duration>),
+        entry: Option<Entry>,
+    ) -> Self {
+        let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        Self {
+            outcome,
+            limit,
+            used,
+            remaining: limit.saturating_sub(used),
+            more_in: more_in.map_or(0, micros),
+            retry_in: retry_in.map_or(u64::MAX, micros),
+            entry,
+        }
+    }
+
+    /// Returns the time until `remaining` grows; `None` when nothing is used.
+    #[must_use]
+    pub const fn more_in(&self) -> Option<Duration> {
+        match self.more_in {
+            0 => None,
+            micros => Some(Duration::from_micros(micros)),
+        }
+    }
+
+    /// Returns the time until this cost is admitted, if nobody else comes; `None` is never.
+    #[must_use]
+    pub const fn retry_in(&self) -> Option<Duration> {
+        match self.retry_in {
+            u64::MAX => None,
+            micros => Some(Duration::from_micros(micros)),
+        }
+    }
+
+    pub(super) const fn more_in_micros(&self) -> u64 {
+        self.more_in
+    }
+
+    pub(super) const fn decided(outcome: Outcome, limit: u32, retry_in: u64) -> Self {
+        Self {
+            outcome,
+            limit,
+            used: 0,
+            remaining: limit,
+            more_in: 0,
+            retry_in,
+            entry: None,
+        }
+    }
+
+    pub(super) const fn measured(&mut self, used: u32, more_in: u64) {
+        self.used = used;
+        self.remaining = self.limit.saturating_sub(used);
+        self.more_in = more_in;
+    }
 }
 
 /// A policy's decision.
@@ -349,20 +412,23 @@ pub struct Entry {
     pub(crate) a: u64,
     pub(crate) b: u64,
     pub(crate) c: u64,
-    pub(crate) amount: u64,
+    pub(crate) amount: NonZeroU64,
 }
 
 impl Entry {
-    /// Makes one of the numbers by which a store finds the charge again, and the amount charged.
+    /// Makes one of the numbers by which a store finds the charge again, and the amount charged: `None` if that is nothing.
     #[must_use]
-    pub const fn new(a: u64, b: u64, c: u64, amount: u64) -> Self {
-        Self { a, b, c, amount }
+    pub const fn new(a: u64, b: u64, c: u64, amount: u64) -> Option<Self> {
+        match NonZeroU64::new(amount) {
+            Some(amount) => Some(Self { a, b, c, amount }),
+            None => None,
+        }
     }
 
     /// Returns the numbers and the amount.
     #[must_use]
     pub const fn numbers(&self) -> [u64; 4] {
-        [self.a, self.b, self.c, self.amount]
+        [self.a, self.b, self.c, self.amount.get()]
     }
 }
 

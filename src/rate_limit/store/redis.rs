@@ -300,18 +300,17 @@ fn verdict(reply: Reply, limits: &[u32]) -> Result<Verdict, StoreError> {
 fn state([outcome, used, more, retry, a, b, c, amount]: [i64; 8], limit: u32) -> PolicyState {
     let duration = |micros: i64| u64::try_from(micros).ok().map(Duration::from_micros);
     let used = u32::try_from(used).unwrap_or(u32::MAX);
-    PolicyState {
-        outcome: match outcome {
-            0 => Outcome::Admitted,
-            1 => Outcome::Denied,
-            2 => Outcome::Blocked,
-            _ => Outcome::Never,
-        },
+    let outcome = match outcome {
+        0 => Outcome::Admitted,
+        1 => Outcome::Denied,
+        2 => Outcome::Blocked,
+        _ => Outcome::Never,
+    };
+    let entry = Entry::new(a as u64, b as u64, c as u64, amount as u64);
+    PolicyState::new(
+        (outcome, duration(retry)),
         limit,
-        used,
-        remaining: limit.saturating_sub(used),
-        more_in: duration(more),
-        retry_in: duration(retry),
-        entry: (amount >= 0).then(|| Entry::new(a as u64, b as u64, c as u64, amount as u64)),
-    }
+        (used, duration(more)),
+        entry,
+    )
 }
