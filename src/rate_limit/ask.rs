@@ -58,13 +58,14 @@ pub(super) fn ask(
     config: &Config,
     parts: &Parts,
     principal: Result<Option<Principal>, StoreError>,
-) -> Result<Asks, RateLimitRejection> {
+    asks: &mut Asks,
+) -> Result<(), RateLimitRejection> {
     let principal = match (principal, config.settings.failure) {
         (Ok(principal), _) => principal,
         (Err(fault), StoreFailure::Closed) => {
             return Err(RateLimitRejection::unavailable(&fault));
         }
-        (Err(_), StoreFailure::Open) => return Ok(Asks::new()),
+        (Err(_), StoreFailure::Open) => return Ok(()),
         // Counted by the address, like an anonymous request.
         (Err(_), StoreFailure::Local) => None,
     };
@@ -73,7 +74,6 @@ pub(super) fn ask(
         client: parts.extensions.get().map(|ClientIp(client)| *client),
         principal: principal.as_ref(),
     };
-    let mut asks = Asks::new();
     for (index, rule) in config.rules.iter().enumerate() {
         match rule.policy.partition.key(&found) {
             Keyed::NotApplicable => {}
@@ -97,7 +97,7 @@ pub(super) fn ask(
             }
         }
     }
-    Ok(asks)
+    Ok(())
 }
 
 fn limit_of(rule: &Rule, parts: &Parts) -> Option<u32> {

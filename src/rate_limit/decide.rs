@@ -61,19 +61,19 @@ pub(super) struct Decided {
 impl Decided {
     pub(super) fn of(
         config: &Config,
-        asks: Asks,
-        verdict: Verdict,
+        asks: &mut Asks,
+        verdict: &Verdict,
         mut status: RateLimitStatus,
     ) -> Self {
         let own = status.len();
         status.reserve(asks.len());
-        for (ask, state) in asks.into_iter().zip(verdict.states) {
+        for (ask, state) in asks.drain(..).zip(&verdict.states) {
             let rule = &config.rules[ask.rule];
-            rule.meters.decided(&state, rule.policy.mode);
+            rule.meters.decided(state, rule.policy.mode);
             status.push(PolicyStatus {
                 scope: rule.scope_of(verdict.source).clone(),
                 key: ask.key,
-                state,
+                state: *state,
                 mode: rule.policy.mode,
                 declared: verdict.source == Source::Store || config.settings.processes == 1,
                 now: verdict.now,

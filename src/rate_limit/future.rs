@@ -202,7 +202,6 @@ impl<S, B> Waiting<S, B> {
             }
             Wait::Store(answer, source, asks) => {
                 let answer = ready!(Pin::new(answer).poll(cx));
-                let asks = std::mem::take(asks);
                 with_answer(&self.config, &mut self.parts, answer, *source, asks)
             }
         })

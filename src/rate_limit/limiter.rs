@@ -275,7 +275,7 @@ impl RateLimiter {
         let asks = asks(config, attempt)?;
         let answer = config.store.record(&config.charges(&asks, Source::Store));
         let verdict = answer.await?;
-        Ok(grant(config, asks, verdict))
+        Ok(grant(config, asks, &verdict))
     }
 
     /// Gives back what still counts of a grant.
@@ -374,7 +374,7 @@ impl RateLimiter {
         loop {
             let answer = call(config.store_of(source), &config.charges(&asks, source));
             match decide::answered(config, answer.await, source) {
-                Ok(verdict) => return Ok(decision(config, asks, verdict)),
+                Ok(verdict) => return Ok(decision(config, asks, &verdict)),
                 Err(Failed::AskLocal) => source = Source::Local,
                 Err(Failed::Unguarded) => return Ok(Decision::Allowed(Grant { decided: None })),
                 Err(Failed::Refuse(fault)) => return Err(fault.into()),
@@ -403,19 +403,15 @@ fn asks(config: &Config, attempt: Attempt) -> Result<Asks, RateLimitError> {
         .collect()
 }
 
-fn grant(config: &Config, asks: Asks, verdict: Verdict) -> Grant {
+fn grant(config: &Config, mut asks: Asks, verdict: &Verdict) -> Grant {
+    let status = RateLimitStatus::default();
     Grant {
-        decided: Some(Decided::of(
-            config,
-            asks,
-            verdict,
-            RateLimitStatus::default(),
-        )),
+        decided: Some(Decided::of(config, &mut asks, verdict, status)),
     }
 }
 
-fn decision(config: &Config, asks: Asks, verdict: Verdict) -> Decision {
-    let decided = Decided::of(config, asks, verdict, RateLimitStatus::default());
+fn decision(config: &Config, mut asks: Asks, verdict: &Verdict) -> Decision {
+    let decided = Decided::of(config, &mut asks, verdict, RateLimitStatus::default());
     if decided.admitted {
         return Decision::Allowed(Grant {
             decided: Some(decided),

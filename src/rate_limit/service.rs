@@ -126,8 +126,9 @@ pub(super) fn with_principal(
     principal: Result<Option<Principal>, StoreError>,
 ) -> Advanced {
     let unguarded = principal.is_err();
-    match ask::ask(config, parts, principal) {
-        Ok(asks) if asks.is_empty() => {
+    let mut asks = Asks::new();
+    match ask::ask(config, parts, principal, &mut asks) {
+        Ok(()) if asks.is_empty() => {
             let meters = &config.meters;
             let meter = if unguarded {
                 &meters.unguarded
@@ -137,7 +138,7 @@ pub(super) fn with_principal(
             meter.add_one();
             Advanced::Pass
         }
-        Ok(asks) => ask_store(config, parts, asks, Source::Store),
+        Ok(()) => ask_store(config, parts, &mut asks, Source::Store),
         Err(rejection) => {
             config.meters.unavailable.add_one();
             refuse(config, &rejection)
@@ -148,15 +149,15 @@ pub(super) fn with_principal(
 fn ask_store(
     config: &Arc<Config>,
     parts: &mut request::Parts,
-    asks: Asks,
+    asks: &mut Asks,
     source: Source,
 ) -> Advanced {
     let answer = config
         .store_of(source)
-        .check_and_record(&config.charges(&asks, source));
+        .check_and_record(&config.charges(asks, source));
     match answer.try_now() {
         Ok(answer) => with_answer(config, parts, answer, source, asks),
-        Err(later) => Advanced::Wait(Box::new(Wait::Store(later, source, asks))),
+        Err(later) => Advanced::Wait(Box::new(Wait::Store(later, source, std::mem::take(asks)))),
     }
 }
 
@@ -166,7 +167,7 @@ pub(super) fn with_answer(
     parts: &mut request::Parts,
     answer: Result<Verdict, StoreError>,
     source: Source,
-    asks: Asks,
+    asks: &mut Asks,
 ) -> Advanced {
     match decide::answered(config, answer, source) {
         Err(Failed::AskLocal) => ask_store(config, parts, asks, Source::Local),
@@ -178,15 +179,15 @@ pub(super) fn with_answer(
             config.meters.unavailable.add_one();
             refuse(config, &RateLimitRejection::unavailable(&fault))
         }
-        Ok(verdict) => with_verdict(config, parts, verdict, asks),
+        Ok(verdict) => with_verdict(config, parts, &verdict, asks),
     }
 }
 
 fn with_verdict(
     config: &Arc<Config>,
     parts: &mut request::Parts,
-    verdict: Verdict,
-    asks: Asks,
+    verdict: &Verdict,
+    asks: &mut Asks,
 ) -> Advanced {
     let earlier = parts
         .extensions
