@@ -5,7 +5,11 @@ local head = redis.call('GETRANGE', KEYS[1], 0, 83)
 local ttl = tonumber(ARGV[3])
 local front
 if #head == 0 or (#head == 84 and string.byte(head, 1) == 1 and now_ms >= struct.unpack('>I8', head, 77)) then
-  front = string.char(1, tonumber(ARGV[6]), 1, tonumber(ARGV[5])) .. ARGV[2] .. struct.pack('>I8', now) .. ARGV[4]
+  local fence = now
+  if #head == 84 then
+    fence = math.max(fence, struct.unpack('>I8', head, 21) + 1)
+  end
+  front = string.char(1, tonumber(ARGV[6]), 1, tonumber(ARGV[5])) .. ARGV[2] .. struct.pack('>I8', fence) .. ARGV[4]
     .. struct.pack('>I8I8', now_ms, now_ms)
 elseif #head == 84 and string.byte(head, 1) == 1 and string.sub(head, 5, 20) == ARGV[2] then
   front = string.char(1, tonumber(ARGV[6])) .. string.sub(head, 3, 76)

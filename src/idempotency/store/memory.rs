@@ -1,9 +1,10 @@
 //! Records in this process: each method is a closure under the lock of the key's shard.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::{Begin, Claim, IdempotencyStore, Owned, Resolution, Resolved};
-use crate::backend::memory::{Entry, EntryKey, Full, MemoryStore, Slot, Table};
+use crate::backend::memory::{Entry, EntryKey, Full, MemoryStore, Part, PartSetup, Slot, Table};
 use crate::core::{StoreError, StoreErrorKind, StoreFuture, Timestamp};
 use crate::idempotency::policy::LeaseEnd;
 use crate::idempotency::record::{
@@ -47,9 +48,32 @@ impl Kept {
     }
 }
 
+/// The last fence of the store: it rises over all lives of all keys, also where a key is claimed,
+/// released and claimed again within one microsecond, and where the clock goes back.
+struct LastFence(AtomicU64);
+
+impl Part for LastFence {
+    fn build(_: &PartSetup) -> Self {
+        Self(AtomicU64::new(0))
+    }
+}
+
+impl LastFence {
+    fn next(&self, now_micros: u64) -> Fence {
+        let next = |last: u64| now_micros.max(last.saturating_add(1));
+        let update = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
+                Some(next(last))
+            });
+        Fence(next(update.unwrap_or_else(|last| last)))
+    }
+}
+
 /// Where one key's record is, and what time it is.
 struct Place<'a> {
     table: &'a Table<Kept>,
+    fences: &'a LastFence,
     key: EntryKey,
     now_micros: u64,
     now: Timestamp,
@@ -60,6 +84,7 @@ impl<'a> Place<'a> {
         let now_micros = store.now_micros();
         Self {
             table: store.table(),
+            fences: store.part(),
             key: store.hash(|hasher| hasher.part(id.as_bytes())),
             now_micros,
             now: Timestamp::from_millis(now_micros / 1_000),
@@ -120,7 +145,7 @@ impl IdempotencyStore for MemoryStore {
                     state: State::Claimed,
                     at_lease_end: LeaseEnd::Reexecute,
                     nonce,
-                    fence: Fence(place.now_micros),
+                    fence: place.fences.next(place.now_micros),
                     fingerprint,
                     created: place.now,
                     lease_until: place.now,
@@ -197,8 +222,7 @@ fn begin(slot: &mut Slot<'_, Kept>, place: &Place<'_>, claim: &Claim) -> Result<
             Some(head)
         }
     };
-    let previous = before.map_or(0, |head| head.fence.0);
-    let fence = Fence(place.now_micros.max(previous.saturating_add(1)));
+    let fence = place.fences.next(place.now_micros);
     let head = Head {
         state: State::Claimed,
         at_lease_end: claim.at_lease_end,

@@ -7,11 +7,16 @@ if #head == 0 then
 end
 if #head == 84 and string.byte(head, 1) == 1 then
   if now_ms >= struct.unpack('>I8', head, 77) then
-    redis.call('DEL', KEYS[1])
     return 1
   end
   if string.byte(head, 2) == 1 and string.sub(head, 5, 20) == ARGV[2] then
-    redis.call('DEL', KEYS[1])
+    if ARGV[1] == '' then
+      redis.call('DEL', KEYS[1])
+    else
+      -- A passed clock may stand still: the expired head stays, so that the next fence rises over this one.
+      redis.call('SETRANGE', KEYS[1], 76, struct.pack('>I8', now_ms))
+      redis.call('PEXPIRE', KEYS[1], 600000)
+    end
     return 1
   end
 end

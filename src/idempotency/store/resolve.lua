@@ -11,7 +11,13 @@ if string.byte(head, 2) == 1 and now_ms < struct.unpack('>I8', head, 69) then
 end
 local state = tonumber(ARGV[3])
 if state == 0 then
-  redis.call('DEL', KEYS[1])
+  if ARGV[1] == '' then
+    redis.call('DEL', KEYS[1])
+  else
+    -- A passed clock may stand still: the expired head stays, so that the next fence rises over this one.
+    redis.call('SETRANGE', KEYS[1], 76, struct.pack('>I8', now_ms))
+    redis.call('PEXPIRE', KEYS[1], 600000)
+  end
   return 0
 end
 local ttl = tonumber(ARGV[4])
