@@ -209,3 +209,114 @@ fn civil_year(seconds: i64) -> i64 {
     }
     year
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW: i64 = 1_900_000_000; // 2030
+
+    #[test]
+    fn all_three_forms_mean_the_same_in_any_case() {
+        for text in [
+            "Sun, 06 Nov 1994 08:49:37 GMT",
+            "Sunday, 06-Nov-94 08:49:37 GMT",
+            "Sun Nov  6 08:49:37 1994",
+            "sun, 06 nov 1994 08:49:37 gmt",
+            "SUNDAY, 06-NOV-94 08:49:37 GMT",
+        ] {
+            assert_eq!(parse(text.as_bytes(), NOW), Some(784_111_777), "{text}");
+        }
+    }
+
+    #[test]
+    fn two_digit_years_over_fifty_years_ahead_are_past() {
+        let year = |text: &str| {
+            parse(
+                format!("Sunday, 01-Jan-{text} 00:00:00 GMT").as_bytes(),
+                NOW,
+            )
+            .map(civil_year)
+        };
+        assert_eq!(
+            [year("30"), year("79"), year("81"), year("99"), year("00")],
+            [Some(2030), Some(2079), Some(1981), Some(1999), Some(2000)]
+        );
+    }
+
+    #[test]
+    fn what_is_not_quite_a_date_is_none() {
+        for text in [
+            "",
+            "0",
+            "-1",
+            "now",
+            "1994",
+            "784111777",
+            "Sun, 06 Nov 1994 08:49:37",
+            "Sun, 06 Nov 1994 08:49:37 UTC",
+            "Sun, 06 Nov 1994 08:49:37 +0000",
+            "Sun, 06 Nov 1994 08:49:37 EST",
+            "Sun, 06 Nov 1994 08:49:37 GMT+1",
+            "Sun, 06 Nov 1994 08:49:37 Z",
+            "Sun, 06 Nov 1994  08:49:37 GMT",
+            "Sun,  06 Nov 1994 08:49:37 GMT",
+            "Sun,06 Nov 1994 08:49:37 GMT",
+            " Sun, 06 Nov 1994 08:49:37 GMT",
+            "Sun, 06 Nov 1994 08:49:37 GMT ",
+            "Sun 06 Nov 1994 08:49:37 GMT",
+            "Sun, 06-Nov-1994 08:49:37 GMT",
+            "Sun, 06 Nov 94 08:49:37 GMT",
+            "Sunday, 06-Nov-1994 08:49:37 GMT",
+            "Sunday, 06 Nov 94 08:49:37 GMT",
+            "Sun, 6 Nov 1994 08:49:37 GMT",
+            "Sun, 006 Nov 1994 08:49:37 GMT",
+            "Sun, 06 Nov 1994 8:49:37 GMT",
+            "Sun, 06 Nov 1994 08.49.37 GMT",
+            "Sun, 06 Nov 1994 08:49 GMT",
+            "Sun, 06 Nov 1994 08:49:37.5 GMT",
+            "Sun, 06 Nov 1994 24:00:00 GMT",
+            "Sun, 06 Nov 1994 08:60:00 GMT",
+            "Sun, 06 Nov 1994 08:49:61 GMT",
+            "Sun, 31 Feb 1994 08:49:37 GMT",
+            "Tue, 29 Feb 2029 08:49:37 GMT",
+            "Sun, 00 Nov 1994 08:49:37 GMT",
+            "Sun, 31 Nov 1994 08:49:37 GMT",
+            "Sun, 06 Foo 1994 08:49:37 GMT",
+            "Foo, 06 Nov 1994 08:49:37 GMT",
+            "Sun Nov 6 08:49:37 1994",
+            "Sun Nov  6 08:49:37 94",
+            "Sun Nov  6 08:49:37 1994 GMT",
+            "Sun Nov  0 08:49:37 1994",
+            "1994-11-06T08:49:37Z",
+            "Sun, 06 Nov +994 08:49:37 GMT",
+            "Sun, 06 Nov 1994 08:49:37 gm",
+        ] {
+            assert_eq!(parse(text.as_bytes(), NOW), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_and_agrees_with_a_library(seconds in 0_u64..253_402_300_800) {
+            let text = write(seconds).unwrap();
+            prop_assert_eq!(parse(text.as_bytes(), NOW), Some(seconds as i64));
+            let moment = UNIX_EPOCH + Duration::from_secs(seconds);
+            prop_assert_eq!(httpdate::parse_http_date(text.to_str().unwrap()).ok(), Some(moment));
+        }
+
+        #[test]
+        fn a_year_is_the_one_its_days_lie_in(seconds in 0_i64..253_402_300_800) {
+            let text = write(seconds as u64).unwrap();
+            let year: i64 = text.to_str().unwrap()[12..16].parse().unwrap();
+            prop_assert_eq!(civil_year(seconds), year);
+        }
+
+        #[test]
+        fn anything_at_all_can_be_read(text in prop::collection::vec(any::<u8>(), 0..40)) {
+            let _ = parse(&text, NOW);
+        }
+    }
+}

@@ -166,3 +166,116 @@ pub(super) fn digit_string(digits: &[u8]) -> Option<u64> {
         })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn of(lines: &[&str]) -> Directives {
+        let lines: Vec<HeaderValue> = lines.iter().map(|line| line.parse().unwrap()).collect();
+        Directives::of(&lines)
+    }
+
+    /// Reads one line character by character, as a state machine over the grammar of RFC 9110 §5.6.
+    fn oracle(line: &str) -> Vec<String> {
+        let (mut members, mut current, mut state) = (Vec::new(), String::new(), 'o');
+        for character in line.chars() {
+            state = match (state, character) {
+                ('o', ',') => {
+                    members.push(std::mem::take(&mut current));
+                    continue;
+                }
+                ('o', '"') => 'q',
+                ('q', '"') => 'o',
+                ('q', '\\') => 'e',
+                ('e', _) => 'q',
+                (same, _) => same,
+            };
+            current.push(character);
+        }
+        members.push(current);
+        members
+            .into_iter()
+            .map(|member| member.trim_matches([' ', '\t']).to_owned())
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn members_are_split_as_the_grammar_says(line in "[a-c=,\" \t\\\\]{0,24}") {
+            let split: Vec<String> = members(line.as_bytes()).map(|member| String::from_utf8(member.to_vec()).unwrap()).collect();
+            prop_assert_eq!(split, oracle(&line));
+        }
+
+        #[test]
+        fn max_age_is_what_the_members_say(line in "(max-age|Max-Age|s-maxage|x|private|\"max-age=9\")(=|=\"|= | =)?[0-9'\\-.]{0,3}\"?(, ?max-age=[0-9]{1,2})?") {
+            let mut expected: Option<u64> = None;
+            for member in oracle(&line) {
+                let Some((name, value)) = member.split_once('=').or(Some((&member[..], "none"))) else { continue };
+                if !name.eq_ignore_ascii_case("max-age") || value.starts_with(' ') {
+                    continue;
+                }
+                let digits = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
+                let said = digits.parse::<u64>().ok().filter(|_| digits.chars().all(|digit| digit.is_ascii_digit())).unwrap_or(0);
+                expected = Some(expected.map_or(said, |before| before.min(said)));
+            }
+            prop_assert_eq!(of(&[&line]).max_age, expected, "{}", line);
+        }
+
+        #[test]
+        fn anything_at_all_can_be_read(line in "[ -~\t]{0,60}") {
+            of(&[&line]);
+        }
+    }
+
+    #[test]
+    fn odd_values_are_read_the_stricter_way() {
+        for (line, expected) in [
+            ("max-age=60", Some(60)),
+            ("max-age=\"60\"", Some(60)),
+            ("max-age=0060", Some(60)),
+            ("max-age='60'", Some(0)),
+            ("max-age=-1", Some(0)),
+            ("max-age=60.0", Some(0)),
+            ("max-age=1a", Some(0)),
+            ("max-age=", Some(0)),
+            ("max-age", Some(0)),
+            ("max-age=99999999999999999999", Some(MOST_SECONDS)),
+            ("max-age=60, max-age=30", Some(30)),
+            ("max-age =60", None),
+            ("max-age= 60", None),
+            ("ext=\"max-age=9\"", None),
+            ("ext=\"a, max-age=9\"", None),
+            ("x-max-age=9", None),
+        ] {
+            assert_eq!(of(&[line]).max_age, expected, "{line}");
+        }
+        assert_eq!(of(&["max-age=60", "Max-Age=20"]).max_age, Some(20));
+        assert_eq!(of(&["max-stale"]).max_stale, Some(u64::MAX));
+    }
+
+    #[test]
+    fn named_fields_are_hidden_and_the_directive_then_means_only_them() {
+        let said = of(&["no-cache=\"a, B\", private=\"c\""]);
+        assert_eq!((said.no_cache, said.private), (false, false));
+        assert_eq!(
+            said.hidden
+                .iter()
+                .map(HeaderName::as_str)
+                .collect::<Vec<_>>(),
+            ["a", "b", "c"]
+        );
+        assert!(of(&["no-cache=\"a\", no-cache"]).no_cache);
+        for strict in [
+            "no-cache=a",
+            "no-cache=\"\"",
+            "no-cache=\"a b\"",
+            "no-cache=\"a",
+            "NO-CACHE",
+        ] {
+            assert!(of(&[strict]).no_cache, "{strict}");
+        }
+    }
+}

@@ -19,7 +19,7 @@ pub struct EntryId(pub u64);
 
 impl EntryId {
     /// Draws a new one.
-    pub(super) fn draw() -> Self {
+    pub(crate) fn draw() -> Self {
         Self(super::key::random())
     }
 }
@@ -83,6 +83,7 @@ pub struct Head {
     pub(super) targets: Box<[Target]>,
     /// The stored fields, with room kept for Age and Cache-Status so that a hit need not grow them.
     pub(super) fields: HeaderMap,
+    pub(super) trailers: Option<Box<HeaderMap>>,
 }
 
 impl Head {
@@ -129,6 +130,7 @@ impl Head {
         let fields = self
             .fields
             .iter()
+            .chain(self.trailers.iter().flat_map(|fields| fields.iter()))
             .map(|(name, value)| name.as_str().len() + value.len() + 64);
         size_of::<Self>()
             + fields.sum::<usize>()
@@ -160,6 +162,7 @@ impl Default for Head {
             selection: Box::default(),
             targets: Box::default(),
             fields: HeaderMap::new(),
+            trailers: None,
         }
     }
 }
@@ -180,25 +183,23 @@ impl fmt::Debug for Head {
 pub struct Entry {
     head: Arc<Head>,
     body: Bytes,
-    trailers: Option<Box<HeaderMap>>,
     /// The version of the stamps that it was last judged live at.
     checked: AtomicU64,
 }
 
 impl Entry {
-    pub(super) fn new(head: Arc<Head>, body: Bytes, trailers: Option<Box<HeaderMap>>) -> Self {
+    pub(super) const fn new(head: Arc<Head>, body: Bytes) -> Self {
         let checked = AtomicU64::new(0);
         Self {
             head,
             body,
-            trailers,
             checked,
         }
     }
 
     /// Returns the same body under a new head.
     pub(super) fn with_head(&self, head: Arc<Head>) -> Self {
-        Self::new(head, self.body.clone(), self.trailers.clone())
+        Self::new(head, self.body.clone())
     }
 
     pub(super) fn head(&self) -> &Head {
@@ -218,7 +219,7 @@ impl Entry {
     }
 
     pub(super) fn trailers(&self) -> Option<&HeaderMap> {
-        self.trailers.as_deref()
+        self.head.trailers.as_deref()
     }
 
     pub(super) fn checked_at(&self, version: u64) -> bool {
@@ -231,13 +232,7 @@ impl Entry {
 
     /// The bytes it accounts for; 256 more are counted for each entry by whoever keeps it.
     pub(super) fn weight(&self) -> usize {
-        let trailers = self.trailers.as_ref().map_or(0, |fields| {
-            fields
-                .iter()
-                .map(|(name, value)| name.as_str().len() + value.len() + 64)
-                .sum()
-        });
-        self.head.weight() + self.body.len() + trailers
+        self.head.weight() + self.body.len()
     }
 }
 
@@ -250,6 +245,45 @@ impl fmt::Debug for Entry {
     }
 }
 
+/// Makes entries for the published suite.
+#[cfg(feature = "conformance")]
+pub(crate) fn sample(
+    names: &Names,
+    ticket: super::store::Ticket,
+    lives_micros: u64,
+    fresh_micros: u64,
+    body: &str,
+) -> Entry {
+    let id = EntryId::draw();
+    let mut head = Head {
+        id,
+        body_id: id,
+        begun: ticket.begun,
+        at: ticket.at,
+        received: ticket.at,
+        lifetime: fresh_micros,
+        expires_at: ticket.at.saturating_add(lives_micros),
+        key: b"sample".to_vec().into(),
+        names: names.clone(),
+        ..Head::default()
+    };
+    Head::keep_room(&mut head.fields);
+    Entry::new(Arc::new(head), Bytes::copy_from_slice(body.as_bytes()))
+}
+
+/// Makes a new head for the body of `entry`, for the published suite.
+#[cfg(feature = "conformance")]
+pub(crate) fn sample_head(entry: &Entry, ticket: super::store::Ticket, lives_micros: u64) -> Head {
+    Head {
+        id: EntryId::draw(),
+        at: ticket.at,
+        begun: ticket.begun,
+        received: ticket.at,
+        expires_at: ticket.at.saturating_add(lives_micros),
+        ..entry.head().clone()
+    }
+}
+
 /// The first byte of an encoded head: its format.
 const FORMAT: u8 = 1;
 /// The second byte: how the body is coded; 0 is plain.
@@ -257,7 +291,7 @@ const PLAIN: u8 = 0;
 
 /// Writes a head as bytes for a shared store.
 #[must_use]
-pub(super) fn encode(head: &Head, trailers: Option<&HeaderMap>) -> Vec<u8> {
+pub(super) fn encode(head: &Head) -> Vec<u8> {
     let mut out = vec![FORMAT, PLAIN];
     let numbers = [
         head.id.0,
@@ -287,7 +321,10 @@ pub(super) fn encode(head: &Head, trailers: Option<&HeaderMap>) -> Vec<u8> {
         .collect();
     put(&mut out, &targets);
     put_fields(&mut out, head.stored_fields());
-    put_fields(&mut out, trailers.into_iter().flatten());
+    put_fields(
+        &mut out,
+        head.trailers.iter().flat_map(|fields| fields.iter()),
+    );
     out
 }
 
@@ -313,7 +350,7 @@ fn put_fields<'a>(
 
 /// Reads a head; `None` for another format, another coding, or damage.
 #[must_use]
-pub(super) fn decode(bytes: &[u8]) -> Option<(Head, Option<Box<HeaderMap>>)> {
+pub(super) fn decode(bytes: &[u8]) -> Option<Head> {
     let mut from = Reader(bytes.strip_prefix(&[FORMAT, PLAIN])?);
     let some = |number: u64| (number != u64::MAX).then_some(number);
     let mut head = Head {
@@ -345,8 +382,8 @@ pub(super) fn decode(bytes: &[u8]) -> Option<(Head, Option<Box<HeaderMap>>)> {
     head.fields = from.fields()?;
     Head::keep_room(&mut head.fields);
     let trailers = from.fields()?;
-    let whole = from.0.is_empty() && targets.len().is_multiple_of(8);
-    whole.then(|| (head, (!trailers.is_empty()).then(|| Box::new(trailers))))
+    head.trailers = (!trailers.is_empty()).then(|| Box::new(trailers));
+    (from.0.is_empty() && targets.len().is_multiple_of(8)).then_some(head)
 }
 
 struct Reader<'a>(&'a [u8]);
@@ -389,7 +426,7 @@ mod tests {
 
     use super::*;
 
-    fn sample() -> (Head, HeaderMap) {
+    fn sample() -> Head {
         let mut head = Head {
             id: EntryId(7),
             lifetime: 60,
@@ -406,30 +443,30 @@ mod tests {
         Head::keep_room(&mut head.fields);
         let mut trailers = HeaderMap::new();
         trailers.insert("x-sum", HeaderValue::from_static("9"));
-        (head, trailers)
+        head.trailers = Some(Box::new(trailers));
+        head
     }
 
     #[test]
     fn a_head_comes_back_as_it_was_written() {
-        let (head, trailers) = sample();
-        let (back, with) = decode(&encode(&head, Some(&trailers))).unwrap();
-        assert_eq!(
-            encode(&back, with.as_deref()),
-            encode(&head, Some(&trailers))
-        );
+        let head = sample();
+        let back = decode(&encode(&head)).unwrap();
+        assert_eq!(encode(&back), encode(&head));
         assert_eq!(
             (back.id, back.refresh_after, back.stale_if_error),
             (head.id, Some(3), None)
         );
-        assert_eq!((&back.fields, &back.targets), (&head.fields, &head.targets));
-        assert_eq!(with.as_deref(), Some(&trailers));
+        assert_eq!(
+            (&back.fields, &back.targets, &back.trailers),
+            (&head.fields, &head.targets, &head.trailers)
+        );
     }
 
     proptest! {
         #[test]
         fn damaged_bytes_are_no_head_and_no_panic(at in 0_usize..200, byte: u8, cut in 0_usize..200) {
-            let (head, trailers) = sample();
-            let mut bytes = encode(&head, Some(&trailers));
+            let head = sample();
+            let mut bytes = encode(&head);
             let whole = bytes.len();
             if at < whole {
                 bytes[at] = byte;

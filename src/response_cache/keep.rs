@@ -67,6 +67,7 @@ impl Draft {
             selection: run.ask.selection.as_slice().into(),
             targets: targets.into(),
             fields: HeaderMap::with_capacity(fields.keys_len() + 5),
+            trailers: None,
         };
         for (name, value) in fields {
             let kept = *name != header::SET_COOKIE && !plan.hidden.contains(name);
@@ -93,6 +94,7 @@ impl Draft {
     /// Makes the head for the body that a 304 has confirmed.
     pub(super) fn confirm(mut self, stale: &Head) -> Head {
         self.head.body_id = stale.body_id;
+        self.head.trailers = stale.trailers.clone();
         if stale.flags.has(Flags::OWN_ETAG)
             && let Some(tag) = stale.fields.get(header::ETAG)
         {
@@ -119,15 +121,14 @@ impl Draft {
         if trailers.is_some() {
             fields.remove(header::CONTENT_LENGTH);
         }
+        self.head.trailers = trailers;
+        let fields = &mut self.head.fields;
         let by_policy_alone = self.head.flags.has(Flags::OWN_CACHE_CONTROL);
         if by_policy_alone && !policy::has_validator(fields) && self.head.status == StatusCode::OK {
             fields.insert(header::ETAG, own_etag(fields, &body));
             self.head.flags.set(Flags::OWN_ETAG, true);
         }
-        (
-            self.ticket,
-            Arc::new(Entry::new(Arc::new(self.head), body, trailers)),
-        )
+        (self.ticket, Arc::new(Entry::new(Arc::new(self.head), body)))
     }
 }
 

@@ -75,6 +75,9 @@ pub mod store;
 mod target;
 mod vary;
 
+#[cfg(feature = "conformance")]
+pub(crate) use entry::{sample, sample_head};
+
 pub use body::{BoxError, ResponseBody};
 pub use config::CachePolicy;
 pub use entry::{Entry, EntryId, Head};

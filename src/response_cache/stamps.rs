@@ -224,9 +224,9 @@ fn worse(before: Verdict, kind: ChangeKind) -> Verdict {
     }
 }
 
-/// Everything a store needs to know of an entry's age order: which of two fetches began later.
-pub(super) fn is_superseded(there: &Head, by_ticket_at: u64) -> bool {
-    there.at > by_ticket_at
+/// Says whether the entry `there` still lives and was begun later than `at`.
+pub(super) const fn is_superseded(there: &Head, at: u64, now: u64) -> bool {
+    there.at > at && there.expires_at > now
 }
 
 #[cfg(test)]

@@ -188,3 +188,119 @@ fn thousandths(text: &[u8]) -> Option<u16> {
     }
     (sum <= 1_000).then_some(sum)
 }
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn map(list: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in list {
+            map.append(*name, HeaderValue::from_static(value));
+        }
+        map
+    }
+
+    fn names(
+        response: &[(&'static str, &'static str)],
+        request: &[(&'static str, &'static str)],
+    ) -> Option<String> {
+        names_of(&map(response), &map(request), false).map(|names| names.as_text().to_owned())
+    }
+
+    #[test]
+    fn names_are_a_sorted_set_over_all_lines() {
+        assert_eq!(names(&[], &[]).as_deref(), Some(""));
+        assert_eq!(
+            names(&[("vary", "Origin, accept"), ("vary", "ACCEPT,")], &[]).as_deref(),
+            Some("accept,origin")
+        );
+    }
+
+    #[test]
+    fn stars_bad_names_and_too_many_are_not_storable() {
+        for vary in ["*", ", *", "accept, *", "a b", "a,b,c,d,e,f,g,h,i"] {
+            assert_eq!(names(&[("vary", vary)], &[]), None, "{vary}");
+        }
+        assert_eq!(names(&[("vary", "accept"), ("vary", "*")], &[]), None);
+    }
+
+    #[test]
+    fn an_encoding_and_a_repeated_origin_are_implied() {
+        assert_eq!(
+            names(&[("content-encoding", "gzip")], &[]).as_deref(),
+            Some("accept-encoding")
+        );
+        let allowed = [("access-control-allow-origin", "https://a")];
+        assert_eq!(
+            names(&allowed, &[("origin", "https://a")]).as_deref(),
+            Some("origin")
+        );
+        assert_eq!(
+            names(&allowed, &[("origin", "https://b")]).as_deref(),
+            Some("")
+        );
+        assert_eq!(
+            names(
+                &[("access-control-allow-origin", "*")],
+                &[("origin", "https://b")]
+            )
+            .as_deref(),
+            Some("")
+        );
+    }
+
+    #[test]
+    fn on_private_routes_the_principal_covers_credentials() {
+        let vary = map(&[("vary", "cookie, authorization, accept")]);
+        assert_eq!(
+            names_of(&vary, &HeaderMap::new(), true).unwrap().as_text(),
+            "accept"
+        );
+    }
+
+    #[test]
+    fn values_are_compared_in_one_form() {
+        let of = |name: &'static str, value: &[&'static str]| {
+            let list: Vec<_> = value.iter().map(|value| (name, *value)).collect();
+            selection(&Names::from_text(name), &map(&list))
+        };
+        let same = |name, a: &[&'static str], b: &[&'static str]| {
+            assert_eq!(of(name, a), of(name, b), "{a:?} {b:?}")
+        };
+        let other = |name, a: &[&'static str], b: &[&'static str]| {
+            assert_ne!(of(name, a), of(name, b), "{a:?} {b:?}")
+        };
+        same("x-a", &["1, 2"], &["1,2"]);
+        same("x-a", &["1", "2"], &["1 ,\t2"]);
+        other("x-a", &["1, 2"], &["2, 1"]);
+        other("x-a", &["\"1, 2\""], &["\"1,2\""]);
+        other("x-a", &[], &[""]);
+        other("x-a", &["A"], &["a"]);
+        same(
+            "accept-language",
+            &["de, en;q=0.5"],
+            &["EN; q=0.50 ,DE;q=1"],
+        );
+        other("accept-language", &["de, en;q=0.5"], &["de;q=0.5, en"]);
+        same(
+            "accept-encoding",
+            &["gzip;q=1.000, br;q=0"],
+            &["br;q=0.0,GZIP"],
+        );
+        other("accept-encoding", &["gzip"], &["gzip;q=0"]);
+    }
+
+    #[test]
+    fn no_two_selections_look_alike() {
+        let names = Names::from_text("x-a,x-b");
+        let of = |list: &[(&'static str, &'static str)]| selection(&names, &map(list));
+        assert_ne!(
+            of(&[("x-a", "12"), ("x-b", "3")]),
+            of(&[("x-a", "1"), ("x-b", "23")])
+        );
+        assert_ne!(of(&[("x-a", "1")]), of(&[("x-b", "1")]));
+    }
+}

@@ -254,6 +254,54 @@ mod rate_limit {
             handles.push(Arc::new(server.store_with("fifty").await));
         }
         assert_eq!(admitted_of(50, &handles, quota, "redis").await, 5);
+
+
+mod response_cache {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use tower_keep::backend::fallback::Fallback;
+    use tower_keep::backend::memory::MemoryStore;
+    use tower_keep::backend::redis::RedisStore;
+    use tower_keep::conformance::response_cache::response_cache;
+    use tower_keep::core::ManualClock;
+
+    use crate::support::redis;
+
+    fn clock() -> ManualClock {
+        ManualClock::at("2030-01-01T00:00:00Z".parse().unwrap())
+    }
+
+    /// The suite writes far more in one call than any request does.
+    async fn patient(clock: &ManualClock) -> RedisStore {
+        let url = redis::shared().await.url();
+        let builder = RedisStore::builder(&url).prefix(&redis::fresh_prefix());
+        let builder = builder.timeout(Duration::from_secs(10));
+        builder.clock(clock.clone()).open().await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn memory() {
+        let clock = clock();
+        let store = MemoryStore::builder().clock(clock.clone()).build();
+        response_cache(Arc::new(store), &clock).await;
+    }
+
+    #[tokio::test]
+    async fn redis_server() {
+        let clock = clock();
+        response_cache(Arc::new(patient(&clock).await), &clock).await;
+    }
+
+    #[tokio::test]
+    async fn fallback() {
+        let clock = clock();
+        let memory = MemoryStore::builder().clock(clock.clone()).build();
+        response_cache(
+            Arc::new(Fallback::new(patient(&clock).await, memory)),
+            &clock,
+        )
+        .await;
     }
 }
 

@@ -109,7 +109,6 @@ pub(in crate::response_cache) struct Local {
 /// What the local level knows of a key.
 #[derive(Default)]
 pub(in crate::response_cache) struct LocalFound {
-    pub(in crate::response_cache) names: Names,
     pub(in crate::response_cache) mark_until: u64,
     pub(in crate::response_cache) entry: Option<Arc<Entry>>,
 }
@@ -152,7 +151,6 @@ impl Local {
                 select(&row.names)
             };
             LocalFound {
-                names: row.names.clone(),
                 mark_until: row.mark_until,
                 entry: row.variant(selector).cloned(),
             }
@@ -194,13 +192,6 @@ impl Local {
         self.change(key, now, |row| {
             row.mark_until = until;
             row.variants.retain(|(own, _)| *own != selector);
-        });
-    }
-
-    /// Forgets an entry.
-    pub(in crate::response_cache) fn forget(&self, key: Hash128, selector: Hash128, now: u64) {
-        self.change(key, now, |row| {
-            row.variants.retain(|(own, _)| *own != selector)
         });
     }
 

@@ -47,7 +47,7 @@ impl ResponseStore for MemoryStore {
             drop_lease(&mut row, ticket);
             let names = row.names.union(&entry.head().names);
             let there = row.variant(key.selector);
-            let stored = if there.is_some_and(|there| is_superseded(there.head(), ticket.at)) {
+            let stored = if there.is_some_and(|there| is_superseded(there.head(), ticket.at, now)) {
                 Stored::Superseded
             } else if names != entry.head().names {
                 // Somebody learned of more names meanwhile: under fewer this entry would never be found.
@@ -79,7 +79,8 @@ impl ResponseStore for MemoryStore {
             let fresh = row
                 .variant(key.selector)
                 .filter(|there| there.head().body_id == head.body_id)
-                .filter(|there| !is_superseded(there.head(), ticket.at))
+                .filter(|there| there.head().expires_at > now)
+                .filter(|there| !is_superseded(there.head(), ticket.at, now))
                 .map(|there| Arc::new(there.with_head(Arc::clone(&head))));
             let stored = match fresh {
                 Some(entry) => {
@@ -251,7 +252,7 @@ impl MemoryStamps {
             table.order.insert((stamp, *change));
         }
         if table.of.len() > MOST_STAMPS {
-            for _ in 0..STAMPS_LEAVING {
+            for _ in 0..STAMPS_LEAVING.max(table.of.len() - MOST_STAMPS) {
                 let Some((oldest, change)) = table.order.pop_first() else {
                     break;
                 };

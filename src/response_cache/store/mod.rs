@@ -13,6 +13,8 @@ use super::vary::Names;
 mod fallback;
 mod local;
 mod memory;
+#[cfg(feature = "redis")]
+mod redis;
 
 pub(super) use local::Local;
 

@@ -1,1 +1,530 @@
-//! Two levels: local copies in front of a shared store.
+//! Two levels: local copies in front of a shared store, and what becomes of them when it is away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tower_keep::backend::redis::RedisStore;
+use tower_keep::core::ManualClock;
+use tower_keep::response_cache::{InvalidateOutcome, ResponseCacheLayer, Target};
+
+use super::origin::{App, Origin, clock, gated, said, secs, until};
+use crate::support::RedisServer;
+use crate::support::redis::{fresh_prefix, shared};
+
+const MIB: usize = 1_024 * 1_024;
+
+/// Handles like those of several processes: each with a connection and a count of its own.
+struct Fleet {
+    url: String,
+    prefix: String,
+    clock: ManualClock,
+}
+
+impl Fleet {
+    async fn new() -> Self {
+        Self::on(shared().await)
+    }
+
+    fn on(server: &RedisServer) -> Self {
+        Self {
+            url: server.url(),
+            prefix: fresh_prefix(),
+            clock: clock(),
+        }
+    }
+
+    async fn store(&self) -> RedisStore {
+        let builder = RedisStore::builder(&self.url)
+            .prefix(&self.prefix)
+            .timeout(secs(10));
+        let store = builder.clock(self.clock.clone()).open().await.unwrap();
+        store.ping().await.unwrap();
+        store
+    }
+}
+
+/// One process: its commands, its cache, and the real time that its copies are believed by.
+struct Process {
+    store: RedisStore,
+    real: ManualClock,
+    layer: ResponseCacheLayer,
+    app: App,
+}
+
+impl Process {
+    async fn new(
+        fleet: &Fleet,
+        origin: &Origin,
+        set: impl Fn(ResponseCacheLayer) -> ResponseCacheLayer,
+    ) -> Self {
+        Self::over(fleet.store().await, origin, set)
+    }
+
+    fn over(
+        store: RedisStore,
+        origin: &Origin,
+        set: impl Fn(ResponseCacheLayer) -> ResponseCacheLayer,
+    ) -> Self {
+        let real = clock();
+        let layer = set(ResponseCacheLayer::new(store.clone()).real_clock(64 * MIB, real.clone()));
+        let app = App::new(&layer, origin);
+        Self {
+            store,
+            real,
+            layer,
+            app,
+        }
+    }
+
+    /// Runs `ask`, and says how many commands it took once all of them are sent.
+    async fn commands<T>(&self, ask: impl Future<Output = T>, expected: u64) -> T {
+        let before = self.store.commands();
+        let answer = ask.await;
+        until("all commands are sent", || {
+            self.store.commands() - before >= expected
+        })
+        .await;
+        assert_eq!(self.store.commands() - before, expected);
+        answer
+    }
+}
+
+fn counted() -> Origin {
+    Origin::of(|_, call| {
+        said(
+            &[("cache-control", "max-age=60"), ("etag", "\"1\"")],
+            format!("run {call}"),
+        )
+    })
+}
+
+/// Waits until a shared write that goes on behind the answer has arrived.
+async fn stored(process: &Process, origin: &Origin, path: &str) {
+    let plain = ResponseCacheLayer::new(process.store.clone()).local_bytes(0);
+    let probe = App::new(&plain, origin);
+    for _ in 0..500 {
+        let got = probe
+            .get_with(path, &[("cache-control", "only-if-cached")])
+            .await;
+        if got.status == 200 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    panic!("{path} was never stored");
+}
+
+#[tokio::test]
+async fn each_path_takes_its_number_of_commands() {
+    let fleet = Fleet::new().await;
+    let origin = counted();
+    let one = Process::new(&fleet, &origin, |layer| layer).await;
+    let two = Process::new(&fleet, &origin, |layer| layer).await;
+    // The server learns the scripts, and each process the stamps of before its time.
+    one.app.get("/warm").await;
+    stored(&one, &origin, "/warm").await;
+    two.layer.handle().invalidate([Target::tag("warm")]).await;
+    one.layer.handle().invalidate([Target::tag("warm")]).await;
+    for process in [&one, &two] {
+        process.real.advance(secs(1));
+        process.app.get("/warm").await;
+    }
+    one.commands(one.app.get("/a"), 2).await;
+    stored(&one, &origin, "/a").await;
+    let local = one.commands(one.app.get("/a"), 0).await;
+    assert_eq!(
+        (local.body.as_str(), local.cache_status()),
+        ("run 1", "tower-keep;hit;ttl=60")
+    );
+    let shared = two.commands(two.app.get("/a"), 1).await;
+    assert_eq!(
+        (shared.body.as_str(), shared.cache_status()),
+        ("run 1", "tower-keep;hit;ttl=60")
+    );
+    two.commands(two.app.get("/a"), 0).await;
+    one.commands(
+        one.layer
+            .handle()
+            .invalidate((0..64).map(|n| Target::tag(n.to_string()))),
+        1,
+    )
+    .await;
+    assert_eq!(origin.calls(), 2);
+}
+
+#[tokio::test]
+async fn a_validation_takes_two_commands_and_keeps_the_body() {
+    let fleet = Fleet::new().await;
+    let origin = Origin::of(|seen, call| {
+        let mut response = said(
+            &[("cache-control", "max-age=60"), ("etag", "\"1\"")],
+            format!("run {call}"),
+        );
+        if seen.headers().contains_key("if-none-match") {
+            *response.status_mut() = http::StatusCode::NOT_MODIFIED;
+            *response.body_mut() = String::new();
+        }
+        response
+    });
+    let one = Process::new(&fleet, &origin, |layer| layer).await;
+    // Once over, so that the server knows all scripts.
+    for path in ["/warm", "/a"] {
+        one.app.get(path).await;
+        stored(&one, &origin, path).await;
+    }
+    fleet.clock.advance(secs(60));
+    one.app.get("/warm").await;
+    until("freshened", || origin.calls() == 3).await;
+    stored(&one, &origin, "/warm").await;
+    let got = one.commands(one.app.get("/a"), 2).await;
+    assert_eq!(
+        (got.body.as_str(), got.cache_status()),
+        ("run 1", "tower-keep;fwd=stale;fwd-status=304;stored;ttl=60")
+    );
+    let two = Process::new(&fleet, &origin, |layer| layer).await;
+    stored(&two, &origin, "/a").await;
+    assert_eq!(two.app.get("/a").await.body, "run 1");
+}
+
+#[tokio::test]
+async fn another_process_obeys_an_invalidation_within_a_second() {
+    for target in [Target::tag("t"), Target::url("/a"), Target::everything()] {
+        let fleet = Fleet::new().await;
+        let origin = counted();
+        let one = Process::new(&fleet, &origin, |layer| layer.tag("t")).await;
+        let two = Process::new(&fleet, &origin, |layer| layer.tag("t")).await;
+        one.app.get("/a").await;
+        stored(&one, &origin, "/a").await;
+        two.app.get("/a").await;
+        assert_eq!(
+            two.layer.handle().invalidate([target]).await,
+            InvalidateOutcome::Done
+        );
+        assert_eq!(two.app.get("/a").await.body, "run 1", "here at once");
+        stored(&two, &origin, "/a").await;
+        one.real.advance(Duration::from_millis(249));
+        assert_eq!(
+            one.app.get("/a").await.body,
+            "run 0",
+            "elsewhere a copy is believed for a while"
+        );
+        one.real.advance(Duration::from_millis(751));
+        assert_eq!(
+            one.app.get("/a").await.body,
+            "run 1",
+            "and not a second after the last word: {target:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn local_hits_ask_for_changes_behind_them() {
+    let fleet = Fleet::new().await;
+    let origin = counted();
+    let one = Process::new(&fleet, &origin, |layer| layer.tag("t")).await;
+    one.app.get("/a").await;
+    stored(&one, &origin, "/a").await;
+    let two = Process::new(&fleet, &origin, |layer| layer).await;
+    two.layer.handle().invalidate([Target::tag("t")]).await;
+    one.real.advance(Duration::from_millis(250));
+    // One call behind the hit, however many hits there are.
+    let before = one.store.commands();
+    for _ in 0..10 {
+        assert_eq!(one.app.get("/a").now_or_never().unwrap().body, "run 0");
+    }
+    until("asked", || one.store.commands() > before).await;
+    for _ in 0..500 {
+        if one.app.get("/a").await.body == "run 1" {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    panic!("the change was never obeyed");
+}
+
+#[tokio::test]
+async fn without_local_copies_every_hit_is_exact() {
+    let fleet = Fleet::new().await;
+    let origin = counted();
+    let one = fleet.store().await;
+    let layer = ResponseCacheLayer::new(one.clone()).local_bytes(0).tag("t");
+    let app = App::new(&layer, &origin);
+    let two = Process::new(&fleet, &origin, |layer| layer).await;
+    app.get("/a").await;
+    stored(&two, &origin, "/a").await;
+    let before = one.commands();
+    assert_eq!(app.get("/a").await.body, "run 0");
+    assert_eq!(one.commands() - before, 1);
+    two.layer.handle().invalidate([Target::tag("t")]).await;
+    assert_eq!(app.get("/a").await.body, "run 1");
+}
+
+#[tokio::test]
+async fn two_processes_make_one_run() {
+    let fleet = Fleet::new().await;
+    let (origin, gate) =
+        gated(|_, call| said(&[("cache-control", "max-age=60")], format!("run {call}")));
+    let one = Process::new(&fleet, &origin, |layer| layer).await;
+    let two = Process::new(&fleet, &origin, |layer| layer).await;
+    let mut running = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        for app in [&one.app, &two.app] {
+            let app = app.clone();
+            running.spawn(async move { app.get("/a").await.body });
+        }
+    }
+    until("started", || origin.calls() >= 1).await;
+    // The other process has found the lease held by now, or will.
+    until("the other one has asked", || {
+        two.store.commands() >= 2 && one.store.commands() >= 2
+    })
+    .await;
+    gate.add_permits(1);
+    assert!(
+        running
+            .join_all()
+            .await
+            .into_iter()
+            .all(|body| body == "run 0")
+    );
+    assert_eq!(origin.calls(), 1);
+}
+
+#[tokio::test]
+async fn variants_are_found_by_another_process() {
+    let fleet = Fleet::new().await;
+    let origin = Origin::of(|seen, call| {
+        let language = seen.headers()["accept-language"]
+            .to_str()
+            .unwrap()
+            .to_owned();
+        said(
+            &[("cache-control", "max-age=60"), ("vary", "accept-language")],
+            format!("{language} {call}"),
+        )
+    });
+    let one = Process::new(&fleet, &origin, |layer| layer).await;
+    let two = Process::new(&fleet, &origin, |layer| layer).await;
+    let get = async |process: &Process, language: &str| {
+        process
+            .app
+            .get_with("/a", &[("accept-language", language)])
+            .await
+            .body
+    };
+    assert_eq!(get(&one, "de").await, "de 0");
+    assert_eq!(get(&one, "en").await, "en 1");
+    for _ in 0..500 {
+        let plain = ResponseCacheLayer::new(two.store.clone());
+        let probe = App::new(&plain, &origin);
+        let got = probe
+            .get_with(
+                "/a",
+                &[
+                    ("accept-language", "en"),
+                    ("cache-control", "only-if-cached"),
+                ],
+            )
+            .await;
+        if got.status == 200 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    // The stamps once, the names of this URL once; then one command for each.
+    two.app
+        .get_with(
+            "/other",
+            &[
+                ("accept-language", "en"),
+                ("cache-control", "only-if-cached"),
+            ],
+        )
+        .await;
+    assert_eq!(two.commands(get(&two, "en"), 2).await, "en 1");
+    assert_eq!(two.commands(get(&two, "de"), 1).await, "de 0");
+    assert_eq!(two.commands(get(&two, "de"), 0).await, "de 0");
+    assert_eq!(origin.calls(), 2);
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_costs_nobody_an_answer() {
+    let mut server = RedisServer::start().await;
+    let fleet = Fleet::on(&server);
+    let origin = counted();
+    let one = Process::new(&fleet, &origin, |layer| layer.tag("t")).await;
+    one.app.get("/a").await;
+    stored(&one, &origin, "/a").await;
+    server.kill();
+    assert_eq!(
+        one.app.get("/a").await.body,
+        "run 0",
+        "a copy is believed for a second"
+    );
+    one.real.advance(secs(1));
+    let passed = one.app.get("/a").await;
+    assert_eq!(
+        (passed.status, passed.cache_status()),
+        (200, "tower-keep;fwd=bypass;detail=store")
+    );
+    assert_eq!(one.app.get("/a").await.body, "run 2", "nothing is kept");
+    // What is invalidated meanwhile holds here, and is told before the store is believed again.
+    assert_eq!(
+        one.layer.handle().invalidate([Target::tag("t")]).await,
+        InvalidateOutcome::Queued
+    );
+    assert_eq!(one.layer.handle().stats().queued_invalidations, 1);
+    server.restart();
+    until("believed again", || {
+        let got = one.app.get("/a").now_or_never();
+        got.is_none() || !one.store.is_open_circuit()
+    })
+    .await;
+    for _ in 0..1_000 {
+        if one.app.get("/a").await.cache_status().contains("stored") {
+            assert_eq!(one.layer.handle().stats().queued_invalidations, 0);
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("the store was never believed again");
+}
+
+#[tokio::test]
+async fn while_the_store_is_away_concurrent_requests_share_one_run() {
+    let mut server = RedisServer::start().await;
+    let fleet = Fleet::on(&server);
+    let (origin, gate) =
+        gated(|_, call| said(&[("cache-control", "max-age=60")], format!("run {call}")));
+    let one = Process::new(&fleet, &origin, |layer| layer).await;
+    server.kill();
+    let mut running = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let app = one.app.clone();
+        running.spawn(async move { app.get("/a").await.body });
+    }
+    until("started", || origin.calls() == 1).await;
+    tokio::task::yield_now().await;
+    gate.add_permits(1);
+    assert!(
+        running
+            .join_all()
+            .await
+            .into_iter()
+            .all(|body| body == "run 0")
+    );
+    assert_eq!(origin.calls(), 1);
+}
+
+#[tokio::test]
+async fn stamps_that_were_lost_make_everything_a_miss() {
+    let server = RedisServer::start().await;
+    let fleet = Fleet::on(&server);
+    let origin = counted();
+    let one = Process::new(&fleet, &origin, |layer| layer).await;
+    one.app.get("/a").await;
+    stored(&one, &origin, "/a").await;
+    fleet.clock.advance(secs(1));
+    let key = format!("{}:response_cache:{{stamps}}:set", fleet.prefix);
+    let removed: u32 = redis::cmd("DEL")
+        .arg(&key)
+        .query_async(&mut server.raw().await)
+        .await
+        .unwrap();
+    assert_eq!(removed, 1);
+    one.real.advance(secs(1));
+    assert_eq!(one.app.get("/a").await.body, "run 1");
+}
+
+#[tokio::test]
+async fn a_damaged_record_is_a_miss_that_is_written_over() {
+    let server = RedisServer::start().await;
+    let fleet = Fleet::on(&server);
+    let origin = counted();
+    let one = Process::new(&fleet, &origin, |layer| layer).await;
+    one.app.get("/a").await;
+    stored(&one, &origin, "/a").await;
+    let mut raw = server.raw().await;
+    let keys: Vec<String> = redis::cmd("KEYS")
+        .arg("*")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    let mut damaged = 0;
+    for key in keys {
+        let has: bool = redis::cmd("HEXISTS")
+            .arg(&key)
+            .arg("head")
+            .query_async(&mut raw)
+            .await
+            .unwrap_or(false);
+        if has {
+            let _: u32 = redis::cmd("HSET")
+                .arg(&key)
+                .arg("head")
+                .arg("\x07not a head")
+                .query_async(&mut raw)
+                .await
+                .unwrap();
+            damaged += 1;
+        }
+    }
+    assert_eq!(damaged, 1);
+    let two = Process::new(&fleet, &origin, |layer| layer).await;
+    assert_eq!(two.app.get("/a").await.body, "run 1");
+    stored(&two, &origin, "/a").await;
+    let three = Process::new(&fleet, &origin, |layer| layer).await;
+    assert_eq!(three.app.get("/a").await.body, "run 1");
+}
+
+#[tokio::test]
+async fn nothing_personal_is_readable_in_key_names() {
+    let server = RedisServer::start().await;
+    let fleet = Fleet::on(&server);
+    let origin = counted();
+    let one = Process::new(&fleet, &origin, |layer| layer).await;
+    one.app.get("/secret-path?token=abc").await;
+    stored(&one, &origin, "/secret-path?token=abc").await;
+    let keys: Vec<String> = redis::cmd("KEYS")
+        .arg("*")
+        .query_async(&mut server.raw().await)
+        .await
+        .unwrap();
+    assert_eq!(keys.len(), 3);
+    assert!(
+        keys.iter()
+            .all(|key| !key.contains("secret") && !key.contains("abc")),
+        "{keys:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_old_leaders_late_answer_does_not_beat_a_later_one() {
+    let fleet = Fleet::new().await;
+    let (slow, slow_gate) = gated(|_, _| said(&[("cache-control", "max-age=60")], "old"));
+    let (quick, quick_gate) = gated(|_, _| said(&[("cache-control", "max-age=60")], "new"));
+    quick_gate.add_permits(1);
+    let one = Process::new(&fleet, &slow, |layer| layer).await;
+    let two = Process::new(&fleet, &quick, |layer| layer).await;
+    let old = tokio::spawn({
+        let app = one.app.clone();
+        async move { app.get("/a").await.body }
+    });
+    until("the slow one runs", || slow.calls() == 1).await;
+    fleet.clock.advance(secs(5));
+    assert_eq!(
+        two.app.get("/a").await.body,
+        "new",
+        "one lease later the next run starts"
+    );
+    stored(&two, &quick, "/a").await;
+    slow_gate.add_permits(1);
+    assert_eq!(old.await.unwrap(), "old");
+    until("the late write has been refused", || {
+        one.store.commands() >= 3
+    })
+    .await;
+    let three = Process::new(&fleet, &Arc::new(quick).as_ref().clone(), |layer| layer).await;
+    assert_eq!(three.app.get("/a").await.body, "new");
+}

@@ -1,0 +1,252 @@
+//! Stored responses on a Redis server.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::backend::redis::{RedisStore, Reply, Script};
+use crate::core::{
+    Clock, StoreError, StoreErrorKind, StoreFuture, SystemClock, base64url, telemetry,
+};
+use crate::response_cache::entry::{self, Entry, Head};
+use crate::response_cache::key::random;
+use crate::response_cache::stamps::{Change, ChangeKind, Changes, Stamp};
+use crate::response_cache::target::Target;
+use crate::response_cache::vary::Names;
+
+use super::{
+    EntryKey, Found, FoundEntry, Lease, Lookup, MOST_STAMPS, Place, ResponseStore, STAMPS_LEAVING,
+    Stored, Ticket, Want,
+};
+
+static LOOKUP: Script = Script::new(include_str!("lookup.lua"));
+static STORE: Script = Script::new(include_str!("store.lua"));
+static FRESHEN: Script = Script::new(include_str!("freshen.lua"));
+static RELEASE: Script = Script::new(include_str!("release.lua"));
+static INVALIDATE: Script = Script::new(include_str!("invalidate.lua"));
+static CHANGES: Script = Script::new(include_str!("changes.lua"));
+
+const PART: &str = "response_cache";
+/// A look-up that takes longer than this part of the handle's timeout is given up: 50 ms of 500.
+const LOOKUP_SHARE: u32 = 10;
+/// Lua keeps whole numbers exactly up to here.
+const LARGEST_NUMBER: u64 = 1 << 53;
+
+impl ResponseStore for RedisStore {
+    fn lookup(&self, lookup: Lookup) -> StoreFuture<Found> {
+        let (want, length) = match lookup.want {
+            Want::Entry => (0, Duration::ZERO),
+            Want::EntryOrLease(length) => (1, length),
+            Want::Lease(length) => (2, length),
+        };
+        let token = u128::from(random()) << 64 | u128::from(random());
+        let [primary, entry] = keys(self, lookup.key);
+        let have = lookup.have.map(|id| id.0.to_string()).unwrap_or_default();
+        self.script(&LOOKUP, &[primary, entry, stamps_key(self)])
+            .arg(base64url(&lookup.key.selector.0))
+            .arg(lookup.names.as_text())
+            .num(lookup.not_before.0)
+            .arg(have)
+            .num(want)
+            .num(micros(length))
+            .arg(hex(token))
+            .timeout(self.timeout() / LOOKUP_SHARE)
+            .run(move |reply| found(reply, token))
+    }
+
+    fn store(&self, key: EntryKey, ticket: Ticket, entry: Arc<Entry>) -> StoreFuture<Stored> {
+        let head = entry.head();
+        let clock = ResponseStore::clock(self);
+        self.script(&STORE, &keys(self, key))
+            .arg(base64url(&key.selector.0))
+            .arg(head.names.as_text())
+            .arg(hex(ticket.token))
+            .num(ticket.at)
+            .num(head.due_at().min(LARGEST_NUMBER))
+            .num(head.expires_at.min(LARGEST_NUMBER))
+            .num(head.begun.0)
+            .num(head.id.0)
+            .num(head.body_id.0)
+            .num(kept_millis(head, &*clock))
+            .arg(entry::encode(head))
+            .arg(entry.body())
+            .run(stored)
+    }
+
+    fn freshen(&self, key: EntryKey, ticket: Ticket, head: Arc<Head>) -> StoreFuture<Stored> {
+        let clock = ResponseStore::clock(self);
+        self.script(&FRESHEN, &keys(self, key))
+            .arg(base64url(&key.selector.0))
+            .arg(hex(ticket.token))
+            .num(ticket.at)
+            .num(head.due_at().min(LARGEST_NUMBER))
+            .num(head.expires_at.min(LARGEST_NUMBER))
+            .num(head.begun.0)
+            .num(head.id.0)
+            .num(head.body_id.0)
+            .num(kept_millis(&head, &*clock))
+            .arg(entry::encode(&head))
+            .run(stored)
+    }
+
+    fn release(&self, key: EntryKey, ticket: Ticket, mark: Option<Duration>) -> StoreFuture<()> {
+        self.script(&RELEASE, &keys(self, key))
+            .arg(base64url(&key.selector.0))
+            .arg(hex(ticket.token))
+            .num(micros(mark.unwrap_or_default()))
+            .run(|_| Ok(()))
+    }
+
+    fn invalidate(&self, changes: &[Change]) -> StoreFuture<Stamp> {
+        let mut call = self
+            .script(&INVALIDATE, &[stamps_key(self)])
+            .num(MOST_STAMPS as u64)
+            .num(STAMPS_LEAVING as u64);
+        for change in changes {
+            call = call.arg(member(*change));
+        }
+        call.run(|reply| Ok(Stamp(number(reply)?)))
+    }
+
+    fn changes(&self, since: Stamp) -> StoreFuture<Changes> {
+        self.script(&CHANGES, &[stamps_key(self)])
+            .num(since.0)
+            .run(|reply| {
+                let mut parts = reply.array()?.into_iter();
+                let mut next = || parts.next().ok_or_else(unexpected);
+                let (highest, floor) = (Stamp(number(next()?)?), Stamp(number(next()?)?));
+                let mut changes = Vec::new();
+                while let (Some(text), Some(stamp)) = (parts.next(), parts.next()) {
+                    if let Some(change) = change_of(&text.bytes()?) {
+                        changes.push((change, Stamp(number(stamp)?)));
+                    }
+                }
+                Ok(Changes {
+                    highest,
+                    floor,
+                    changes,
+                })
+            })
+    }
+
+    fn place(&self) -> Place {
+        Place::Shared
+    }
+
+    fn clock(&self) -> Arc<dyn Clock> {
+        Self::clock(self).unwrap_or_else(|| Arc::new(SystemClock))
+    }
+}
+
+fn keys(store: &RedisStore, key: EntryKey) -> [String; 2] {
+    let primary = store.key(PART).tag([base64url(&key.primary.0)]).finish();
+    let entry = format!("{primary}:{}", base64url(&key.selector.0));
+    [primary, entry]
+}
+
+fn stamps_key(store: &RedisStore) -> String {
+    store.key(PART).tag(["stamps"]).plain("set").finish()
+}
+
+fn found(reply: Reply, token: u128) -> Result<Found, StoreError> {
+    let mut parts = reply.array()?.into_iter();
+    let mut next = || parts.next().ok_or_else(unexpected);
+    let now = number(next()?)?;
+    let (highest, floor) = (Stamp(number(next()?)?), Stamp(number(next()?)?));
+    let names = next()?.bytes()?;
+    let names = Names::from_text(std::str::from_utf8(&names).map_err(|_| unexpected())?);
+    let (state, head, body) = (next()?.int()?, next()?.bytes()?, next()?.bytes()?);
+    let (granted, held, marked) = (next()?.int()?, number(next()?)?, number(next()?)?);
+    let entry = match state {
+        1 => FoundEntry::Same,
+        2 => decoded(&head, body),
+        _ => FoundEntry::None,
+    };
+    let lease = match granted {
+        1 => Some(Lease::Granted(Ticket {
+            token,
+            begun: highest,
+            at: now,
+        })),
+        2 => Some(Lease::Held(Duration::from_micros(held))),
+        _ => None,
+    };
+    let mark = (marked > 0).then(|| Duration::from_micros(marked));
+    Ok(Found {
+        now,
+        highest,
+        floor,
+        names,
+        entry,
+        lease,
+        mark,
+    })
+}
+
+/// A record that cannot be read is a miss; whoever fetches next writes over it.
+fn decoded(head: &[u8], body: Bytes) -> FoundEntry {
+    match entry::decode(head) {
+        Some(head) => FoundEntry::Entry(Arc::new(Entry::new(Arc::new(head), body))),
+        None => {
+            telemetry::count!("keep_response_cache_undecodable_total", 1);
+            FoundEntry::None
+        }
+    }
+}
+
+fn stored(reply: Reply) -> Result<Stored, StoreError> {
+    Ok(if reply.int()? == 1 {
+        Stored::Yes
+    } else {
+        Stored::Superseded
+    })
+}
+
+/// The engine's own expiry only collects garbage; it follows the handle's clock as far as that runs.
+fn kept_millis(head: &Head, clock: &dyn Clock) -> u64 {
+    (head.expires_at.saturating_sub(clock.now_micros()) / 1_000)
+        .clamp(1_000, LARGEST_NUMBER / 1_000)
+}
+
+fn member(change: Change) -> String {
+    let kind = match change.kind {
+        ChangeKind::Gone => 'g',
+        ChangeKind::Stale => 's',
+    };
+    format!("{kind}{:016x}", change.target.bits())
+}
+
+fn change_of(member: &[u8]) -> Option<Change> {
+    let (kind, hash) = std::str::from_utf8(member).ok()?.split_at_checked(1)?;
+    let kind = match kind {
+        "g" => ChangeKind::Gone,
+        "s" => ChangeKind::Stale,
+        _ => return None,
+    };
+    let target = Target::from_bits(u64::from_str_radix(hash, 16).ok()?);
+    Some(Change { target, kind })
+}
+
+fn hex(token: u128) -> String {
+    let mut out = String::with_capacity(32);
+    // Writing to a `String` cannot fail.
+    let _ = write!(out, "{token:032x}");
+    out
+}
+
+fn number(reply: Reply) -> Result<u64, StoreError> {
+    u64::try_from(reply.int()?).map_err(|_| unexpected())
+}
+
+fn micros(length: Duration) -> u64 {
+    u64::try_from(length.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn unexpected() -> StoreError {
+    StoreError::with_source(
+        StoreErrorKind::Failed,
+        "the server's answer has another form",
+    )
+}

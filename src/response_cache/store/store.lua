@@ -1,0 +1,49 @@
+-- Writes an entry; drops the ticket's lease and the mark. The later-begun of two fetches stays.
+-- KEYS: 1 primary, 2 entry.
+-- ARGV: 2 selector, 3 names, 4 token, 5 at, 6 due, 7 expires, 8 begun, 9 id, 10 body id, 11 milliseconds to keep, 12 head, 13 body.
+-- Reply: 1 written, 0 superseded.
+local MOST_VARIANTS = 32
+local lease_field = 'l:' .. ARGV[2]
+local primary = redis.call('HMGET', KEYS[1], 'names', lease_field, 'v:' .. ARGV[2])
+if primary[2] and string.match(primary[2], '^%x+') == ARGV[4] then redis.call('HDEL', KEYS[1], lease_field) end
+local keep_ms = tonumber(ARGV[11]) + 60000
+local known = primary[1] or ''
+if known ~= ARGV[3] then
+  -- Entries under other names can never be found again.
+  for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+    if string.sub(field, 1, 2) == 'v:' then redis.call('HDEL', KEYS[1], field) end
+  end
+  local all, seen = {}, {}
+  for name in string.gmatch(known .. ',' .. ARGV[3], '[^,]+') do
+    if not seen[name] then seen[name] = true; all[#all + 1] = name end
+  end
+  table.sort(all)
+  local union = table.concat(all, ',')
+  if union ~= ARGV[3] then
+    -- Somebody learned of more names meanwhile: under fewer this entry would never be found.
+    redis.call('HSET', KEYS[1], 'names', union)
+    return 0
+  end
+elseif primary[3] then
+  local there = redis.call('HMGET', KEYS[2], 'at', 'expires')
+  if there[1] and tonumber(there[2]) > now and tonumber(there[1]) > tonumber(ARGV[5]) then return 0 end
+elseif ARGV[3] ~= '' then
+  local count, oldest, oldest_at = 0, nil, nil
+  local fields = redis.call('HGETALL', KEYS[1])
+  for index = 1, #fields, 2 do
+    if string.sub(fields[index], 1, 2) == 'v:' then
+      count = count + 1
+      local at = tonumber(fields[index + 1])
+      if not oldest or at < oldest_at then oldest, oldest_at = fields[index], at end
+    end
+  end
+  -- Without its field the oldest is absent; its bytes go at their own end.
+  if count >= MOST_VARIANTS then redis.call('HDEL', KEYS[1], oldest) end
+end
+redis.call('HSET', KEYS[2], 'at', ARGV[5], 'due', ARGV[6], 'expires', ARGV[7], 'begun', ARGV[8], 'id', ARGV[9],
+  'body_id', ARGV[10], 'head', ARGV[12], 'body', ARGV[13])
+redis.call('PEXPIRE', KEYS[2], ARGV[11])
+redis.call('HSET', KEYS[1], 'names', ARGV[3], 'v:' .. ARGV[2], ARGV[5])
+redis.call('HDEL', KEYS[1], 'mark')
+if redis.call('PTTL', KEYS[1]) < keep_ms then redis.call('PEXPIRE', KEYS[1], keep_ms) end
+return 1
