@@ -65,7 +65,15 @@ impl Suite<'_> {
         let found = self.look(key, Want::EntryOrLease(LEASE)).await;
         match found.lease {
             Some(Lease::Granted(ticket)) => ticket,
-            other => panic!("the lease of a missing entry is granted, not {other:?}"),
+            other => broken("the lease of a missing entry is granted", &other),
+        }
+    }
+
+    /// Takes the lease though something fresh is there.
+    async fn lead_anyway(&self, key: EntryKey) -> Ticket {
+        match self.look(key, Want::Lease(LEASE)).await.lease {
+            Some(Lease::Granted(ticket)) => ticket,
+            other => broken("a lease is given whatever is there", &other),
         }
     }
 
@@ -159,7 +167,7 @@ impl Suite<'_> {
             FoundEntry::Entry(there) => {
                 assert_eq!((there.id(), there.body()), (entry.id(), entry.body()))
             }
-            other => panic!("the entry is there, not {other:?}"),
+            other => broken("the entry is there", &other),
         }
         self.clock.advance(Duration::from_millis(9_999));
         assert_eq!(self.found_id(key).await, Some(entry.id()));
@@ -379,9 +387,7 @@ impl Suite<'_> {
     async fn remembers_a_mark_until_it_ends(&self) {
         let key = fresh_key();
         self.put(key, 60).await;
-        let Some(Lease::Granted(ticket)) = self.look(key, Want::Lease(LEASE)).await.lease else {
-            panic!("a lease is given whatever is there");
-        };
+        let ticket = self.lead_anyway(key).await;
         answer(
             self.store
                 .release(key, ticket, Some(Duration::from_secs(60)))
@@ -424,9 +430,7 @@ impl Suite<'_> {
     async fn freshens_a_head_and_leaves_the_body(&self) {
         let key = fresh_key();
         let old = self.put(key, 60).await;
-        let Some(Lease::Granted(ticket)) = self.look(key, Want::Lease(LEASE)).await.lease else {
-            panic!("a lease is given whatever is there");
-        };
+        let ticket = self.lead_anyway(key).await;
         let head = Arc::new(sample_head(&old, ticket, 120 * SECOND));
         assert_eq!(
             answer(self.store.freshen(key, ticket, Arc::clone(&head)).await),
@@ -438,7 +442,7 @@ impl Suite<'_> {
                 assert_eq!(entry.body(), old.body());
                 assert_ne!(entry.id(), old.id());
             }
-            other => panic!("the freshened entry is there, not {other:?}"),
+            other => broken("the freshened entry is there", &other),
         }
         self.clock.advance(Duration::from_secs(1));
         assert_eq!(
@@ -557,10 +561,15 @@ impl Suite<'_> {
     }
 }
 
+/// A promise that the store has broken.
+fn broken(promise: &str, instead: &dyn std::fmt::Debug) -> ! {
+    unreachable!("{promise}, but: {instead:?}")
+}
+
 fn answer<T>(answer: Result<T, crate::core::StoreError>) -> T {
     match answer {
         Ok(answer) => answer,
-        Err(error) => panic!("the store answers: {error}"),
+        Err(error) => broken("the store answers", &error),
     }
 }
 

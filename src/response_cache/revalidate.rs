@@ -104,7 +104,8 @@ pub(super) fn merged(head: &Head, confirmed: &HeaderMap) -> HeaderMap {
     let taken = |name: &HeaderName| !OF_THE_BODY.contains(name) && is_storable(name, confirmed);
     let mut fields = HeaderMap::new();
     for (name, value) in head.stored_fields() {
-        if !own(name) && !(taken(name) && confirmed.contains_key(name)) {
+        let replaced = taken(name) && confirmed.contains_key(name);
+        if !own(name) && !replaced {
             fields.append(name, value.clone());
         }
     }

@@ -234,6 +234,10 @@ struct Question {
 
 impl Question {
     /// Reads `request`, and rewrites its URI by the key rules. Its body has ended. Given back if its key is too long.
+    #[allow(
+        clippy::result_large_err,
+        reason = "the request goes on its way by value"
+    )]
     fn new<B>(
         config: &Config,
         request: Request<B>,

@@ -254,7 +254,8 @@ mod rate_limit {
             handles.push(Arc::new(server.store_with("fifty").await));
         }
         assert_eq!(admitted_of(50, &handles, quota, "redis").await, 5);
-
+    }
+}
 
 mod response_cache {
     use std::sync::Arc;
