@@ -466,3 +466,45 @@ fn the_docs_name_the_version_of_the_crate() {
         "CHANGELOG.md does not know this version"
     );
 }
+
+#[test]
+fn every_code_of_a_problem_document_is_on_the_page_that_documents_point_to() {
+    let page = fs::read_to_string(root().join("src/problem_codes.md")).unwrap();
+    let speakers = sources().into_iter().filter(|source| {
+        ["rejection.rs", "error.rs", "problem.rs"]
+            .iter()
+            .any(|name| source.path.ends_with(name))
+    });
+    let missing = speakers.flat_map(|source| {
+        let path = source.path.clone();
+        let texts: Vec<String> = source
+            .code
+            .iter()
+            .flat_map(|(_, line)| {
+                line.split('"')
+                    .skip(1)
+                    .step_by(2)
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        texts
+            .into_iter()
+            .filter(|text| is_code(text))
+            .filter(|code| !page.contains(&format!("`{code}`")))
+            .map(move |code| format!("{path}: {code}"))
+            .collect::<Vec<_>>()
+    });
+    check(missing, &[]);
+}
+
+/// UPPER_SNAKE of at least two words, or the one-word codes.
+fn is_code(text: &str) -> bool {
+    let upper = text
+        .bytes()
+        .all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+        && !text.is_empty();
+    upper
+        && (text.contains('_') && !text.starts_with('_') && !text.ends_with('_')
+            || ["CONTENTION", "INTERNAL", "MISCONFIGURED"].contains(&text))
+}
