@@ -1,4 +1,5 @@
 //! What every store of holds promises.
+#![allow(clippy::panic, clippy::unwrap_used)]
 
 mod model;
 mod payments;

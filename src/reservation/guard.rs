@@ -247,10 +247,9 @@ impl<D: GuardEngine> ReservationGuard<D> {
         F: FnOnce(Conflict) -> W + Send + 'static,
         W: Future<Output = ()> + Send + 'static,
     {
-        // Weak: the work lives in the transaction that the request holds.
-        let request = Arc::downgrade(&self.request);
+        let refused = self.request.conflict_cell();
         self.after_rollback(move |cause| async move {
-            let conflict = request.upgrade().and_then(|request| request.conflict());
+            let conflict = *refused.lock();
             if let (RollbackCause::Conflict, Some(conflict)) = (cause, conflict) {
                 work(conflict).await;
             }

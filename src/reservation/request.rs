@@ -22,12 +22,13 @@ pub(crate) struct Request {
     pub(crate) is_run: bool,
     guards: AtomicUsize,
     said: Mutex<Said>,
+    /// The last refusal; hooks that outlive the request ask for it.
+    conflict: Arc<Mutex<Option<Conflict>>>,
 }
 
 #[derive(Default)]
 struct Said {
     closed: bool,
-    conflict: Option<Conflict>,
     /// Made in the open transaction.
     made: Vec<HoldId>,
     /// Made and committed by `commit()`: released if the response fails.
@@ -42,6 +43,7 @@ impl Request {
             config: Arc::clone(config),
             guards: AtomicUsize::new(0),
             said: Mutex::new(Said::default()),
+            conflict: Arc::default(),
         })
     }
 
@@ -61,11 +63,15 @@ impl Request {
     }
 
     pub(crate) fn note_conflict(&self, conflict: Conflict) {
-        self.said.lock().conflict = Some(conflict);
+        *self.conflict.lock() = Some(conflict);
     }
 
     pub(crate) fn conflict(&self) -> Option<Conflict> {
-        self.said.lock().conflict
+        *self.conflict.lock()
+    }
+
+    pub(crate) fn conflict_cell(&self) -> Arc<Mutex<Option<Conflict>>> {
+        Arc::clone(&self.conflict)
     }
 
     pub(crate) fn note_made(&self, hold: HoldId) {

@@ -144,7 +144,6 @@ impl Slot {
     }
 
     /// Wants `n` places of a lane that has several: say how many by [`Units::of`].
-    #[must_use]
     pub fn units(self, n: u32) -> Units {
         Units { slot: self, n }
     }

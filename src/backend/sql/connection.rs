@@ -25,6 +25,7 @@ pub(super) enum Sentinel {
     /// The transaction is open and healthy; Postgres tells its id once it has one.
     Sound(Option<String>),
     /// A statement had failed.
+    #[cfg(feature = "postgres")]
     Poisoned,
     /// The transaction that was begun here is gone.
     Lost,
@@ -118,13 +119,19 @@ impl Connected {
             #[cfg(feature = "sqlite")]
             Inner::Sqlite(mut transaction) => {
                 // Nothing is rolled back that is not there: sqlx would keep a depth of 1 for ever.
-                if let Sentinel::Lost = super::sqlite::reopen_if_lost(&mut transaction).await? {
+                if let Sentinel::Lost = super::sqlite::sentinel(&mut transaction).await? {
                     crate::core::telemetry::warn!("a transaction had been ended by user SQL");
                 }
                 transaction.rollback().await
             }
             #[cfg(feature = "postgres")]
-            Inner::Postgres(transaction) => transaction.rollback().await,
+            Inner::Postgres(mut transaction) => {
+                // A dropped SAVEPOINT made the driver queue its ROLLBACK: it is waited for here.
+                if !transaction.is_in_transaction() {
+                    return transaction.ping().await;
+                }
+                transaction.rollback().await
+            }
         }
     }
 }
@@ -133,7 +140,9 @@ impl Sentinel {
     pub(super) fn check(self) -> Result<Option<String>, TransactionError> {
         match self {
             Self::Sound(xid) => Ok(xid),
-            Self::Poisoned | Self::Lost => Err(TransactionError::doomed(RollbackCause::Poisoned)),
+            #[cfg(feature = "postgres")]
+            Self::Poisoned => Err(TransactionError::doomed(RollbackCause::Poisoned)),
+            Self::Lost => Err(TransactionError::doomed(RollbackCause::Poisoned)),
         }
     }
 }

@@ -87,6 +87,7 @@ impl TransactionError {
     }
 
     /// Returns what the database said.
+    #[cfg_attr(not(feature = "tracing"), allow(dead_code))]
     pub(super) const fn database(&self) -> Option<&sqlx::Error> {
         self.source.as_ref()
     }

@@ -37,6 +37,7 @@ pub(crate) struct Step<'c> {
     /// The open transaction's connection.
     pub(crate) connection: &'c mut Connected,
     /// Where to put the transaction's own id when a statement returns it: a lost COMMIT is asked after by it.
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
     pub(crate) xid: &'c mut Option<String>,
 }
 

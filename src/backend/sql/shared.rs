@@ -108,7 +108,9 @@ impl Shared {
             let mut slot = shared.slot.lock().await;
             let Some(mut open) = slot.take() else { return };
             // Its end would stop this very task.
-            open.watchdog.take().map(Watchdog::keep);
+            if let Some(own) = open.watchdog.take() {
+                own.keep();
+            }
             shared.doom(RollbackCause::Timeout);
             count!("keep_sql_transactions_total", 1, "end" => "timeout");
             error!("a transaction was open for longer than the transaction timeout");

@@ -91,18 +91,14 @@ pub(super) async fn sentinel(connection: &mut SqliteConnection) -> Result<Sentin
             Ok(Sentinel::Sound(None))
         }
         Err(error) => Err(error),
-        Ok(_) => Ok(Sentinel::Lost),
+        Ok(_) => {
+            // Driver and database must stay of one mind. Where the driver still counts a transaction, the
+            // probe's BEGIN is that one, and will be rolled back as such; where it knows that there is
+            // none (a dropped SAVEPOINT), the probe's own is undone here.
+            if !connection.is_in_transaction() {
+                connection.execute("ROLLBACK").await?;
+            }
+            Ok(Sentinel::Lost)
+        }
     }
-}
-
-/// Makes database and driver agree that a transaction is open, or that none is.
-pub(super) async fn reopen_if_lost(
-    connection: &mut SqliteConnection,
-) -> Result<Sentinel, sqlx::Error> {
-    let found = sentinel(connection).await?;
-    if matches!(found, Sentinel::Lost) && !connection.is_in_transaction() {
-        // The driver knows already (a dropped SAVEPOINT): only the probe's own BEGIN is undone.
-        connection.execute("ROLLBACK").await?;
-    }
-    Ok(found)
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+#[cfg(feature = "axum")]
 use std::sync::atomic::Ordering;
 
 use http::Extensions;
@@ -187,8 +188,10 @@ const fn cause_of(kind: TransactionErrorKind) -> RollbackCause {
 }
 
 /// An extracted guard, as long as it lives.
+#[cfg(feature = "axum")]
 pub(super) struct Guarded(Arc<Shared>);
 
+#[cfg(feature = "axum")]
 impl Drop for Guarded {
     fn drop(&mut self) {
         self.0.guards.fetch_sub(1, Ordering::SeqCst);

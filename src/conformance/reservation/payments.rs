@@ -1,4 +1,5 @@
 //! What every store promises about payments, in time and too late.
+#![allow(clippy::panic, clippy::unwrap_used)]
 
 use super::{Desk, MINUTE, code};
 use crate::reservation::{

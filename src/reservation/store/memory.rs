@@ -166,14 +166,19 @@ impl ReservationStore for MemoryStore {
     }
 
     fn take_events(&self, limit: u32, lease: Duration) -> StoreFuture<Vec<ReservationEvent>> {
-        let now = ReservationStore::now(self);
-        StoreFuture::ok(self.part::<Book>().take_events(limit, lease, now))
+        alone(self, move |own| {
+            operate!(Arc::clone(&own.shared), |calendar| {
+                calendar.take_events(limit, lease).await
+            })
+        })
     }
 
     fn settle_events(&self, outcomes: Vec<(EventId, Delivery)>) -> StoreFuture<()> {
-        let now = ReservationStore::now(self);
-        self.part::<Book>().settle_events(&outcomes, now);
-        StoreFuture::ok(())
+        alone(self, move |own| {
+            operate!(Arc::clone(&own.shared), |calendar| {
+                steps::settle(calendar, &outcomes).await
+            })
+        })
     }
 }
 

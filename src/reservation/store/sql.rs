@@ -191,20 +191,11 @@ impl ReservationStore for SqlStore {
     fn settle_events(&self, outcomes: Vec<(EventId, Delivery)>) -> StoreFuture<()> {
         let db = self.clone();
         alone(self, move |request| async move {
-            operate!(request, db, |calendar| settle(calendar, &outcomes).await)?;
+            operate!(request, db, |calendar| steps::settle(calendar, &outcomes)
+                .await)?;
             Ok((true, ()))
         })
     }
-}
-
-async fn settle<C: Calendar>(
-    calendar: &mut C,
-    outcomes: &[(EventId, Delivery)],
-) -> Result<(), C::Error> {
-    for (event, delivery) in outcomes {
-        calendar.settle_event(event, *delivery).await?;
-    }
-    Ok(())
 }
 
 const fn is_kept(decision: &HoldDecision) -> bool {

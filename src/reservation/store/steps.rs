@@ -355,6 +355,17 @@ pub(super) async fn find<C: Calendar>(
     calendar.load(id, Lock::No).await
 }
 
+/// Writes how deliveries went.
+pub(super) async fn settle<C: Calendar>(
+    calendar: &mut C,
+    outcomes: &[(EventId, Delivery)],
+) -> Result<(), C::Error> {
+    for (event, delivery) in outcomes {
+        calendar.settle_event(event, *delivery).await?;
+    }
+    Ok(())
+}
+
 /// Ends due holds and removes what is long closed.
 pub(super) async fn sweep<C: Calendar>(
     calendar: &mut C,

@@ -13,8 +13,8 @@ use crate::reservation::hold::{HoldId, HoldRef, HoldState};
 use crate::reservation::policy::Row;
 use crate::reservation::slot::Slot;
 use crate::reservation::store::{
-    AvailabilityQuery, Busy, BusyState, Delivery, HoldRecord, KEEP_DELIVERED, MOST_ATTEMPTS,
-    PaymentRecord, event_pause,
+    AvailabilityQuery, Busy, BusyState, Delivery, HoldRecord, MOST_ATTEMPTS, PaymentRecord,
+    event_pause,
 };
 
 /// The most holds; more are refused, none is evicted.
@@ -31,7 +31,7 @@ pub(super) struct Book {
 struct Pages {
     holds: HashMap<HoldId, HoldRecord>,
     /// Rows in blocking states, by (resource, unit), then by the end of what they block.
-    lanes: BTreeMap<(Box<str>, Box<str>), BTreeSet<(Timestamp, HoldId, usize)>>,
+    lanes: BTreeMap<(Box<str>, Box<str>), Lane>,
     due: BTreeSet<(Timestamp, HoldId)>,
     /// When a closed hold was closed, or a confirmed one is over.
     closed: BTreeSet<(Timestamp, HoldId)>,
@@ -54,6 +54,9 @@ enum Telling {
     Delivered,
     Parked,
 }
+
+/// The end of what it blocks, the hold, and which of its slots.
+type Lane = BTreeSet<(Timestamp, HoldId, usize)>;
 
 /// What an open transaction has changed so far.
 #[derive(Default)]
@@ -195,7 +198,6 @@ impl Book {
             pages.delivered.remove(entry);
             pages.events.remove(&entry.1);
         }
-        debug_assert!(KEEP_DELIVERED > Duration::ZERO);
         gone.len() as u64
     }
 
@@ -258,11 +260,8 @@ impl Book {
         leased.collect()
     }
 
-    pub(super) fn settle_events(&self, outcomes: &[(EventId, Delivery)], now: Timestamp) {
-        let mut pages = self.pages.lock();
-        for (id, delivery) in outcomes {
-            pages.settle(id, *delivery, now);
-        }
+    pub(super) fn settle_event(&self, event: &EventId, delivery: Delivery, now: Timestamp) {
+        self.pages.lock().settle(event, delivery, now);
     }
 }
 
@@ -363,10 +362,7 @@ fn closed_at(record: &HoldRecord) -> Timestamp {
 }
 
 /// The rows of a lane whose block ends later than `from`.
-fn after(
-    lane: &BTreeSet<(Timestamp, HoldId, usize)>,
-    from: Timestamp,
-) -> impl Iterator<Item = &(Timestamp, HoldId, usize)> {
+fn after(lane: &Lane, from: Timestamp) -> impl Iterator<Item = &(Timestamp, HoldId, usize)> {
     let first = (from, HoldId::from(uuid::Uuid::nil()), 0);
     lane.range(first..).filter(move |(end, _, _)| *end > from)
 }

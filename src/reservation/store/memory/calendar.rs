@@ -212,8 +212,7 @@ impl Calendar for MemoryCalendar<'_> {
         event: &EventId,
         delivery: Delivery,
     ) -> Result<(), StoreError> {
-        let outcome = [(event.clone(), delivery)];
-        self.book().settle_events(&outcome, self.now());
+        self.book().settle_event(event, delivery, self.now());
         Ok(())
     }
 }

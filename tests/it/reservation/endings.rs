@@ -1,0 +1,250 @@
+//! How requests end: what commits, what rolls back, what hooks are told.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::response::IntoResponse;
+use http::StatusCode;
+use tokio::sync::mpsc;
+use tower_keep::backend::sql::{Postgres, Sqlite};
+use tower_keep::core::RollbackCause;
+use tower_keep::reservation::{
+    Commit, HoldOutcome, ReservationError, ReservationGuard, ReservationLayer,
+    ReservationRejection, Rollback,
+};
+
+use super::{App, HELD, MINUTE, check, memory, postgres, slot, sqlite, stores, visits};
+
+async fn answer_with(
+    mut guard: ReservationGuard,
+    status: StatusCode,
+) -> Result<StatusCode, ReservationRejection> {
+    guard.hold(slot("a"), "ann").await?;
+    Ok(status)
+}
+
+#[tokio::test]
+async fn success_is_committed_before_it_is_seen_and_every_other_status_rolls_back() {
+    for (at, store) in stores().await.into_iter().enumerate() {
+        let created = App::new(Arc::clone(&store), async |guard: ReservationGuard| {
+            answer_with(guard, StatusCode::NOT_FOUND).await
+        });
+        assert_eq!(created.post().await.status, StatusCode::NOT_FOUND);
+        assert!(!created.is_taken(&slot("a")).await, "engine {at}");
+        let created = App::new(store, async |guard: ReservationGuard| {
+            answer_with(guard, StatusCode::CREATED).await
+        });
+        assert_eq!(created.call().await.status(), StatusCode::CREATED);
+        assert!(created.is_taken(&slot("a")).await, "engine {at}");
+    }
+}
+
+#[tokio::test]
+async fn an_override_beats_the_status() {
+    for store in stores().await {
+        let kept = App::new(Arc::clone(&store), async |mut guard: ReservationGuard| {
+            guard.hold(slot("kept"), "ann").await.unwrap();
+            Commit(StatusCode::CONFLICT)
+        });
+        assert_eq!(kept.post().await.status, StatusCode::CONFLICT);
+        assert!(kept.is_taken(&slot("kept")).await);
+        let undone = App::new(store, async |mut guard: ReservationGuard| {
+            guard.hold(slot("undone"), "ann").await.unwrap();
+            Rollback(StatusCode::OK)
+        });
+        assert_eq!(undone.post().await.status, StatusCode::OK);
+        assert!(!undone.is_taken(&slot("undone")).await);
+    }
+}
+
+#[tokio::test]
+async fn the_handlers_own_sql_shares_the_transaction() {
+    let db = sqlite().await;
+    let app = App::new(db.clone(), async |mut guard: ReservationGuard<Sqlite>| {
+        let hold = guard.hold(slot("a"), "ann").await?;
+        let visit = sqlx::query("insert into visits values ('ann')");
+        visit.execute(&mut *guard.transaction().await?).await?;
+        guard.extend(hold.id(), "ann", MINUTE).await?;
+        if hold.outcome() == HoldOutcome::Reused {
+            return Ok::<_, ReservationRejection>(StatusCode::IM_A_TEAPOT);
+        }
+        Ok(StatusCode::CREATED)
+    });
+    assert_eq!(app.post().await.status, StatusCode::CREATED);
+    assert_eq!(visits(&db).await, 1);
+    check(
+        &app.post().await,
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "INTERNAL",
+    );
+    let db = postgres().await;
+    let app = App::new(db.clone(), async |mut guard: ReservationGuard<Postgres>| {
+        let visit = sqlx::query("insert into visits values ('ann')");
+        visit.execute(&mut *guard.transaction().await?).await?;
+        guard.hold(slot("a"), "ann").await?;
+        Ok::<_, ReservationRejection>(StatusCode::CREATED)
+    });
+    assert_eq!(app.post().await.status, StatusCode::CREATED);
+    assert_eq!(visits(&db).await, 1);
+}
+
+#[tokio::test]
+async fn a_provider_failure_after_the_hold_releases_it() {
+    for store in stores().await {
+        let app = App::new(store, async |mut guard: ReservationGuard| {
+            let hold = guard.hold(slot("a"), "ann").await.unwrap();
+            guard.commit().await.unwrap();
+            assert_eq!(guard.find(hold.id()).await.unwrap().unwrap().state(), HELD);
+            StatusCode::BAD_GATEWAY
+        });
+        assert_eq!(app.post().await.status, StatusCode::BAD_GATEWAY);
+        assert!(!app.is_taken(&slot("a")).await);
+    }
+}
+
+#[tokio::test]
+async fn what_was_committed_early_stays_when_the_answer_is_good() {
+    for store in stores().await {
+        let app = App::new(store, async |mut guard: ReservationGuard| {
+            guard.hold(slot("a"), "ann").await.unwrap();
+            guard.commit().await.unwrap();
+            guard.hold(slot("b"), "ann").await.unwrap();
+            StatusCode::OK
+        });
+        assert_eq!(app.post().await.status, StatusCode::OK);
+        assert!(app.is_taken(&slot("a")).await && app.is_taken(&slot("b")).await);
+    }
+}
+
+#[tokio::test]
+async fn hooks_are_told_how_it_ended_and_run_when_it_has() {
+    for store in stores().await {
+        let (told, mut heard) = mpsc::unbounded_channel();
+        let layer = ReservationLayer::new(store);
+        let own = layer.reservations();
+        let app = App::with(layer, async move |mut guard: ReservationGuard| {
+            let (yes, no, lost) = (told.clone(), told.clone(), told.clone());
+            guard.after_commit(async move { yes.send("committed".to_owned()).unwrap() });
+            guard.after_rollback(async move |cause: RollbackCause| {
+                no.send(format!("{cause:?}")).unwrap();
+            });
+            guard.on_conflict(async move |_| lost.send("lost".to_owned()).unwrap());
+            guard.hold(slot("a").units(1).of(1), "ann").key("1").await?;
+            Ok::<_, ReservationRejection>(StatusCode::OK)
+        });
+        assert_eq!(app.post().await.status, StatusCode::OK);
+        assert_eq!(heard.recv().await.unwrap(), "committed");
+        assert!(own.hold(slot("a").units(1).of(2), "bob").await.is_ok());
+        assert_eq!(app.post().await.status, StatusCode::OK);
+        assert_eq!(heard.recv().await.unwrap(), "committed");
+    }
+    let (told, mut heard) = mpsc::unbounded_channel();
+    let app = App::new(memory(), async move |mut guard: ReservationGuard| {
+        let (no, lost) = (told.clone(), told.clone());
+        guard.after_rollback(async move |cause| no.send(format!("{cause:?}")).unwrap());
+        guard.on_conflict(async move |_| lost.send("lost".to_owned()).unwrap());
+        guard.hold(slot("a"), "bob").await?;
+        Ok::<_, ReservationRejection>(StatusCode::OK)
+    });
+    app.own.hold(slot("a"), "ann").await.unwrap();
+    assert_eq!(app.post().await.status, StatusCode::CONFLICT);
+    assert_eq!(heard.recv().await.unwrap(), "Conflict");
+    assert_eq!(heard.recv().await.unwrap(), "lost");
+}
+
+#[tokio::test]
+async fn the_payment_session_is_expired_after_the_rollback() {
+    let db = sqlite().await;
+    let (told, mut heard) = mpsc::unbounded_channel();
+    let seen = db.clone();
+    let app = App::new(db, async move |mut guard: ReservationGuard<Sqlite>| {
+        let (told, db) = (told.clone(), seen.clone());
+        guard.after_rollback(async move |_| {
+            // The only connection is free again: no lock is held over this call.
+            told.send(visits(&db).await).unwrap();
+        });
+        let visit = sqlx::query("insert into visits values ('ann')");
+        let mut lease = guard.transaction().await.unwrap();
+        visit.execute(&mut *lease).await.unwrap();
+        StatusCode::PAYMENT_REQUIRED
+    });
+    assert_eq!(app.post().await.status, StatusCode::PAYMENT_REQUIRED);
+    assert_eq!(heard.recv().await, Some(0));
+}
+
+#[tokio::test]
+async fn an_inner_layer_only_votes() {
+    let db = sqlite().await;
+    let outer = ReservationLayer::new(db.clone());
+    for (status, taken) in [(StatusCode::BAD_REQUEST, false), (StatusCode::OK, true)] {
+        let app = App::with(
+            ReservationLayer::new(db.clone()),
+            async move |mut guard: ReservationGuard| {
+                guard.hold(slot("a"), "ann").await.unwrap();
+                assert!(matches!(
+                    guard.commit().await,
+                    Err(ReservationError::NotOwner)
+                ));
+                status
+            },
+        );
+        let both = App {
+            router: app.router.layer(outer.clone()),
+            own: app.own,
+        };
+        assert_eq!(both.post().await.status, status);
+        assert_eq!(both.is_taken(&slot("a")).await, taken);
+    }
+}
+
+#[tokio::test]
+async fn a_run_commits_and_is_done_again_after_contention() {
+    for store in stores().await {
+        let own = ReservationLayer::new(store).reservations();
+        let tries = AtomicUsize::new(0);
+        let tries = &tries;
+        let held = own
+            .run(|mut guard: ReservationGuard| async move {
+                let hold = guard.hold(slot("a"), "ann").await?;
+                if tries.fetch_add(1, Ordering::SeqCst) < 2 {
+                    return Err(ReservationError::Contention { again: true });
+                }
+                assert!(matches!(
+                    guard.commit().await,
+                    Err(ReservationError::NotOwner)
+                ));
+                Ok(hold)
+            })
+            .await
+            .unwrap();
+        assert_eq!(tries.load(Ordering::SeqCst), 3);
+        assert_eq!(own.find(held.id()).await.unwrap().unwrap().state(), HELD);
+        let waited = own
+            .run(|_: ReservationGuard| async move {
+                tries.fetch_add(1, Ordering::SeqCst);
+                Err::<(), _>(ReservationError::Contention { again: false })
+            })
+            .await;
+        assert!(waited.is_err());
+        assert_eq!(tries.load(Ordering::SeqCst), 4);
+    }
+}
+
+#[tokio::test]
+async fn services_without_axum_take_the_guard_from_the_extensions() {
+    use std::convert::Infallible;
+    use tower::{Layer, ServiceExt, service_fn};
+    let layer = ReservationLayer::new(memory());
+    let own = layer.reservations();
+    let service = layer.layer(service_fn(async |request: http::Request<()>| {
+        let mut guard: ReservationGuard =
+            ReservationGuard::from_extensions(request.extensions()).unwrap();
+        guard.hold(slot("a"), "ann").await.unwrap();
+        Ok::<_, Infallible>(http::Response::new(
+            axum::body::Body::empty().into_response(),
+        ))
+    }));
+    service.oneshot(http::Request::new(())).await.unwrap();
+    let calendar = own.availability("a", slot("a").blocks()).await.unwrap();
+    assert_eq!(calendar.spans().len(), 1);
+}
