@@ -1,0 +1,345 @@
+//! What is kept of an answer, for how long, and how it comes back.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, StreamBody};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_keep::core::IdempotencyOutcome;
+use tower_keep::idempotency::{Directive, StatusPolicy};
+use tower_keep::{MINUTE, SECOND};
+
+use super::{App, Inner, clock, layer, memory, post};
+use crate::support::redis::shared;
+
+#[tokio::test]
+async fn a_repetition_gets_the_first_answer_byte_for_byte_until_its_time_is_over() {
+    let clock = clock();
+    let app = App::new(layer(memory(&clock)).ttl(10 * MINUTE).report_status());
+    let first = app.post("k", "{}").await;
+    assert_eq!((first.status.as_u16(), first.is_replay()), (201, false));
+    assert_eq!(first.outcome(), IdempotencyOutcome::First);
+    assert_eq!(first.headers["idempotency-status"], "first");
+    clock.advance(10 * MINUTE - Duration::from_millis(1));
+    let again = app.post("k", "{}").await;
+    assert_eq!((again.status, &again.body), (first.status, &first.body));
+    assert_eq!(again.headers["location"], first.headers["location"]);
+    assert_eq!(again.headers["cache-control"], "no-store");
+    assert_eq!(again.headers["idempotency-status"], "replayed");
+    assert_eq!(
+        again.headers["idempotency-expires"],
+        "Tue, 01 Jan 2030 00:10:00 GMT"
+    );
+    assert_eq!(
+        (again.is_replay(), again.outcome()),
+        (true, IdempotencyOutcome::Replayed)
+    );
+    assert_eq!(app.runs(), 1);
+    clock.advance(Duration::from_millis(1));
+    assert_eq!(app.post("k", "{}").await.body, "run 2");
+}
+
+/// The handler's own fields, with those that must not come back.
+fn fields() -> HeaderMap {
+    let mut fields = HeaderMap::new();
+    for (name, value) in [
+        ("x-twice", &b"a"[..]),
+        ("x-twice", b"b"),
+        ("x-latin", b"caf\xe9"),
+        ("etag", b"\"v1\""),
+        ("connection", b"x-own, close"),
+        ("x-own", b"1"),
+        ("set-cookie", b"id=1"),
+        ("date", b"Tue, 01 Jan 2030 00:00:00 GMT"),
+        ("content-length", b"5"),
+        ("ratelimit", b"\"user\";r=1"),
+        ("x-ratelimit-remaining", b"1"),
+        ("x-ratelimit-custom", b"1"),
+        ("x-request-id", b"r"),
+        ("idempotency-mark", b"1"),
+        ("server-timing", b"db"),
+        ("www-authenticate", b"Basic"),
+        ("age", b"3"),
+        ("via", b"1.1 p"),
+        ("cache-status", b"x"),
+        ("traceparent", b"00"),
+    ] {
+        let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+        fields.append(name, HeaderValue::from_bytes(value).unwrap());
+    }
+    fields
+}
+
+async fn comes_back(app: App) {
+    let first = app.post("k", "{}").await;
+    assert!(
+        first.headers.contains_key("set-cookie"),
+        "the first client gets all of it"
+    );
+    let again = app.post("k", "{}").await;
+    let mut expected = HeaderMap::new();
+    for name in ["x-twice", "x-latin", "etag"] {
+        for value in fields().get_all(name) {
+            expected.append(HeaderName::from_static(name), value.clone());
+        }
+    }
+    expected.insert("idempotency-replayed", HeaderValue::from_static("true"));
+    expected.insert("cache-control", HeaderValue::from_static("no-store"));
+    assert_eq!(again.headers, expected);
+    assert_eq!(&again.body[..], b"\xff\x00abc");
+    assert_eq!(app.runs(), 1);
+}
+
+fn with_fields(store: impl tower_keep::idempotency::IdempotencyStore) -> App {
+    App::with(layer(store), |_, _| async {
+        let mut response = Response::new(Full::from(&b"\xff\x00abc"[..]));
+        *response.headers_mut() = fields();
+        response
+    })
+}
+
+#[tokio::test]
+async fn fields_of_one_exchange_are_never_kept_and_all_others_are_in_memory_and_on_redis() {
+    comes_back(with_fields(memory(&clock()))).await;
+    comes_back(with_fields(shared().await.store(&clock()).await)).await;
+}
+
+#[tokio::test]
+async fn an_empty_body_stays_empty() {
+    let app = App::with(layer(shared().await.store(&clock()).await), |_, _| async {
+        Response::builder()
+            .status(204)
+            .body(Full::default())
+            .unwrap()
+    });
+    app.post("k", "{}").await;
+    let again = app.post("k", "{}").await;
+    assert_eq!(
+        (again.status.as_u16(), again.is_replay(), again.body.len()),
+        (204, true, 0)
+    );
+}
+
+#[tokio::test]
+async fn a_status_that_is_released_runs_again_and_one_with_retry_after_too() {
+    for (status, later, runs) in [
+        (500, false, 2),
+        (409, false, 1),
+        (409, true, 2),
+        (429, false, 2),
+        (302, true, 1),
+    ] {
+        let app = App::with(layer(memory(&clock())), move |_, _| async move {
+            let answer = Response::builder().status(status);
+            let answer = if later {
+                answer.header("retry-after", "1")
+            } else {
+                answer
+            };
+            answer.body(Full::default()).unwrap()
+        });
+        app.post("k", "{}").await;
+        app.post("k", "{}").await;
+        assert_eq!(app.runs(), runs, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_directive_of_the_handler_beats_the_policy() {
+    let clock = clock();
+    let statuses = StatusPolicy::default().on(409, Directive::StoreFor(10 * SECOND));
+    let say = |directive: Option<Directive>, status: u16| {
+        App::with(
+            layer(memory(&clock)).statuses(statuses.clone()),
+            move |_, _| async move {
+                let mut response = Response::builder()
+                    .status(status)
+                    .body(Full::default())
+                    .unwrap();
+                if let Some(directive) = directive {
+                    response.extensions_mut().insert(directive);
+                }
+                response
+            },
+        )
+    };
+    let app = say(Some(Directive::Release), 200);
+    app.post("k", "{}").await;
+    app.post("k", "{}").await;
+    assert_eq!(app.runs(), 2);
+    let app = say(Some(Directive::Store), 500);
+    app.post("k", "{}").await;
+    assert!(app.post("k", "{}").await.is_replay());
+    let app = say(None, 409);
+    app.post("k", "{}").await;
+    clock.advance(10 * SECOND - Duration::from_millis(1));
+    assert!(app.post("k", "{}").await.is_replay());
+    clock.advance(Duration::from_millis(1));
+    assert!(!app.post("k", "{}").await.is_replay());
+    let app = say(Some(Directive::Unknown), 200);
+    assert_eq!(app.post("k", "{}").await.status, 200);
+    app.post("k", "{}")
+        .await
+        .check_refused(409, "IDEMPOTENCY_OUTCOME_UNKNOWN");
+    assert_eq!(app.runs(), 1);
+}
+
+#[tokio::test]
+async fn what_cannot_be_kept_goes_out_whole_and_a_retry_is_told_that_it_ran() {
+    let app = App::with(
+        layer(memory(&clock())).max_response_body(10),
+        |_, _| async {
+            let answer = Response::builder()
+                .header("etag", "\"v1\"")
+                .header("location", "/o/1");
+            answer.body(Full::from("more than ten bytes")).unwrap()
+        },
+    );
+    assert_eq!(app.post("k", "{}").await.body, "more than ten bytes");
+    let again = app.post("k", "{}").await;
+    again.check_refused(409, "IDEMPOTENCY_NOT_REPLAYABLE");
+    assert_eq!(again.problem()["original_status"], 200);
+    assert_eq!(
+        (&again.headers["etag"], &again.headers["location"]),
+        (
+            &HeaderValue::from_static("\"v1\""),
+            &HeaderValue::from_static("/o/1")
+        )
+    );
+    assert_eq!(app.runs(), 1);
+    for (name, value) in [
+        ("content-type", "text/event-stream"),
+        ("content-type", "application/grpc+proto"),
+    ] {
+        let app = App::with(layer(memory(&clock())), move |_, _| async move {
+            Response::builder()
+                .header(name, value)
+                .body(Full::from("event"))
+                .unwrap()
+        });
+        assert_eq!(app.post("k", "{}").await.body, "event");
+        app.post("k", "{}")
+            .await
+            .check_refused(409, "IDEMPOTENCY_NOT_REPLAYABLE");
+    }
+}
+
+type Frames = Vec<Result<&'static str, std::io::Error>>;
+
+/// Sends one request to a handler whose body, of unknown size, is made of these frames.
+async fn stream(
+    layer: &tower_keep::idempotency::IdempotencyLayer,
+    frames: fn() -> Frames,
+) -> (StatusCode, Result<Bytes, ()>) {
+    let inner = service_fn(move |_: Inner| {
+        let frames = frames().into_iter();
+        let frames =
+            frames.map(|frame| frame.map(|text| http_body::Frame::data(Bytes::from(text))));
+        let body = StreamBody::new(futures_util::stream::iter(frames));
+        async move { Ok::<_, std::convert::Infallible>(Response::new(body)) }
+    });
+    let response = layer
+        .layer(inner)
+        .oneshot(post("/pay", "k", "{}"))
+        .await
+        .unwrap();
+    let status = response.status();
+    (
+        status,
+        response
+            .into_body()
+            .collect()
+            .await
+            .map(|all| all.to_bytes())
+            .map_err(drop),
+    )
+}
+
+#[tokio::test]
+async fn a_body_of_unknown_size_is_kept_if_it_ends_within_the_limit() {
+    let layer = layer(memory(&clock())).max_response_body(10);
+    let small = || vec![Ok("ab"), Ok(""), Ok("cd")];
+    let first = stream(&layer, small).await;
+    assert_eq!(first, (StatusCode::OK, Ok(Bytes::from("abcd"))));
+    assert_eq!(stream(&layer, Vec::new).await, first, "the replay");
+}
+
+#[tokio::test]
+async fn a_body_of_unknown_size_beyond_the_limit_goes_out_whole_and_is_not_kept() {
+    let layer = layer(memory(&clock())).max_response_body(5);
+    let large = || vec![Ok("abcd"), Ok("efgh"), Ok("ij")];
+    assert_eq!(
+        stream(&layer, large).await,
+        (StatusCode::OK, Ok(Bytes::from("abcdefghij")))
+    );
+    assert_eq!(stream(&layer, large).await.0, StatusCode::CONFLICT);
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_500_and_never_runs_again() {
+    let layer = layer(memory(&clock()));
+    let broken = || vec![Ok("ab"), Err(std::io::Error::other("cut"))];
+    let (status, body) = stream(&layer, broken).await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    let problem: serde_json::Value = serde_json::from_slice(&body.unwrap()).unwrap();
+    assert_eq!(problem["code"], "IDEMPOTENCY_ANSWER_LOST");
+    assert_eq!(stream(&layer, broken).await.0, StatusCode::CONFLICT);
+}
+
+#[tokio::test]
+async fn sanitize_changes_what_is_kept_and_replay_only_names_the_fields() {
+    let layer = layer(memory(&clock()))
+        .replay_only(["location"])
+        .sanitize(|answer| {
+            answer.body = Bytes::from_static(b"again");
+        });
+    let app = App::new(layer);
+    assert_eq!(app.post("k", "{}").await.body, "run 1");
+    let again = app.post("k", "{}").await;
+    assert_eq!((&again.body[..], again.headers.len()), (&b"again"[..], 3));
+    assert_eq!(again.headers["location"], "/orders/1");
+}
+
+#[tokio::test]
+async fn without_a_key_or_with_another_method_nothing_is_asked_or_kept() {
+    let server = shared().await;
+    let store = server.store(&clock()).await;
+    let app = App::new(layer(store.clone()));
+    for request in [
+        Request::post("/pay").body(Full::default()).unwrap(),
+        Request::get("/pay")
+            .header("idempotency-key", "k")
+            .body(Full::default())
+            .unwrap(),
+        Request::put("/pay")
+            .header("idempotency-key", "k")
+            .body(Full::default())
+            .unwrap(),
+    ] {
+        let answer = app.send(request).await;
+        assert!(answer.extensions.get::<IdempotencyOutcome>().is_none());
+    }
+    assert_eq!((app.runs(), store.commands()), (3, 0));
+}
+
+#[tokio::test]
+async fn a_first_run_is_two_commands_a_replay_one_a_conflict_one() {
+    let server = shared().await;
+    let store = server.store(&clock()).await;
+    let app = App::new(layer(store.clone()));
+    app.post("warm", "{}").await;
+    let mut before = store.commands();
+    let mut spent = || {
+        let now = store.commands();
+        now - std::mem::replace(&mut before, now)
+    };
+    app.post("k", "{}").await;
+    assert_eq!(spent(), 2, "first run");
+    assert!(app.post("k", "{}").await.is_replay());
+    assert_eq!(spent(), 1, "replay");
+    app.post("k", "{\"other\":1}")
+        .await
+        .check_refused(422, "IDEMPOTENCY_KEY_REUSED");
+    assert_eq!(spent(), 1, "conflict");
+}
