@@ -5,6 +5,8 @@ mod body;
 mod breaker;
 mod client_ip;
 mod clock;
+#[cfg(feature = "axum")]
+mod extract;
 pub mod fields;
 mod key;
 mod outcome;
@@ -26,7 +28,7 @@ pub use client_ip::{ClientIp, ClientIpLayer, ClientIpService, PeerAddr, TrustedP
 pub use clock::{Clock, ManualClock, NotATimestamp, SystemClock, Timestamp};
 pub use key::{KeyBuilder, LONGEST_SEGMENT, base64url, digest22};
 pub use outcome::{IdempotencyOutcome, ResponseCacheOutcome};
-pub use principal::{AskVisitor, Personal, Principal, Visitor, principal_of};
+pub use principal::{AskVisitor, Personal, Principal, PrincipalRejection, Visitor, principal_of};
 pub use problem::Problem;
 pub use service::take_ready;
 pub use store_error::{StoreError, StoreErrorKind};

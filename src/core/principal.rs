@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::problem::Problem;
+use super::store_error::StoreError;
 use super::store_future::StoreFuture;
 
 /// Who an authenticating layer says is asking. Never read from a body or a client's header.
@@ -58,6 +60,51 @@ impl fmt::Debug for Principal {
         f.debug_struct("Principal")
             .field("roles", &self.roles)
             .finish_non_exhaustive()
+    }
+}
+
+/// Why no principal could be named; in the extensions of such a response, so that a session layer outside can
+/// make its own document of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PrincipalRejection {
+    /// Nobody is logged in: 401.
+    Required,
+    /// The session store cannot answer: 503.
+    Unavailable {
+        /// Whole seconds until it is asked again, 1 to 30.
+        retry_after: u64,
+    },
+}
+
+impl PrincipalRejection {
+    /// Makes the problem document.
+    #[must_use]
+    pub fn response(&self) -> http::Response<bytes::Bytes> {
+        let mut response = match self {
+            Self::Required => {
+                let problem = Problem::new(http::StatusCode::UNAUTHORIZED, "SESSION_REQUIRED");
+                let mut response = problem.detail("log in first").response();
+                let challenge = http::HeaderValue::from_static("Session");
+                response
+                    .headers_mut()
+                    .insert(http::header::WWW_AUTHENTICATE, challenge);
+                response
+            }
+            Self::Unavailable { retry_after } => {
+                Problem::store_unavailable(*retry_after).response()
+            }
+        };
+        response.extensions_mut().insert(*self);
+        response
+    }
+}
+
+impl From<StoreError> for PrincipalRejection {
+    fn from(error: StoreError) -> Self {
+        Self::Unavailable {
+            retry_after: error.retry_after_secs(),
+        }
     }
 }
 

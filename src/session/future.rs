@@ -1,0 +1,186 @@
+//! The response future, written by hand: inner service, and a commit where something is buffered.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CACHE_CONTROL, COOKIE, SET_COOKIE, VARY};
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
+use pin_project_lite::pin_project;
+
+use super::handle::{Committing, Leaving, Session};
+use super::policy;
+use super::rejection::SessionRejection;
+use crate::core::{Body, Personal, PrincipalRejection};
+
+pin_project! {
+    /// The future of [`SessionService`](super::SessionService).
+    ///
+    /// Dropped while the inner service runs: what is buffered is lost, committed calls stay. During the commit:
+    /// the patch is applied whole or not at all. Nothing is spawned.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<F, R> {
+        #[pin]
+        inner: F,
+        session: Option<Session>,
+        committing: Option<(Committing, Response<R>)>,
+    }
+}
+
+impl<F, R> ResponseFuture<F, R> {
+    pub(super) const fn pass(inner: F) -> Self {
+        Self {
+            inner,
+            session: None,
+            committing: None,
+        }
+    }
+
+    pub(super) const fn new(inner: F, session: Session) -> Self {
+        Self {
+            inner,
+            session: Some(session),
+            committing: None,
+        }
+    }
+}
+
+impl<F, R> fmt::Debug for ResponseFuture<F, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+impl<F, R, E> Future for ResponseFuture<F, R>
+where
+    F: Future<Output = Result<Response<R>, E>>,
+{
+    type Output = Result<Response<Body<R>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if this.committing.is_none() {
+            let answer = ready!(this.inner.poll(cx));
+            let Some(session) = this.session.as_ref() else {
+                return Poll::Ready(answer.map(|response| response.map(Body::pass)));
+            };
+            let response = match answer {
+                Ok(response) if session.is_touched() => response,
+                // Untouched: the response leaves as it came. An error is the inner service's.
+                answer => {
+                    session.seal();
+                    return Poll::Ready(answer.map(|response| response.map(Body::pass)));
+                }
+            };
+            if policy::keeps_buffer(response.status()) && session.has_buffered() {
+                *this.committing = Some((session.committing(), response));
+            } else {
+                return Poll::Ready(Ok(leave(session, response, None)));
+            }
+        }
+        let failed = match this.committing {
+            Some((committing, _)) => ready!(Pin::new(committing).poll(cx)).err(),
+            None => None,
+        };
+        match (this.committing.take(), this.session.as_ref()) {
+            (Some((_, response)), Some(session)) => {
+                Poll::Ready(Ok(leave(session, response, failed.map(Into::into))))
+            }
+            // Polled after its answer.
+            _ => Poll::Pending,
+        }
+    }
+}
+
+/// Seals the handle and dresses the response: refusal, cookie, caching.
+fn leave<R>(
+    session: &Session,
+    response: Response<R>,
+    failed: Option<SessionRejection>,
+) -> Response<Body<R>> {
+    let leaving = session.leave();
+    let mut response = match failed {
+        Some(rejection) => refuse(session, &rejection, None, response),
+        None => restate(session, response),
+    };
+    leaving_fields(&leaving, response.headers_mut());
+    if leaving.personal {
+        response.extensions_mut().insert(Personal);
+    }
+    response
+}
+
+/// Makes the document of a refusal that a handler or extractor returned again, as this layer is set.
+fn restate<R>(session: &Session, response: Response<R>) -> Response<Body<R>> {
+    let extensions = response.extensions();
+    let rejection = extensions.get::<SessionRejection>().cloned().or_else(|| {
+        extensions
+            .get::<PrincipalRejection>()
+            .map(SessionRejection::from)
+    });
+    match rejection {
+        Some(rejection) if session.restates() => {
+            let fields = response.headers().clone();
+            refuse(session, &rejection, Some(fields), response)
+        }
+        _ => response.map(Body::pass),
+    }
+}
+
+fn refuse<R>(
+    session: &Session,
+    rejection: &SessionRejection,
+    carried: Option<HeaderMap>,
+    response: Response<R>,
+) -> Response<Body<R>> {
+    let mut refused: Response<Bytes> = session.refusal(rejection);
+    for (name, value) in carried.iter().flatten() {
+        let described = [http::header::CONTENT_TYPE, http::header::CONTENT_LENGTH].contains(name);
+        if !described && !refused.headers().contains_key(name) {
+            refused.headers_mut().append(name, value.clone());
+        }
+    }
+    let (parts, _) = response.into_parts();
+    let mut extensions = parts.extensions;
+    extensions.extend(std::mem::take(refused.extensions_mut()));
+    *refused.extensions_mut() = extensions;
+    refused.map(Body::bytes)
+}
+
+fn leaving_fields(leaving: &Leaving, fields: &mut HeaderMap) {
+    if leaving.personal {
+        vary(fields, &COOKIE);
+        if leaving.accepts_bearer {
+            vary(fields, &AUTHORIZATION);
+        }
+        if !fields.contains_key(CACHE_CONTROL) {
+            fields.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
+        }
+    }
+    if leaving.no_store {
+        fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    if let Some(cookie) = &leaving.set_cookie {
+        fields.append(SET_COOKIE, cookie.clone());
+    }
+    if leaving.clear_site_data {
+        let name = HeaderName::from_static("clear-site-data");
+        let value = HeaderValue::from_static("\"cache\", \"cookies\", \"storage\"");
+        fields.insert(name, value);
+    }
+}
+
+/// Adds `name` to `Vary` unless it or `*` is there (RFC 9110 §12.5.5).
+fn vary(fields: &mut HeaderMap, name: &HeaderName) {
+    let names = |line: &HeaderValue| {
+        line.as_bytes().split(|byte| *byte == b',').any(|item| {
+            let item = item.trim_ascii();
+            item == b"*" || item.eq_ignore_ascii_case(name.as_str().as_bytes())
+        })
+    };
+    if !fields.get_all(VARY).iter().any(names) {
+        fields.append(VARY, HeaderValue::from(name.clone()));
+    }
+}

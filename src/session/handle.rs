@@ -1,0 +1,348 @@
+//! The handle: what a request knows of its session, and what it wants changed.
+
+mod commit;
+mod data;
+mod devices;
+mod identity;
+mod load;
+mod login;
+mod state;
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, header, request};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::config::Config;
+use super::error::{SessionError, SessionErrorKind};
+use super::event::{SessionEventKind, Signal};
+use super::rejection::{Challenge, SessionRejection};
+use super::store::{NotLive, SessionRef, Sighting};
+use super::token::{BearerToken, Token};
+use crate::core::telemetry::warn;
+use crate::core::{ClientIp, Clock, StoreFailure, SystemClock, Visitor};
+
+pub(super) use commit::Committing;
+pub use login::Login;
+use state::{Core, Issued, Own, State};
+
+/// The session of a request: cheap to clone, lazy; asks the store only when it is asked itself.
+///
+/// `insert`, `remove`, `increment` and `clear` are buffered and sent once, before the headers leave (or by
+/// [`Session::commit`]); all that identifies or ends is committed when its call returns. Once the headers have
+/// left, reads, `update`, `logout`, `revoke*` and `is_live` go on working.
+#[derive(Clone)]
+pub struct Session {
+    shared: Arc<Shared>,
+}
+
+/// One per request. No lock is held across an await but `turn`, which orders the calls of this one request.
+struct Shared {
+    me: Weak<Self>,
+    config: Arc<Config>,
+    presented: Presented,
+    sighting: Sighting,
+    is_passive: bool,
+    touched: AtomicBool,
+    personal: AtomicBool,
+    sealed: AtomicBool,
+    /// When the request began, for overtaken logins; 0 before.
+    began: AtomicU64,
+    state: Mutex<State>,
+    /// Tells those who wait for a load that it is over.
+    loaded: Notify,
+    /// Login, rotation and logout of one request happen one after the other.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// What the request brought.
+struct Presented {
+    token: Option<Token>,
+    /// A cookie of our name came, well-formed or not.
+    any_cookie: bool,
+    is_bearer: bool,
+    duplicate: bool,
+}
+
+impl Presented {
+    fn of(parts: &request::Parts, config: &Config) -> Self {
+        if config.accepts_bearer
+            && let Some(token) = bearer(parts)
+        {
+            return Self {
+                token: Some(token),
+                any_cookie: false,
+                is_bearer: true,
+                duplicate: false,
+            };
+        }
+        let found = config.cookie.find(&parts.headers);
+        Self {
+            token: found.token,
+            any_cookie: found.any,
+            is_bearer: false,
+            duplicate: found.duplicate,
+        }
+    }
+}
+
+fn bearer(parts: &request::Parts) -> Option<Token> {
+    let value = parts.headers.get(header::AUTHORIZATION)?.as_bytes();
+    let (scheme, token) = value.split_at_checked(7)?;
+    let token = Token::parse(token.trim_ascii())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
+}
+
+/// What the response must say.
+#[derive(Debug, Default)]
+pub(super) struct Leaving {
+    pub(super) personal: bool,
+    pub(super) accepts_bearer: bool,
+    pub(super) no_store: bool,
+    pub(super) clear_site_data: bool,
+    pub(super) set_cookie: Option<HeaderValue>,
+}
+
+impl Session {
+    pub(super) fn of(parts: &request::Parts, config: &Arc<Config>) -> Self {
+        let agent = parts.headers.get(header::USER_AGENT).cloned();
+        let ip = parts.extensions.get::<ClientIp>().map(|ip| ip.0);
+        let is_passive = config
+            .is_passive
+            .as_ref()
+            .is_some_and(|is_passive| is_passive(parts));
+        let shared = Arc::new_cyclic(|me| Shared {
+            me: Weak::clone(me),
+            config: Arc::clone(config),
+            presented: Presented::of(parts, config),
+            sighting: Sighting::new(agent, ip),
+            is_passive,
+            touched: AtomicBool::new(false),
+            personal: AtomicBool::new(false),
+            sealed: AtomicBool::new(false),
+            began: AtomicU64::new(0),
+            state: Mutex::default(),
+            loaded: Notify::new(),
+            turn: tokio::sync::Mutex::const_new(()),
+        });
+        Self { shared }
+    }
+
+    pub(super) fn visitor(&self) -> Visitor {
+        Visitor::new(Arc::clone(&self.shared) as Arc<_>)
+    }
+
+    pub(super) fn has_cookie(&self, name: &str) -> bool {
+        self.shared.config.cookie.name() == name
+    }
+
+    /// Remembers when the request began; touches nothing.
+    pub(super) fn begin(&self) {
+        self.shared.begin();
+    }
+
+    /// Marks the request as touched and its answer as made for one visitor.
+    fn ask(&self) -> &Arc<Shared> {
+        self.shared.touch();
+        self.shared.personal.store(true, Ordering::Relaxed);
+        &self.shared
+    }
+
+    /// Returns the token that a login, rotation or first write of this bearer request made, once.
+    ///
+    /// Hand it to the client in the body: a bearer request gets no `Set-Cookie`.
+    #[must_use]
+    pub fn bearer_token(&self) -> Option<BearerToken> {
+        let shared = self.ask();
+        let mut state = shared.state.lock();
+        match &mut state.issued {
+            Some(Issued::Bearer { token, taken }) if !*taken => {
+                *taken = true;
+                Some(BearerToken(token.clone()))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What the layer asks.
+impl Session {
+    pub(super) fn is_touched(&self) -> bool {
+        self.shared.touched.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn seal(&self) {
+        self.shared.sealed.store(true, Ordering::Release);
+    }
+
+    pub(super) fn has_buffered(&self) -> bool {
+        !self.shared.state.lock().buffer.is_empty()
+    }
+
+    pub(super) fn committing(&self) -> Committing {
+        Committing::new(Arc::clone(&self.shared))
+    }
+
+    /// Says whether documents of refusals have to be made again.
+    pub(super) fn restates(&self) -> bool {
+        self.shared.config.on_rejection.is_some() || self.shared.config.accepts_bearer
+    }
+
+    pub(super) fn refusal(&self, rejection: &SessionRejection) -> Response<Bytes> {
+        let config = &self.shared.config;
+        let mut response = rejection.respond(self.shared.challenge());
+        if let Some(on_rejection) = &config.on_rejection {
+            on_rejection(rejection, &mut response);
+        }
+        response
+    }
+
+    /// Seals the handle, drops what is still buffered, and says what the response needs.
+    pub(super) fn leave(&self) -> Leaving {
+        self.seal();
+        let shared = &self.shared;
+        let mut state = shared.state.lock();
+        state.buffer = state::Buffer::default();
+        let mut leaving = Leaving {
+            personal: shared.personal.load(Ordering::Relaxed),
+            accepts_bearer: shared.config.accepts_bearer,
+            clear_site_data: state.clears_site_data,
+            ..Leaving::default()
+        };
+        match &state.issued {
+            Some(Issued::Cookie { token, max_age }) => {
+                leaving.set_cookie = shared.config.cookie.set(token, *max_age);
+            }
+            Some(Issued::Bearer { taken, .. }) => {
+                leaving.no_store = true;
+                if !taken && shared.config.said.token_not_taken.first() {
+                    warn!("a bearer request got a new token that its handler did not take");
+                }
+            }
+            None if state.removes_cookie && !shared.presented.is_bearer => {
+                leaving.set_cookie = Some(shared.config.cookie.removal());
+            }
+            None => {}
+        }
+        leaving.no_store |= leaving.set_cookie.is_some();
+        leaving
+    }
+}
+
+impl Shared {
+    fn begin(&self) {
+        if self.began.load(Ordering::Relaxed) == 0 {
+            self.began_now();
+        }
+    }
+
+    /// Forgets what came before: an own revocation does not overtake the login after it.
+    fn began_now(&self) {
+        self.began
+            .store(SystemClock.now_micros(), Ordering::Relaxed);
+    }
+
+    fn age(&self) -> std::time::Duration {
+        let micros = SystemClock
+            .now_micros()
+            .saturating_sub(self.began.load(Ordering::Relaxed));
+        // Rounded up: the store counts whole milliseconds, and a login may only look older than it is.
+        std::time::Duration::from_millis(micros.div_ceil(1_000))
+    }
+
+    /// Notes the first question of this request.
+    fn touch(&self) {
+        if self.touched.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        self.begin();
+        let presented = &self.presented;
+        if presented.duplicate {
+            self.config.signal(Signal::DuplicateCookie, None);
+        }
+        if presented.token.is_none() && presented.any_cookie {
+            self.state.lock().removes_cookie = true;
+            self.config.signal(Signal::MalformedToken, None);
+        }
+    }
+
+    fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::Acquire)
+    }
+
+    fn check_sealed(&self) -> Result<(), SessionError> {
+        if self.is_sealed() {
+            Err(SessionError::new(SessionErrorKind::Sealed))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn challenge(&self) -> Challenge {
+        match (self.config.accepts_bearer, self.presented.is_bearer) {
+            (false, _) => Challenge::Session,
+            (true, false) => Challenge::Bearer,
+            (true, true) => Challenge::InvalidBearer,
+        }
+    }
+
+    /// Which session this request is about.
+    fn own(&self, state: &mut State) -> Own {
+        if matches!(state.own, Own::Undecoded) {
+            let token = self.presented.token.as_ref();
+            state.own = token
+                .and_then(Token::reference)
+                .map_or(Own::Nobody, Own::Ref);
+            if matches!(state.own, Own::Nobody) {
+                state.core = Core::Nobody;
+            }
+        }
+        state.own
+    }
+
+    /// Notes that the store did not find the session live.
+    fn found_dead(&self, state: &mut State, at: SessionRef, why: NotLive) {
+        if !matches!(state.own, Own::Ref(own) if own == at) {
+            // A login of this very request came in between.
+            return;
+        }
+        state.removes_cookie |= super::policy::removes_cookie(why);
+        state.core = Core::NotLive(why);
+        state.data = None;
+        if let (Some(signal), false) = (Signal::of(why), state.was_seen_live) {
+            self.config.signal(signal, Some(at.id));
+        }
+    }
+
+    /// Notes that the store failed: nothing more is asked by this request.
+    fn failed(&self, error: &SessionError) {
+        let mut state = self.state.lock();
+        if state.failed.is_none() {
+            state.failed = Some(error.clone());
+            drop(state);
+            self.config.tell(SessionEventKind::StoreFailed, None, None);
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        self.config.store_failure == StoreFailure::Open
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("touched", &self.is_touched())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,323 @@
+//! Values: read lazily, written blind, updated by compare and set.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::commit::{Committed, Committing, DRAWS};
+use super::state::{Buffered, Core, Own};
+use super::{Session, Shared};
+use crate::core::telemetry::count;
+use crate::session::data::{self, DataEntry, Value};
+use crate::session::error::{SessionError, SessionErrorKind};
+use crate::session::event::SessionEventKind;
+use crate::session::key::{SessionKey, check_name};
+use crate::session::policy::{self, DeadWrite};
+use crate::session::store::{
+    Establish, Established, Identity, NotLive, Operation, Otherwise, Part, Patch, Patched,
+    SessionRef,
+};
+use crate::session::token::{Secret, SessionId};
+
+/// Attempts of one `update`.
+const ATTEMPTS: u32 = 64;
+/// From this attempt on it waits a little first.
+const PATIENT_FROM: u32 = 5;
+
+impl Session {
+    /// Reads a value; what this request buffered counts. The first one costs one store call, all others none.
+    ///
+    /// # Errors
+    /// The store cannot answer, or the name is out of its bounds. A value that cannot be decoded is `None`.
+    pub async fn get<T: DeserializeOwned>(
+        &self,
+        key: impl Into<SessionKey<T>>,
+    ) -> Result<Option<T>, SessionError> {
+        let key = key.into();
+        let name = key.checked()?;
+        let shared = self.ask();
+        let buffered = shared.state.lock().buffer.get(name);
+        let value = match buffered {
+            Buffered::Gone => None,
+            Buffered::Value(value) => Some(value),
+            Buffered::Nothing => shared.stored(name).await?.map(|entry| entry.value),
+            Buffered::Increment(by) => {
+                let before = shared.stored(name).await?.map(|entry| entry.value);
+                data::incremented(before.as_ref(), by)
+            }
+        };
+        Ok(value.and_then(|value| shared.decode(&key, &value)))
+    }
+
+    /// Writes a value when the request ends well, without loading anything.
+    ///
+    /// # Errors
+    /// The value is no JSON or too large by itself, the name is out of its bounds, or the headers have left.
+    pub fn insert<T: Serialize>(
+        &self,
+        key: impl Into<SessionKey<T>>,
+        value: &T,
+    ) -> Result<(), SessionError> {
+        let key = key.into();
+        let shared = self.ask();
+        shared.check_sealed()?;
+        let (name, value) = (key.checked()?, key.encode(value)?);
+        if name.len() + value.json.len() > shared.config.data_limit {
+            return Err(SessionError::new(SessionErrorKind::TooLarge));
+        }
+        shared.state.lock().buffer.set(name, Operation::Set(value));
+        Ok(())
+    }
+
+    /// Removes a value when the request ends well, without loading anything.
+    ///
+    /// # Errors
+    /// The name is out of its bounds, or the headers have left.
+    pub fn remove(&self, key: impl AsRef<str>) -> Result<(), SessionError> {
+        let shared = self.ask();
+        shared.check_sealed()?;
+        let name = check_name(key.as_ref())?;
+        shared.state.lock().buffer.set(name, Operation::Remove);
+        Ok(())
+    }
+
+    /// Adds to an integer when the request ends well, without loading anything; absent counts as 0.
+    ///
+    /// Integers stay within ±(2^53 − 1), saturating.
+    ///
+    /// # Errors
+    /// As [`Session::remove`]; what this request buffered is no integer.
+    pub fn increment(&self, key: impl AsRef<str>, by: i64) -> Result<(), SessionError> {
+        let shared = self.ask();
+        shared.check_sealed()?;
+        let name = check_name(key.as_ref())?;
+        shared.state.lock().buffer.increment(name, by)
+    }
+
+    /// Removes all values when the request ends well; the login stays.
+    ///
+    /// # Errors
+    /// The headers have left.
+    pub fn clear(&self) -> Result<(), SessionError> {
+        let shared = self.ask();
+        shared.check_sealed()?;
+        shared.state.lock().buffer.clear();
+        Ok(())
+    }
+
+    /// Sends what is buffered now.
+    ///
+    /// Dropping it: the patch is applied whole or not at all.
+    ///
+    /// # Errors
+    /// The store cannot answer; the data is too large; what was incremented is no integer; the session is over
+    /// ([`SessionErrorKind::Ended`]), and nothing was written.
+    pub async fn commit(&self) -> Result<(), SessionError> {
+        let shared = self.ask();
+        match Committing::new(Arc::clone(shared)).await? {
+            Committed::Applied => Ok(()),
+            Committed::Dropped => Err(match &shared.state.lock().failed {
+                Some(error) => error.clone(),
+                None => SessionError::new(SessionErrorKind::Ended),
+            }),
+        }
+    }
+
+    /// Changes a value by `change` and commits it: of many parallel updates of one key none is lost.
+    ///
+    /// What is buffered is sent first. `change` starts from `T::default()` where there is no value, and may run
+    /// more than once. Dropping it: the change is committed whole or not at all.
+    ///
+    /// # Errors
+    /// The store cannot answer; others were faster 64 times ([`SessionErrorKind::Busy`]); the session is over;
+    /// the data is too large; a new session would need a header that has left.
+    pub async fn update<T, R>(
+        &self,
+        key: impl Into<SessionKey<T>>,
+        mut change: impl FnMut(&mut T) -> R,
+    ) -> Result<R, SessionError>
+    where
+        T: Serialize + DeserializeOwned + Default,
+    {
+        let key = key.into();
+        let name = key.checked()?;
+        self.commit().await?;
+        let shared = &self.shared;
+        let mut found = shared.stored(name).await?;
+        shared.check_answered()?;
+        for attempt in 1..=ATTEMPTS {
+            let (answer, value) = {
+                let before = found
+                    .as_ref()
+                    .and_then(|entry| shared.decode(&key, &entry.value));
+                let mut value = before.unwrap_or_default();
+                (change(&mut value), key.encode(&value)?)
+            };
+            match shared.replace(name, found.as_ref(), value).await? {
+                Replaced::Done => return Ok(answer),
+                Replaced::Conflict(entry) => found = entry,
+            }
+            count!("keep_session_update_retries_total", 1);
+            wait_a_little(attempt).await;
+        }
+        Err(SessionError::new(SessionErrorKind::Busy))
+    }
+}
+
+/// What an attempt to replace a value found.
+enum Replaced {
+    Done,
+    Conflict(Option<DataEntry>),
+}
+
+impl Shared {
+    /// Returns what the store has, read at most once.
+    async fn stored(self: &Arc<Self>, name: &str) -> Result<Option<DataEntry>, SessionError> {
+        loop {
+            if let Err(error) = self.know(Part::Whole).await {
+                if self.is_open() {
+                    return Ok(None);
+                }
+                let failed = self.state.lock().failed.clone();
+                return Err(failed.unwrap_or_else(|| error.into()));
+            }
+            let state = self.state.lock();
+            match (&state.core, &state.data) {
+                (Core::Live(..), Some(data)) => return Ok(data.get(name).cloned()),
+                // A login of this very request came in between: ask again.
+                (Core::Live(..) | Core::Unknown, None) => {}
+                _ => return Ok(None),
+            }
+        }
+    }
+
+    /// Writes need an answer, also where reads go on without one.
+    pub(super) fn check_answered(&self) -> Result<(), SessionError> {
+        match &self.state.lock().failed {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
+    fn decode<T: DeserializeOwned>(&self, key: &SessionKey<T>, value: &Value) -> Option<T> {
+        let decoded = key.decode(value);
+        if decoded.is_none() {
+            self.config.tell(SessionEventKind::Undecodable, None, None);
+        }
+        decoded
+    }
+
+    /// Stores `value` if nobody changed the key since `found` was read.
+    async fn replace(
+        self: &Arc<Self>,
+        name: &str,
+        found: Option<&DataEntry>,
+        value: Value,
+    ) -> Result<Replaced, SessionError> {
+        let version = found.map_or(0, |entry| entry.version);
+        let operation = Operation::SetIf(version, value.clone());
+        let patch = self.patch_of(name, operation);
+        let Some(at) = self.live_ref()? else {
+            self.establish_with(patch).await?;
+            return Ok(Replaced::Done);
+        };
+        let answer = self.config.store.patch(at, patch).await;
+        let mut state = self.state.lock();
+        match answer {
+            Ok(Patched::Applied { version }) => {
+                if let Some(data) = &mut state.data {
+                    data.put(DataEntry {
+                        name: Arc::from(name),
+                        version,
+                        value,
+                    });
+                }
+                Ok(Replaced::Done)
+            }
+            Ok(Patched::Conflict(entries)) => {
+                state.data = None;
+                Ok(Replaced::Conflict(entries.into_iter().next()))
+            }
+            Ok(Patched::TooLarge) => Err(SessionError::new(SessionErrorKind::TooLarge)),
+            Ok(Patched::NotANumber) => Err(SessionError::new(SessionErrorKind::NotANumber)),
+            Ok(Patched::NotLive(why)) => {
+                self.found_dead(&mut state, at, why);
+                Err(SessionError::new(SessionErrorKind::Ended))
+            }
+            Err(error) => {
+                drop(state);
+                let error = SessionError::from(error);
+                self.failed(&error);
+                Err(error)
+            }
+        }
+    }
+
+    fn patch_of(&self, name: &str, operation: Operation) -> Patch {
+        Patch {
+            clear: false,
+            operations: smallvec::smallvec![(Arc::from(name), operation)],
+            limit: self.config.data_limit,
+            sighting: self.sighting.clone(),
+        }
+    }
+
+    /// The session to write to; `None` if one has to be set up.
+    fn live_ref(&self) -> Result<Option<SessionRef>, SessionError> {
+        let state = self.state.lock();
+        let why = match (&state.own, &state.core) {
+            (Own::Ref(at), Core::Live(..) | Core::Unknown) => return Ok(Some(*at)),
+            (_, Core::NotLive(why)) => *why,
+            _ => NotLive::Missing,
+        };
+        match policy::dead_write(why, state.was_seen_live) {
+            DeadWrite::StartAnew => Ok(None),
+            DeadWrite::Drop => Err(SessionError::new(SessionErrorKind::Ended)),
+        }
+    }
+
+    /// Sets up a new session with `patch`.
+    async fn establish_with(self: &Arc<Self>, patch: Patch) -> Result<(), SessionError> {
+        self.check_sealed()?;
+        for _ in 0..DRAWS {
+            let secret = Secret::draw()?;
+            let order = Establish {
+                current: None,
+                fresh: SessionId::draw(None)?,
+                verifier: secret.verifier(),
+                identity: Identity::Keep,
+                otherwise: Otherwise::Create,
+                lifetimes: self.config.lifetimes,
+                extended: self.config.extended,
+                limit: self.config.limit,
+                patch: patch.clone(),
+                age: Duration::ZERO,
+            };
+            match self.config.store.establish(order).await {
+                Ok(Established::Done(done)) => {
+                    self.adopt(*done, &secret);
+                    return Ok(());
+                }
+                Ok(Established::Taken) => {}
+                Ok(_) => return Err(SessionError::new(SessionErrorKind::TooLarge)),
+                Err(error) => {
+                    let error = SessionError::from(error);
+                    self.failed(&error);
+                    return Err(error);
+                }
+            }
+        }
+        Err(SessionError::new(SessionErrorKind::Unavailable))
+    }
+}
+
+/// Lets others finish: from the fifth attempt on for 0 to as many milliseconds as there were attempts.
+async fn wait_a_little(attempt: u32) {
+    if attempt < PATIENT_FROM {
+        return;
+    }
+    let millis = getrandom::u32().unwrap_or(attempt) % (attempt + 1);
+    tokio::time::sleep(Duration::from_millis(u64::from(millis))).await;
+}

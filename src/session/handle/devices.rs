@@ -1,0 +1,117 @@
+//! The user's other sessions: list and revocation, each proven by the asking session in the same step.
+
+use std::sync::Arc;
+
+use super::{Session, Shared};
+use crate::session::error::SessionError;
+use crate::session::record::SessionInfo;
+use crate::session::rejection::SessionRejection;
+use crate::session::store::{EndCause, EndedSession, Listed, Revoked, SessionRef, Target, Whose};
+use crate::session::token::SessionId;
+
+impl Session {
+    /// Lists the user's live sessions, latest activity first, exactly one `current`; one store call.
+    ///
+    /// # Errors
+    /// 401 without a user; the store cannot answer.
+    pub async fn list(&self) -> Result<Vec<SessionInfo>, SessionRejection> {
+        let shared = self.ask();
+        let at = shared.asking()?;
+        match shared.answered(shared.config.store.list(Whose::Session(at)).await)? {
+            Listed::Sessions(records) => {
+                let current = Some(at.id);
+                Ok(records
+                    .iter()
+                    .map(|record| SessionInfo::of(record, current))
+                    .collect())
+            }
+            Listed::NoUser => Err(SessionRejection::LoginRequired),
+            Listed::NotLive(why) => {
+                shared.found_dead(&mut shared.state.lock(), at, why);
+                Err(SessionRejection::LoginRequired)
+            }
+        }
+    }
+
+    /// Ends one of the user's sessions; `false` if it is unknown or not the user's. The current one: a logout.
+    ///
+    /// Dropping it: ended or not; safe to repeat.
+    ///
+    /// # Errors
+    /// 401 without a user; the store cannot answer.
+    pub async fn revoke(&self, id: SessionId) -> Result<bool, SessionRejection> {
+        let shared = self.ask();
+        let at = shared.asking()?;
+        if at.id == id {
+            return Ok(shared.end_own(EndCause::Logout).await?);
+        }
+        let ended = shared
+            .revoke(at, Target::One(Whose::Session(at), id))
+            .await?;
+        Ok(!ended.is_empty())
+    }
+
+    /// Ends all other sessions of the user, and refuses logins that began before. Returns how many.
+    ///
+    /// Dropping it: ended or not, all or none; safe to repeat.
+    ///
+    /// # Errors
+    /// 401 without a user; the store cannot answer.
+    pub async fn revoke_others(&self) -> Result<u64, SessionRejection> {
+        let shared = self.ask();
+        let at = shared.asking()?;
+        let ended = shared.revoke(at, Target::Others(at)).await?;
+        shared.began_now();
+        Ok(ended.len() as u64)
+    }
+
+    /// Ends all sessions of the user, this one included, and refuses logins that began before. Returns how many.
+    ///
+    /// Dropping it: ended or not, all or none; safe to repeat.
+    ///
+    /// # Errors
+    /// 401 without a user; the store cannot answer.
+    pub async fn revoke_all(&self) -> Result<u64, SessionRejection> {
+        let shared = self.ask();
+        let at = shared.asking()?;
+        let ended = shared.revoke(at, Target::All(Whose::Session(at))).await?;
+        shared.own_was_ended();
+        shared.began_now();
+        Ok(ended.len() as u64)
+    }
+}
+
+impl Shared {
+    /// The session in whose name something is asked.
+    fn asking(&self) -> Result<SessionRef, SessionRejection> {
+        self.check_answered()?;
+        self.reference().ok_or(SessionRejection::LoginRequired)
+    }
+
+    async fn revoke(
+        self: &Arc<Self>,
+        at: SessionRef,
+        target: Target,
+    ) -> Result<Vec<EndedSession>, SessionRejection> {
+        let _turn = self.turn.lock().await;
+        match self.answered(self.config.store.revoke(target).await)? {
+            Revoked::Done(ended) => {
+                self.config.tell_ended(ended.clone());
+                Ok(ended)
+            }
+            Revoked::NoUser => Err(SessionRejection::LoginRequired),
+            Revoked::NotLive(why) => {
+                self.found_dead(&mut self.state.lock(), at, why);
+                Err(SessionRejection::LoginRequired)
+            }
+        }
+    }
+
+    fn answered<T>(&self, answer: Result<T, crate::core::StoreError>) -> Result<T, SessionError> {
+        answer.map_err(|error| {
+            let error = SessionError::from(error);
+            self.failed(&error);
+            error
+        })
+    }
+}

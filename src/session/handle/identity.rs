@@ -1,0 +1,312 @@
+//! Who: principal, login, rotation, logout, and what a route requires.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::commit::DRAWS;
+use super::state::{Buffer, Core, Own};
+use super::{Login, Session, Shared};
+use crate::core::{Principal, Timestamp};
+use crate::session::error::{SessionError, SessionErrorKind};
+use crate::session::limits::Lifetimes;
+use crate::session::record::{AuthStamp, Roles, SessionRecord, UserId};
+use crate::session::rejection::SessionRejection;
+use crate::session::store::{
+    EndCause, Establish, Established, Identity, Loaded, LoginIdentity, NotLive, Otherwise, Part,
+    Read, Revoked, SessionRef, Target,
+};
+use crate::session::token::{Secret, SessionId, home_of_user};
+
+impl Session {
+    /// Says who is logged in. The first question costs one store call, all others none.
+    ///
+    /// # Errors
+    /// The store cannot answer.
+    pub async fn principal(&self) -> Result<Option<Principal>, SessionError> {
+        let record = self.ask().record().await?;
+        Ok(record.and_then(|(record, _)| record.principal))
+    }
+
+    /// Refuses who has not this role: 401 without a login, 403 without the role.
+    ///
+    /// # Errors
+    /// The refusal, or the store cannot answer.
+    pub async fn require_role(&self, role: &str) -> Result<(), SessionRejection> {
+        match self.principal().await? {
+            None => Err(SessionRejection::LoginRequired),
+            Some(principal) if principal.has_role(role) => Ok(()),
+            Some(_) => Err(SessionRejection::RoleRequired),
+        }
+    }
+
+    /// Refuses whose last login is `max_age` ago or more: 401 (RFC 9470).
+    ///
+    /// # Errors
+    /// The refusal, or the store cannot answer.
+    pub async fn require_fresh(&self, max_age: Duration) -> Result<(), SessionRejection> {
+        let record = self.ask().record().await?;
+        let authenticated = record.and_then(|(record, now)| Some((record.authenticated?, now)));
+        match authenticated {
+            None => Err(SessionRejection::LoginRequired),
+            Some((at, now)) if now.since(at) < max_age => Ok(()),
+            Some(_) => Err(SessionRejection::FreshLoginRequired { max_age }),
+        }
+    }
+
+    /// Returns the time to the nearer end by the store's clock; `None` without a session.
+    ///
+    /// # Errors
+    /// The store cannot answer.
+    pub async fn expires_in(&self) -> Result<Option<Duration>, SessionError> {
+        let record = self.ask().record().await?;
+        Ok(record.map(|(record, now)| record.expires_at().since(now)))
+    }
+
+    /// Asks the store again whether the session is live, recording no activity; for sockets between messages.
+    ///
+    /// # Errors
+    /// The store cannot answer.
+    pub async fn is_live(&self) -> Result<bool, SessionError> {
+        let shared = self.ask();
+        shared.check_answered()?;
+        let Some(at) = shared.reference() else {
+            return Ok(false);
+        };
+        let read = Read {
+            part: Part::Core,
+            renew: None,
+        };
+        Ok(matches!(
+            shared.config.store.load(at, read).await?,
+            Loaded::Live(_)
+        ))
+    }
+
+    /// Logs a user in: new secret, the old one dead at once; data stays, but for another user's.
+    ///
+    /// Committed when it returns, whatever the response becomes. Dropping it: logged in or not, whole; if it
+    /// was, nobody holds the new secret and the session ends by idle time.
+    ///
+    /// # Errors
+    /// The user has too many sessions; the user's sessions or rights changed since this request began; the store
+    /// cannot answer; the headers have left.
+    pub async fn login(&self, login: impl Into<Login>) -> Result<(), SessionRejection> {
+        let login = login.into();
+        let shared = self.ask();
+        let identity = identity_of(&login).ok_or(SessionError::new(SessionErrorKind::Key))?;
+        let lifetimes = match login.remember_for {
+            Some(lifetime) => Lifetimes::new(lifetime, lifetime),
+            None => shared.config.lifetimes,
+        };
+        let home = home_of_user(login.principal.id());
+        let order = Order {
+            identity: Identity::Set(Box::new(identity)),
+            otherwise: Otherwise::Create,
+            lifetimes,
+            home: Some(home),
+        };
+        shared.establish(order).await
+    }
+
+    /// Replaces the secret and nothing else; for a change of rights inside a session.
+    ///
+    /// Dropping it: replaced or not, whole; if it was, the client holds the old secret, which opens nothing.
+    ///
+    /// # Errors
+    /// The session is not live; the store cannot answer; the headers have left.
+    pub async fn rotate(&self) -> Result<(), SessionError> {
+        let shared = self.ask();
+        let order = Order {
+            identity: Identity::Keep,
+            otherwise: Otherwise::Refuse,
+            lifetimes: shared.config.lifetimes,
+            home: None,
+        };
+        match shared.establish(order).await {
+            Ok(()) => Ok(()),
+            Err(SessionRejection::Fault(error)) => Err(error),
+            Err(_) => Err(SessionError::new(SessionErrorKind::Ended)),
+        }
+    }
+
+    /// Ends the session and removes the cookie; Ok without a live one. What is buffered is dropped.
+    ///
+    /// Dropping it: ended or not; safe to repeat.
+    ///
+    /// # Errors
+    /// The store cannot answer; the cookie is removed all the same.
+    pub async fn logout(&self) -> Result<(), SessionError> {
+        self.ask().end_own(EndCause::Logout).await.map(drop)
+    }
+
+    /// Ends the session unless its login rests on `bytes`; for passwords that change behind our back.
+    ///
+    /// # Errors
+    /// [`SessionRejection::LoginRequired`] if it does not, or nobody is logged in; the store cannot answer.
+    pub async fn check_auth_stamp(&self, bytes: impl AsRef<[u8]>) -> Result<(), SessionRejection> {
+        let stamp = AuthStamp::of(bytes);
+        let shared = self.ask();
+        match shared.record().await? {
+            Some((record, _)) if record.principal.is_none() => Err(SessionRejection::LoginRequired),
+            Some((record, _)) if record.stamp == Some(stamp) => Ok(()),
+            Some(_) => {
+                shared.end_own(EndCause::AuthStamp).await?;
+                Err(SessionRejection::LoginRequired)
+            }
+            None => Err(SessionRejection::LoginRequired),
+        }
+    }
+}
+
+fn identity_of(login: &Login) -> Option<LoginIdentity> {
+    Some(LoginIdentity {
+        user: UserId::try_new(login.principal.id())?,
+        roles: Roles::try_new(login.principal.iter_roles())?,
+        stamp: login.stamp,
+        remembered: login.remember_for.is_some(),
+        revoke_others: login.revoke_others,
+    })
+}
+
+/// What is asked of `establish`, apart from what the handle knows.
+struct Order {
+    identity: Identity,
+    otherwise: Otherwise,
+    lifetimes: Lifetimes,
+    home: Option<u16>,
+}
+
+impl Shared {
+    /// Returns the core and the store's clock, read at most once.
+    pub(super) async fn record(
+        self: &Arc<Self>,
+    ) -> Result<Option<(SessionRecord, Timestamp)>, SessionError> {
+        if let Err(error) = self.know(Part::Core).await {
+            if self.is_open() {
+                return Ok(None);
+            }
+            let failed = self.state.lock().failed.clone();
+            return Err(failed.unwrap_or_else(|| error.into()));
+        }
+        let state = self.state.lock();
+        Ok(state.record().map(|(record, now)| (record.clone(), now)))
+    }
+
+    /// The session that the request brought or made, whatever became of it.
+    pub(super) fn reference(&self) -> Option<SessionRef> {
+        let mut state = self.state.lock();
+        match self.own(&mut state) {
+            Own::Ref(at) => Some(at),
+            Own::Nobody | Own::Undecoded => None,
+        }
+    }
+
+    async fn establish(self: &Arc<Self>, order: Order) -> Result<(), SessionRejection> {
+        self.check_sealed()?;
+        let _turn = self.turn.lock().await;
+        self.check_answered()?;
+        let current = self.reference();
+        // A rotation leaves what is buffered to the end of the request.
+        let buffer = match order.identity {
+            Identity::Set(_) => std::mem::take(&mut self.state.lock().buffer),
+            Identity::Keep => Buffer::default(),
+        };
+        let answer = self.establish_once(&order, current, &buffer).await;
+        if answer.is_err() {
+            self.state.lock().buffer.restore(buffer);
+        }
+        answer
+    }
+
+    async fn establish_once(
+        &self,
+        order: &Order,
+        current: Option<SessionRef>,
+        buffer: &Buffer,
+    ) -> Result<(), SessionRejection> {
+        for _ in 0..DRAWS {
+            let secret = Secret::draw().map_err(SessionError::from)?;
+            let whole = Establish {
+                current,
+                fresh: SessionId::draw(order.home).map_err(SessionError::from)?,
+                verifier: secret.verifier(),
+                identity: order.identity.clone(),
+                otherwise: order.otherwise,
+                lifetimes: order.lifetimes,
+                extended: self.config.extended,
+                limit: self.config.limit,
+                patch: buffer.to_patch(self.config.data_limit, &self.sighting),
+                age: self.age(),
+            };
+            let kind = match self.config.store.establish(whole).await {
+                Ok(Established::Done(done)) => {
+                    self.adopt(*done, &secret);
+                    return Ok(());
+                }
+                Ok(Established::Taken) => continue,
+                Ok(Established::Limit) => return Err(SessionRejection::Limit),
+                Ok(Established::Overtaken) => return Err(SessionRejection::Overtaken),
+                Ok(Established::TooLarge) => SessionErrorKind::TooLarge,
+                Ok(Established::NotANumber) => SessionErrorKind::NotANumber,
+                Ok(Established::NotLive(why)) => {
+                    if let Some(at) = current {
+                        self.found_dead(&mut self.state.lock(), at, why);
+                    }
+                    SessionErrorKind::Ended
+                }
+                Err(error) => {
+                    let error = SessionError::from(error);
+                    self.failed(&error);
+                    return Err(error.into());
+                }
+            };
+            return Err(SessionError::new(kind).into());
+        }
+        Err(SessionError::new(SessionErrorKind::Unavailable).into())
+    }
+
+    /// Ends the request's own session; the cookie goes even if the store does not answer. Says whether it was live.
+    pub(super) async fn end_own(self: &Arc<Self>, cause: EndCause) -> Result<bool, SessionError> {
+        let _turn = self.turn.lock().await;
+        let (at, earlier) = {
+            let mut state = self.state.lock();
+            let at = match self.own(&mut state) {
+                Own::Ref(at) => Some(at),
+                Own::Nobody | Own::Undecoded => None,
+            };
+            let had_cookie = self.presented.any_cookie || state.issued.is_some();
+            let failed = state.failed.clone();
+            state.forget();
+            state.removes_cookie |= had_cookie;
+            state.clears_site_data = cause == EndCause::Logout && self.config.clears_site_data;
+            (at, failed)
+        };
+        let Some(at) = at else {
+            return Ok(false);
+        };
+        if let Some(error) = earlier {
+            return Err(error);
+        }
+        match self.config.store.revoke(Target::Own(at, cause)).await {
+            Ok(Revoked::Done(ended)) => {
+                self.config.tell_ended(ended);
+                Ok(true)
+            }
+            Ok(Revoked::NoUser | Revoked::NotLive(_)) => Ok(false),
+            Err(error) => {
+                let error = SessionError::from(error);
+                self.failed(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Notes that a revocation ended the request's own session.
+    pub(super) fn own_was_ended(&self) {
+        let mut state = self.state.lock();
+        let had_cookie = self.presented.any_cookie || state.issued.is_some();
+        state.forget();
+        state.core = Core::NotLive(NotLive::Ended(EndCause::Revoked));
+        state.removes_cookie |= had_cookie;
+    }
+}

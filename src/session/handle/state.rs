@@ -1,0 +1,178 @@
+//! What is known so far, and what is buffered.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::core::Timestamp;
+use crate::session::data::{self, Data, Value};
+use crate::session::error::{SessionError, SessionErrorKind};
+use crate::session::store::{NotLive, Operation, Patch, SessionRecord, SessionRef, Sighting};
+use crate::session::token::Token;
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) own: Own,
+    pub(super) core: Core,
+    /// All data, as the store had it.
+    pub(super) data: Option<Data>,
+    pub(super) is_loading: bool,
+    /// Counts changes of `own`: what was asked about the session before does not count any more.
+    pub(super) epoch: u32,
+    pub(super) was_seen_live: bool,
+    pub(super) buffer: Buffer,
+    pub(super) issued: Option<Issued>,
+    pub(super) removes_cookie: bool,
+    pub(super) clears_site_data: bool,
+    pub(super) failed: Option<SessionError>,
+}
+
+/// Which session the request is about.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum Own {
+    #[default]
+    Undecoded,
+    Nobody,
+    Ref(SessionRef),
+}
+
+/// What is known of it.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Core {
+    #[default]
+    Unknown,
+    Nobody,
+    NotLive(NotLive),
+    Live(Box<SessionRecord>, Timestamp),
+}
+
+/// A new token, on its way to the client.
+pub(super) enum Issued {
+    Cookie { token: Token, max_age: Option<u64> },
+    Bearer { token: Token, taken: bool },
+}
+
+impl State {
+    pub(super) fn record(&self) -> Option<(&SessionRecord, Timestamp)> {
+        match &self.core {
+            Core::Live(record, now) => Some((record, *now)),
+            _ => None,
+        }
+    }
+
+    /// The request is about no session any more.
+    pub(super) fn forget(&mut self) {
+        self.own = Own::Nobody;
+        self.core = Core::Nobody;
+        self.data = None;
+        self.buffer = Buffer::default();
+        self.issued = None;
+        self.was_seen_live = false;
+        self.epoch += 1;
+    }
+}
+
+/// What is to be written, one operation per key.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Buffer {
+    clear: bool,
+    operations: SmallVec<[(Arc<str>, Operation); 2]>,
+}
+
+/// What the buffer says of a key.
+pub(super) enum Buffered {
+    /// Ask the store.
+    Nothing,
+    /// It will be this.
+    Value(Value),
+    /// It will be gone.
+    Gone,
+    /// The store's value plus this.
+    Increment(i64),
+}
+
+impl Buffer {
+    pub(super) fn is_empty(&self) -> bool {
+        !self.clear && self.operations.is_empty()
+    }
+
+    pub(super) fn get(&self, name: &str) -> Buffered {
+        match self.operations.iter().find(|(own, _)| &**own == name) {
+            Some((_, Operation::Set(value) | Operation::SetIf(_, value))) => {
+                Buffered::Value(value.clone())
+            }
+            Some((_, Operation::Remove | Operation::RemoveIf(_))) => Buffered::Gone,
+            Some((_, Operation::Increment(by))) if self.clear => {
+                data::incremented(None, *by).map_or(Buffered::Gone, Buffered::Value)
+            }
+            Some((_, Operation::Increment(by))) => Buffered::Increment(*by),
+            None if self.clear => Buffered::Gone,
+            None => Buffered::Nothing,
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.operations.clear();
+        self.clear = true;
+    }
+
+    pub(super) fn set(&mut self, name: &str, operation: Operation) {
+        match self.operations.iter_mut().find(|(own, _)| &**own == name) {
+            Some((_, own)) => *own = operation,
+            None => self.operations.push((Arc::from(name), operation)),
+        }
+    }
+
+    pub(super) fn increment(&mut self, name: &str, by: i64) -> Result<(), SessionError> {
+        let folded = match self.get(name) {
+            Buffered::Nothing => Operation::Increment(by),
+            Buffered::Increment(before) => Operation::Increment(before.saturating_add(by)),
+            Buffered::Gone => Operation::Set(sum(None, by)?),
+            Buffered::Value(value) => Operation::Set(sum(Some(&value), by)?),
+        };
+        self.set(name, folded);
+        Ok(())
+    }
+
+    /// Whether it would leave anything in a new session.
+    pub(super) fn creates(&self) -> bool {
+        let creates = |operation: &Operation| {
+            matches!(
+                operation,
+                Operation::Set(_) | Operation::SetIf(..) | Operation::Increment(_)
+            )
+        };
+        self.operations
+            .iter()
+            .any(|(_, operation)| creates(operation))
+    }
+
+    pub(super) fn to_patch(&self, limit: usize, sighting: &Sighting) -> Patch {
+        Patch {
+            clear: self.clear,
+            operations: self.operations.clone(),
+            limit,
+            sighting: sighting.clone(),
+        }
+    }
+
+    /// Puts back what was taken and not sent, before what came later.
+    pub(super) fn restore(&mut self, earlier: Self) {
+        let later = std::mem::replace(self, earlier);
+        if later.clear {
+            *self = later;
+            return;
+        }
+        for (name, operation) in later.operations {
+            match operation {
+                // Both are integers or the store says no to the sum anyway.
+                Operation::Increment(by) => drop(self.increment(&name, by)),
+                operation => self.set(&name, operation),
+            }
+        }
+    }
+}
+
+fn sum(before: Option<&Value>, by: i64) -> Result<Value, SessionError> {
+    data::incremented(before, by).ok_or(SessionError::new(SessionErrorKind::NotANumber))
+}

@@ -1,0 +1,315 @@
+//! Sessions inside this process: one table of sessions, tombstones and indexes; each method one closure under its locks.
+
+mod establish;
+mod users;
+
+use std::mem::size_of;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::RwLock;
+
+use super::{
+    Data, EndCause, EndedSession, Establish, Established, Listed, Live, Loaded, NotLive, Part,
+    Patch, Patched, REMEMBERED_MILLIS, Read, Revoked, Roles, SessionId, SessionRecord, SessionRef,
+    SessionStore, Sighting, Target, UserId, Verifier, Whose,
+};
+use crate::backend::memory::{self, EntryKey, MemoryStore, PartSetup, Slot};
+use crate::core::{StoreError, StoreFuture, Timestamp};
+use crate::session::data::{self, Unapplied};
+use crate::session::policy::{self, Facts};
+
+impl SessionStore for MemoryStore {
+    fn load(&self, at: SessionRef, read: Read) -> StoreFuture<Loaded> {
+        StoreFuture::ok(change_one(self, at, |slot, moment| {
+            load(slot, at, &read, moment)
+        }))
+    }
+
+    fn patch(&self, at: SessionRef, patch: Patch) -> StoreFuture<Patched> {
+        StoreFuture::ready(change_one(self, at, |slot, moment| {
+            apply(slot, at, &patch, moment)
+        }))
+    }
+
+    fn establish(&self, order: Establish) -> StoreFuture<Established> {
+        StoreFuture::ready(establish::establish(self, &order))
+    }
+
+    fn list(&self, of: Whose) -> StoreFuture<Listed> {
+        StoreFuture::ok(users::list(self, &of))
+    }
+
+    fn assign_roles(&self, user: UserId, roles: Roles) -> StoreFuture<u64> {
+        StoreFuture::ready(users::assign_roles(self, &user, &roles))
+    }
+
+    fn revoke(&self, target: Target) -> StoreFuture<Revoked> {
+        StoreFuture::ready(users::revoke(self, &target))
+    }
+}
+
+enum Entry {
+    Session(Box<Row>),
+    /// What is left of a session that ended or moved.
+    Grave(NotLive),
+    User(Index),
+}
+
+#[derive(Clone)]
+struct Row {
+    record: SessionRecord,
+    verifier: Verifier,
+    previous: Option<(Verifier, Timestamp)>,
+    extended: std::time::Duration,
+    data_used: Timestamp,
+    /// The number of the last write.
+    counter: u64,
+    data: Data,
+}
+
+/// A user's sessions, dead ones that nobody met yet included, and the last change that overtakes logins.
+#[derive(Clone, Default)]
+struct Index {
+    sessions: Vec<SessionId>,
+    mark: Option<Timestamp>,
+}
+
+impl memory::Entry for Entry {
+    fn weight(&self) -> usize {
+        size_of::<Self>()
+            + match self {
+                Self::Session(row) => row.heap(),
+                Self::Grave(_) => 0,
+                Self::User(index) => index.sessions.capacity() * size_of::<SessionId>(),
+            }
+    }
+}
+
+impl Row {
+    fn heap(&self) -> usize {
+        let principal = self.record.principal.as_ref().map_or(0, |principal| {
+            let roles = principal.iter_roles().map(|role| role.len() + 16);
+            principal.id().len() + 32 + roles.sum::<usize>()
+        });
+        size_of::<Self>() + principal + self.data.size() + self.data.entries().len() * 96
+    }
+
+    fn facts(&self, cut_off: Option<Timestamp>) -> Facts<'_> {
+        Facts {
+            record: &self.record,
+            verifier: &self.verifier,
+            previous: self.previous.as_ref(),
+            cut_off,
+        }
+    }
+
+    /// Records activity if due.
+    fn renew(&mut self, sighting: &Sighting, now: Timestamp) -> bool {
+        let due = policy::is_due(self.record.last_activity, self.record.idle, now);
+        if due {
+            self.record.last_activity = self.record.last_activity.max(now);
+            self.record.seen.replace_known(&sighting.seen());
+        }
+        due
+    }
+
+    fn has_data_run_out(&self, now: Timestamp) -> bool {
+        !self.data.is_empty() && self.data_used.plus(self.extended) <= now
+    }
+}
+
+/// The moment of one step.
+#[derive(Clone, Copy)]
+struct Moment {
+    micros: u64,
+    now: Timestamp,
+    cut_off: Option<Timestamp>,
+}
+
+impl Moment {
+    fn of(store: &MemoryStore) -> Self {
+        // The clock first: whoever sets up a session excludes a cut-off anyway, all others may be a moment early.
+        let micros = store.now_micros();
+        Self {
+            micros,
+            now: Timestamp::from_millis(micros / 1_000),
+            cut_off: store.part::<CutOff>().read(),
+        }
+    }
+
+    /// When a tombstone or mark of this moment is forgotten, in microseconds.
+    fn forgotten(self) -> u64 {
+        (self.now.as_millis() + REMEMBERED_MILLIS + 1) * 1_000
+    }
+}
+
+/// Sessions set up until then are ended. An atomic beside the table, so that reads share no lock.
+struct CutOff {
+    /// Milliseconds plus one; 0 is never.
+    at: AtomicU64,
+    /// Read by whoever sets up a session, so that none slips in between.
+    setting_up: RwLock<()>,
+}
+
+impl CutOff {
+    fn read(&self) -> Option<Timestamp> {
+        let at = self.at.load(Ordering::Acquire);
+        at.checked_sub(1).map(Timestamp::from_millis)
+    }
+}
+
+impl memory::Part for CutOff {
+    fn build(_: &PartSetup) -> Self {
+        Self {
+            at: AtomicU64::new(0),
+            setting_up: RwLock::new(()),
+        }
+    }
+}
+
+fn session_key(store: &MemoryStore, id: SessionId) -> EntryKey {
+    store.hash(|hasher| hasher.part(id.as_bytes()))
+}
+
+fn user_key(store: &MemoryStore, user: &UserId) -> EntryKey {
+    store.hash(|hasher| {
+        hasher.part(b"user");
+        hasher.part(user.as_str().as_bytes());
+    })
+}
+
+fn change_one<R>(
+    store: &MemoryStore,
+    at: SessionRef,
+    change: impl FnOnce(&mut Slot<'_, Entry>, Moment) -> R,
+) -> R {
+    let moment = Moment::of(store);
+    let (table, key) = (store.table::<Entry>(), session_key(store, at.id));
+    table.update_one(key, moment.micros, |slot| change(slot, moment))
+}
+
+/// Finds a session that is live for `at`.
+fn live<'a>(entry: Option<&'a Entry>, at: &SessionRef, moment: Moment) -> Result<&'a Row, NotLive> {
+    match entry {
+        None | Some(Entry::User(_)) => Err(NotLive::Missing),
+        Some(Entry::Grave(why)) => Err(*why),
+        Some(Entry::Session(row)) => {
+            policy::check(row.facts(moment.cut_off), &at.verifier, moment.now)?;
+            Ok(row)
+        }
+    }
+}
+
+/// Finds a session that is live for anybody.
+fn any_live(entry: Option<&Entry>, moment: Moment) -> Option<&Row> {
+    match entry {
+        Some(Entry::Session(row)) => {
+            let alive = policy::check_ends(row.facts(moment.cut_off), moment.now);
+            alive.is_ok().then_some(row)
+        }
+        _ => None,
+    }
+}
+
+fn row_mut(entry: Option<&mut Entry>) -> Option<&mut Row> {
+    match entry {
+        Some(Entry::Session(row)) => Some(row),
+        _ => None,
+    }
+}
+
+fn load(slot: &mut Slot<'_, Entry>, at: SessionRef, read: &Read, moment: Moment) -> Loaded {
+    let row = match live(slot.get(), &at, moment) {
+        Ok(row) => row,
+        Err(why) => return Loaded::NotLive(why),
+    };
+    let now = moment.now;
+    let due = policy::is_due(row.record.last_activity, row.record.idle, now)
+        || (!row.data.is_empty() && policy::is_due(row.data_used, row.extended, now));
+    let mut renewed = false;
+    if (due && read.renew.is_some()) || row.has_data_run_out(now) {
+        renewed = record_use(slot, read, now);
+    }
+    match slot.get() {
+        Some(Entry::Session(row)) => Loaded::Live(Box::new(Live {
+            now,
+            record: row.record.clone(),
+            data: (read.part == Part::Whole).then(|| row.data.clone()),
+            renewed,
+        })),
+        _ => Loaded::NotLive(NotLive::Missing),
+    }
+}
+
+fn record_use(slot: &mut Slot<'_, Entry>, read: &Read, now: Timestamp) -> bool {
+    let Some(row) = row_mut(slot.get_mut()) else {
+        return false;
+    };
+    if row.has_data_run_out(now) {
+        row.data = Data::default();
+    }
+    let Some(sighting) = &read.renew else {
+        return false;
+    };
+    if read.part == Part::Whole && policy::is_due(row.data_used, row.extended, now) {
+        row.data_used = row.data_used.max(now);
+    }
+    let renewed = row.renew(sighting, now);
+    let expires = row.record.expires_at();
+    slot.set_expiry(expires.as_micros());
+    renewed
+}
+
+fn apply(
+    slot: &mut Slot<'_, Entry>,
+    at: SessionRef,
+    patch: &Patch,
+    moment: Moment,
+) -> Result<Patched, StoreError> {
+    let row = match live(slot.get(), &at, moment) {
+        Ok(row) => row,
+        Err(why) => return Ok(Patched::NotLive(why)),
+    };
+    let mut next = row.clone();
+    let heap = row.heap();
+    if let Err(why) = next.apply(patch, moment.now) {
+        return Ok(match why {
+            Unapplied::Conflict(entries) => Patched::Conflict(entries),
+            Unapplied::TooLarge => Patched::TooLarge,
+            Unapplied::NotANumber => Patched::NotANumber,
+        });
+    }
+    next.renew(&patch.sighting, moment.now);
+    let (version, expires) = (next.counter, next.record.expires_at().as_micros());
+    if next.heap() > heap {
+        // Growth needs room first; the table may refuse.
+        slot.set(Entry::Session(Box::new(next)), expires)?;
+    } else if let Some(row) = row_mut(slot.get_mut()) {
+        *row = next;
+        slot.set_expiry(expires);
+    }
+    Ok(Patched::Applied { version })
+}
+
+impl Row {
+    /// Changes the data, whole or not at all.
+    fn apply(&mut self, patch: &Patch, now: Timestamp) -> Result<(), Unapplied> {
+        if self.has_data_run_out(now) {
+            self.data = Data::default();
+        }
+        if !patch.is_empty() {
+            data::apply(&mut self.data, patch, self.counter + 1)?;
+            self.counter += 1;
+            self.data_used = self.data_used.max(now);
+        }
+        Ok(())
+    }
+
+    fn ended(&self, cause: EndCause) -> EndedSession {
+        EndedSession {
+            id: self.record.id,
+            user: self.record.user().and_then(UserId::try_new),
+            cause,
+        }
+    }
+}
