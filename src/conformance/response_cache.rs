@@ -393,8 +393,11 @@ impl Suite<'_> {
                 .release(key, ticket, Some(Duration::from_secs(60)))
                 .await,
         );
-        let found = self.look(key, Want::Entry).await;
-        assert_eq!(found.mark, Some(Duration::from_secs(60)));
+        let found = self.look(key, Want::EntryOrLease(LEASE)).await;
+        assert_eq!(
+            (found.mark, found.lease),
+            (Some(Duration::from_secs(60)), None)
+        );
         assert!(
             matches!(found.entry, FoundEntry::None),
             "what became uncacheable is gone"

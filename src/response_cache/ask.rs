@@ -5,10 +5,10 @@ use http::header::HeaderMap;
 use crate::core::Visitor;
 
 use super::answer::Form;
+use super::consider::{Demands, Signals};
 use super::entry::{Entry, Flags};
 use super::flight::FlightKey;
 use super::key::{Key, seeded, sha128};
-use super::policy::{Demands, Signals};
 use super::range;
 use super::store::{EntryKey, Hash128, Place};
 use super::target::{self, Target};

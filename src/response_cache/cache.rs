@@ -13,25 +13,19 @@ use super::ask::Ask;
 use super::collect::Unfinished;
 use super::entry::Entry;
 use super::flight::Flights;
-use super::handle::{Counters, InvalidateOutcome};
+use super::handle::Counters;
 use super::policy::{self, Use};
-use super::stamps::{Change, Stamp, Stamps, Verdict};
+use super::stamps::{Stamp, Stamps, Verdict};
 use super::store::{
     Found, FoundEntry, Hash128, Lease, Local, Lookup, Place, ResponseStore, Ticket, Want,
 };
 
-/// A local copy answers only if the stamps were confirmed this lately, in real microseconds.
-const BELIEVED: u64 = 1_000_000;
-/// While there are local hits the stamps are asked for this often.
-const ASK_EVERY: u64 = 250_000;
 /// After a stale answer has stood in, the key is answered so without asking, in real microseconds.
 const STAND_IN: u64 = 1_000_000;
 const MOST_STAND_INS: usize = 10_000;
 /// How long a key is known as uncacheable.
 const MARKED: Duration = Duration::from_secs(60);
 const MARKED_BY_ERROR: Duration = Duration::from_secs(1);
-/// As many targets as one call carries.
-const TARGETS_PER_CALL: usize = 64;
 /// The most refreshes behind answers at one time.
 const MOST_REFRESHES: usize = 256;
 
@@ -39,11 +33,11 @@ pub(super) struct Cache {
     pub(super) store: Arc<dyn ResponseStore>,
     pub(super) place: Place,
     clock: Arc<dyn Clock>,
-    real: Arc<dyn Clock>,
+    pub(super) real: Arc<dyn Clock>,
     /// The store's time less this machine's, as the last look-up showed it.
     offset: AtomicI64,
     pub(super) local: Local,
-    keeps_copies: bool,
+    pub(super) keeps_copies: bool,
     pub(super) stamps: Stamps,
     pub(super) flights: Arc<Flights>,
     pub(super) unfinished: Arc<Unfinished>,
@@ -51,16 +45,6 @@ pub(super) struct Cache {
     asking: AtomicBool,
     refreshes: AtomicUsize,
     stand_ins: Mutex<std::collections::HashMap<Hash128, u64>>,
-}
-
-/// An answer that is there without waiting, or the knowledge that there is none.
-pub(super) enum Tried {
-    /// Use it now.
-    Hit(Arc<Entry>, u64),
-    /// The key is known as uncacheable.
-    Marked,
-    /// The store has to be asked, or the inner service.
-    Unknown,
 }
 
 /// What the store says of a request, judged by stamps that are up to date.
@@ -118,73 +102,8 @@ impl Cache {
         }
     }
 
-    /// Looks for a fresh answer that needs nobody.
-    pub(super) fn try_now(self: &Arc<Self>, ask: &mut Ask, request: &HeaderMap) -> Tried {
-        match self.place {
-            Place::Process => self.try_store(ask, request),
-            Place::Shared => self.try_copy(ask, request),
-        }
-    }
-
-    fn try_store(&self, ask: &mut Ask, request: &HeaderMap) -> Tried {
-        loop {
-            let lookup = self.question(ask, Want::Entry, Stamp::default(), None);
-            let Ok(Ok(found)) = self.store.lookup(lookup).try_now() else {
-                return Tried::Unknown;
-            };
-            if found.names != ask.names {
-                ask.select(&found.names, request);
-                continue;
-            }
-            if found.mark.is_some() {
-                return Tried::Marked;
-            }
-            if found.highest > self.stamps.highest() {
-                self.sync_now();
-            }
-            let FoundEntry::Entry(entry) = found.entry else {
-                return Tried::Unknown;
-            };
-            return self.if_fresh(ask, entry, found.now);
-        }
-    }
-
-    fn try_copy(self: &Arc<Self>, ask: &mut Ask, request: &HeaderMap) -> Tried {
-        let (now, real) = (self.now(), self.real.now_micros());
-        let found = self.local.find(ask.key.local, now, |names| {
-            ask.select(names, request);
-            ask.local().1
-        });
-        if found.mark_until > real {
-            return Tried::Marked;
-        }
-        let Some(entry) = found.entry.filter(|_| self.keeps_copies) else {
-            return Tried::Unknown;
-        };
-        // A copy is believed for one second after the stamps were last known to be complete.
-        let since = real.saturating_sub(self.stamps.confirmed());
-        if since >= BELIEVED {
-            return Tried::Unknown;
-        }
-        if since >= ASK_EVERY {
-            self.ask_behind();
-        }
-        self.if_fresh(ask, entry, now)
-    }
-
-    fn if_fresh(&self, ask: &Ask, entry: Arc<Entry>, now: u64) -> Tried {
-        if !ask.matches(&entry) {
-            return Tried::Unknown;
-        }
-        let verdict = self.stamps.judge(&entry);
-        match policy::use_of(entry.head(), now, verdict, &ask.demands) {
-            Use::Fresh => Tried::Hit(entry, now),
-            _ => Tried::Unknown,
-        }
-    }
-
     /// Asks for changes behind an answer, one at a time.
-    fn ask_behind(self: &Arc<Self>) {
+    pub(super) fn ask_behind(self: &Arc<Self>) {
         if self.asking.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -199,7 +118,7 @@ impl Cache {
         }
     }
 
-    fn sync_now(&self) {
+    pub(super) fn sync_now(&self) {
         if let Ok(Ok(news)) = self.store.changes(self.stamps.highest()).try_now() {
             self.stamps.apply(&news);
         }
@@ -221,7 +140,7 @@ impl Cache {
         }
     }
 
-    fn question(
+    pub(super) fn question(
         &self,
         ask: &Ask,
         want: Want,
@@ -386,37 +305,6 @@ impl Cache {
     pub(super) fn failed(&self, method: &'static str) {
         self.counters.store_errors.fetch_add(1, Ordering::Relaxed);
         telemetry::count!("keep_response_cache_store_errors_total", 1, "method" => method);
-    }
-
-    /// Invalidates here and in the store; what the store cannot hear now is kept for it.
-    pub(super) async fn invalidate(&self, mut changes: Vec<Change>) -> InvalidateOutcome {
-        changes.sort_unstable();
-        changes.dedup();
-        let mut outcome = InvalidateOutcome::Done;
-        for part in changes.chunks(TARGETS_PER_CALL) {
-            match self.store.invalidate(part).await {
-                Ok(stamp) => self.stamps.apply_own(part, stamp),
-                Err(_) => {
-                    self.failed("invalidate");
-                    self.stamps.queue(part);
-                    outcome = InvalidateOutcome::Queued;
-                }
-            }
-        }
-        if self.place == Place::Process {
-            self.sync_now();
-        }
-        outcome
-    }
-
-    /// Tells the store what was invalidated while it was away, before it is believed again.
-    async fn tell_queued(&self) -> Result<(), StoreError> {
-        let queued = self.stamps.queued();
-        for part in queued.chunks(TARGETS_PER_CALL) {
-            let stamp = self.store.invalidate(part).await?;
-            self.stamps.told(part, stamp);
-        }
-        Ok(())
     }
 
     /// Notes that a stale answer stands in, so that a failing service is asked once a second.

@@ -15,11 +15,11 @@ use super::body::{BoxError, ResponseBody};
 use super::cache::Cache;
 use super::config::CachePolicy;
 use super::entry::{Entry, Flags, Head};
-use super::flight::{Leader, Outcome};
+use super::flight::{Leader, LeadingMark, Outcome};
 use super::keep::Draft;
 use super::policy::{self, Offer, Plan};
 use super::revalidate;
-use super::run::{Answer, LeadingMark, Run};
+use super::run::{Answer, Run};
 use super::stamps::Verdict;
 use super::status::{Forward, Reason, Said};
 use super::store::{EntryKey, Ticket};
@@ -93,8 +93,8 @@ impl Fetch {
     }
 
     /// Asks whether `stale` is still right.
-    pub(super) fn validating(mut self, stale: Option<Arc<Entry>>, verdict: Verdict) -> Self {
-        self.stale = stale.map(|entry| (entry, verdict));
+    pub(super) fn validating(mut self, stale: Option<(Arc<Entry>, Verdict)>) -> Self {
+        self.stale = stale;
         self
     }
 

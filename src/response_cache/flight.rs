@@ -175,3 +175,31 @@ impl Waiter {
         }
     }
 }
+
+/// The flight that a request leads at this moment, for whoever has to decide when its client leaves.
+#[derive(Debug, Default)]
+pub(super) struct Leading(Mutex<Option<Arc<Flight>>>);
+
+impl Leading {
+    /// Says whether others wait for what this request leads.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.0
+            .lock()
+            .as_ref()
+            .is_some_and(|flight| flight.waiters() > 0)
+    }
+
+    pub(super) fn lead(self: &Arc<Self>, leader: &Leader) -> LeadingMark {
+        *self.0.lock() = Some(leader.flight());
+        LeadingMark(Arc::clone(self))
+    }
+}
+
+/// Ends the lead when it is dropped, also by a panic.
+pub(super) struct LeadingMark(Arc<Leading>);
+
+impl Drop for LeadingMark {
+    fn drop(&mut self) {
+        *self.0.0.lock() = None;
+    }
+}

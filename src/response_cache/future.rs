@@ -13,7 +13,8 @@ use crate::core::ResponseCacheOutcome;
 
 use super::body::ResponseBody;
 use super::config::Config;
-use super::run::{Answer, Leading};
+use super::flight::Leading;
+use super::run::Answer;
 use super::status::Bypass;
 
 type Running<R, E> = Pin<Box<dyn Future<Output = Answer<R, E>> + Send>>;

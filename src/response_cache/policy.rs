@@ -1,147 +1,25 @@
-//! Pure decisions: which requests are considered, which answers are stored, how a stored one may be used.
+//! Pure decisions: which answers are stored, on what terms, and how a stored one may be used.
 
+use std::time::Duration;
+
+use http::StatusCode;
 use http::header::{self, HeaderMap};
-use http::{Method, StatusCode, Uri};
 
 use super::config::{CachePolicy, Config};
+use super::consider::{Demands, Signals};
 use super::directives::Directives;
 use super::entry::{Flags, Head};
 use super::freshness::{self, MICROS, Source};
-use super::key::is_poison;
 use super::stamps::Verdict;
-use super::status::{Bypass, Reason};
+use super::status::Reason;
 use super::target::{Target, is_tag};
 use super::vary::{self, Names};
 
-/// Longer targets are not looked up.
-const LONGEST_TARGET: usize = 8 * 1_024;
 /// Larger header blocks are not stored.
 const LARGEST_FIELDS: usize = 16 * 1_024;
 const MOST_TAGS: usize = 64;
 const HOUR: u64 = 3_600 * MICROS;
 const LONGEST_KEPT: u64 = 30 * 24 * HOUR;
-
-/// What one pass over the request's fields shows.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Signals {
-    pub(super) authorization: bool,
-    pub(super) cookie: bool,
-    pub(super) conditional: bool,
-    pub(super) range: bool,
-    pub(super) directives: bool,
-    pub(super) poison: bool,
-    upgrade: bool,
-    method_override: bool,
-    precondition: bool,
-    hosts: usize,
-}
-
-impl Signals {
-    pub(super) fn scan(fields: &HeaderMap) -> Self {
-        let mut seen = Self::default();
-        for name in fields.keys() {
-            match name.as_str() {
-                "host" => seen.hosts = fields.get_all(header::HOST).iter().count(),
-                "authorization" => seen.authorization = true,
-                "cookie" => seen.cookie = true,
-                "cache-control" | "pragma" => seen.directives = true,
-                "if-none-match" | "if-modified-since" => seen.conditional = true,
-                "if-match" | "if-unmodified-since" => seen.precondition = true,
-                "range" => seen.range = true,
-                "upgrade" => seen.upgrade = true,
-                "x-http-method-override" | "x-http-method" | "x-method-override" => {
-                    seen.method_override = true
-                }
-                other => seen.poison |= is_poison(other),
-            }
-        }
-        seen
-    }
-}
-
-/// Decides whether a request is considered at all (GET and HEAD without body and oddities).
-pub(super) fn consider(
-    method: &Method,
-    uri: &Uri,
-    fields: &HeaderMap,
-    signals: &Signals,
-    body_ended: bool,
-) -> Result<(), Bypass> {
-    if *method != Method::GET && *method != Method::HEAD {
-        return Err(Bypass::Method);
-    }
-    if !body_ended {
-        return Err(Bypass::Body);
-    }
-    if signals.upgrade {
-        return Err(Bypass::Upgrade);
-    }
-    if signals.method_override {
-        return Err(Bypass::Override);
-    }
-    if signals.precondition {
-        return Err(Bypass::Precondition);
-    }
-    if signals.hosts > 1 || (signals.hosts == 1 && !is_host(fields)) {
-        return Err(Bypass::Host);
-    }
-    if uri.path().len() + uri.query().map_or(0, str::len) > LONGEST_TARGET {
-        return Err(Bypass::Length);
-    }
-    Ok(())
-}
-
-fn is_host(fields: &HeaderMap) -> bool {
-    let Some(host) = fields.get(header::HOST).map(http::HeaderValue::as_bytes) else {
-        return true;
-    };
-    // An empty field is what a target without authority has (RFC 9110 §7.2).
-    host.is_empty()
-        || http::uri::Authority::try_from(host).is_ok_and(|host| !host.as_str().contains('@'))
-}
-
-/// Says whether a method may change what is stored: all but the safe ones (RFC 9110 §9.2.1).
-pub(super) fn is_unsafe(method: &Method) -> bool {
-    ![Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE].contains(method)
-}
-
-/// What a request demands of a stored answer (RFC 9111 §5.2.1).
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Demands {
-    pub(super) no_store: bool,
-    pub(super) only_if_cached: bool,
-    pub(super) stale_if_error: Option<u64>,
-    max_stale: Option<u64>,
-    no_cache: bool,
-    max_age: Option<u64>,
-    min_fresh: Option<u64>,
-}
-
-impl Demands {
-    /// Reads what is obeyed: demands for a fresh answer only where the route allows them.
-    pub(super) fn of(fields: &HeaderMap, allow_reload: bool) -> Self {
-        let said = Directives::of(fields.get_all(header::CACHE_CONTROL));
-        let pragma = !said.present
-            && fields.get_all(header::PRAGMA).iter().any(|line| {
-                let line = line.as_bytes().to_ascii_lowercase();
-                super::directives::members(&line).any(|member| member == b"no-cache")
-            });
-        Self {
-            no_store: said.no_store,
-            only_if_cached: said.only_if_cached,
-            stale_if_error: said.stale_if_error,
-            max_stale: said.max_stale,
-            no_cache: allow_reload && (said.no_cache || pragma),
-            max_age: said.max_age.filter(|_| allow_reload),
-            min_fresh: said.min_fresh.filter(|_| allow_reload),
-        }
-    }
-
-    /// Says whether the request may make the handler run though something fresh is stored.
-    pub(super) const fn reload(&self) -> bool {
-        self.no_cache || self.max_age.is_some() || self.min_fresh.is_some()
-    }
-}
 
 /// How a stored answer may be used now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -271,12 +149,11 @@ pub(super) struct Plan {
 /// policy fills what it leaves open, the route's what both leave open; a restriction from any holds.
 pub(super) fn plan(offer: &Offer<'_>) -> Result<Plan, Reason> {
     let Offer { config, fields, .. } = *offer;
-    let (private, route) = (config.private(), &config.route);
     let none = CachePolicy::default();
     let own = offer.policy.unwrap_or(&none);
     let said = Directives::of(fields.get_all(header::CACHE_CONTROL));
     refuse(offer, &said, own)?;
-    let names = vary::names_of(fields, offer.request, private).ok_or(Reason::Vary)?;
+    let names = vary::names_of(fields, offer.request, config.private()).ok_or(Reason::Vary)?;
     let (lifetime, source) = lifetime(offer, &said, own)?;
     let targets = tags(offer, own)?;
     let initial_age = freshness::initial_age(fields, offer.asked, offer.received);
@@ -284,59 +161,25 @@ pub(super) fn plan(offer: &Offer<'_>) -> Result<Plan, Reason> {
     if (said.no_cache || lifetime <= initial_age) && !has_validator {
         return Err(Reason::Lifetime);
     }
-    let s_maxage = said.s_maxage.is_some() && !private;
-    let windows = said.stale_while_revalidate.is_some() || said.stale_if_error.is_some();
-    let never_stale =
-        said.must_revalidate || said.proxy_revalidate || said.no_cache || (s_maxage && !windows);
-    let public = said.public || own.public || config.public();
-    let mut flags = Flags::default();
-    flags.set(Flags::NO_CACHE, said.no_cache);
-    flags.set(Flags::NEVER_STALE, never_stale);
-    flags.set(
-        Flags::FOR_AUTHORIZED,
-        public || said.must_revalidate || s_maxage || private,
-    );
-    flags.set(Flags::BY_POLICY, source == Source::Policy);
-    flags.set(
-        Flags::OWN_CACHE_CONTROL,
-        source == Source::Policy && !said.present,
-    );
-    let micros =
-        |window: std::time::Duration| u64::try_from(window.as_micros()).unwrap_or(u64::MAX);
-    let seconds = |said: Option<u64>| said.map(|seconds| seconds.saturating_mul(MICROS));
-    let window = |said: Option<u64>, own: Option<_>, route: Option<_>| {
-        seconds(said)
-            .or(own.or(route).map(micros))
-            .filter(|_| !never_stale)
+    let flags = flags(config, &said, own, source);
+    let windows = windows(&config.route, &said, own, flags);
+    // Unsaid, an hour in place of errors; and an hour in which a validator may still confirm it.
+    let unsaid = if source == Source::Policy { 0 } else { HOUR };
+    let in_place = if flags.has(Flags::NEVER_STALE) {
+        0
+    } else {
+        unsaid
     };
-    let while_revalidate = window(
-        said.stale_while_revalidate,
-        own.stale_while_revalidate,
-        route.stale_while_revalidate,
-    );
-    let if_error = window(
-        said.stale_if_error,
-        own.stale_if_error,
-        route.stale_if_error,
-    );
-    let refresh_after = own
-        .refresh_after
-        .or(route.refresh_after)
-        .map(micros)
-        .filter(|after| *after < lifetime);
-    let by_headers = source != Source::Policy;
-    let longer = [
-        while_revalidate.unwrap_or(0),
-        if_error.unwrap_or(if by_headers && !never_stale { HOUR } else { 0 }),
-        if by_headers && has_validator { HOUR } else { 0 },
-    ];
-    let longest = longer.into_iter().max().unwrap_or(0);
+    let longest = windows.while_revalidate.unwrap_or(0);
+    let longest = longest.max(windows.if_error.unwrap_or(in_place));
+    let longest = longest.max(if has_validator { unsaid } else { 0 });
+    let refresh_after = own.refresh_after.or(config.route.refresh_after).map(micros);
     Ok(Plan {
         lifetime,
         initial_age,
-        refresh_after,
-        stale_while_revalidate: while_revalidate.unwrap_or(0),
-        stale_if_error: if_error,
+        refresh_after: refresh_after.filter(|after| *after < lifetime),
+        stale_while_revalidate: windows.while_revalidate.unwrap_or(0),
+        stale_if_error: windows.if_error,
         kept: lifetime
             .saturating_sub(initial_age)
             .saturating_add(longest)
@@ -345,8 +188,59 @@ pub(super) fn plan(offer: &Offer<'_>) -> Result<Plan, Reason> {
         names,
         targets,
         hidden: said.hidden.to_vec(),
-        personal_too: private || public,
+        personal_too: config.private() || is_public(config, &said, own),
     })
+}
+
+const fn is_public(config: &Config, said: &Directives, own: &CachePolicy) -> bool {
+    said.public || own.public || config.public()
+}
+
+fn flags(config: &Config, said: &Directives, own: &CachePolicy, source: Source) -> Flags {
+    let s_maxage = said.s_maxage.is_some() && !config.private();
+    let windows = said.stale_while_revalidate.is_some() || said.stale_if_error.is_some();
+    // `s-maxage=60, stale-while-revalidate=30` is common and means what it says.
+    let strict = said.must_revalidate || said.proxy_revalidate || said.no_cache;
+    let shared = is_public(config, said, own) || said.must_revalidate || s_maxage;
+    let mut flags = Flags::default();
+    flags.set(Flags::NO_CACHE, said.no_cache);
+    flags.set(Flags::NEVER_STALE, strict || (s_maxage && !windows));
+    flags.set(Flags::FOR_AUTHORIZED, shared || config.private());
+    flags.set(Flags::BY_POLICY, source == Source::Policy);
+    flags.set(
+        Flags::OWN_CACHE_CONTROL,
+        source == Source::Policy && !said.present,
+    );
+    flags
+}
+
+struct Windows {
+    while_revalidate: Option<u64>,
+    if_error: Option<u64>,
+}
+
+fn windows(route: &CachePolicy, said: &Directives, own: &CachePolicy, flags: Flags) -> Windows {
+    let window = |said: Option<u64>, own: Option<Duration>, route: Option<Duration>| {
+        let said = said.map(|seconds| seconds.saturating_mul(MICROS));
+        said.or(own.or(route).map(micros))
+            .filter(|_| !flags.has(Flags::NEVER_STALE))
+    };
+    Windows {
+        while_revalidate: window(
+            said.stale_while_revalidate,
+            own.stale_while_revalidate,
+            route.stale_while_revalidate,
+        ),
+        if_error: window(
+            said.stale_if_error,
+            own.stale_if_error,
+            route.stale_if_error,
+        ),
+    }
+}
+
+fn micros(length: Duration) -> u64 {
+    u64::try_from(length.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Everything that keeps an answer out, whatever its lifetime.
@@ -371,7 +265,7 @@ fn refuse(offer: &Offer<'_>, said: &Directives, own: &CachePolicy) -> Result<(),
     if (said.private || own.private) && !private {
         return Err(Reason::Private);
     }
-    let public = said.public || own.public || config.public();
+    let public = is_public(config, said, own);
     if !private && !public {
         if fields.contains_key(header::SET_COOKIE) {
             return Err(Reason::SetCookie);
@@ -415,10 +309,7 @@ fn lifetime(
     }
     let own_ttl = own.ttl.filter(|_| freshness::is_heuristic(status));
     if let Some(ttl) = own_ttl.or_else(|| config.ttl_of(status)) {
-        return Ok((
-            u64::try_from(ttl.as_micros()).unwrap_or(u64::MAX),
-            Source::Policy,
-        ));
+        return Ok((micros(ttl), Source::Policy));
     }
     let may_guess = freshness::is_heuristic(status) || said.public;
     if !may_guess {

@@ -1,13 +1,11 @@
 //! A considered request that nothing in this process could answer at once: look-up, flight, fetch.
 
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, Request, Response};
-use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
 use tower_service::Service;
 
@@ -20,7 +18,8 @@ use super::cache::{Cache, Looked};
 use super::config::Config;
 use super::entry::Entry;
 use super::fetch::Fetch;
-use super::flight::{Entered, Flight, Leader, Outcome};
+use super::flight::{Entered, Leader, Leading, LeadingMark, Outcome};
+use super::inner::Inner;
 use super::policy::{self, Use};
 use super::rejection::ResponseCacheRejection;
 use super::stamps::Verdict;
@@ -32,32 +31,17 @@ const WAITS: [u64; 4] = [25, 50, 100, 200];
 
 pub(super) type Answer<R, E> = Result<Response<ResponseBody<R>>, E>;
 
-/// The flight that a request leads at this moment, for whoever has to decide when its client leaves.
-#[derive(Debug, Default)]
-pub(super) struct Leading(Mutex<Option<Arc<Flight>>>);
-
-impl Leading {
-    /// Says whether others wait for what this request leads.
-    pub(super) fn is_waited_for(&self) -> bool {
-        self.0
-            .lock()
-            .as_ref()
-            .is_some_and(|flight| flight.waiters() > 0)
-    }
-
-    fn lead(self: &Arc<Self>, leader: &Leader) -> LeadingMark {
-        *self.0.lock() = Some(leader.flight());
-        LeadingMark(Arc::clone(self))
-    }
-}
-
-/// Ends the lead when it is dropped, also by a panic.
-pub(super) struct LeadingMark(Arc<Leading>);
-
-impl Drop for LeadingMark {
-    fn drop(&mut self) {
-        *self.0.0.lock() = None;
-    }
+/// What a leader does next.
+enum Step {
+    /// Known as uncacheable.
+    Pass,
+    Answer(Arc<Entry>, Use),
+    StandIn(Arc<Entry>),
+    /// Take the lease whatever is there: it was invalidated by what only its head names.
+    Insist,
+    Fetch(Ticket, Option<(Arc<Entry>, Verdict)>),
+    /// Somebody else has the lease for so long.
+    Wait(Duration, Option<(Arc<Entry>, Verdict)>),
 }
 
 /// One request on its way.
@@ -86,7 +70,8 @@ impl<S> Run<S> {
         if self.ask.is_alone() {
             return self.alone().await;
         }
-        let until = Instant::now() + 2 * self.config.lease;
+        // The one thing that is measured in real time here.
+        let until = sleep(2 * self.config.lease).deadline();
         loop {
             let (key, ask) = (self.ask.flight_key(), &self.ask);
             match self
@@ -208,67 +193,76 @@ impl<S> Run<S> {
         let mut want = Want::EntryOrLease(self.config.lease);
         let mut waited = 0;
         loop {
-            let looked = match self
+            let looked = self
                 .cache
                 .look(&mut self.ask, &self.parts.headers, want)
-                .await
-            {
-                Ok(looked) => looked,
-                Err(_) => {
-                    self.cache.failed("lookup");
-                    return self
-                        .fetch(Fetch::led(leader, mark, None, Forward::Store))
-                        .await;
-                }
+                .await;
+            let Ok(looked) = looked else {
+                self.cache.failed("lookup");
+                let fetch = Fetch::led(leader, mark, None, Forward::Store);
+                return self.fetch(fetch).await;
             };
-            if looked.marked {
-                leader.land(Outcome::Released);
-                let ticket = Self::ticket_of(&looked);
-                return self.fetch(Fetch::alone(ticket, Forward::UriMiss)).await;
-            }
-            let (stale, verdict) = match &looked.entry {
-                // Stale by an invalidation that only its head names: the store takes it for fresh, and gave no lease.
-                Some((_, Use::StaleWhileRevalidate, _)) if looked.lease.is_none() => {
-                    want = Want::Lease(self.config.lease);
-                    continue;
+            match self.step(&looked) {
+                Step::Pass => {
+                    leader.land(Outcome::Released);
+                    let fetch = Fetch::alone(Self::ticket_of(&looked), Forward::UriMiss);
+                    return self.fetch(fetch).await;
                 }
-                Some((entry, usable, _)) if *usable != Use::Validate => {
-                    return Ok(self.share(leader, mark, &looked, Arc::clone(entry), *usable));
+                Step::Answer(entry, usable) => {
+                    return Ok(self.share(leader, mark, &looked, entry, usable));
                 }
-                Some((entry, _, verdict)) => (Some(Arc::clone(entry)), *verdict),
-                None => (None, Verdict::Gone),
-            };
-            if let Some(entry) = &stale
-                && self.cache.is_standing_in(&self.ask)
-                && self.may_stand_in(entry, verdict, None)
-            {
-                leader.land(Outcome::StandIn(Arc::clone(entry), None));
-                self.give_back(&looked);
-                return Ok(self.stand_in(entry, None));
-            }
-            match looked.lease {
-                Some(Lease::Granted(ticket)) => {
+                Step::StandIn(entry) => {
+                    leader.land(Outcome::StandIn(Arc::clone(&entry), None));
+                    self.give_back(&looked);
+                    return Ok(self.stand_in(&entry, None));
+                }
+                Step::Fetch(ticket, stale) => {
                     leader.begun(ticket.begun);
                     let forward = self.forward(stale.is_some());
                     let fetch = Fetch::led(leader, mark, Some(ticket), forward);
-                    return self.fetch(fetch.validating(stale, verdict)).await;
+                    return self.fetch(fetch.validating(stale)).await;
                 }
-                // The store takes the entry for fresh; an invalidation of what only its head names says otherwise.
-                None => want = Want::Lease(self.config.lease),
-                Some(Lease::Held(left)) => {
-                    if Instant::now() >= until {
-                        leader.land(Outcome::Released);
-                        let fetch =
-                            Fetch::alone(Self::ticket_of(&looked), self.forward(stale.is_some()));
-                        return self
-                            .fetch(fetch.impatient().validating(stale, verdict))
-                            .await;
-                    }
+                Step::Insist => want = Want::Lease(self.config.lease),
+                Step::Wait(left, stale) => {
                     want = Want::EntryOrLease(self.config.lease);
-                    sleep(wait(waited, left)).await;
+                    if timeout_at(until, sleep(wait(waited, left))).await.is_err() {
+                        leader.land(Outcome::Released);
+                        let forward = self.forward(stale.is_some());
+                        let fetch = Fetch::alone(Self::ticket_of(&looked), forward);
+                        return self.fetch(fetch.impatient().validating(stale)).await;
+                    }
                     waited += 1;
                 }
             }
+        }
+    }
+
+    /// Decides what to do with what the store said.
+    fn step(&self, looked: &Looked) -> Step {
+        if looked.marked {
+            return Step::Pass;
+        }
+        let stale = match &looked.entry {
+            // Stale by an invalidation that only its head names: the store takes it for fresh, and gave no lease.
+            Some((_, Use::StaleWhileRevalidate, _)) if looked.lease.is_none() => {
+                return Step::Insist;
+            }
+            Some((entry, usable, _)) if *usable != Use::Validate => {
+                return Step::Answer(Arc::clone(entry), *usable);
+            }
+            Some((entry, _, verdict)) => Some((Arc::clone(entry), *verdict)),
+            None => None,
+        };
+        if let Some((entry, verdict)) = &stale
+            && self.cache.is_standing_in(&self.ask)
+            && self.may_stand_in(entry, *verdict, None)
+        {
+            return Step::StandIn(Arc::clone(entry));
+        }
+        match looked.lease {
+            Some(Lease::Granted(ticket)) => Step::Fetch(ticket, stale),
+            Some(Lease::Held(left)) => Step::Wait(left, stale),
+            None => Step::Insist,
         }
     }
 
@@ -278,74 +272,6 @@ impl<S> Run<S> {
             (true, false, _) => Forward::Stale,
             (false, _, true) => Forward::UriMiss,
             (false, _, false) => Forward::VaryMiss,
-        }
-    }
-
-    /// Answers all who wait from the store; what is due is refreshed behind them.
-    fn share<B, R>(
-        self,
-        leader: Leader,
-        mark: LeadingMark,
-        looked: &Looked,
-        entry: Arc<Entry>,
-        usable: Use,
-    ) -> Response<ResponseBody<R>>
-    where
-        S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
-        S::Future: Send,
-        B: Send + 'static,
-        R: http_body::Body<Data = Bytes> + Send + 'static,
-        R::Error: Into<BoxError>,
-    {
-        drop(mark);
-        leader.land(Outcome::Done(Arc::clone(&entry)));
-        let response = self.stored(&entry, looked.now);
-        if matches!(usable, Use::Due | Use::StaleWhileRevalidate) {
-            self.refresh(looked, entry);
-        } else {
-            self.give_back(looked);
-        }
-        response
-    }
-
-    fn give_back(&self, looked: &Looked) {
-        if let Some(Lease::Granted(ticket)) = looked.lease {
-            self.cache.release(&self.ask, ticket, None);
-        }
-    }
-
-    /// Fetches behind an answer, if this process got the lease and has room.
-    fn refresh<B, R>(mut self, looked: &Looked, entry: Arc<Entry>)
-    where
-        S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
-        S::Future: Send,
-        B: Send + 'static,
-        R: http_body::Body<Data = Bytes> + Send + 'static,
-        R::Error: Into<BoxError>,
-    {
-        let Some(Lease::Granted(ticket)) = looked.lease else {
-            return;
-        };
-        let Some(place) = self.cache.begin_refresh() else {
-            return self.give_back(looked);
-        };
-        // The refresh is for everybody: nothing of this client's conditions goes along.
-        self.ask.form = answer::Form::default();
-        let (cache, lease) = (Arc::clone(&self.cache), self.config.lease);
-        let key = self.ask.entry_key(cache.place);
-        let ran = super::cache::spawn(async move {
-            let fetch =
-                Fetch::refresh(ticket, Forward::Stale).validating(Some(entry), Verdict::Live);
-            // Its body, if it is not stored, is dropped unread; an error leaves the stale entry in place.
-            let _ = tokio::time::timeout(
-                lease.max(Duration::from_secs(60)),
-                self.fetch::<B, R>(fetch),
-            )
-            .await;
-            drop(place);
-        });
-        if !ran {
-            cache.finish("release", cache.store.release(key, ticket, None));
         }
     }
 
@@ -359,7 +285,7 @@ impl<S> Run<S> {
         policy::may_stand_in(entry.head(), self.cache.now(), verdict, asked, error)
     }
 
-    fn stored<R>(&self, entry: &Entry, now: u64) -> Response<ResponseBody<R>> {
+    pub(super) fn stored<R>(&self, entry: &Entry, now: u64) -> Response<ResponseBody<R>> {
         self.mark_personal();
         hit(&self.cache, &self.config, &self.ask, entry, now)
     }
@@ -455,40 +381,4 @@ fn wait(waited: usize, left: Duration) -> Duration {
     let base = WAITS[waited.min(WAITS.len() - 1)];
     let jitter = 80 + super::key::random() % 41;
     Duration::from_micros(base * 10 * jitter).min(left.max(Duration::from_millis(1)))
-}
-
-/// The inner service: the readied one for the first call, clones of it for any further one.
-pub(super) struct Inner<S> {
-    ready: Option<S>,
-    spare: Option<S>,
-}
-
-impl<S: Clone> Inner<S> {
-    pub(super) const fn new(ready: S) -> Self {
-        Self {
-            ready: Some(ready),
-            spare: None,
-        }
-    }
-
-    /// Calls it, waiting for readiness where that was used up by an earlier call.
-    pub(super) async fn call<Q>(&mut self, request: Q) -> Result<S::Response, S::Error>
-    where
-        S: Service<Q>,
-    {
-        let mut service = match self.ready.take() {
-            Some(ready) => ready,
-            None => {
-                // There is a spare from the first call on.
-                let Some(mut service) = self.spare.take() else {
-                    return std::future::pending().await;
-                };
-                poll_fn(|cx| service.poll_ready(cx)).await?;
-                service
-            }
-        };
-        let call = service.call(request);
-        self.spare = Some(service);
-        call.await
-    }
 }

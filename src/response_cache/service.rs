@@ -14,14 +14,18 @@ use crate::core::{Body, Principal, ResponseCacheOutcome, Visitor, take_ready};
 use super::answer::Form;
 use super::ask::Ask;
 use super::body::{BoxError, ResponseBody};
-use super::cache::{Cache, Tried};
+use super::cache::Cache;
 use super::config::Config;
+use super::consider::{self, Demands, Signals};
 use super::extract;
 use super::fetch::Fetch;
+use super::flight::Leading;
 use super::future::ResponseFuture;
+use super::hit::Tried;
+use super::inner::Inner;
 use super::key::{self, Key};
-use super::policy::{self, Demands, Signals};
-use super::run::{self, Answer, Inner, Leading, Run};
+use super::policy;
+use super::run::{self, Answer, Run};
 use super::stamps::{Change, ChangeKind};
 use super::status::{Bypass, Forward};
 use super::target::{self, Target};
@@ -65,14 +69,14 @@ where
         let inner = take_ready(&mut self.inner);
         let signals = Signals::scan(request.headers());
         let ended = request.body().is_end_stream();
-        match policy::consider(
+        match consider::consider(
             request.method(),
             request.uri(),
             request.headers(),
             &signals,
             ended,
         ) {
-            Err(_) if policy::is_unsafe(request.method()) => self.change(inner, request),
+            Err(_) if consider::is_unsafe(request.method()) => self.change(inner, request),
             Err(why) => self.pass(inner, request, why),
             Ok(()) => self.consider(inner, request, signals),
         }

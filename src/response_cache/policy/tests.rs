@@ -3,6 +3,8 @@
 use http::HeaderValue;
 use proptest::prelude::*;
 
+use super::super::consider::consider;
+use super::super::status::Bypass;
 use super::*;
 
 const HIT: Demands = Demands {

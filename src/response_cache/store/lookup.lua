@@ -45,7 +45,7 @@ if primary[4] then
   end
 end
 local granted, held = 0, 0
-if want == 2 or (want == 1 and (state == 0 or due)) then
+if marked == 0 and (want == 2 or (want == 1 and (state == 0 or due))) then
   local owner, until_at = string.match(primary[3] or '', '^(%x+)|(%d+)$')
   if owner and tonumber(until_at) > now then
     granted, held = 2, tonumber(until_at) - now

@@ -169,7 +169,9 @@ fn look(slot: &mut Slot<'_, Row>, lookup: &Lookup, mut found: Found) -> Found {
             }
         }
     }
-    if let Want::EntryOrLease(length) | Want::Lease(length) = lookup.want {
+    if let Want::EntryOrLease(length) | Want::Lease(length) = lookup.want
+        && found.mark.is_none()
+    {
         found.lease = Some(lease(slot, lookup.key.selector, length, &found));
     }
     found

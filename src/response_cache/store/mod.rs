@@ -135,6 +135,7 @@ pub enum Place {
 ///   before `not_before` or the floor.
 /// - Of many concurrent look-ups that want a lease exactly one is granted it; at exactly its end it is free.
 /// - Of two entries for one key the later-begun stays, whatever the order in which they are written.
+/// - While a key is known as uncacheable no lease of it is granted.
 /// - A ticket without a live lease may still store.
 /// - At most [`MOST_VARIANTS`] variants are kept for one key; the oldest goes.
 /// - Stamps only grow. A store that has lost them starts anew with `highest` = `floor` = now, so that all

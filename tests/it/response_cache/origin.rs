@@ -110,7 +110,6 @@ pub fn said(fields: &[(&str, &str)], text: impl Into<String>) -> Response<String
 #[derive(Clone)]
 pub struct App {
     pub service: ResponseCache<Origin>,
-    pub origin: Origin,
 }
 
 /// What a client got.
@@ -141,7 +140,6 @@ impl App {
     pub fn new(layer: &ResponseCacheLayer, origin: &Origin) -> Self {
         Self {
             service: layer.layer(origin.clone()),
-            origin: origin.clone(),
         }
     }
 

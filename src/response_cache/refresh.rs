@@ -1,0 +1,92 @@
+//! Answers from the store, with a refresh behind them where that is due.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use tower_service::Service;
+
+use crate::core::Body;
+
+use super::answer;
+use super::body::{BoxError, ResponseBody};
+use super::cache::Looked;
+use super::entry::Entry;
+use super::fetch::Fetch;
+use super::flight::{Leader, LeadingMark, Outcome};
+use super::policy::Use;
+use super::run::Run;
+use super::stamps::Verdict;
+use super::status::Forward;
+use super::store::Lease;
+
+impl<S> Run<S> {
+    /// Answers all who wait from the store; what is due is refreshed behind them.
+    pub(super) fn share<B, R>(
+        self,
+        leader: Leader,
+        mark: LeadingMark,
+        looked: &Looked,
+        entry: Arc<Entry>,
+        usable: Use,
+    ) -> Response<ResponseBody<R>>
+    where
+        S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
+        S::Future: Send,
+        B: Send + 'static,
+        R: http_body::Body<Data = Bytes> + Send + 'static,
+        R::Error: Into<BoxError>,
+    {
+        drop(mark);
+        leader.land(Outcome::Done(Arc::clone(&entry)));
+        let response = self.stored(&entry, looked.now);
+        if matches!(usable, Use::Due | Use::StaleWhileRevalidate) {
+            self.refresh(looked, entry);
+        } else {
+            self.give_back(looked);
+        }
+        response
+    }
+
+    pub(super) fn give_back(&self, looked: &Looked) {
+        if let Some(Lease::Granted(ticket)) = looked.lease {
+            self.cache.release(&self.ask, ticket, None);
+        }
+    }
+
+    /// Fetches behind an answer, if this process got the lease and has room.
+    fn refresh<B, R>(mut self, looked: &Looked, entry: Arc<Entry>)
+    where
+        S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
+        S::Future: Send,
+        B: Send + 'static,
+        R: http_body::Body<Data = Bytes> + Send + 'static,
+        R::Error: Into<BoxError>,
+    {
+        let Some(Lease::Granted(ticket)) = looked.lease else {
+            return;
+        };
+        let Some(place) = self.cache.begin_refresh() else {
+            return self.give_back(looked);
+        };
+        // The refresh is for everybody: nothing of this client's conditions goes along.
+        self.ask.form = answer::Form::default();
+        let (cache, lease) = (Arc::clone(&self.cache), self.config.lease);
+        let key = self.ask.entry_key(cache.place);
+        let ran = super::cache::spawn(async move {
+            let fetch =
+                Fetch::refresh(ticket, Forward::Stale).validating(Some((entry, Verdict::Live)));
+            // Its body, if it is not stored, is dropped unread; an error leaves the stale entry in place.
+            let _ = tokio::time::timeout(
+                lease.max(Duration::from_secs(60)),
+                self.fetch::<B, R>(fetch),
+            )
+            .await;
+            drop(place);
+        });
+        if !ran {
+            cache.finish("release", cache.store.release(key, ticket, None));
+        }
+    }
+}
