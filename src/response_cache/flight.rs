@@ -39,6 +39,8 @@ pub(super) enum Outcome {
 pub(super) struct Flight {
     outcome: watch::Sender<Option<Outcome>>,
     begun: AtomicU64,
+    /// The version of the stamps when it started: what was known then it cannot miss.
+    version: u64,
     /// The answer's head, once it is known.
     head: OnceLock<Box<Head>>,
 }
@@ -51,6 +53,9 @@ impl Flight {
 
     /// Says whether an invalidation since it began may hit what it brings.
     fn is_outdated(&self, stamps: &Stamps, targets: &[Target]) -> bool {
+        if self.version == stamps.version() {
+            return false;
+        }
         match self.head.get() {
             Some(head) => stamps.judge_head(head) != Verdict::Live,
             None => stamps.may_hit(Stamp(self.begun.load(Ordering::Acquire)), targets),
@@ -89,6 +94,7 @@ impl Flights {
         let flight = Arc::new(Flight {
             outcome: watch::Sender::new(None),
             begun: AtomicU64::new(stamps.highest().0),
+            version: stamps.version(),
             head: OnceLock::new(),
         });
         running.insert(key, Arc::clone(&flight));

@@ -186,7 +186,7 @@ pub(super) fn is_poison(name: &str) -> bool {
 /// A key: its text, and where host, path and query lie in it.
 #[derive(Clone)]
 pub(super) struct Key {
-    text: SmallVec<[u8; 192]>,
+    text: SmallVec<[u8; 128]>,
     host: Range<usize>,
     target: Range<usize>,
     pub(super) principal: Option<[u8; 16]>,
@@ -246,12 +246,12 @@ impl Key {
     }
 }
 
-fn put(text: &mut SmallVec<[u8; 192]>, part: &[u8]) {
+fn put(text: &mut SmallVec<[u8; 128]>, part: &[u8]) {
     text.extend_from_slice(&(part.len() as u32).to_be_bytes());
     text.extend_from_slice(part);
 }
 
-fn put_host(text: &mut SmallVec<[u8; 192]>, scheme: &str, parts: &Parts) -> Range<usize> {
+fn put_host(text: &mut SmallVec<[u8; 128]>, scheme: &str, parts: &Parts) -> Range<usize> {
     let authority = parts
         .uri
         .authority()
@@ -270,7 +270,7 @@ fn put_host(text: &mut SmallVec<[u8; 192]>, scheme: &str, parts: &Parts) -> Rang
     range
 }
 
-fn put_target(text: &mut SmallVec<[u8; 192]>, uri: &Uri, original: Option<&Uri>) -> Range<usize> {
+fn put_target(text: &mut SmallVec<[u8; 128]>, uri: &Uri, original: Option<&Uri>) -> Range<usize> {
     let path = original.unwrap_or(uri).path();
     let query = uri.query();
     let length = path.len() + query.map_or(0, |query| query.len() + 1);
@@ -284,7 +284,7 @@ fn put_target(text: &mut SmallVec<[u8; 192]>, uri: &Uri, original: Option<&Uri>)
     start..text.len()
 }
 
-fn put_rules(text: &mut SmallVec<[u8; 192]>, rules: &KeyRules, parts: &Parts) {
+fn put_rules(text: &mut SmallVec<[u8; 128]>, rules: &KeyRules, parts: &Parts) {
     for name in &rules.headers {
         text.push(b'H');
         put(text, name.as_str().as_bytes());
@@ -320,7 +320,7 @@ fn cookie<'a>(fields: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
         .find_map(|(own, value)| (own == name.as_bytes()).then_some(value))
 }
 
-fn put_poison(text: &mut SmallVec<[u8; 192]>, fields: &HeaderMap) {
+fn put_poison(text: &mut SmallVec<[u8; 128]>, fields: &HeaderMap) {
     let mut found: SmallVec<[(&str, &[u8]); 4]> = fields
         .iter()
         .filter(|(name, _)| is_poison(name.as_str()))

@@ -116,8 +116,11 @@ impl<S> ResponseCache<S> {
         let (cache, config) = (Arc::clone(&self.cache), Arc::clone(&self.config));
         let (mut parts, body) = request.into_parts();
         let original = extract::original_uri(&parts.extensions).cloned();
+        // The handler gets what the client sent; only the target is named in the key's form.
+        let sent = parts.uri.clone();
         key::rewrite_uri(&config.key, &mut parts.uri);
         let site = Key::of(&config.key, &parts, original.as_ref(), false, None);
+        parts.uri = sent;
         let request = Request::from_parts(parts, Body::pass(body));
         let call = inner.call(request);
         let run = Box::pin(async move {

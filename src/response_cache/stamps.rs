@@ -79,6 +79,11 @@ impl Stamps {
         Stamp(self.floor.load(Ordering::Acquire))
     }
 
+    /// Changes with every change that this process learns of.
+    pub(super) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
     pub(super) fn confirmed(&self) -> u64 {
         self.confirmed.load(Ordering::Acquire)
     }

@@ -1,5 +1,6 @@
 //! The response cache: what is stored, who gets it, and how often the inner service runs.
 
+mod bounds;
 mod collapse;
 mod leaks;
 mod levels;

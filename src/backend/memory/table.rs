@@ -273,6 +273,11 @@ impl<V: Entry> Slots<'_, V> {
             None => (1, whole),
         };
         let own = self.places[index].lock;
+        // What may be evicted itself makes room for any other: only a table of nothing else refuses.
+        let most_barren = match value.eviction_rank(self.now) {
+            Some(_) => 2 * self.table.shards.len(),
+            None => OTHER_SHARDS,
+        };
         let (table, mut other, mut barren) = (self.table, self.locks[own].0, 0);
         while (entries > 0 || bytes > 0) && !table.has_room_for(entries, bytes) {
             let mut freed = self.locks[own].1.make_room(self.now, self.keys);
@@ -285,7 +290,9 @@ impl<V: Entry> Slots<'_, V> {
                 }
             }
             table.account(freed);
-            if freed.entries == 0 && barren > OTHER_SHARDS {
+            if freed.entries != 0 {
+                barren = 0;
+            } else if barren > most_barren {
                 return Err(Full);
             }
         }

@@ -15,6 +15,8 @@ use super::{Hash128, MOST_VARIANTS};
 const OVERHEAD: usize = 256;
 /// How long a row outlives what it keeps, in microseconds.
 pub(super) const LINGER: u64 = 60_000_000;
+/// What a level without copies may remember, in bytes.
+const NAMES_AND_MARKS: usize = 8 * 1_024 * 1_024;
 /// Hits beyond this make nothing dearer to evict.
 const MOST_HITS: u32 = 255;
 
@@ -116,8 +118,9 @@ pub(in crate::response_cache) struct LocalFound {
 impl Local {
     /// Makes an empty level of at most `bytes`; with 0 it remembers names and marks only.
     pub(in crate::response_cache) fn new(bytes: usize) -> Self {
+        let bytes = if bytes == 0 { NAMES_AND_MARKS } else { bytes };
         let rows = MemoryStore::builder()
-            .max_bytes(bytes.max(8 * 1_024 * 1_024))
+            .max_bytes(bytes)
             .max_entries((bytes / 512).max(65_536))
             .build();
         Self { rows }

@@ -399,6 +399,9 @@ async fn while_the_store_is_away_concurrent_requests_share_one_run() {
         gated(|_, call| said(&[("cache-control", "max-age=60")], format!("run {call}")));
     let one = Process::new(&fleet, &origin, |layer| layer).await;
     server.kill();
+    // Also with an invalidation that the store could not be told: what starts now starts after it.
+    let outcome = one.layer.handle().invalidate([Target::url("/a")]).await;
+    assert_eq!(outcome, InvalidateOutcome::Queued);
     let mut running = tokio::task::JoinSet::new();
     for _ in 0..20 {
         let app = one.app.clone();

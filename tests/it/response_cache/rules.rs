@@ -780,6 +780,15 @@ async fn ignored_parameters_do_not_reach_the_handler() {
     assert_eq!(app.get("/a?b=1&utm_source=x&a=2").await.body, "/a?a=2&b=1");
     assert_eq!(app.get("/a?a=2&b=1&gclid=7").await.body, "/a?a=2&b=1");
     assert_eq!(origin.calls(), 1);
+    let changed = app.method("POST", "/a?b=1&gclid=7&a=2").await;
+    assert_eq!(
+        changed.body, "/a?b=1&gclid=7&a=2",
+        "what changes things gets what was sent"
+    );
+    assert!(
+        !app.get("/a?a=2&b=1").await.is_hit(),
+        "and invalidates what the key names"
+    );
 }
 
 #[tokio::test]
