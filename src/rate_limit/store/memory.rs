@@ -226,9 +226,18 @@ fn decide_all(
     };
     for (index, charge) in charges.iter().enumerate() {
         let quota = charge.bucket.scope.quota();
-        repair(slots, index, quota, now);
-        let (state, blocked) = (state_at(slots, index), keys.blocked_until(slots, index));
-        let decided = policy::decide(state, quota, now, charge.limit, charge.cost, blocked);
+        let blocked = keys.blocked_until(slots, index);
+        let decide = |state: Option<&State>| {
+            policy::decide(state, quota, now, charge.limit, charge.cost, blocked)
+        };
+        let decided = match state_at(slots, index) {
+            // The clock went back.
+            Some(state) if state.is_ahead(quota, now) => {
+                repair(slots, index, quota, now);
+                decide(state_at(slots, index))
+            }
+            state => decide(state),
+        };
         verdict.admitted &= charge.mode == Mode::Shadow || decided.outcome == Outcome::Admitted;
         verdict.states.push(decided);
     }

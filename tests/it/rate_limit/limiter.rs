@@ -81,6 +81,73 @@ async fn a_blocked_key_is_refused_as_abnormal_until_the_block_ends() {
     assert_eq!(app.get("u1", "192.0.2.1").await.status, StatusCode::OK);
 }
 
+/// Sends mixed attempts from many tasks and holds what was admitted against what was counted.
+async fn sums_are_exact(store: Arc<dyn RateLimitStore>, attempts: usize) {
+    let limiter = RateLimiter::new(store)
+        .policy(Policy::new(
+            "user",
+            Quota::per_day(150),
+            Partition::principal(),
+        ))
+        .policy(Policy::new(
+            "ip",
+            Quota::per_day(1_500).gcra(200),
+            Partition::client_ip(),
+        ))
+        .policy(Policy::new(
+            "all",
+            Quota::per_day(1_200),
+            Partition::global(),
+        ));
+    let mut tasks = tokio::task::JoinSet::new();
+    for index in 0..attempts {
+        let limiter = limiter.clone();
+        tasks.spawn(async move {
+            let (user, cost) = (index % 7, index as u32 % 3);
+            let address = std::net::IpAddr::from([192, 0, 2, (index % 5) as u8]);
+            let attempt = Attempt::new().on("ip", address).on("all", ()).cost(cost);
+            let attempt = attempt.on("user", format!("u{user}"));
+            let decision = limiter.check_and_record(attempt).await.unwrap();
+            (
+                decision.is_allowed().then_some(cost).unwrap_or(0),
+                user,
+                address,
+            )
+        });
+    }
+    let done = tasks.join_all().await;
+    let admitted = |user: Option<usize>, address: Option<std::net::IpAddr>| -> u32 {
+        let counted = done.iter().filter(|(_, by, from)| {
+            user.is_none_or(|user| user == *by) && address.is_none_or(|address| address == *from)
+        });
+        counted.map(|(cost, ..)| cost).sum()
+    };
+    let all = limiter.peek("all", ()).await.unwrap().attempts;
+    assert_eq!(all, admitted(None, None));
+    assert!(all >= 900, "{all}: the limits were reached, not missed");
+    for user in 0..7 {
+        let counted = limiter
+            .peek("user", format!("u{user}"))
+            .await
+            .unwrap()
+            .attempts;
+        assert_eq!(counted, admitted(Some(user), None));
+        assert!(counted <= 150);
+    }
+    for last in 0..5 {
+        let address = std::net::IpAddr::from([192, 0, 2, last]);
+        let counted = limiter.peek("ip", address).await.unwrap().attempts;
+        assert_eq!(counted, admitted(None, Some(address)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_mixed_attempts_in_parallel_every_policy_counted_exactly_what_was_admitted() {
+    sums_are_exact(Arc::new(memory(&clock())), 10_000).await;
+    let redis = crate::support::redis::shared().await.store(&clock()).await;
+    sums_are_exact(Arc::new(redis), 3_000).await;
+}
+
 #[tokio::test]
 async fn an_unknown_policy_is_an_error_and_a_broken_store_one_under_closed() {
     let limiter = payments(MemoryStore::new()).limiter();
