@@ -385,43 +385,41 @@ fn a_function_fits_a_screen() {
 }
 
 fn long_functions(source: &Source) -> Vec<String> {
-    let (mut open, mut found) = (None, Vec::new());
+    let (mut open, mut found) = (None::<(usize, usize, String)>, Vec::new());
     for (number, line) in &source.code {
-        let indent = line.len() - line.trim_start().len();
-        let starts = [
-            "fn ",
-            "pub fn ",
-            "async fn ",
-            "pub async fn ",
-            "pub(crate) fn ",
-            "pub(super) fn ",
-            "const fn ",
-            "pub const fn ",
-            "pub(super) async fn ",
-            "pub(crate) async fn ",
-        ];
-        if open.is_none()
-            && starts
-                .iter()
-                .any(|start| line.trim_start().starts_with(start))
-            && !line.trim_end().ends_with(';')
-        {
-            open = Some((indent, *number, line.trim().to_owned()));
-        } else if let Some((start_indent, start, name)) = &open
-            && indent == *start_indent
-            && line.trim_end() == format!("{}}}", " ".repeat(indent))
-        {
-            if number - start > 70 {
-                found.push(format!(
-                    "{}:{start}: {name} ({} lines)",
-                    source.path,
-                    number - start
-                ));
+        let (text, indent) = (line.trim(), line.len() - line.trim_start().len());
+        match &open {
+            None if is_function(text) && !text.ends_with(';') => {
+                open = Some((indent, *number, text.to_owned()))
             }
-            open = None;
+            // The end of a declaration without a body, in a trait.
+            Some((start, ..)) if indent == *start && text.ends_with(';') => open = None,
+            Some((start, first, name)) if indent == *start && text == "}" => {
+                if number - first > 70 {
+                    found.push(format!(
+                        "{}: {name} ({} lines)",
+                        source.path,
+                        number - first
+                    ));
+                }
+                open = None;
+            }
+            _ => {}
         }
     }
     found
+}
+
+fn is_function(text: &str) -> bool {
+    let words = [
+        "pub",
+        "pub(crate)",
+        "pub(super)",
+        "const",
+        "async",
+        "unsafe",
+    ];
+    text.split(' ').find(|word| !words.contains(word)) == Some("fn")
 }
 
 #[test]
