@@ -32,6 +32,7 @@
 
 mod builder;
 mod connection;
+mod ending;
 mod engine;
 mod error;
 #[cfg(feature = "axum")]
@@ -59,7 +60,6 @@ pub use extract::{SqlTransaction, SqlTransactionRejection};
 pub use finisher::Finisher;
 pub use lease::Lease;
 pub use migrations::Schema;
-#[allow(unused_imports)]
 pub(crate) use open::Step;
 #[cfg(feature = "postgres")]
 pub use sqlx::Postgres;

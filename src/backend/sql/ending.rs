@@ -1,0 +1,262 @@
+//! The endings themselves: each in a task that owns the connection, with the after-work behind it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use super::error::{TransactionError, TransactionErrorKind};
+use super::open::Open;
+use super::shared::Shared;
+use crate::core::telemetry::{count, error};
+use crate::core::{AfterWork, End, RollbackCause, run_all};
+
+/// How long the task asks on after a lost COMMIT, so that after-work runs once it knows.
+const RESOLVE_LONGEST: Duration = Duration::from_secs(60);
+
+/// Whether anything may follow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    SoFar,
+    Last,
+}
+
+pub(super) fn start_commit(
+    shared: &Arc<Shared>,
+    part: Part,
+) -> impl Future<Output = Result<(), TransactionError>> + Send + use<> {
+    let (reply, answer) = oneshot::channel();
+    let tasks = shared.db.inner.tasks.clone();
+    let shared = Arc::clone(shared);
+    let task = tasks.spawn(&Handle::current(), async move {
+        let ended = commit(&shared, part).await;
+        finish(&shared, ended, reply).await;
+    });
+    async move {
+        let answer = answer.await;
+        drop(task);
+        answer.map_err(|_| TransactionError::new(TransactionErrorKind::Unknown))?
+    }
+}
+
+/// What a commit came to.
+enum Ended {
+    Committed,
+    RolledBack(RollbackCause, TransactionError),
+    /// The reply was lost; on Postgres the transaction's id may tell.
+    Lost(Option<String>),
+}
+
+async fn commit(shared: &Arc<Shared>, part: Part) -> Ended {
+    let leaked = part == Part::Last && shared.close();
+    let mut slot = match shared.slot.try_lock() {
+        Ok(slot) => slot,
+        Err(_) if part == Part::SoFar => shared.slot.lock().await,
+        Err(_) => {
+            reap(shared);
+            return rolled_back(RollbackCause::Leaked);
+        }
+    };
+    let (doom, refused) = {
+        let said = shared.said.lock();
+        (said.doom, said.rollback)
+    };
+    let leak = leaked.then_some(RollbackCause::Leaked);
+    let cause = leak.or(doom).or(refused);
+    let open = slot.take();
+    if let Some(cause) = cause {
+        if let Some(open) = open {
+            open.rollback().await;
+        }
+        return rolled_back(cause);
+    }
+    match open {
+        Some(open) => commit_open(shared, open).await,
+        None => Ended::Committed,
+    }
+}
+
+fn rolled_back(cause: RollbackCause) -> Ended {
+    Ended::RolledBack(cause, TransactionError::doomed(cause))
+}
+
+async fn commit_open(shared: &Shared, mut open: Open) -> Ended {
+    if let Err(error) = open.check().await {
+        open.rollback().await;
+        return Ended::RolledBack(RollbackCause::Poisoned, poisoned(error));
+    }
+    let xid = open.xid();
+    let longest = shared.db.inner.settings.commit_timeout;
+    match tokio::time::timeout(longest, open.commit()).await {
+        Ok(Ok(())) => Ended::Committed,
+        Ok(Err(error)) => refused(error, xid),
+        Err(_) => Ended::Lost(xid),
+    }
+}
+
+/// Whatever the sentinel met, the answer is that the transaction was not committed.
+fn poisoned(error: TransactionError) -> TransactionError {
+    match error.kind() {
+        TransactionErrorKind::Doomed(_) => error,
+        kind => {
+            let _ = kind;
+            error!(?kind, "the check before a commit failed");
+            TransactionError::doomed(RollbackCause::Poisoned)
+        }
+    }
+}
+
+/// An ERROR reply to COMMIT means not committed; no reply, or a FATAL one, means nothing.
+fn refused(error: sqlx::Error, xid: Option<String>) -> Ended {
+    let error = TransactionError::from(error);
+    match error.kind() {
+        TransactionErrorKind::Unavailable => Ended::Lost(xid),
+        TransactionErrorKind::LockTimeout | TransactionErrorKind::Conflict => {
+            Ended::RolledBack(RollbackCause::Contention, error)
+        }
+        _ => {
+            error!(error = ?error.database(), "the database refused a commit");
+            Ended::RolledBack(RollbackCause::Poisoned, error)
+        }
+    }
+}
+
+/// Answers the waiter, then does the work that waited for the end.
+async fn finish(
+    shared: &Arc<Shared>,
+    ended: Ended,
+    reply: oneshot::Sender<Result<(), TransactionError>>,
+) {
+    let work = take_work(shared);
+    match ended {
+        Ended::Committed => {
+            count!("keep_sql_transactions_total", 1, "end" => "commit");
+            let _ = reply.send(Ok(()));
+            run_all(work, End::Committed).await;
+        }
+        Ended::RolledBack(cause, error) => {
+            count!("keep_sql_transactions_total", 1, "end" => label(cause));
+            let _ = reply.send(Err(error));
+            run_all(work, End::RolledBack(cause)).await;
+        }
+        Ended::Lost(xid) => resolve(shared, xid, reply, work).await,
+    }
+}
+
+fn take_work(shared: &Shared) -> Vec<AfterWork> {
+    let mut said = shared.said.lock();
+    (said.commit, said.rollback) = (false, None);
+    std::mem::take(&mut said.after)
+}
+
+const fn label(cause: RollbackCause) -> &'static str {
+    match cause {
+        RollbackCause::Leaked => "leaked",
+        RollbackCause::Poisoned => "poisoned",
+        RollbackCause::Timeout => "timeout",
+        RollbackCause::Cancelled | RollbackCause::Panic => "cancelled",
+        _ => "rollback",
+    }
+}
+
+/// Asks what became of a commit whose reply was lost: for the waiter up to the commit timeout, for the
+/// after-work on up to a minute.
+async fn resolve(
+    shared: &Shared,
+    xid: Option<String>,
+    reply: oneshot::Sender<Result<(), TransactionError>>,
+    work: Vec<AfterWork>,
+) {
+    count!("keep_sql_transactions_total", 1, "end" => "unknown");
+    error!("the reply to a commit was lost");
+    let patience = shared.db.inner.settings.commit_timeout;
+    let mut fate = ask(shared, xid.as_deref(), patience).await;
+    let _ = reply.send(match fate {
+        Some(End::Committed) => Ok(()),
+        Some(End::RolledBack(cause)) => Err(TransactionError::doomed(cause)),
+        None => Err(TransactionError::new(TransactionErrorKind::Unknown)),
+    });
+    if fate.is_none() && xid.is_some() {
+        fate = ask(shared, xid.as_deref(), RESOLVE_LONGEST).await;
+    }
+    if let Some(end) = fate {
+        count!("keep_sql_transactions_total", 1, "end" => "resolved");
+        run_all(work, end).await;
+    }
+}
+
+#[cfg(feature = "postgres")]
+async fn ask(shared: &Shared, xid: Option<&str>, patience: Duration) -> Option<End> {
+    use super::postgres::{Fate, fate};
+    let (pool, xid) = (shared.db.pool::<sqlx::Postgres>()?, xid?);
+    let asking = async {
+        let mut pause = Duration::from_millis(50);
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(1));
+            match fate(pool, xid).await {
+                Ok(Fate::Committed) => return End::Committed,
+                Ok(Fate::Aborted) => return End::RolledBack(RollbackCause::Aborted),
+                Ok(Fate::Open) | Err(_) => {}
+            }
+        }
+    };
+    tokio::time::timeout(patience, asking).await.ok()
+}
+
+#[cfg(not(feature = "postgres"))]
+async fn ask(_shared: &Shared, _xid: Option<&str>, _patience: Duration) -> Option<End> {
+    None
+}
+
+pub(super) fn start_rollback(
+    shared: &Arc<Shared>,
+    cause: RollbackCause,
+) -> impl Future<Output = ()> + Send + use<> {
+    shared.close();
+    let open = shared.slot.try_lock().map(|mut slot| slot.take());
+    let work = take_work(shared);
+    let (reply, answer) = oneshot::channel::<()>();
+    match open {
+        // Nothing was begun and nobody waits: no task at all.
+        Ok(None) if work.is_empty() => drop(reply),
+        open => {
+            count!("keep_sql_transactions_total", 1, "end" => label(cause));
+            let holder = Arc::clone(shared);
+            let tasks = &shared.db.inner.tasks;
+            // A finisher may be dropped while its runtime shuts down; the pool is dropped with it then.
+            let Ok(runtime) = Handle::try_current() else {
+                return wait(answer);
+            };
+            tasks.spawn(&runtime, async move {
+                let open = match open {
+                    Ok(open) => open,
+                    Err(_) => holder.slot.lock().await.take(),
+                };
+                if let Some(open) = open {
+                    open.rollback().await;
+                }
+                drop(reply);
+                run_all(work, End::RolledBack(cause)).await;
+            });
+        }
+    }
+    wait(answer)
+}
+
+async fn wait(answer: oneshot::Receiver<()>) {
+    let _ = answer.await;
+}
+
+/// Somebody still has the connection: nothing commits, and it is rolled back as soon as it comes back.
+fn reap(shared: &Arc<Shared>) {
+    let holder = Arc::clone(shared);
+    let tasks = &shared.db.inner.tasks;
+    tasks.spawn(&Handle::current(), async move {
+        let open = holder.slot.lock().await.take();
+        if let Some(open) = open {
+            open.rollback().await;
+        }
+    });
+}

@@ -1,0 +1,150 @@
+//! The statements on Postgres, built once from the prefix; everything else is bound.
+
+use std::sync::Arc;
+
+use super::super::rows::{COLUMNS, OVERLAP_COLUMNS};
+
+/// The injected clock, bound as $1, else the server's; `now()` would stand still since BEGIN.
+pub(super) const CLOCK: &str =
+    "coalesce($1::bigint, floor(extract(epoch from clock_timestamp()) * 1000)::bigint)";
+
+/// The slots of a call as rows, in their order.
+const SLOTS: &str = "unnest($2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], \
+     $7::bigint[], $8::int[], $9::int[]) WITH ORDINALITY AS \
+     w(resource, unit, starts, ends, block_start, block_end, units, capacity, part)";
+
+pub(in crate::reservation::store::sql) struct Statements {
+    pub(super) prefix: Arc<str>,
+    pub(super) lock_lanes: Arc<str>,
+    pub(super) overlaps: Arc<str>,
+    pub(super) load: Arc<str>,
+    pub(super) load_locked: Arc<str>,
+    pub(super) payment: Arc<str>,
+    pub(super) payments: Arc<str>,
+    pub(super) insert: Arc<str>,
+    pub(super) delete_rows: Arc<str>,
+    pub(super) delete_others: Arc<str>,
+    pub(super) expire: Arc<str>,
+    pub(super) expire_due: Arc<str>,
+    pub(super) write_payment: Arc<str>,
+    pub(super) write_hold: Arc<str>,
+    pub(super) write_events: Arc<str>,
+    pub(super) purge_holds: Arc<str>,
+    pub(super) purge_events: Arc<str>,
+    pub(super) busy: Arc<str>,
+    pub(super) take_events: Arc<str>,
+    pub(super) fail_event: Arc<str>,
+    pub(super) settle_event: Arc<str>,
+}
+
+impl Statements {
+    pub(in crate::reservation::store::sql) fn new(p: &str) -> Self {
+        let arc = |sql: String| Arc::from(sql);
+        Self {
+            prefix: Arc::from(p),
+            lock_lanes: arc(
+                "SELECT pg_advisory_xact_lock(lane) FROM unnest($1::bigint[]) lane".into(),
+            ),
+            overlaps: arc(format!(
+                "SELECT {OVERLAP_COLUMNS}, {CLOCK} \
+                 FROM unnest($2::text[], $3::text[], $4::bigint[], $5::bigint[]) \
+                 AS w(resource, unit, block_start, block_end) JOIN {p}hold h \
+                 ON h.resource = w.resource AND h.unit = w.unit \
+                 AND int8range(h.block_start, h.block_end) && int8range(w.block_start, w.block_end) \
+                 WHERE h.state <= 3"
+            )),
+            load: arc(format!(
+                "SELECT {COLUMNS}, {CLOCK} FROM {p}hold WHERE hold_id = $2 ORDER BY part"
+            )),
+            // The clock is read above the locks: it must not be older than the wait for them.
+            load_locked: arc(format!(
+                "WITH own AS MATERIALIZED (SELECT part, {COLUMNS} FROM {p}hold WHERE hold_id = $2 \
+                 ORDER BY row_id FOR UPDATE) SELECT {COLUMNS}, {CLOCK} FROM own ORDER BY part"
+            )),
+            payment: arc(format!(
+                "SELECT payment, hold_id, valid_until, standing FROM {p}payment WHERE payment = $1"
+            )),
+            payments: arc(format!(
+                "SELECT payment, hold_id, valid_until, standing FROM {p}payment WHERE hold_id = $1"
+            )),
+            insert: arc(format!(
+                "WITH clock AS MATERIALIZED (SELECT {CLOCK} AS ms) INSERT INTO {p}hold \
+                 (hold_id, part, resource, unit, starts, ends, block_start, block_end, units, capacity, \
+                 counted, holder, wish_key, token_hash, state, version, created_at, expires_at, changed_at) \
+                 SELECT $10, w.part - 1, w.resource, w.unit, w.starts, w.ends, w.block_start, \
+                 w.block_end, w.units, w.capacity, w.capacity > 0, $11, $12, $13, $14, $15, \
+                 coalesce($16::bigint, clock.ms), clock.ms + $17::bigint, clock.ms \
+                 FROM {SLOTS}, clock ORDER BY w.part ON CONFLICT DO NOTHING \
+                 RETURNING row_id, created_at, expires_at, pg_current_xact_id()::text"
+            )),
+            delete_rows: arc(format!("DELETE FROM {p}hold WHERE row_id = ANY($1)")),
+            delete_others: arc(format!(
+                "DELETE FROM {p}hold WHERE hold_id = $1 AND row_id <> ALL($2)"
+            )),
+            expire: arc(format!(
+                "WITH due AS MATERIALIZED (SELECT row_id FROM {p}hold WHERE hold_id = ANY($1) \
+                 AND state <= 2 AND expires_at <= $2 ORDER BY row_id FOR UPDATE) \
+                 UPDATE {p}hold h SET state = 5, version = version + 1, changed_at = $2 \
+                 FROM due WHERE h.row_id = due.row_id RETURNING h.hold_id, h.holder, h.version, h.part"
+            )),
+            expire_due: arc(format!(
+                "WITH clock AS MATERIALIZED (SELECT {CLOCK} AS ms), \
+                 due AS MATERIALIZED (SELECT hold_id FROM {p}hold, clock WHERE state <= 2 \
+                 AND expires_at <= clock.ms AND part = 0 ORDER BY expires_at LIMIT $2 \
+                 FOR UPDATE OF {p}hold SKIP LOCKED) \
+                 UPDATE {p}hold h SET state = 5, version = version + 1, changed_at = clock.ms \
+                 FROM due, clock WHERE h.hold_id = due.hold_id AND h.state <= 2 \
+                 RETURNING h.hold_id, h.holder, h.version, h.part"
+            )),
+            write_payment: arc(format!(
+                "INSERT INTO {p}payment AS own (payment, hold_id, valid_until, standing, paid_at) \
+                 VALUES ($1, $2, $3, $4, CASE WHEN $4 > 0 THEN $5::bigint END) \
+                 ON CONFLICT (payment) DO UPDATE SET valid_until = excluded.valid_until, \
+                 standing = excluded.standing, paid_at = coalesce(own.paid_at, excluded.paid_at) \
+                 WHERE own.hold_id = excluded.hold_id"
+            )),
+            write_hold: arc(format!(
+                "UPDATE {p}hold SET state = $2, version = $3, expires_at = $4, changed_at = $5 \
+                 WHERE hold_id = $1 RETURNING pg_current_xact_id()::text"
+            )),
+            write_events: arc(format!(
+                "INSERT INTO {p}event (id, kind, hold_id, payload, created_at, due_at, attempts, state) \
+                 SELECT id, kind, hold_id, payload, at, at, 0, 0 \
+                 FROM unnest($1::text[], $2::text[], $3::uuid[], $4::text[], $5::bigint[]) \
+                 AS e(id, kind, hold_id, payload, at) ON CONFLICT (id) DO NOTHING"
+            )),
+            purge_holds: arc(format!(
+                "WITH closed AS MATERIALIZED (SELECT hold_id FROM {p}hold WHERE state >= 4 \
+                 AND changed_at <= $1 AND part = 0 LIMIT $2 FOR UPDATE SKIP LOCKED), \
+                 paid AS (DELETE FROM {p}payment p USING closed WHERE p.hold_id = closed.hold_id) \
+                 DELETE FROM {p}hold h USING closed WHERE h.hold_id = closed.hold_id \
+                 AND h.state >= 4 AND h.part >= 0 RETURNING h.part"
+            )),
+            purge_events: arc(format!(
+                "DELETE FROM {p}event WHERE id IN (SELECT id FROM {p}event WHERE state = 1 \
+                 AND due_at <= $1 LIMIT $2 FOR UPDATE SKIP LOCKED)"
+            )),
+            busy: arc(format!(
+                "SELECT unit, starts, ends, block_start, block_end, state, expires_at, units \
+                 FROM {p}hold WHERE resource = $2 AND state <= 3 \
+                 AND int8range(block_start, block_end) && int8range($3, $4) \
+                 AND (state = 3 OR expires_at > {CLOCK}) ORDER BY unit, starts, row_id LIMIT $5"
+            )),
+            take_events: arc(format!(
+                "WITH clock AS MATERIALIZED (SELECT {CLOCK} AS ms), \
+                 due AS MATERIALIZED (SELECT id FROM {p}event, clock WHERE state = 0 \
+                 AND due_at <= clock.ms ORDER BY created_at, id LIMIT $2 \
+                 FOR UPDATE OF {p}event SKIP LOCKED) \
+                 UPDATE {p}event e SET due_at = clock.ms + $3 FROM due, clock WHERE e.id = due.id \
+                 RETURNING e.id, e.kind, e.hold_id, e.payload, e.created_at, e.attempts"
+            )),
+            fail_event: arc(format!(
+                "UPDATE {p}event SET attempts = attempts + 1 WHERE id = $1 RETURNING attempts"
+            )),
+            settle_event: arc(format!(
+                "UPDATE {p}event SET state = $3, due_at = {CLOCK} + $4, \
+                 attempts = CASE WHEN $5 THEN 0 ELSE attempts END WHERE id = $2"
+            )),
+        }
+    }
+}
