@@ -1,4 +1,5 @@
 //! What every store of idempotency records promises, and random histories held against a list of facts.
+#![allow(clippy::panic)]
 
 use std::sync::Arc;
 use std::time::Duration;

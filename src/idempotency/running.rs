@@ -258,9 +258,12 @@ pub(super) struct Found {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Table(Arc<Seats>);
 
+/// Wakes the waiters of one seat.
+type Call = watch::Sender<Option<Found>>;
+
 #[derive(Debug, Default)]
 struct Seats {
-    seats: Mutex<HashMap<RecordId, (Fingerprint, watch::Sender<Option<Found>>)>>,
+    seats: Mutex<HashMap<RecordId, (Fingerprint, Call)>>,
     waiters: AtomicUsize,
 }
 

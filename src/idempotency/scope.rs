@@ -98,7 +98,7 @@ impl fmt::Debug for Scope {
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ScopeId {
     kind: u8,
-    value: SmallVec<[u8; 40]>,
+    value: SmallVec<[u8; 36]>,
 }
 
 impl ScopeId {
