@@ -102,8 +102,45 @@ impl Head {
             .saturating_add(self.lifetime.saturating_sub(self.initial_age))
     }
 
-    /// When it is due for a refresh behind an answer, or stale.
-    pub(super) fn due_at(&self) -> u64 {
+    /// Returns this version's name.
+    #[must_use]
+    pub const fn id(&self) -> EntryId {
+        self.id
+    }
+
+    /// Returns the name of the version that brought the body; it stays when a head is freshened.
+    #[must_use]
+    pub const fn body_id(&self) -> EntryId {
+        self.body_id
+    }
+
+    /// Returns the highest stamp when its fetch began.
+    #[must_use]
+    pub const fn begun(&self) -> Stamp {
+        self.begun
+    }
+
+    /// Returns when its fetch began, in microseconds of the store's clock.
+    #[must_use]
+    pub const fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// Returns when it is of no more use to anybody, in microseconds of the store's clock.
+    #[must_use]
+    pub const fn expires_at(&self) -> u64 {
+        self.expires_at
+    }
+
+    /// Returns the names of the fields that selected it.
+    #[must_use]
+    pub const fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// Returns when it is due for a refresh behind an answer, or stale, in microseconds of the store's clock.
+    #[must_use]
+    pub fn due_at(&self) -> u64 {
         let due = |after: u64| {
             self.received
                 .saturating_add(after.saturating_sub(self.initial_age))
@@ -111,6 +148,18 @@ impl Head {
         self.refresh_after
             .map_or(u64::MAX, due)
             .min(self.fresh_until())
+    }
+
+    /// Writes it as bytes for a shared store.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self)
+    }
+
+    /// Reads what [`encode`](Self::encode) wrote; `None` for another format, another coding of the body, or damage.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        decode(bytes)
     }
 
     /// Returns the fields as they were stored.
@@ -188,7 +237,9 @@ pub struct Entry {
 }
 
 impl Entry {
-    pub(super) const fn new(head: Arc<Head>, body: Bytes) -> Self {
+    /// Puts a head and its body together.
+    #[must_use]
+    pub const fn new(head: Arc<Head>, body: Bytes) -> Self {
         let checked = AtomicU64::new(0);
         Self {
             head,
@@ -198,11 +249,14 @@ impl Entry {
     }
 
     /// Returns the same body under a new head.
-    pub(super) fn with_head(&self, head: Arc<Head>) -> Self {
+    #[must_use]
+    pub fn with_head(&self, head: Arc<Head>) -> Self {
         Self::new(head, self.body.clone())
     }
 
-    pub(super) fn head(&self) -> &Head {
+    /// Returns the head.
+    #[must_use]
+    pub fn head(&self) -> &Head {
         &self.head
     }
 
@@ -289,9 +343,8 @@ const FORMAT: u8 = 1;
 /// The second byte: how the body is coded; 0 is plain.
 const PLAIN: u8 = 0;
 
-/// Writes a head as bytes for a shared store.
-#[must_use]
-pub(super) fn encode(head: &Head) -> Vec<u8> {
+/// Writes a head as bytes, format 1.
+fn encode(head: &Head) -> Vec<u8> {
     let mut out = vec![FORMAT, PLAIN];
     let numbers = [
         head.id.0,
@@ -349,8 +402,7 @@ fn put_fields<'a>(
 }
 
 /// Reads a head; `None` for another format, another coding, or damage.
-#[must_use]
-pub(super) fn decode(bytes: &[u8]) -> Option<Head> {
+fn decode(bytes: &[u8]) -> Option<Head> {
     let mut from = Reader(bytes.strip_prefix(&[FORMAT, PLAIN])?);
     let some = |number: u64| (number != u64::MAX).then_some(number);
     let mut head = Head {

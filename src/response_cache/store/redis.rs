@@ -10,7 +10,7 @@ use crate::backend::redis::{RedisStore, Reply, Script};
 use crate::core::{
     Clock, StoreError, StoreErrorKind, StoreFuture, SystemClock, base64url, telemetry,
 };
-use crate::response_cache::entry::{self, Entry, Head};
+use crate::response_cache::entry::{Entry, Head};
 use crate::response_cache::key::random;
 use crate::response_cache::stamps::{Change, ChangeKind, Changes, Stamp};
 use crate::response_cache::target::Target;
@@ -70,7 +70,7 @@ impl ResponseStore for RedisStore {
             .num(head.id.0)
             .num(head.body_id.0)
             .num(kept_millis(head, &*clock))
-            .arg(entry::encode(head))
+            .arg(head.encode())
             .arg(entry.body())
             .run(stored)
     }
@@ -87,7 +87,7 @@ impl ResponseStore for RedisStore {
             .num(head.id.0)
             .num(head.body_id.0)
             .num(kept_millis(&head, &*clock))
-            .arg(entry::encode(&head))
+            .arg(head.encode())
             .run(stored)
     }
 
@@ -187,7 +187,7 @@ fn found(reply: Reply, token: u128) -> Result<Found, StoreError> {
 
 /// A record that cannot be read is a miss; whoever fetches next writes over it.
 fn decoded(head: &[u8], body: Bytes) -> FoundEntry {
-    match entry::decode(head) {
+    match Head::decode(head) {
         Some(head) => FoundEntry::Entry(Arc::new(Entry::new(Arc::new(head), body))),
         None => {
             telemetry::count!("keep_response_cache_undecodable_total", 1);

@@ -923,3 +923,50 @@ async fn a_hidden_status_is_hidden_everywhere() {
             .contains_key("cache-status")
     );
 }
+
+#[tokio::test]
+async fn an_axum_handler_says_its_own_policy_as_a_part_of_its_answer() {
+    use axum::routing::get;
+    use axum::{Router, body::Body};
+    use tower::ServiceExt;
+
+    let runs = Arc::new(AtomicUsize::new(0));
+    let own = Arc::clone(&runs);
+    let handler = move || {
+        let run = own.fetch_add(1, Ordering::SeqCst);
+        async move {
+            (
+                CachePolicy::new().ttl(secs(60)).tag("own"),
+                format!("run {run}"),
+            )
+        }
+    };
+    let cache = layer(&clock());
+    let app = Router::new().route("/a", get(handler).layer(cache.clone()));
+    let ask = || {
+        app.clone()
+            .oneshot(http::Request::get("/a").body(Body::empty()).unwrap())
+    };
+    for status in [
+        "tower-keep;fwd=uri-miss;stored;ttl=60",
+        "tower-keep;hit;ttl=60",
+    ] {
+        assert_eq!(ask().await.unwrap().headers()["cache-status"], status);
+    }
+    cache.handle().invalidate([Target::tag("own")]).await;
+    ask().await.unwrap();
+    assert_eq!(runs.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn numbers_tell_hits_from_misses() {
+    let layer = layer(&clock()).ttl(secs(60));
+    let app = App::new(&layer, &counted(&[]));
+    for _ in 0..4 {
+        app.get("/a").await;
+    }
+    app.method("POST", "/b").await;
+    let stats = layer.handle().stats();
+    assert_eq!((stats.hits, stats.misses, stats.passed), (3, 1, 1));
+    assert!((stats.hit_rate() - 0.75).abs() < f64::EPSILON);
+}
