@@ -1,6 +1,7 @@
 //! The response cache: what is stored, who gets it, and how often the inner service runs.
 
 mod bounds;
+mod coherence;
 mod collapse;
 mod leaks;
 mod levels;
