@@ -2,9 +2,10 @@
 
 use http::request::Parts;
 
-use super::config::{Ask, Asks, Config, Rule};
+use super::config::Config;
 use super::partition::{Found, Keyed};
 use super::rejection::RateLimitRejection;
+use super::rule::{Ask, Asks, Rule};
 use super::status::RateLimitStatus;
 use crate::core::telemetry::{error, warn};
 use crate::core::{ClientIp, Principal, StoreError, StoreFailure};

@@ -10,12 +10,13 @@ use ipnet::IpNet;
 use smallvec::SmallVec;
 
 use super::headers;
-use super::meters::{LayerMeters, PolicyMeters};
+use super::meters::LayerMeters;
 use super::name::{NameError, checked_name};
-use super::partition::{Partition, PartitionKey};
+use super::partition::Partition;
 use super::quota::Quota;
 use super::rejection::RateLimitRejection;
-use super::store::{Bucket, Charge, Mode, RateLimitStore, Scope, Source, Tag};
+use super::rule::{Ask, Rule};
+use super::store::{Charge, Mode, RateLimitStore, Source, Tag};
 use crate::backend::memory::MemoryStore;
 use crate::core::telemetry::{Once, warn};
 use crate::core::{StoreFailure, TrustedProxies};
@@ -194,6 +195,22 @@ impl Settings {
         self.policies.push(policy);
     }
 
+    #[allow(clippy::panic)]
+    pub(super) fn set_processes(&mut self, processes: u32) {
+        if processes == 0 {
+            panic!("there is at least one process");
+        }
+        self.processes = processes;
+    }
+
+    #[allow(clippy::panic)]
+    pub(super) fn set_timeout(&mut self, timeout: Duration) {
+        if timeout < Duration::from_millis(1) || timeout > Duration::from_secs(5) {
+            panic!("a timeout must lie within 1 ms and 5 s");
+        }
+        self.timeout = timeout;
+    }
+
     /// All policies partition by the same thing: each key can lie on a shard of its own.
     pub(super) fn tag(&self) -> Tag {
         let same = self
@@ -258,19 +275,6 @@ pub(super) struct Config {
     pub(super) refunds: bool,
     pub(super) meters: LayerMeters,
     pub(super) source_changed: Once,
-}
-
-/// One policy, ready for use.
-pub(super) struct Rule {
-    pub(super) policy: Policy,
-    pub(super) scope: Scope,
-    /// The same, as this process alone counts it while the store is away.
-    pub(super) local: Scope,
-    pub(super) meters: PolicyMeters,
-    pub(super) capped: Once,
-    pub(super) repeated: Once,
-    pub(super) anonymous: Once,
-    pub(super) unkeyed: Once,
 }
 
 impl Config {
@@ -343,64 +347,5 @@ impl Config {
                 }
             })
             .collect()
-    }
-}
-
-/// What a request asks of one policy.
-#[derive(Clone, Debug)]
-pub(super) struct Ask {
-    pub(super) rule: usize,
-    pub(super) key: PartitionKey,
-    /// `None` is the declared limit.
-    pub(super) limit: Option<u32>,
-    pub(super) cost: u32,
-}
-
-pub(super) type Asks = SmallVec<[Ask; 3]>;
-
-impl Rule {
-    fn of(policy: Policy, tag: Tag, settings: &Settings) -> Self {
-        let scope = |quota| {
-            let scope = Scope::new(&settings.group, tag, &policy.name, quota);
-            if policy.partition.is_global() {
-                scope.pinned()
-            } else {
-                scope
-            }
-        };
-        Self {
-            scope: scope(policy.quota),
-            local: scope(policy.quota.share_of(settings.processes)),
-            meters: PolicyMeters::new(&settings.group, &policy.name),
-            capped: Once::new(),
-            repeated: Once::new(),
-            anonymous: Once::new(),
-            unkeyed: Once::new(),
-            policy,
-        }
-    }
-
-    pub(super) fn scope_of(&self, source: Source) -> &Scope {
-        match source {
-            Source::Store => &self.scope,
-            Source::Local => &self.local,
-        }
-    }
-
-    pub(super) fn bucket<'a>(&'a self, key: &'a PartitionKey, source: Source) -> Bucket<'a> {
-        Bucket {
-            scope: self.scope_of(source),
-            key,
-        }
-    }
-
-    fn capacity(&self, limit: Option<u32>, source: Source, processes: u32) -> u32 {
-        let quota = self.scope_of(source).quota();
-        match (limit, source) {
-            (None, _) => quota.capacity(),
-            (Some(limit), Source::Store) => quota.capacity_at(limit),
-            (Some(0), Source::Local) => 0,
-            (Some(limit), Source::Local) => quota.capacity_at((limit / processes.max(1)).max(1)),
-        }
     }
 }

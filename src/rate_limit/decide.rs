@@ -1,8 +1,9 @@
 //! From a store's answer, good or bad, to what becomes of the request; shared by layer and limiter.
 
-use super::config::{Asks, Config};
+use super::config::Config;
 use super::headers::RateLimitFields;
 use super::rejection::RateLimitRejection;
+use super::rule::Asks;
 use super::status::{PolicyStatus, RateLimitStatus};
 use super::store::{Source, Verdict};
 use crate::core::telemetry::{debug, warn};

@@ -96,24 +96,16 @@ impl RateLimitLayer {
     ///
     /// # Panics
     /// If `processes` is 0.
-    #[allow(clippy::panic)]
     pub fn processes(self, processes: u32) -> Self {
-        if processes == 0 {
-            panic!("there is at least one process");
-        }
-        self.set(|settings| settings.processes = processes)
+        self.set(|settings| settings.set_processes(processes))
     }
 
     /// Sets how long a store call may take, 50 ms unless set.
     ///
     /// # Panics
     /// If `timeout` is not within 1 ms and 5 s.
-    #[allow(clippy::panic)]
     pub fn timeout(self, timeout: Duration) -> Self {
-        if timeout < Duration::from_millis(1) || timeout > Duration::from_secs(5) {
-            panic!("a timeout must lie within 1 ms and 5 s");
-        }
-        self.set(|settings| settings.timeout = timeout)
+        self.set(|settings| settings.set_timeout(timeout))
     }
 
     /// Sends the older `X-RateLimit-Limit`, `-Remaining` and `-Reset` (Unix seconds) too.

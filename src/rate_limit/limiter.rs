@@ -1,19 +1,19 @@
 //! The same limits as a handle, for code without a request.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::config::{Ask, Asks, Config, Policy, Settings, Shared};
+use super::attempt::{Attempt, Decision, Denial, Grant, RateLimitError, Status};
+use super::config::{Config, Policy, Settings, Shared};
 use super::decide::{self, Decided, Failed};
 use super::partition::{Partition, PartitionKey};
 use super::quota::Quota;
-use super::rejection::RateLimitRejection;
+use super::rule::{Ask, Asks};
 use super::status::{PolicyStatus, RateLimitStatus};
 use super::store::{Charge, Outcome, RateLimitStore, Receipt, Refunded, Source, Verdict};
-use crate::core::{StoreError, StoreFailure, StoreFuture, Timestamp};
+use crate::core::{StoreFailure, StoreFuture, Timestamp};
 
 /// Limits without tower: one store call per method.
 ///
@@ -22,184 +22,6 @@ use crate::core::{StoreError, StoreFailure, StoreFuture, Timestamp};
 #[must_use]
 pub struct RateLimiter {
     shared: Arc<Shared>,
-}
-
-/// What is attempted: keys for the policies that apply, and a cost.
-#[derive(Clone, Debug)]
-#[must_use]
-pub struct Attempt {
-    keys: SmallVec<[(Box<str>, PartitionKey); 3]>,
-    cost: u32,
-}
-
-impl Attempt {
-    /// Starts an attempt of cost 1 to which no policy applies yet.
-    pub fn new() -> Self {
-        Self {
-            keys: SmallVec::new(),
-            cost: 1,
-        }
-    }
-
-    /// Applies `policy` by `key`. A second key for the same policy takes the place of the first.
-    pub fn on(mut self, policy: &str, key: impl Into<PartitionKey>) -> Self {
-        self.keys.retain(|(name, _)| **name != *policy);
-        self.keys.push((Box::from(policy), key.into()));
-        self
-    }
-
-    /// Sets the units that the attempt costs.
-    pub fn cost(mut self, units: u32) -> Self {
-        self.cost = units;
-        self
-    }
-}
-
-impl Default for Attempt {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// What became of an attempt.
-#[derive(Debug)]
-pub enum Decision {
-    /// It is admitted; dropping the grant lets the charge stand.
-    Allowed(Grant),
-    /// It is refused, and nothing was charged.
-    Denied(Denial),
-}
-
-impl Decision {
-    /// Says whether the attempt is admitted.
-    #[must_use]
-    pub fn is_allowed(&self) -> bool {
-        matches!(self, Self::Allowed(_))
-    }
-}
-
-/// An admitted attempt: what the policies said, and what a refund needs.
-#[derive(Debug)]
-pub struct Grant {
-    decided: Option<Decided>,
-}
-
-impl Grant {
-    /// Returns what the policies said; nothing where the store was down and the limiter is open.
-    pub fn states(&self) -> impl Iterator<Item = &PolicyStatus> {
-        self.decided.iter().flat_map(Decided::own)
-    }
-
-    /// Returns who decided; `None` where the store was down and the limiter is open.
-    #[must_use]
-    pub fn source(&self) -> Option<Source> {
-        self.decided.as_ref().map(|decided| decided.source)
-    }
-}
-
-/// A refused attempt.
-#[derive(Debug)]
-pub struct Denial {
-    decided: Decided,
-    rejection: RateLimitRejection,
-}
-
-impl Denial {
-    /// Returns what the policies said.
-    pub fn states(&self) -> impl Iterator<Item = &PolicyStatus> {
-        self.decided.own().iter()
-    }
-
-    /// Returns the refusal as a response would carry it.
-    #[must_use]
-    pub fn rejection(&self) -> &RateLimitRejection {
-        &self.rejection
-    }
-}
-
-impl From<Denial> for RateLimitRejection {
-    fn from(denial: Denial) -> Self {
-        denial.rejection
-    }
-}
-
-/// What one policy says about a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Status {
-    /// The units that may be in use at once.
-    pub limit: u32,
-    /// The units in use.
-    pub attempts: u32,
-    /// The units that are left.
-    pub remaining: u32,
-    /// When more is left; now, when nothing is used.
-    pub reset_time: Timestamp,
-    /// The time until one unit is admitted; `None` when it is now.
-    pub retry_after: Option<Duration>,
-    /// Whether the key is blocked.
-    pub blocked: bool,
-}
-
-/// A limiter that could not do what it was asked.
-#[derive(Debug)]
-pub struct RateLimitError {
-    kind: RateLimitErrorKind,
-    source: Option<StoreError>,
-}
-
-/// Why a limiter could not do what it was asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum RateLimitErrorKind {
-    /// The limiter has no policy of that name.
-    UnknownPolicy,
-    /// The store could not answer.
-    Store,
-}
-
-impl RateLimitError {
-    /// Returns the kind.
-    #[must_use]
-    pub fn kind(&self) -> RateLimitErrorKind {
-        self.kind
-    }
-
-    /// Returns the store's error, if that is the cause.
-    #[must_use]
-    pub fn store_error(&self) -> Option<&StoreError> {
-        self.source.as_ref()
-    }
-
-    const fn unknown_policy() -> Self {
-        Self {
-            kind: RateLimitErrorKind::UnknownPolicy,
-            source: None,
-        }
-    }
-}
-
-impl From<StoreError> for RateLimitError {
-    fn from(source: StoreError) -> Self {
-        Self {
-            kind: RateLimitErrorKind::Store,
-            source: Some(source),
-        }
-    }
-}
-
-impl fmt::Display for RateLimitError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.kind {
-            RateLimitErrorKind::UnknownPolicy => "the limiter has no policy of that name",
-            RateLimitErrorKind::Store => "the rate limit's store could not answer",
-        })
-    }
-}
-
-impl std::error::Error for RateLimitError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_ref().map(|source| source as _)
-    }
 }
 
 type Call = fn(&dyn RateLimitStore, &[Charge<'_>]) -> StoreFuture<Verdict>;
@@ -246,6 +68,22 @@ impl RateLimiter {
     /// Sets who decides while the store cannot answer, [`StoreFailure::Local`] unless set.
     pub fn on_store_failure(self, mode: StoreFailure) -> Self {
         self.set(|settings| settings.failure = mode)
+    }
+
+    /// Sets how many processes share the store, 1 unless set: each gets its share of a limit while the store is away.
+    ///
+    /// # Panics
+    /// If `processes` is 0.
+    pub fn processes(self, processes: u32) -> Self {
+        self.set(|settings| settings.set_processes(processes))
+    }
+
+    /// Sets how long a store call may take, 50 ms unless set.
+    ///
+    /// # Panics
+    /// If `timeout` is not within 1 ms and 5 s.
+    pub fn timeout(self, timeout: Duration) -> Self {
+        self.set(|settings| settings.set_timeout(timeout))
     }
 
     /// Decides about an attempt without charging it.

@@ -63,6 +63,7 @@
 //! - A store inside the process that has no room and nothing to evict cannot answer: the failure mode decides.
 
 mod ask;
+mod attempt;
 mod config;
 mod decide;
 #[cfg(feature = "axum")]
@@ -77,16 +78,16 @@ mod partition;
 mod policy;
 mod quota;
 mod rejection;
+mod rule;
 mod service;
 mod status;
 pub mod store;
 
+pub use attempt::{Attempt, Decision, Denial, Grant, RateLimitError, RateLimitErrorKind, Status};
 pub use config::Policy;
 pub use future::ResponseFuture;
 pub use layer::RateLimitLayer;
-pub use limiter::{
-    Attempt, Decision, Denial, Grant, RateLimitError, RateLimitErrorKind, RateLimiter, Status,
-};
+pub use limiter::RateLimiter;
 pub use name::NameError;
 pub use partition::{Partition, PartitionKey};
 pub use quota::{Algorithm, Quota, QuotaError};

@@ -8,10 +8,11 @@ use http::{Request, Response, request};
 use tower_service::Service;
 
 use super::ask::{self, Classified};
-use super::config::{Asks, Config};
+use super::config::Config;
 use super::decide::{self, Decided, Failed};
 use super::future::{Admitted, ResponseFuture, Waiting, refused};
 use super::rejection::RateLimitRejection;
+use super::rule::Asks;
 use super::status::RateLimitStatus;
 use super::store::{Source, Verdict};
 use crate::core::{Body, Principal, StoreError, StoreFuture, principal_of, take_ready};

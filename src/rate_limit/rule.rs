@@ -1,0 +1,81 @@
+//! One policy ready for use, and what a request asks of it.
+
+use smallvec::SmallVec;
+
+use super::config::{Policy, Settings};
+use super::meters::PolicyMeters;
+use super::partition::PartitionKey;
+use super::store::{Bucket, Scope, Source, Tag};
+use crate::core::telemetry::Once;
+
+/// One policy, ready for use.
+pub(super) struct Rule {
+    pub(super) policy: Policy,
+    pub(super) scope: Scope,
+    /// The same, as this process alone counts it while the store is away.
+    pub(super) local: Scope,
+    pub(super) meters: PolicyMeters,
+    pub(super) capped: Once,
+    pub(super) repeated: Once,
+    pub(super) anonymous: Once,
+    pub(super) unkeyed: Once,
+}
+
+/// What a request asks of one policy.
+#[derive(Clone, Debug)]
+pub(super) struct Ask {
+    pub(super) rule: usize,
+    pub(super) key: PartitionKey,
+    /// `None` is the declared limit.
+    pub(super) limit: Option<u32>,
+    pub(super) cost: u32,
+}
+
+pub(super) type Asks = SmallVec<[Ask; 3]>;
+
+impl Rule {
+    pub(super) fn of(policy: Policy, tag: Tag, settings: &Settings) -> Self {
+        let scope = |quota| {
+            let scope = Scope::new(&settings.group, tag, &policy.name, quota);
+            if policy.partition.is_global() {
+                scope.pinned()
+            } else {
+                scope
+            }
+        };
+        Self {
+            scope: scope(policy.quota),
+            local: scope(policy.quota.share_of(settings.processes)),
+            meters: PolicyMeters::new(&settings.group, &policy.name),
+            capped: Once::new(),
+            repeated: Once::new(),
+            anonymous: Once::new(),
+            unkeyed: Once::new(),
+            policy,
+        }
+    }
+
+    pub(super) fn scope_of(&self, source: Source) -> &Scope {
+        match source {
+            Source::Store => &self.scope,
+            Source::Local => &self.local,
+        }
+    }
+
+    pub(super) fn bucket<'a>(&'a self, key: &'a PartitionKey, source: Source) -> Bucket<'a> {
+        Bucket {
+            scope: self.scope_of(source),
+            key,
+        }
+    }
+
+    pub(super) fn capacity(&self, limit: Option<u32>, source: Source, processes: u32) -> u32 {
+        let quota = self.scope_of(source).quota();
+        match (limit, source) {
+            (None, _) => quota.capacity(),
+            (Some(limit), Source::Store) => quota.capacity_at(limit),
+            (Some(0), Source::Local) => 0,
+            (Some(limit), Source::Local) => quota.capacity_at((limit / processes.max(1)).max(1)),
+        }
+    }
+}
