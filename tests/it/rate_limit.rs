@@ -23,6 +23,9 @@ use tower_keep::core::{ManualClock, PeerAddr, Principal, Timestamp};
 use tower_keep::rate_limit::{Partition, Policy, Quota, RateLimitLayer, RateLimitStore};
 use tower_keep::{DAY, MINUTE};
 
+/// Longer than any machine is busy: a store that only is slow must not count as away.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
 pub fn clock() -> ManualClock {
     ManualClock::at("2030-01-15T12:00:00Z".parse::<Timestamp>().unwrap())
 }

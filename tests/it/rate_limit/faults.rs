@@ -49,7 +49,8 @@ fn five_a_minute(store: impl RateLimitStore) -> RateLimitLayer {
 async fn each_failure_mode_answers_as_it_should_when_redis_is_killed() {
     let mut server = RedisServer::start().await;
     let store = server.store_with("killed").await;
-    let app = |mode| App::new(five_a_minute(store.clone()).on_store_failure(mode));
+    let layer = five_a_minute(store.clone()).timeout(PATIENCE);
+    let app = |mode| App::new(layer.clone().on_store_failure(mode));
     let (open, closed, local) = (
         app(StoreFailure::Open),
         app(StoreFailure::Closed),
@@ -162,7 +163,7 @@ async fn a_decision_is_one_command_and_a_refund_one_more() {
         .await
         .store_with("commands")
         .await;
-    let layer = payments(store.clone());
+    let layer = payments(store.clone()).timeout(PATIENCE);
     let mut app = App::new(layer.clone());
     app.get("u1", "192.0.2.1").await;
     let before = store.commands();
@@ -177,6 +178,7 @@ async fn a_decision_is_one_command_and_a_refund_one_more() {
         .refund_when(|response| response.status == StatusCode::NOT_MODIFIED);
     app = App::new(
         RateLimitLayer::new(store.clone())
+            .timeout(PATIENCE)
             .group("reads")
             .policy(free),
     );
@@ -193,6 +195,7 @@ async fn state_that_cannot_be_read_counts_as_empty_and_is_overwritten() {
     let server = RedisServer::start().await;
     let store = server.store(&clock()).await;
     let layer = RateLimitLayer::new(store)
+        .timeout(PATIENCE)
         .policy(Policy::new(
             "log",
             Quota::per_minute(5),
@@ -254,7 +257,7 @@ async fn state_that_cannot_be_read_counts_as_empty_and_is_overwritten() {
 #[tokio::test]
 async fn every_key_in_redis_expires_shortly_after_its_window_and_names_nobody() {
     let server = RedisServer::start().await;
-    let layer = payments(server.store_with("expiry").await);
+    let layer = payments(server.store_with("expiry").await).timeout(PATIENCE);
     App::new(layer.clone())
         .get("secret-user", "192.0.2.1")
         .await;

@@ -368,7 +368,9 @@ async fn only_the_service_that_was_ready_is_called() {
             ready: false,
             called: Arc::clone(&called),
         };
-        let layer = RateLimitLayer::new(store).limit(Quota::per_minute(1), Partition::global());
+        let layer = RateLimitLayer::new(store)
+            .limit(Quota::per_minute(1), Partition::global())
+            .timeout(PATIENCE);
         let mut service = layer.layer(strict);
         for (turn, expected) in [(1, true), (2, false), (3, false)] {
             called.store(false, Ordering::SeqCst);
