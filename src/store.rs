@@ -52,7 +52,7 @@ pub fn builder(url: &str) -> StoreBuilder {
 }
 
 /// Opens a store by its URL.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use]
 pub struct StoreBuilder {
     url: String,
@@ -75,7 +75,7 @@ impl StoreBuilder {
             "memory" => Ok(Arc::new(self.memory(None))),
             #[cfg(feature = "redis")]
             "redis" | "redis+unix" | "unix" => self.open_redis().await,
-            scheme => Err(OpenError::unknown(scheme)),
+            _ => Err(OpenError::unknown(&self.url)),
         }
     }
 
@@ -109,6 +109,15 @@ impl StoreBuilder {
     }
 }
 
+impl fmt::Debug for StoreBuilder {
+    /// The address is left out: it may carry a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreBuilder")
+            .field("clock", &self.clock)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A store URL that cannot be opened.
 #[derive(Debug)]
 pub struct OpenError {
@@ -117,9 +126,17 @@ pub struct OpenError {
 }
 
 impl OpenError {
-    fn unknown(scheme: &str) -> Self {
+    fn unknown(url: &str) -> Self {
+        // What is no scheme may be anything, also a secret that was put in the wrong place.
+        let is_scheme = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
+        let of_scheme = match url.split_once(':') {
+            Some((scheme, _)) if scheme.bytes().all(is_scheme) => {
+                format!(" for the scheme {scheme:?}")
+            }
+            _ => " for a URL without a scheme".to_owned(),
+        };
         let what = format!(
-            "no store for the scheme {scheme:?}: use memory: or, with the feature redis, redis://host:port/db"
+            "no store{of_scheme}: use memory: or, with the feature redis, redis://host:port/db"
         );
         Self { what, source: None }
     }
@@ -144,5 +161,21 @@ impl Error for OpenError {
         self.source
             .as_deref()
             .map(|source| source as &(dyn Error + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn neither_a_builder_nor_an_error_shows_the_url_which_may_carry_a_password() {
+        let url = "redis://user:hunter2@localhost:6379/0";
+        assert!(!format!("{:?}", builder(url)).contains("hunter2"));
+        // No scheme at all: what stands there may be anything.
+        for url in ["hunter2", "hunter2@localhost:6379", "mysql://u:hunter2@h/"] {
+            let error = open(url).await.unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+        }
     }
 }
