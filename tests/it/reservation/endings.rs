@@ -248,3 +248,31 @@ async fn services_without_axum_take_the_guard_from_the_extensions() {
     let calendar = own.availability("a", slot("a").blocks()).await.unwrap();
     assert_eq!(calendar.spans().len(), 1);
 }
+
+#[tokio::test]
+async fn a_sweeper_tells_an_expiry_and_asks_again_until_it_is_taken() {
+    use tower_keep::reservation::{DeliveryError, EventKind, Sweeper};
+    let (clock, calls) = (super::clock(), Arc::new(AtomicUsize::new(0)));
+    let store = tower_keep::backend::memory::MemoryStore::builder().clock(clock.clone());
+    let own = ReservationLayer::new(store.build()).reservations();
+    let hold = own.hold(slot("a"), "ann").await.unwrap().id();
+    let counted = Arc::clone(&calls);
+    let sweeper = Sweeper::new(&own).on_event(move |event| {
+        let first = counted.fetch_add(1, Ordering::SeqCst) == 0;
+        async move {
+            assert_eq!((event.hold, event.kind), (hold, EventKind::Expired));
+            if first {
+                return Err(DeliveryError::from("not now"));
+            }
+            Ok(())
+        }
+    });
+    clock.advance(10 * MINUTE);
+    sweeper.once().await.unwrap();
+    sweeper.once().await.unwrap();
+    assert_eq!(calls.load(Ordering::SeqCst), 1, "a failure waits");
+    clock.advance(MINUTE);
+    sweeper.clone().run(async {}).await;
+    sweeper.once().await.unwrap();
+    assert_eq!(calls.load(Ordering::SeqCst), 2);
+}
