@@ -72,10 +72,14 @@ pub struct SessionLimit {
     pub(super) rule: LimitRule,
 }
 
+/// What happens at the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LimitRule {
+pub enum LimitRule {
+    /// The login is refused.
     Reject,
+    /// The session that was set up first ends; of several the one whose id, as text, comes first.
     EvictOldest,
+    /// The session whose last activity is longest ago ends; of several the one whose id, as text, comes first.
     EvictLongestIdle,
 }
 
@@ -105,6 +109,18 @@ impl SessionLimit {
     #[must_use]
     pub const fn evict_longest_idle(most: u16) -> Self {
         Self::new(most, LimitRule::EvictLongestIdle)
+    }
+
+    /// Returns how many live sessions a user may have.
+    #[must_use]
+    pub const fn most(&self) -> u16 {
+        self.most
+    }
+
+    /// Returns what happens at the limit.
+    #[must_use]
+    pub const fn rule(&self) -> LimitRule {
+        self.rule
     }
 
     const fn new(most: u16, rule: LimitRule) -> Self {

@@ -73,9 +73,11 @@ pub(super) fn evictions(others: &[&SessionRecord], limit: SessionLimit) -> Optio
     let mut order: Vec<usize> = (0..others.len()).collect();
     match limit.rule {
         LimitRule::Reject => return None,
-        LimitRule::EvictOldest => order.sort_by_key(|at| (others[*at].created, others[*at].id)),
+        LimitRule::EvictOldest => {
+            order.sort_by_key(|at| (others[*at].created, others[*at].id.to_string()))
+        }
         LimitRule::EvictLongestIdle => {
-            order.sort_by_key(|at| (others[*at].last_activity, others[*at].id));
+            order.sort_by_key(|at| (others[*at].last_activity, others[*at].id.to_string()));
         }
     }
     order.truncate(excess);

@@ -74,7 +74,7 @@ impl Roles {
 
 /// What a login's principal rests on, say a password hash: 16 bytes of SHA-256 of it.
 #[derive(Clone, Copy)]
-pub struct AuthStamp(pub(super) [u8; 16]);
+pub struct AuthStamp([u8; 16]);
 
 impl AuthStamp {
     /// Hashes what the login rests on.
@@ -83,6 +83,18 @@ impl AuthStamp {
         let mut stamp = [0; 16];
         stamp.copy_from_slice(&Sha256::digest(bytes)[..16]);
         Self(stamp)
+    }
+
+    /// Makes a stamp of its bytes; for stores.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// Returns the 16 bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
     }
 }
 

@@ -111,7 +111,8 @@ impl<'de> Deserialize<'de> for SessionId {
 }
 
 /// Returns the home of a user: 10 bits of SHA-256 over a fixed label and the id.
-pub(super) fn home_of_user(user: &str) -> u16 {
+#[must_use]
+pub fn home_of_user(user: &str) -> u16 {
     let digest = Sha256::new()
         .chain_update(HOME_LABEL)
         .chain_update(user)

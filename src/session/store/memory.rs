@@ -113,6 +113,12 @@ impl Row {
         due
     }
 
+    fn drop_what_ran_out(&mut self, now: Timestamp) {
+        if self.has_data_run_out(now) {
+            self.data = Data::default();
+        }
+    }
+
     fn has_data_run_out(&self, now: Timestamp) -> bool {
         !self.data.is_empty() && self.data_used.plus(self.extended) <= now
     }
@@ -245,13 +251,14 @@ fn record_use(slot: &mut Slot<'_, Entry>, read: &Read, now: Timestamp) -> bool {
     let Some(row) = row_mut(slot.get_mut()) else {
         return false;
     };
-    if row.has_data_run_out(now) {
-        row.data = Data::default();
-    }
+    row.drop_what_ran_out(now);
     let Some(sighting) = &read.renew else {
         return false;
     };
-    if read.part == Part::Whole && policy::is_due(row.data_used, row.extended, now) {
+    if read.part == Part::Whole
+        && !row.data.is_empty()
+        && policy::is_due(row.data_used, row.extended, now)
+    {
         row.data_used = row.data_used.max(now);
     }
     let renewed = row.renew(sighting, now);
@@ -272,6 +279,7 @@ fn apply(
     };
     let mut next = row.clone();
     let heap = row.heap();
+    next.drop_what_ran_out(moment.now);
     if let Err(why) = next.apply(patch, moment.now) {
         return Ok(match why {
             Unapplied::Conflict(entries) => Patched::Conflict(entries),
@@ -294,9 +302,6 @@ fn apply(
 impl Row {
     /// Changes the data, whole or not at all.
     fn apply(&mut self, patch: &Patch, now: Timestamp) -> Result<(), Unapplied> {
-        if self.has_data_run_out(now) {
-            self.data = Data::default();
-        }
         if !patch.is_empty() {
             data::apply(&mut self.data, patch, self.counter + 1)?;
             self.counter += 1;

@@ -13,9 +13,9 @@ use smallvec::SmallVec;
 
 pub use super::data::{Data, DataEntry, Value};
 pub use super::device::{Seen, Sighting};
-pub use super::limits::{Lifetimes, SessionLimit};
+pub use super::limits::{Lifetimes, LimitRule, SessionLimit};
 pub use super::record::{AuthStamp, Roles, SessionRecord, UserId};
-pub use super::token::{SessionId, SessionRef, Verifier};
+pub use super::token::{SessionId, SessionRef, Verifier, home_of_user};
 use crate::core::{StoreFuture, Timestamp};
 
 /// Keeps sessions: a core (who, until when) and keyed values under one id.

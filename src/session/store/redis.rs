@@ -1,1 +1,280 @@
-//! Sessions on Redis.
+//! Sessions on Redis: a hash per session, an index per user, a cut-off per home; one script per method.
+//!
+//! Every key is `<prefix>:session:{<home>}:…`. A user's sessions share the user's home, and so a cluster slot.
+
+mod decode;
+
+use std::time::Duration;
+
+use self::decode::{established, listed, loaded, patched, revoked};
+
+use super::{
+    EndCause, Establish, Established, Identity, LimitRule, Listed, Loaded, LoginIdentity,
+    Operation, Otherwise, Part, Patch, Patched, Read, Revoked, Roles, Seen, SessionId, SessionRef,
+    SessionStore, Sighting, Target, UserId, Value, Whose,
+};
+use crate::backend::redis::{Call, RedisStore, Script};
+use crate::core::{StoreFuture, digest22};
+use crate::session::token::{HOMES, home_of_user};
+
+macro_rules! script {
+    ($file:literal) => {
+        Script::new(concat!(include_str!("record.lua"), include_str!($file)))
+    };
+}
+
+static LOAD: Script = script!("load.lua");
+static PATCH: Script = script!("patch.lua");
+static ESTABLISH: Script = script!("establish.lua");
+static LIST: Script = script!("list.lua");
+static ASSIGN_ROLES: Script = script!("assign_roles.lua");
+static REVOKE: Script = script!("revoke.lua");
+
+impl SessionStore for RedisStore {
+    fn load(&self, at: SessionRef, read: Read) -> StoreFuture<Loaded> {
+        let seen = read.renew.as_ref().map(|sighting| sighting.seen().encode());
+        self.script(
+            &LOAD,
+            &[session_key(self, at.id), cut_off_key(self, at.id.home())],
+        )
+        .arg(at.verifier.as_bytes())
+        .arg(flag(read.part == Part::Whole))
+        .arg(seen.as_ref().map_or(&[][..], |seen| seen.as_slice()))
+        .run(move |reply| loaded(reply, read.part))
+    }
+
+    fn patch(&self, at: SessionRef, patch: Patch) -> StoreFuture<Patched> {
+        let call = self
+            .script(
+                &PATCH,
+                &[session_key(self, at.id), cut_off_key(self, at.id.home())],
+            )
+            .arg(at.verifier.as_bytes())
+            .arg(seen(&patch.sighting));
+        with_patch(call, &patch).run(patched)
+    }
+
+    fn establish(&self, order: Establish) -> StoreFuture<Established> {
+        let home = order.fresh.home();
+        let fresh = session_key(self, order.fresh);
+        let current = order.current.map(|current| current.id);
+        let keys = [
+            fresh.clone(),
+            cut_off_key(self, home),
+            current.map_or_else(|| fresh.clone(), |id| session_key(self, id)),
+            cut_off_key(self, current.map_or(home, |id| id.home())),
+            match &order.identity {
+                Identity::Set(login) => index_key(self, &login.user),
+                Identity::Keep => fresh,
+            },
+        ];
+        let call = self
+            .script(&ESTABLISH, &keys)
+            .arg(flag(current.is_some()))
+            .arg(
+                order
+                    .current
+                    .map_or([0; 32], |current| *current.verifier.as_bytes()),
+            )
+            .arg(order.verifier.as_bytes())
+            .arg(seen(&order.patch.sighting));
+        let call = with_identity(call, &order.identity)
+            .arg(flag(order.otherwise == Otherwise::Refuse))
+            .num(millis(order.lifetimes.idle))
+            .num(millis(order.lifetimes.absolute))
+            .num(millis(order.extended))
+            .num(order.limit.most)
+            .arg(match order.limit.rule {
+                LimitRule::Reject => "reject",
+                LimitRule::EvictOldest => "oldest",
+                LimitRule::EvictLongestIdle => "idle",
+            })
+            .arg(flag(
+                matches!(&order.identity, Identity::Set(login) if login.revoke_others),
+            ))
+            .num(millis(order.age));
+        with_patch(call, &order.patch).run(established)
+    }
+
+    fn list(&self, of: Whose) -> StoreFuture<Listed> {
+        let asking = Asking::of(self, &of);
+        self.script(&LIST, &asking.keys)
+            .arg(flag(asking.is_session))
+            .arg(asking.verifier)
+            .run(listed)
+    }
+
+    fn assign_roles(&self, user: UserId, roles: Roles) -> StoreFuture<u64> {
+        let home = home_of_user(user.as_str());
+        self.script(
+            &ASSIGN_ROLES,
+            &[index_key(self, &user), cut_off_key(self, home)],
+        )
+        .arg(encode_roles(&roles))
+        .run(|reply| Ok(reply.int()?.unsigned_abs()))
+    }
+
+    fn revoke(&self, target: Target) -> StoreFuture<Revoked> {
+        let (what, whose, cause, one) = match target {
+            Target::Everyone => return revoke_everyone(self),
+            Target::Own(at, cause) => ("own", Whose::Session(at), cause, None),
+            Target::One(whose, id) => ("one", whose, EndCause::Revoked, Some(id)),
+            Target::Others(at) => ("others", Whose::Session(at), EndCause::Revoked, None),
+            Target::All(whose) => ("all", whose, EndCause::Revoked, None),
+        };
+        let asking = Asking::of(self, &whose);
+        self.script(&REVOKE, &asking.keys)
+            .arg(what)
+            .arg(flag(asking.is_session))
+            .arg(asking.verifier)
+            .num(code_of(cause))
+            .arg(one.map_or_else(String::new, |id| session_key(self, id)))
+            .run(revoked)
+    }
+}
+
+/// One step on a single server.
+fn revoke_everyone(store: &RedisStore) -> StoreFuture<Revoked> {
+    let keys: Vec<String> = (0..HOMES).map(|home| cut_off_key(store, home)).collect();
+    store.script(&REVOKE, &keys).arg("everyone").run(revoked)
+}
+
+fn session_key(store: &RedisStore, id: SessionId) -> String {
+    store
+        .key("session")
+        .tag([id.home().to_string()])
+        .plain(id)
+        .finish()
+}
+
+fn index_key(store: &RedisStore, user: &UserId) -> String {
+    let home = home_of_user(user.as_str()).to_string();
+    let digest = digest22(user.as_str().as_bytes());
+    store
+        .key("session")
+        .tag([home])
+        .plain("user")
+        .plain(digest)
+        .finish()
+}
+
+fn cut_off_key(store: &RedisStore, home: u16) -> String {
+    store
+        .key("session")
+        .tag([home.to_string()])
+        .plain("cutoff")
+        .finish()
+}
+
+/// Who asks about a user's sessions.
+struct Asking {
+    keys: [String; 3],
+    is_session: bool,
+    verifier: [u8; 32],
+}
+
+impl Asking {
+    fn of(store: &RedisStore, whose: &Whose) -> Self {
+        match whose {
+            Whose::User(user) => {
+                let index = index_key(store, user);
+                let cut_off = cut_off_key(store, home_of_user(user.as_str()));
+                Self {
+                    keys: [index.clone(), index, cut_off],
+                    is_session: false,
+                    verifier: [0; 32],
+                }
+            }
+            Whose::Session(at) => {
+                let session = session_key(store, at.id);
+                Self {
+                    keys: [session.clone(), session, cut_off_key(store, at.id.home())],
+                    is_session: true,
+                    verifier: *at.verifier.as_bytes(),
+                }
+            }
+        }
+    }
+}
+
+fn flag(is_set: bool) -> &'static str {
+    if is_set { "1" } else { "0" }
+}
+
+fn millis(duration: Duration) -> i128 {
+    i128::try_from(duration.as_millis()).unwrap_or(i128::MAX)
+}
+
+fn seen(sighting: &Sighting) -> [u8; Seen::BYTES] {
+    sighting.seen().encode()
+}
+
+fn with_identity(call: Call, identity: &Identity) -> Call {
+    match identity {
+        Identity::Keep => call.arg("0").arg("").arg("").arg(""),
+        Identity::Set(login) => call
+            .arg("1")
+            .arg(login.user.as_str())
+            .arg(encode_roles(&login.roles))
+            .arg(encode_login(login)),
+    }
+}
+
+/// The end of a core: stamp and whether the cookie outlives the browser.
+fn encode_login(login: &LoginIdentity) -> [u8; 18] {
+    let mut bytes = [0; 18];
+    if let Some(stamp) = login.stamp {
+        bytes[0] = 1;
+        bytes[1..17].copy_from_slice(stamp.as_bytes());
+    }
+    bytes[17] = u8::from(login.remembered);
+    bytes
+}
+
+fn encode_roles(roles: &Roles) -> Vec<u8> {
+    let roles: Vec<&str> = roles.iter().collect();
+    // Strings cannot fail to become JSON.
+    serde_json::to_vec(&roles).unwrap_or_default()
+}
+
+fn with_patch(call: Call, patch: &Patch) -> Call {
+    let count = i128::try_from(patch.operations.len()).unwrap_or(i128::MAX);
+    let limit = i128::try_from(patch.limit).unwrap_or(i128::MAX);
+    let call = call.num(limit).arg(flag(patch.clear)).num(count);
+    patch
+        .operations
+        .iter()
+        .fold(call, |call, (name, operation)| {
+            let call = call.arg(name.as_bytes());
+            match operation {
+                Operation::Set(value) => call.arg("s").arg("").arg(encode_value(value)),
+                Operation::SetIf(version, value) => {
+                    call.arg("S").num(*version).arg(encode_value(value))
+                }
+                Operation::Remove => call.arg("r").arg("").arg(""),
+                Operation::RemoveIf(version) => call.arg("R").num(*version).arg(""),
+                Operation::Increment(by) => {
+                    let most = crate::session::data::LARGEST_INTEGER;
+                    call.arg("i").arg("").num(*by.clamp(&-most, &most))
+                }
+            }
+        })
+}
+
+fn encode_value(value: &Value) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(value.json.len() + 1);
+    bytes.push(value.format);
+    bytes.extend_from_slice(&value.json);
+    bytes
+}
+
+const fn code_of(cause: EndCause) -> u8 {
+    match cause {
+        EndCause::Logout => 1,
+        EndCause::Revoked => 2,
+        EndCause::Evicted => 3,
+        EndCause::CredentialChange => 4,
+        EndCause::AuthStamp => 5,
+        EndCause::Everyone => 6,
+    }
+}

@@ -134,7 +134,12 @@ impl Step<'_> {
         if self.is_overtaken(slots) {
             return Ok(Established::Overtaken);
         }
-        let mut next = self.next(current);
+        let current = current.map(|row| {
+            let mut row = row.clone();
+            row.drop_what_ran_out(self.moment.now);
+            row
+        });
+        let mut next = self.next(current.as_ref());
         if next.row.record.id == self.order.fresh && slots.get(FRESH).is_some() {
             return Ok(Established::Taken);
         }
@@ -311,6 +316,8 @@ impl Step<'_> {
         giving_way: Vec<(usize, EndCause)>,
     ) -> Result<Established, StoreError> {
         let record = next.row.record.clone();
+        // Only a live session leaves its user: whoever merely knows its id moves nothing.
+        let left = self.current(slots).ok().map(|row| row.record.id);
         let kept = self.kept(slots, &giving_way, record.id);
         let at = if record.id == self.order.fresh {
             FRESH
@@ -333,7 +340,7 @@ impl Step<'_> {
             bury(slots, current, NotLive::Superseded, self.moment);
         }
         let ended = self.end(slots, &giving_way);
-        self.leave(slots, self.order.current.map(|current| current.id));
+        self.leave(slots, left);
         self.enter(slots, kept, &record);
         Ok(Established::Done(Box::new(Done {
             now: self.moment.now,

@@ -1,0 +1,263 @@
+//! What the session scripts answer, in the words of the trait.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::backend::redis::Reply;
+use crate::core::{Principal, StoreError, StoreErrorKind, Timestamp};
+use crate::session::store::{
+    AuthStamp, Data, DataEntry, Done, EndCause, EndedSession, EstablishCause, Established, Listed,
+    Live, Loaded, NotLive, Part, Patched, Revoked, Seen, SessionId, SessionRecord, UserId, Value,
+};
+
+/// Verifiers twice, eleven numbers and a format byte, as `record.lua` packs them.
+const HEADER_BYTES: usize = 161;
+const CORE_BYTES: usize = 39;
+const CORE_FORMAT: u8 = 1;
+const ID_CHARS: usize = 22;
+
+pub(super) fn loaded(reply: Reply, part: Part) -> Result<Loaded, StoreError> {
+    let mut fields = Fields::of(reply)?;
+    if fields.int()? != 0 {
+        return Ok(Loaded::NotLive(fields.not_live()?));
+    }
+    let now = fields.time()?;
+    let renewed = fields.int()? == 1;
+    let record = record(fields.next()?)?;
+    let entries = entries(fields.next()?)?;
+    Ok(Loaded::Live(Box::new(Live {
+        now,
+        record,
+        data: (part == Part::Whole).then(|| entries.into_iter().collect::<Data>()),
+        renewed,
+    })))
+}
+
+pub(super) fn patched(reply: Reply) -> Result<Patched, StoreError> {
+    let mut fields = Fields::of(reply)?;
+    Ok(match fields.int()? {
+        0 => Patched::Applied {
+            version: fields.int()?.unsigned_abs(),
+        },
+        1 => Patched::NotLive(fields.not_live()?),
+        2 => Patched::Conflict(entries(fields.next()?)?),
+        3 => Patched::TooLarge,
+        _ => Patched::NotANumber,
+    })
+}
+
+pub(super) fn established(reply: Reply) -> Result<Established, StoreError> {
+    let mut fields = Fields::of(reply)?;
+    Ok(match fields.int()? {
+        0 => {
+            let now = fields.time()?;
+            let record = record(fields.next()?)?;
+            let cause = match fields.int()? {
+                0 => EstablishCause::Created,
+                1 => EstablishCause::First,
+                2 => EstablishCause::Again,
+                3 => EstablishCause::Switched,
+                _ => EstablishCause::Rotated,
+            };
+            let ended = ended(fields.next()?)?;
+            Established::Done(Box::new(Done {
+                now,
+                record,
+                cause,
+                ended,
+            }))
+        }
+        1 => Established::NotLive(fields.not_live()?),
+        3 => Established::TooLarge,
+        4 => Established::NotANumber,
+        5 => Established::Limit,
+        6 => Established::Overtaken,
+        _ => Established::Taken,
+    })
+}
+
+pub(super) fn listed(reply: Reply) -> Result<Listed, StoreError> {
+    let mut fields = Fields::of(reply)?;
+    Ok(match fields.int()? {
+        0 => {
+            let sessions = fields.next()?.array()?.into_iter().map(record);
+            let mut sessions = sessions.collect::<Result<Vec<_>, _>>()?;
+            sessions.sort_by_key(|record| (std::cmp::Reverse(record.last_activity), record.id));
+            Listed::Sessions(sessions)
+        }
+        1 => Listed::NotLive(fields.not_live()?),
+        _ => Listed::NoUser,
+    })
+}
+
+pub(super) fn revoked(reply: Reply) -> Result<Revoked, StoreError> {
+    let mut fields = Fields::of(reply)?;
+    Ok(match fields.int()? {
+        0 => Revoked::Done(ended(fields.next()?)?),
+        1 => Revoked::NotLive(fields.not_live()?),
+        _ => Revoked::NoUser,
+    })
+}
+
+/// The elements of an answer, one after the other.
+struct Fields(std::vec::IntoIter<Reply>);
+
+impl Fields {
+    fn of(reply: Reply) -> Result<Self, StoreError> {
+        Ok(Self(reply.array()?.into_iter()))
+    }
+
+    fn next(&mut self) -> Result<Reply, StoreError> {
+        self.0
+            .next()
+            .ok_or_else(|| failed("an answer of a session script is too short"))
+    }
+
+    fn int(&mut self) -> Result<i64, StoreError> {
+        self.next()?.int()
+    }
+
+    fn time(&mut self) -> Result<Timestamp, StoreError> {
+        Ok(Timestamp::from_millis(self.int()?.unsigned_abs()))
+    }
+
+    fn not_live(&mut self) -> Result<NotLive, StoreError> {
+        let (why, cause) = (self.int()?, self.int()?);
+        Ok(match why {
+            1 => NotLive::Superseded,
+            2 => NotLive::Replayed,
+            3 => NotLive::WrongSecret,
+            4 => NotLive::Missing,
+            _ => NotLive::Ended(cause_of(cause)),
+        })
+    }
+}
+
+fn failed(why: &'static str) -> StoreError {
+    StoreError::with_source(StoreErrorKind::Failed, why)
+}
+
+const fn cause_of(code: i64) -> EndCause {
+    match code {
+        1 => EndCause::Logout,
+        3 => EndCause::Evicted,
+        4 => EndCause::CredentialChange,
+        5 => EndCause::AuthStamp,
+        6 => EndCause::Everyone,
+        _ => EndCause::Revoked,
+    }
+}
+
+fn id_of(key: &[u8]) -> Result<SessionId, StoreError> {
+    let start = key.len().checked_sub(ID_CHARS);
+    let text = start.and_then(|start| std::str::from_utf8(&key[start..]).ok());
+    let id = text.and_then(|text| text.parse().ok());
+    id.ok_or_else(|| failed("a key is no key of a session"))
+}
+
+fn ended(reply: Reply) -> Result<Vec<EndedSession>, StoreError> {
+    let one = |reply: Reply| -> Result<EndedSession, StoreError> {
+        let mut fields = Fields::of(reply)?;
+        let id = id_of(&fields.next()?.bytes()?)?;
+        let user = fields.next()?.bytes()?;
+        let user = std::str::from_utf8(&user).ok().and_then(UserId::try_new);
+        let cause = cause_of(fields.int()?);
+        Ok(EndedSession { id, user, cause })
+    };
+    let mut ended = reply
+        .array()?
+        .into_iter()
+        .map(one)
+        .collect::<Result<Vec<_>, _>>()?;
+    ended.sort_by_key(|ended| ended.id);
+    Ok(ended)
+}
+
+/// Names and entries in turn.
+fn entries(reply: Reply) -> Result<Vec<DataEntry>, StoreError> {
+    let mut fields = reply.array()?.into_iter();
+    let mut entries = Vec::with_capacity(fields.len() / 2);
+    while let (Some(name), Some(entry)) = (fields.next(), fields.next()) {
+        let (name, entry) = (name.bytes()?, entry.bytes()?);
+        let name = std::str::from_utf8(&name).map_err(|_| failed("a name is no text"))?;
+        let Some((version, rest)) = entry.split_first_chunk() else {
+            return Err(failed("an entry is too short"));
+        };
+        let Some(format) = rest.first() else {
+            return Err(failed("an entry is too short"));
+        };
+        let value = Value {
+            format: *format,
+            json: entry.slice(9..),
+        };
+        entries.push(DataEntry {
+            name: name.into(),
+            version: u64::from_be_bytes(*version),
+            value,
+        });
+    }
+    entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    Ok(entries)
+}
+
+/// Key, header, user, roles, core, as `told` of `record.lua` tells them.
+fn record(reply: Reply) -> Result<SessionRecord, StoreError> {
+    let mut fields = Fields::of(reply)?;
+    let id = id_of(&fields.next()?.bytes()?)?;
+    let header = fields.next()?.bytes()?;
+    let (user, roles) = (fields.next()?.bytes()?, fields.next()?.bytes()?);
+    let core = fields.next()?.bytes()?;
+    let principal = principal(&user, &roles)?;
+    let times = times(&header)?;
+    let core: &[u8; CORE_BYTES] = core
+        .as_ref()
+        .try_into()
+        .map_err(|_| failed("a core has another length"))?;
+    if core[0] != CORE_FORMAT {
+        return Err(failed("a core has another format"));
+    }
+    let (seen, login) = (&core[1..=Seen::BYTES], &core[1 + Seen::BYTES..]);
+    let mut stamp = [0; 16];
+    stamp.copy_from_slice(&login[1..17]);
+    let mut was_seen = [0; Seen::BYTES];
+    was_seen.copy_from_slice(seen);
+    let at = |number: usize| Timestamp::from_millis(times[number]);
+    Ok(SessionRecord {
+        id,
+        authenticated: principal.is_some().then(|| at(3)),
+        principal,
+        stamp: (login[0] == 1).then_some(AuthStamp::from_bytes(stamp)),
+        seen: Seen::decode(&was_seen),
+        generation: times[1],
+        created: at(2),
+        last_activity: at(4),
+        absolute_at: at(5),
+        idle: Duration::from_millis(times[6]),
+        remembered: login[17] == 1,
+    })
+}
+
+/// The numbers of a header behind its verifiers.
+fn times(header: &Bytes) -> Result<[u64; 12], StoreError> {
+    if header.len() != HEADER_BYTES {
+        return Err(failed("a header has another length"));
+    }
+    let mut times = [0; 12];
+    for (time, bytes) in times.iter_mut().zip(header[65..].chunks_exact(8)) {
+        let mut number = [0; 8];
+        number.copy_from_slice(bytes);
+        *time = u64::from_be_bytes(number);
+    }
+    Ok(times)
+}
+
+fn principal(user: &[u8], roles: &[u8]) -> Result<Option<Principal>, StoreError> {
+    if user.is_empty() {
+        return Ok(None);
+    }
+    let user = std::str::from_utf8(user).map_err(|_| failed("a user is no text"))?;
+    let roles: Vec<String> =
+        serde_json::from_slice(roles).map_err(|_| failed("roles are no list"))?;
+    Ok(Some(Principal::new(user).roles(roles)))
+}

@@ -1,0 +1,39 @@
+-- Ends sessions.
+-- KEYS: index (or the asking session), asking session (or the index), cut-off; for everyone: all cut-offs.
+-- ARGV from 2: 'own', 'one', 'others', 'all' or 'everyone', '1' if a session asks, its verifier, the cause, the key
+-- of the one.
+-- Reply: {0, {key, user, cause…}}, {1, why, cause} if the asking session is not live, {2} if it has no user.
+local what = ARGV[2]
+if what == 'everyone' then
+  for _, key in ipairs(KEYS) do
+    local before = read_cut_off(key) or 0
+    redis.call('SET', key, whole(math.max(before, now_ms)), 'PX', 34560000000)
+  end
+  return { 0, {} }
+end
+local cut_off, index, cause = read_cut_off(KEYS[3]), KEYS[1], tonumber(ARGV[5])
+local own
+if ARGV[3] == '1' then
+  local why, ended_by
+  own, why, ended_by = find_own(KEYS[2], ARGV[4], cut_off)
+  if not own then return { 1, why, ended_by } end
+  index = own.i
+end
+if what == 'own' then
+  bury(own.key, cause)
+  if index then redis.call('ZREM', index, own.key) end
+  return { 0, { { own.key, own.u or '', cause } } }
+end
+if not index then return { 2 } end
+local ended = {}
+for _, s in ipairs(family(index, cut_off)) do
+  local is_meant = what == 'all' or (what == 'one' and s.key == ARGV[6]) or (what == 'others' and s.key ~= own.key)
+  if is_meant then
+    ended[#ended + 1] = { s.key, s.u, cause }
+    bury(s.key, cause)
+    redis.call('ZREM', index, s.key)
+  end
+end
+if what ~= 'one' then mark(index) end
+expire_index(index)
+return { 0, ended }
