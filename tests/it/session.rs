@@ -1,1 +1,8 @@
 //! The session layer, driven in process.
+
+mod app;
+mod faults;
+mod http;
+mod identity;
+mod races;
+mod redis;

@@ -594,5 +594,12 @@ mod session {
             .await
             .unwrap();
         assert_eq!(size, tower_keep::idempotency::HEAD_BYTES);
+    async fn redis_answers_long_random_sequences_as_the_oracle_does() {
+        let clock = clock();
+        let store = shared().await.store(&clock).await;
+        for seed in 300..320 {
+            random_sequence(&store, &clock, seed, 200).await;
+        }
     }
 }
+

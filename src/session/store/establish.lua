@@ -59,11 +59,13 @@ local own_key = is_new and fresh_key or current.key
 -- Who gives way.
 local others, giving_way = {}, {}
 if is_login then
-  for _, other in ipairs(family(index, cut_off)) do
+  local live, newer = family(index, cut_off)
+  for _, other in ipairs(live) do
     if other.key ~= own_key then others[#others + 1] = other end
   end
   if revoke_others then
     for _, other in ipairs(others) do giving_way[#giving_way + 1] = { other, 4 } end
+    for _, key in ipairs(newer) do giving_way[#giving_way + 1] = { { key = key, u = '' }, 4 } end
   elseif #others + 1 > limit then
     if rule == 'reject' then return { 5 } end
     table.sort(others, function(a, b)

@@ -4,7 +4,7 @@
 -- An index is a sorted set of session keys by absolute end, and '!': when the user's mark is forgotten.
 local HEADER = '>Bc32c32I8I8I8I8I8I8I8I8I8I8I8I8'
 local HEADER_BYTES, CORE_BYTES, REMEMBERED = 161, 39, 60000
-local SUPERSEDED, REPLAYED, WRONG_SECRET, MISSING, ENDED = 1, 2, 3, 4, 5
+local SUPERSEDED, REPLAYED, WRONG_SECRET, MISSING, ENDED, NEWER = 1, 2, 3, 4, 5, 6
 local MOVED, EVERYONE = 255, 6
 local LARGEST = 9007199254740991
 
@@ -37,7 +37,7 @@ local function find(key, cut_off)
   end
   if not f[1] then return nil, MISSING, 0 end
   local format, core = string.byte(f[1]), f[5] and string.byte(f[5])
-  if (format or 0) > 1 or (core or 0) > 1 then error('a newer version wrote this session') end
+  if (format or 0) > 1 or (core or 0) > 1 then return nil, NEWER, 0 end
   if format ~= 1 or core ~= 1 or #f[1] ~= HEADER_BYTES or #f[5] ~= CORE_BYTES then
     redis.call('DEL', key)
     return nil, MISSING, 0
@@ -53,6 +53,7 @@ local function read_cut_off(key) return tonumber(redis.call('GET', key) or nil) 
 -- Finds a session that is live for whoever knows its secret.
 local function find_own(key, verifier, cut_off)
   local s, why, cause = find(key, cut_off)
+  if why == NEWER then error('a newer version wrote this session') end
   if not s then return nil, why, cause end
   if s.verifier == verifier then return s end
   if s.replaced > 0 and s.previous == verifier then
@@ -100,21 +101,24 @@ local function bury(key, cause)
   redis.call('PEXPIRE', key, 2 * REMEMBERED)
 end
 
--- The sessions of a user that are live; the index keeps only them.
+-- The sessions of a user that are live, and the keys of those that only a newer version can read; the index
+-- keeps only them.
 local function family(index, cut_off)
   redis.call('ZREMRANGEBYSCORE', index, '-inf', whole(now_ms))
-  local live = {}
+  local live, newer = {}, {}
   for _, key in ipairs(redis.call('ZRANGE', index, 0, -1)) do
     if key ~= '!' then
-      local s = find(key, cut_off)
+      local s, why = find(key, cut_off)
       if s and s.i == index then
         live[#live + 1] = s
+      elseif why == NEWER then
+        newer[#newer + 1] = key
       else
         redis.call('ZREM', index, key)
       end
     end
   end
-  return live
+  return live, newer
 end
 
 -- Logins that began before are overtaken.

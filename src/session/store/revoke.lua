@@ -26,14 +26,17 @@ if what == 'own' then
 end
 if not index then return { 2 } end
 local ended = {}
-for _, s in ipairs(family(index, cut_off)) do
-  local is_meant = what == 'all' or (what == 'one' and s.key == ARGV[6]) or (what == 'others' and s.key ~= own.key)
+local function end_if_meant(key, user)
+  local is_meant = what == 'all' or (what == 'one' and key == ARGV[6]) or (what == 'others' and key ~= own.key)
   if is_meant then
-    ended[#ended + 1] = { s.key, s.u, cause }
-    bury(s.key, cause)
-    redis.call('ZREM', index, s.key)
+    ended[#ended + 1] = { key, user, cause }
+    bury(key, cause)
+    redis.call('ZREM', index, key)
   end
 end
+local live, newer = family(index, cut_off)
+for _, s in ipairs(live) do end_if_meant(s.key, s.u) end
+for _, key in ipairs(newer) do end_if_meant(key, '') end
 if what ~= 'one' then mark(index) end
 expire_index(index)
 return { 0, ended }

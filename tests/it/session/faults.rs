@@ -1,0 +1,247 @@
+//! A store that fails, clients that go away.
+
+use std::future::Future;
+use std::task::Poll;
+
+use axum::Router;
+use axum::body::Body;
+use axum::routing::get;
+use http::Request;
+use tower::ServiceExt;
+use tower_keep::core::{Principal, StoreFailure};
+use tower_keep::session::{Session, SessionErrorKind, SessionLayer};
+
+use super::app::{App, Probe, clock, memory};
+
+#[tokio::test]
+async fn after_a_failed_read_nothing_is_written() {
+    let store = Probe::new(memory(&clock()));
+    let app = App::new(SessionLayer::new(store.clone()));
+    let browser = app.browser();
+    browser.get("/set/n/41").await;
+    store.fail(true);
+    store.calls();
+    let failed = browser.get("/read_then_write").await;
+    assert_eq!(
+        (
+            failed.status.as_u16(),
+            failed.code().as_str(),
+            failed.field("retry-after").as_str()
+        ),
+        (503, "STORE_UNAVAILABLE", "7")
+    );
+    assert_eq!(store.calls(), 1, "the store is not asked again");
+    assert!(failed.field("set-cookie").is_empty());
+    store.fail(false);
+    assert_eq!(browser.body("/get/n").await, "41");
+}
+
+#[tokio::test]
+async fn an_outage_is_503_for_whatever_needs_the_session_and_for_nothing_else() {
+    let store = Probe::new(memory(&clock()));
+    let app = App::new(SessionLayer::new(store.clone()));
+    let browser = app.browser();
+    browser.get("/login/u1").await;
+    let cookie = browser.cookie();
+    store.fail(true);
+    for path in [
+        "/me",
+        "/user",
+        "/maybe",
+        "/role/admin",
+        "/get/a",
+        "/set/a/1",
+        "/update/a",
+        "/login/u1",
+        "/rotate",
+        "/list",
+        "/revoke_all",
+        "/fresh/9",
+    ] {
+        let reply = browser.get(path).await;
+        assert_eq!(
+            (reply.status.as_u16(), reply.code().as_str()),
+            (503, "STORE_UNAVAILABLE"),
+            "{path}"
+        );
+        assert_eq!(browser.cookie(), cookie, "{path}");
+    }
+    assert_eq!(browser.status("/none").await, 200);
+    assert_eq!(
+        app.browser().body("/me").await,
+        "nobody",
+        "no cookie, no question"
+    );
+    let logout = browser.get("/logout").await;
+    assert_eq!(
+        (logout.status.as_u16(), logout.removes_cookie()),
+        (503, true)
+    );
+}
+
+#[tokio::test]
+async fn an_open_layer_reads_as_if_there_were_no_session_and_grants_nothing() {
+    let store = Probe::new(memory(&clock()));
+    let app = App::new(SessionLayer::new(store.clone()).on_store_failure(StoreFailure::Open));
+    let browser = app.browser();
+    browser.get("/login/u1?role=admin").await;
+    let cookie = browser.cookie();
+    store.fail(true);
+    for (path, status) in [
+        ("/me", 200),
+        ("/get/a", 200),
+        ("/set/a/1", 204),
+        ("/role/admin", 401),
+        ("/update/a", 503),
+        ("/login/u1", 503),
+        ("/rotate", 503),
+        ("/list", 503),
+    ] {
+        assert_eq!(browser.status(path).await, status, "{path}");
+        assert_eq!(browser.cookie(), cookie, "{path}");
+    }
+    assert_eq!(browser.body("/me").await, "nobody");
+    store.fail(false);
+    assert_eq!(
+        (browser.body("/me").await, browser.body("/get/a").await),
+        ("u1".into(), "null".into())
+    );
+}
+
+#[tokio::test]
+#[should_panic(expected = "sessions have no local mode")]
+async fn there_is_no_local_mode() {
+    let _ = SessionLayer::new(memory(&clock())).on_store_failure(StoreFailure::Local);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_loses_its_buffer_and_keeps_what_was_committed() {
+    let routes = Router::new()
+        .route(
+            "/buffered",
+            get(async |session: Session| {
+                session.insert("a", &1).unwrap();
+                std::future::pending::<()>().await;
+            }),
+        )
+        .route(
+            "/committed",
+            get(async |session: Session| {
+                session.insert("b", &2).unwrap();
+                session.commit().await.unwrap();
+                std::future::pending::<()>().await;
+            }),
+        )
+        .route(
+            "/rotated",
+            get(async |session: Session| {
+                session.rotate().await.unwrap();
+                std::future::pending::<()>().await;
+            }),
+        );
+    let layer = SessionLayer::new(memory(&clock()));
+    let app = App::new(layer.clone());
+    let hanging = routes.layer(layer);
+    let browser = app.browser();
+    browser.get("/login/u1").await;
+    let drop_at_first_wait = async |path: &str| {
+        let request = Request::get(path).header("cookie", browser.cookie().unwrap());
+        let mut answer = Box::pin(
+            hanging
+                .clone()
+                .oneshot(request.body(Body::empty()).unwrap()),
+        );
+        std::future::poll_fn(|cx| {
+            assert!(answer.as_mut().poll(cx).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+    };
+    drop_at_first_wait("/buffered").await;
+    drop_at_first_wait("/committed").await;
+    assert_eq!(
+        (browser.body("/get/a").await, browser.body("/get/b").await),
+        ("null".into(), "2".into())
+    );
+    drop_at_first_wait("/rotated").await;
+    assert_eq!(
+        browser.body("/maybe").await,
+        "nobody",
+        "the client holds the old secret"
+    );
+    assert_eq!(browser.status("/login/u1").await, 200);
+}
+
+#[tokio::test]
+async fn a_first_question_that_is_dropped_lets_the_next_one_ask() {
+    let server = crate::support::redis::shared().await;
+    let layer = SessionLayer::new(server.store(&clock()).await);
+    let app = App::new(layer.clone());
+    let browser = app.browser();
+    browser.get("/login/u1").await;
+    let routes = Router::new().route(
+        "/",
+        get(async |session: Session| {
+            {
+                let mut first = Box::pin(session.principal());
+                std::future::poll_fn(|cx| Poll::Ready(first.as_mut().poll(cx).is_pending())).await;
+            }
+            let (one, two, three) = tokio::join!(
+                session.principal(),
+                session.principal(),
+                session.get::<u64>("a")
+            );
+            assert_eq!((one.unwrap(), three.unwrap()), (two.unwrap(), None));
+            session.principal().await.unwrap().unwrap().id().to_owned()
+        }),
+    );
+    let request = Request::get("/").header("cookie", browser.cookie().unwrap());
+    let response = routes
+        .layer(layer)
+        .oneshot(request.body(Body::empty()).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(response.status(), 200);
+}
+
+#[tokio::test]
+async fn who_wrote_in_vain_is_told_by_commit() {
+    let layer = SessionLayer::new(memory(&clock()));
+    let (directory, app) = (layer.directory(), App::new(layer.clone()));
+    let browser = app.browser();
+    browser.get("/login/u1").await;
+    let routes = Router::new().route(
+        "/",
+        get(async move |session: Session| {
+            assert_eq!(
+                session.principal().await.unwrap(),
+                Some(Principal::new("u1"))
+            );
+            directory.revoke_all("u1").await.unwrap();
+            session.insert("a", &1).unwrap();
+            let told = session.commit().await.unwrap_err().kind();
+            let update = session
+                .update("a", |n: &mut u64| *n += 1)
+                .await
+                .unwrap_err()
+                .kind();
+            assert_eq!(
+                (told, update),
+                (SessionErrorKind::Ended, SessionErrorKind::Ended)
+            );
+        }),
+    );
+    let request = Request::get("/").header("cookie", browser.cookie().unwrap());
+    let response = routes
+        .layer(layer)
+        .oneshot(request.body(Body::empty()).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(response.status(), 200);
+    assert!(
+        response.headers()["set-cookie"]
+            .to_str()
+            .unwrap()
+            .contains("Max-Age=0")
+    );
+}
