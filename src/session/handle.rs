@@ -141,6 +141,7 @@ impl Session {
     }
 
     /// Remembers when the request began; touches nothing.
+    #[cfg(feature = "axum")]
     pub(super) fn begin(&self) {
         self.shared.begin();
     }

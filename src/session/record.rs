@@ -54,7 +54,7 @@ impl Roles {
     /// Takes roles within the bounds.
     #[must_use]
     pub fn try_new<S: AsRef<str>>(roles: impl IntoIterator<Item = S>) -> Option<Self> {
-        let mut own = Vec::new();
+        let mut own: Vec<Box<str>> = Vec::new();
         for role in roles {
             let role = role.as_ref();
             if !(1..=LONGEST_ROLE).contains(&role.len()) || own.len() == MOST_ROLES {
@@ -62,7 +62,7 @@ impl Roles {
             }
             own.push(Box::from(role));
         }
-        let bytes: usize = own.iter().map(|role: &Box<str>| role.len()).sum();
+        let bytes: usize = own.iter().map(|role| role.len()).sum();
         (bytes <= MOST_ROLE_BYTES).then_some(Self(own))
     }
 

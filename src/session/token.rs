@@ -18,9 +18,6 @@ const SECRET_BYTES: usize = 24;
 pub(super) const TOKEN_CHARS: usize = 54;
 const ID_CHARS: usize = 22;
 
-/// The number of homes; a home is the cluster slot that all keys of a session share.
-pub(super) const HOMES: u16 = 1_024;
-
 const VERIFIER_LABEL: &[u8; 15] = b"keep-session-1:";
 const HOME_LABEL: &[u8] = b"keep-session-home-1:";
 
@@ -309,7 +306,7 @@ mod tests {
         for home in [0, 1, 3, 4, 511, 1_023] {
             assert_eq!(SessionId::draw(Some(home)).unwrap().home(), home);
         }
-        assert!(home_of_user("u1") < HOMES);
+        assert!(home_of_user("u1") < 1_024);
     }
 
     proptest! {

@@ -11,17 +11,19 @@ use self::decode::{established, listed, loaded, patched, revoked};
 use super::{
     EndCause, Establish, Established, Identity, LimitRule, Listed, Loaded, LoginIdentity,
     Operation, Otherwise, Part, Patch, Patched, Read, Revoked, Roles, Seen, SessionId, SessionRef,
-    SessionStore, Sighting, Target, UserId, Value, Whose,
+    SessionStore, Sighting, Target, UserId, Value, Whose, home_of_user,
 };
 use crate::backend::redis::{Call, RedisStore, Script};
 use crate::core::{StoreFuture, digest22};
-use crate::session::token::{HOMES, home_of_user};
 
 macro_rules! script {
     ($file:literal) => {
         Script::new(concat!(include_str!("record.lua"), include_str!($file)))
     };
 }
+
+/// A home is the cluster slot that all keys of a session share: the first 10 bits of its id.
+const HOMES: u16 = 1_024;
 
 static LOAD: Script = script!("load.lua");
 static PATCH: Script = script!("patch.lua");
