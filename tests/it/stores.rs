@@ -430,170 +430,35 @@ mod session {
         MemoryStore::builder().clock(clock.clone()).build()
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn memory_keeps_its_promises() {
         let clock = clock();
-        idempotency(Arc::new(memory(&clock)), &clock).await;
+        session(Arc::new(memory(&clock)), &clock).await;
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn redis_keeps_its_promises() {
         let clock = clock();
-        idempotency(Arc::new(shared().await.store(&clock).await), &clock).await;
+        session(Arc::new(shared().await.store(&clock).await), &clock).await;
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn a_fallback_keeps_the_promises_of_its_primary() {
         let clock = clock();
-        let (redis, second) = (shared().await.store(&clock).await, memory(&clock));
-        let store = Fallback::new(redis, second.clone());
-        idempotency(Arc::new(store.clone()), &clock).await;
-        let id = fresh_id();
-        store
-            .begin(&id, &claim(fresh_nonce(), print(1)))
-            .await
-            .unwrap();
-        assert!(
-            second.peek(&id).await.unwrap().is_none(),
-            "the secondary was asked"
-        );
+        let store = Fallback::new(shared().await.store(&clock).await, memory(&clock));
+        session(Arc::new(store), &clock).await;
     }
 
     #[tokio::test]
-    async fn random_histories_on_memory_follow_from_the_facts() {
-        for seed in 0..400 {
-            let clock = clock();
-            histories(Arc::new(memory(&clock)), &clock, seed, 300).await;
-        }
-    }
-
-    #[tokio::test]
-    async fn random_histories_on_redis_follow_from_the_facts() {
-        for seed in 0..20 {
-            let clock = clock();
-            let store = shared().await.store(&clock).await;
-            histories(Arc::new(store), &clock, seed, 300).await;
-        }
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn of_fifty_contenders_one_wins_also_over_two_handles() {
-        let one: Arc<dyn IdempotencyStore> = Arc::new(MemoryStore::new());
-        assert_eq!(winners_of(50, &[one]).await, 1);
-        let (server, prefix) = (shared().await, fresh_prefix());
-        let mut handles: Vec<Arc<dyn IdempotencyStore>> = Vec::new();
-        for _ in 0..2 {
-            handles.push(Arc::new(server.store_with(&prefix).await));
-        }
-        assert_eq!(winners_of(50, &handles).await, 1);
-    }
-
-    #[tokio::test]
-    async fn a_full_memory_refuses_claims_and_holds_room_for_a_tombstone() {
+    async fn memory_answers_long_random_sequences_as_the_oracle_does() {
         let clock = clock();
-        let builder = MemoryStore::builder().clock(clock.clone());
-        let store = builder.max_entries(2).max_bytes(100_000).build();
-        let claims = [1, 2].map(|_| (fresh_id(), claim(fresh_nonce(), print(1))));
-        for (id, claim) in &claims {
-            assert!(matches!(
-                store.begin(id, claim).await.unwrap(),
-                Begin::Run(_)
-            ));
+        let store = memory(&clock);
+        for seed in 100..200 {
+            random_sequence(&store, &clock, seed, 300).await;
         }
-        let refused = store
-            .begin(&fresh_id(), &claim(fresh_nonce(), print(1)))
-            .await;
-        assert_eq!(refused.unwrap_err().kind(), StoreErrorKind::Full);
-        let (id, first) = &claims[0];
-        let large = answer(print(1), &vec![0; 200_000]);
-        let refused = store
-            .complete(id, first.nonce, large, Duration::from_secs(9))
-            .await;
-        assert_eq!(refused.unwrap_err().kind(), StoreErrorKind::TooLarge);
-        let small = answer(print(1), b"fits");
-        let done = store
-            .complete(id, first.nonce, small, Duration::from_secs(9))
-            .await;
-        assert_eq!(done.unwrap(), Owned::Yes);
-        clock.advance(Duration::from_secs(9));
-        let next = store
-            .begin(&fresh_id(), &claim(fresh_nonce(), print(1)))
-            .await
-            .unwrap();
-        assert!(matches!(next, Begin::Run(_)), "what has expired makes room");
-    }
-
-    /// A record of another version, one cut off, and one with a forged length: none of them is a miss.
-    #[tokio::test]
-    async fn a_damaged_record_is_answered_and_never_run_again() {
-        let (server, prefix) = (shared().await, fresh_prefix());
-        let store = server.store_with(&prefix).await;
-        let mut raw = server.raw().await;
-        let (id, first) = (fresh_id(), claim(fresh_nonce(), print(1)));
-        store.begin(&id, &first).await.unwrap();
-        let done = answer(print(1), b"body");
-        store
-            .complete(&id, first.nonce, done, Duration::from_secs(600))
-            .await
-            .unwrap();
-        let name = format!("{prefix}:idempotency:{id}");
-        let whole: Vec<u8> = ::redis::cmd("GET")
-            .arg(&name)
-            .query_async(&mut raw)
-            .await
-            .unwrap();
-        let mut newer = whole.clone();
-        newer[0] = 2;
-        let mut forged = whole.clone();
-        forged[87] = 0xFF;
-        for damaged in [
-            b"x".to_vec(),
-            newer,
-            whole[..whole.len() - 1].to_vec(),
-            forged,
-        ] {
-            let set = ::redis::cmd("SET").arg(&name).arg(&damaged).to_owned();
-            let _: () = set.query_async(&mut raw).await.unwrap();
-            let begun = store
-                .begin(&id, &claim(fresh_nonce(), print(1)))
-                .await
-                .unwrap();
-            let Begin::Done(record) = begun else {
-                panic!("{begun:?}")
-            };
-            assert!(matches!(record.content, Content::Unreadable), "{record:?}");
-            assert_eq!(record.head.state, State::Unreadable);
-        }
-        let body = Bytes::from(whole);
-        assert!(body.ends_with(b"body"));
     }
 
     #[tokio::test]
-    async fn redis_is_asked_once_per_step_and_keeps_no_record_longer_than_it_counts() {
-        let (server, prefix) = (shared().await, fresh_prefix());
-        let store = server.store_with(&prefix).await;
-        let (id, first) = (fresh_id(), claim(fresh_nonce(), print(1)));
-        // The first use of each script teaches it to the server.
-        store.begin(&fresh_id(), &first).await.unwrap();
-        store.peek(&id).await.unwrap();
-        let before = store.commands();
-        store.begin(&id, &first).await.unwrap();
-        store.peek(&id).await.unwrap();
-        assert_eq!(store.commands() - before, 2);
-        let mut raw = server.raw().await;
-        let name = format!("{prefix}:idempotency:{id}");
-        let left: i64 = ::redis::cmd("PTTL")
-            .arg(&name)
-            .query_async(&mut raw)
-            .await
-            .unwrap();
-        assert!((590_000..=600_000).contains(&left), "{left}");
-        let size: usize = ::redis::cmd("STRLEN")
-            .arg(&name)
-            .query_async(&mut raw)
-            .await
-            .unwrap();
-        assert_eq!(size, tower_keep::idempotency::HEAD_BYTES);
     async fn redis_answers_long_random_sequences_as_the_oracle_does() {
         let clock = clock();
         let store = shared().await.store(&clock).await;
@@ -602,4 +467,3 @@ mod session {
         }
     }
 }
-
