@@ -23,6 +23,28 @@ pub(super) struct Form {
     pub(super) conditions: Option<Box<HeaderMap>>,
 }
 
+/// Answers a hit: nothing is written but what changes with the second.
+pub(super) fn hit<R>(
+    entry: &Entry,
+    form: &Form,
+    config: &Config,
+    now: u64,
+    outcome: ResponseCacheOutcome,
+) -> Response<ResponseBody<R>> {
+    let head = entry.head();
+    let (name, ttl) = (config.status.name(), ttl(head, now));
+    let write = || config.status.value(Said::Hit(ttl));
+    let (age, status) = entry.written(name, age_seconds(head, now), ttl, write);
+    finish(
+        entry,
+        form,
+        config,
+        head.fields.clone(),
+        (Some(age), status),
+        outcome,
+    )
+}
+
 /// Answers from `entry`, with its age.
 pub(super) fn stored<R>(
     entry: &Entry,
@@ -33,11 +55,13 @@ pub(super) fn stored<R>(
     outcome: ResponseCacheOutcome,
 ) -> Response<ResponseBody<R>> {
     let head = entry.head();
-    let mut fields = head.fields.clone();
-    if let Some(age) = fields.get_mut(AGE) {
-        *age = HeaderValue::from((head.age(now) / MICROS).min(1 << 31));
-    }
-    finish(entry, form, config, fields, said, outcome)
+    let age = HeaderValue::from(age_seconds(head, now));
+    let written = (Some(age), config.status.value(said));
+    finish(entry, form, config, head.fields.clone(), written, outcome)
+}
+
+fn age_seconds(head: &Head, now: u64) -> u64 {
+    (head.age(now) / MICROS).min(1 << 31)
 }
 
 /// Answers with `entry` as it was just fetched: without an age of ours.
@@ -50,7 +74,8 @@ pub(super) fn fetched<R>(
     outcome: ResponseCacheOutcome,
 ) -> Response<ResponseBody<R>> {
     fields.remove(AGE);
-    finish(entry, form, config, fields, said, outcome)
+    let written = (None, config.status.value(said));
+    finish(entry, form, config, fields, written, outcome)
 }
 
 fn finish<R>(
@@ -58,13 +83,16 @@ fn finish<R>(
     form: &Form,
     config: &Config,
     mut fields: HeaderMap,
-    said: Said,
+    (age, said): (Option<HeaderValue>, HeaderValue),
     outcome: ResponseCacheOutcome,
 ) -> Response<ResponseBody<R>> {
+    if let (Some(value), Some(age)) = (fields.get_mut(AGE), age) {
+        *value = age;
+    }
     if config.status.is_hidden() {
         fields.remove(CACHE_STATUS);
-    } else {
-        fields.insert(CACHE_STATUS, config.status.value(said));
+    } else if let Some(value) = fields.get_mut(CACHE_STATUS) {
+        *value = said;
     }
     let (status, body) = shape(entry, form, &mut fields);
     let mut response = Response::new(body);

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use http::header::{AGE, HeaderMap};
 use http::{HeaderName, HeaderValue, StatusCode};
+use parking_lot::Mutex;
 
 use super::stamps::Stamp;
 use super::target::Target;
@@ -228,10 +229,22 @@ impl fmt::Debug for Head {
     }
 }
 
+/// Age and `Cache-Status` of a hit: the same for all hits of one second by caches of one name.
+#[derive(Clone)]
+pub(super) struct Written {
+    pub(super) name: &'static str,
+    pub(super) age: u64,
+    pub(super) ttl: i64,
+    pub(super) age_value: HeaderValue,
+    pub(super) status_value: HeaderValue,
+}
+
 /// A stored response. Cloning the `Arc` around it and its body copies nothing.
 pub struct Entry {
     head: Arc<Head>,
     body: Bytes,
+    /// The two values that change with the second, as they were last written.
+    written: Mutex<Option<Written>>,
     /// The version of the stamps that it was last judged live at.
     checked: AtomicU64,
 }
@@ -244,6 +257,7 @@ impl Entry {
         Self {
             head,
             body,
+            written: Mutex::new(None),
             checked,
         }
     }
@@ -274,6 +288,31 @@ impl Entry {
 
     pub(super) fn trailers(&self) -> Option<&HeaderMap> {
         self.head.trailers.as_deref()
+    }
+
+    /// Returns Age and `Cache-Status` of a hit, written anew only when a second has passed.
+    pub(super) fn written(
+        &self,
+        name: &'static str,
+        age: u64,
+        ttl: i64,
+        write: impl FnOnce() -> HeaderValue,
+    ) -> (HeaderValue, HeaderValue) {
+        let mut written = self.written.lock();
+        if let Some(last) = &*written
+            && (last.age, last.ttl, last.name) == (age, ttl, name)
+        {
+            return (last.age_value.clone(), last.status_value.clone());
+        }
+        let (age_value, status_value) = (HeaderValue::from(age), write());
+        *written = Some(Written {
+            name,
+            age,
+            ttl,
+            age_value: age_value.clone(),
+            status_value: status_value.clone(),
+        });
+        (age_value, status_value)
     }
 
     pub(super) fn checked_at(&self, version: u64) -> bool {

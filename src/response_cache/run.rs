@@ -365,7 +365,6 @@ pub(super) fn hit<R>(
     entry: &Entry,
     now: u64,
 ) -> Response<ResponseBody<R>> {
-    let ttl = answer::ttl(entry.head(), now);
     let fresh = entry.head().age(now) < entry.head().lifetime;
     let outcome = if fresh {
         ResponseCacheOutcome::Hit
@@ -373,7 +372,7 @@ pub(super) fn hit<R>(
         ResponseCacheOutcome::StaleHit
     };
     cache.counters.count(outcome);
-    answer::stored(entry, &ask.form, config, now, Said::Hit(ttl), outcome)
+    answer::hit(entry, &ask.form, config, now, outcome)
 }
 
 /// How long to wait for somebody else's lease: a little longer each time, never past its end, and not all at once.

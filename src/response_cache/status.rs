@@ -137,6 +137,10 @@ impl Names {
         self.hidden
     }
 
+    pub(super) const fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// Appends the member for a passed request, after those of inner caches.
     pub(super) fn pass(&self, fields: &mut HeaderMap, why: Bypass) {
         let at = BYPASSES.iter().position(|(bypass, _)| *bypass == why);
