@@ -3,6 +3,7 @@
 use std::fmt;
 use std::hash::Hasher as _;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use http::header::{COOKIE, HeaderMap};
@@ -335,7 +336,7 @@ fn put_poison(text: &mut SmallVec<[u8; 128]>, fields: &HeaderMap) {
     }
 }
 
-static SEED: LazyLock<(u64, u64)> = LazyLock::new(|| (random(), random()));
+static SEED: LazyLock<(u64, u64)> = LazyLock::new(|| (entropy(), entropy()));
 
 /// Hashes under this process's own random seed: for tables that nobody else reads.
 pub(super) fn seeded(bytes: &[u8]) -> Hash128 {
@@ -356,8 +357,17 @@ pub(super) fn sha128(parts: &[&[u8]]) -> Hash128 {
     Hash128(cut)
 }
 
-/// Draws 64 random bits.
+/// Draws 64 bits that nobody can guess and that no other draw of any process is likely to repeat.
+///
+/// A keyed hash of a counter: a miss draws several, and the system's random source costs a call each.
 pub(super) fn random() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let mut sip = SipHasher13::new_with_keys(SEED.1, SEED.0);
+    sip.write_u64(NEXT.fetch_add(1, Ordering::Relaxed));
+    sip.finish128().h1
+}
+
+fn entropy() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     // The standard library seeds these from the system's random source, and cannot fail.
     getrandom::u64().unwrap_or_else(|_| RandomState::new().build_hasher().finish())
