@@ -69,6 +69,7 @@ mod key;
 mod layer;
 mod policy;
 mod range;
+mod record;
 mod refresh;
 mod rejection;
 mod revalidate;

@@ -1,0 +1,208 @@
+//! Heads as bytes in a shared store: format 1.
+
+use http::header::HeaderMap;
+use http::{HeaderName, HeaderValue, StatusCode};
+
+use super::entry::{EntryId, Flags, Head};
+use super::stamps::Stamp;
+use super::target::Target;
+use super::vary::Names;
+
+/// The first byte of an encoded head: its format.
+const FORMAT: u8 = 1;
+/// The second byte: how the body is coded; 0 is plain.
+const PLAIN: u8 = 0;
+
+/// Writes a head as bytes, format 1.
+pub(super) fn encode(head: &Head) -> Vec<u8> {
+    let mut out = vec![FORMAT, PLAIN];
+    let numbers = [
+        head.id.0,
+        head.body_id.0,
+        head.begun.0,
+        head.at,
+        head.received,
+        head.initial_age,
+        head.lifetime,
+        head.refresh_after.unwrap_or(u64::MAX),
+        head.stale_while_revalidate,
+        head.stale_if_error.unwrap_or(u64::MAX),
+        head.expires_at,
+        u64::from(head.flags.0),
+        u64::from(head.status.as_u16()),
+    ];
+    numbers
+        .iter()
+        .for_each(|number| out.extend_from_slice(&number.to_be_bytes()));
+    put(&mut out, &head.key);
+    put(&mut out, head.names.as_text().as_bytes());
+    put(&mut out, &head.selection);
+    let targets: Vec<u8> = head
+        .targets
+        .iter()
+        .flat_map(|target| target.bits().to_be_bytes())
+        .collect();
+    put(&mut out, &targets);
+    put_fields(&mut out, head.stored_fields());
+    put_fields(
+        &mut out,
+        head.trailers.iter().flat_map(|fields| fields.iter()),
+    );
+    out
+}
+
+fn put(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
+    out.extend_from_slice(bytes);
+}
+
+fn put_fields<'a>(
+    out: &mut Vec<u8>,
+    fields: impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)>,
+) {
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    let mut count = 0_u32;
+    for (name, value) in fields {
+        put(out, name.as_str().as_bytes());
+        put(out, value.as_bytes());
+        count += 1;
+    }
+    out[start..start + 4].copy_from_slice(&count.to_be_bytes());
+}
+
+/// Reads a head; `None` for another format, another coding, or damage.
+pub(super) fn decode(bytes: &[u8]) -> Option<Head> {
+    let mut from = Reader(bytes.strip_prefix(&[FORMAT, PLAIN])?);
+    let some = |number: u64| (number != u64::MAX).then_some(number);
+    let mut head = Head {
+        id: EntryId(from.number()?),
+        body_id: EntryId(from.number()?),
+        begun: Stamp(from.number()?),
+        at: from.number()?,
+        received: from.number()?,
+        initial_age: from.number()?,
+        lifetime: from.number()?,
+        refresh_after: some(from.number()?),
+        stale_while_revalidate: from.number()?,
+        stale_if_error: some(from.number()?),
+        expires_at: from.number()?,
+        flags: Flags(u16::try_from(from.number()?).ok()?),
+        status: StatusCode::from_u16(u16::try_from(from.number()?).ok()?).ok()?,
+        key: from.take()?.into(),
+        names: Names::from_text(std::str::from_utf8(from.take()?).ok()?),
+        selection: from.take()?.into(),
+        ..Head::default()
+    };
+    let targets = from.take()?;
+    head.targets = targets
+        .as_chunks()
+        .0
+        .iter()
+        .map(|bits| Target::from_bits(u64::from_be_bytes(*bits)))
+        .collect();
+    head.fields = from.fields()?;
+    Head::keep_room(&mut head.fields);
+    let trailers = from.fields()?;
+    head.trailers = (!trailers.is_empty()).then(|| Box::new(trailers));
+    (from.0.is_empty() && targets.len().is_multiple_of(8)).then_some(head)
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn number(&mut self) -> Option<u64> {
+        let (number, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u64::from_be_bytes(*number))
+    }
+
+    fn length(&mut self) -> Option<usize> {
+        let (length, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        usize::try_from(u32::from_be_bytes(*length)).ok()
+    }
+
+    fn take(&mut self) -> Option<&'a [u8]> {
+        let length = self.length()?;
+        let (bytes, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(bytes)
+    }
+
+    fn fields(&mut self) -> Option<HeaderMap> {
+        let count = self.length()?;
+        let mut fields = HeaderMap::new();
+        for _ in 0..count {
+            let name = HeaderName::from_bytes(self.take()?).ok()?;
+            let value = HeaderValue::from_bytes(self.take()?).ok()?;
+            fields.try_append(name, value).ok()?;
+        }
+        Some(fields)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sample() -> Head {
+        let mut head = Head {
+            id: EntryId(7),
+            lifetime: 60,
+            refresh_after: Some(3),
+            flags: Flags(Flags::BY_POLICY),
+            key: b"key".to_vec().into(),
+            names: Names::from_text("accept,origin"),
+            targets: vec![Target::everything(), Target::tag("a")].into(),
+            ..Head::default()
+        };
+        head.fields
+            .append("x-a", HeaderValue::from_bytes(b"\xff1").unwrap());
+        head.fields.append("x-a", HeaderValue::from_static("2"));
+        Head::keep_room(&mut head.fields);
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-sum", HeaderValue::from_static("9"));
+        head.trailers = Some(Box::new(trailers));
+        head
+    }
+
+    #[test]
+    fn a_head_comes_back_as_it_was_written() {
+        let head = sample();
+        let back = decode(&encode(&head)).unwrap();
+        assert_eq!(encode(&back), encode(&head));
+        assert_eq!(
+            (back.id, back.refresh_after, back.stale_if_error),
+            (head.id, Some(3), None)
+        );
+        assert_eq!(
+            (&back.fields, &back.targets, &back.trailers),
+            (&head.fields, &head.targets, &head.trailers)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_bytes_are_no_head_and_no_panic(at in 0_usize..200, byte: u8, cut in 0_usize..200) {
+            let head = sample();
+            let mut bytes = encode(&head);
+            let whole = bytes.len();
+            if at < whole {
+                bytes[at] = byte;
+            }
+            let _ = decode(&bytes);
+            bytes.truncate(cut);
+            if cut < whole {
+                prop_assert!(decode(&bytes).is_none());
+            }
+        }
+
+        #[test]
+        fn anything_at_all_can_be_offered(bytes: Vec<u8>) {
+            let _ = decode(&bytes);
+        }
+    }
+}
