@@ -478,3 +478,20 @@ async fn a_connection_that_broke_while_nobody_used_it_costs_no_call() {
     waited.expect("the end of the connection is noticed");
     assert_eq!(increment(&store).await, Ok(1));
 }
+
+#[tokio::test]
+async fn a_server_that_is_slow_to_greet_is_joined_again_over_two_probes() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let store = behind(&proxy, 300).await;
+    increment(&store).await.unwrap();
+    proxy.refuse(true);
+    while !store.is_open_circuit() {
+        increment(&store).await.unwrap_err();
+    }
+    // Far enough for a call, too far for a greeting and a call.
+    proxy.refuse(false);
+    proxy.delay(Duration::from_millis(180));
+    until_back(&store).await;
+    assert_eq!(proxy.connections(), 2);
+}

@@ -42,8 +42,11 @@ type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 struct Current {
     connection: Option<MultiplexedConnection>,
     /// Counts connections, so that a late error of an old one does not end its successor.
-    generation: u64,
+    generation: Generation,
 }
+
+/// The number of a connection.
+pub(super) type Generation = u64;
 
 impl Link {
     /// Understands the address; nothing is sent.
@@ -86,12 +89,19 @@ impl Link {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Gives up the current connection: a silent one is as good as broken.
-    pub(super) fn reset(&self) {
-        self.server.current.lock().connection = None;
+    /// Names the connection there is.
+    pub(super) fn current(&self) -> Option<Generation> {
+        self.server.current().map(|(_, generation)| generation)
     }
 
-    async fn connection(&self) -> Result<(MultiplexedConnection, u64), RedisError> {
+    /// Gives up that connection if it still is the current one: a silent one is as good as broken.
+    pub(super) fn give_up(&self, connection: Option<Generation>) {
+        if let Some(generation) = connection {
+            self.server.forget(generation);
+        }
+    }
+
+    async fn connection(&self) -> Result<(MultiplexedConnection, Generation), RedisError> {
         if let Some(found) = self.server.current() {
             return Ok(found);
         }
@@ -111,7 +121,7 @@ impl Link {
 }
 
 impl Server {
-    async fn connect(self: Arc<Self>) -> Result<(MultiplexedConnection, u64), RedisError> {
+    async fn connect(self: Arc<Self>) -> Result<(MultiplexedConnection, Generation), RedisError> {
         let (connection, driver) = tokio::time::timeout(CONNECT_TIMEOUT, self.greet())
             .await
             .map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))??;
@@ -151,19 +161,19 @@ impl Server {
         }
     }
 
-    fn keep(&self, connection: &MultiplexedConnection) -> u64 {
+    fn keep(&self, connection: &MultiplexedConnection) -> Generation {
         let mut current = self.current.lock();
         current.generation += 1;
         current.connection = Some(connection.clone());
         current.generation
     }
 
-    fn current(&self) -> Option<(MultiplexedConnection, u64)> {
+    fn current(&self) -> Option<(MultiplexedConnection, Generation)> {
         let current = self.current.lock();
         Some((current.connection.clone()?, current.generation))
     }
 
-    fn forget(&self, generation: u64) {
+    fn forget(&self, generation: Generation) {
         let mut current = self.current.lock();
         if current.generation == generation {
             current.connection = None;

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use redis::{Cmd, Value};
 
 use super::call::Call;
-use super::connection::Link;
+use super::connection::{Generation, Link};
 use super::error::{self, Meaning};
 use super::script::Script;
 use crate::core::telemetry::{count, info, warn};
@@ -126,6 +126,7 @@ impl Inner {
         if let Admission::Refused(until_probe) = admission {
             return Err(StoreError::new(StoreErrorKind::Unavailable).retry_after(until_probe));
         }
+        let before = self.link.current();
         let sent = async {
             match self.link.send(command).await {
                 Err(error) if matches!(error::meaning(&error), Meaning::NoScript) => {
@@ -146,12 +147,12 @@ impl Inner {
                 }
                 Meaning::NoScript => error::with_source(StoreErrorKind::Failed, error),
                 Meaning::Away => {
-                    let retry_after = self.failed(admission);
+                    let retry_after = self.failed(admission, before);
                     error::with_source(StoreErrorKind::Unavailable, error).retry_after(retry_after)
                 }
             }),
             Err(_elapsed) => {
-                let retry_after = self.failed(admission);
+                let retry_after = self.failed(admission, before);
                 Err(StoreError::new(StoreErrorKind::TimedOut).retry_after(retry_after))
             }
         }
@@ -165,8 +166,8 @@ impl Inner {
         breaker.succeeded();
     }
 
-    /// Returns the time until the server is asked again.
-    fn failed(&self, admission: Admission) -> Duration {
+    /// Returns the time until the server is asked again. `before` is the connection that was there when the call began.
+    fn failed(&self, admission: Admission, before: Option<Generation>) -> Duration {
         let now = self.started.elapsed();
         let mut breaker = self.breaker.lock();
         let was_open = breaker.is_open();
@@ -179,8 +180,9 @@ impl Inner {
             count!("keep_redis_breaker_opened_total", 1);
         }
         if is_opening || admission == Admission::Probe {
-            // A link that is cut silently never breaks by itself: the next probe gets a new one.
-            self.link.reset();
+            // A link that is cut silently never breaks by itself: the next probe gets a new one. One that was
+            // made during this call is kept: where greeting takes long, the next probe finds it ready.
+            self.link.give_up(before);
         }
         until_probe
     }
