@@ -29,7 +29,7 @@ impl<C: Clock + ?Sized> Clock for Arc<C> {
 /// Follows the machine's clock, but never goes back.
 ///
 /// A reading costs one monotonic read. The wall clock is asked once a second; where it ran ahead
-/// (a step, a resumed machine) we follow, where it fell behind we let it catch up.
+/// (a step, a resumed machine) we follow. Where it was set back we do not: the process stays ahead by that much.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
@@ -49,29 +49,46 @@ struct Anchor {
     compared: AtomicU64,
 }
 
-static ANCHOR: std::sync::LazyLock<Anchor> = std::sync::LazyLock::new(|| Anchor {
-    started: Instant::now(),
-    offset: AtomicU64::new(wall_micros()),
-    compared: AtomicU64::new(0),
-});
+static ANCHOR: std::sync::LazyLock<Anchor> = std::sync::LazyLock::new(|| Anchor::new(wall_micros));
 
 const COMPARE_EVERY_MICROS: u64 = 1_000_000;
 
 impl Clock for SystemClock {
     fn now_micros(&self) -> u64 {
         let anchor = &*ANCHOR;
-        let elapsed = u64::try_from(anchor.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let elapsed = anchor.elapsed();
         let compared = anchor.compared.load(Ordering::Relaxed);
         if elapsed.saturating_sub(compared) > COMPARE_EVERY_MICROS {
             anchor.compared.store(elapsed, Ordering::Relaxed);
-            anchor
-                .offset
-                .fetch_max(wall_micros().saturating_sub(elapsed), Ordering::Relaxed);
+            anchor.compare(wall_micros);
         }
         anchor
             .offset
             .load(Ordering::Relaxed)
             .saturating_add(elapsed)
+    }
+}
+
+impl Anchor {
+    fn new(wall_micros: impl FnOnce() -> u64) -> Self {
+        // The wall first, the monotonic clock after it: a thread that is held up in between makes the offset
+        // too small, which the next comparison mends. Too large it would stay for ever.
+        let wall = wall_micros();
+        Self {
+            started: Instant::now(),
+            offset: AtomicU64::new(wall),
+            compared: AtomicU64::new(0),
+        }
+    }
+
+    fn compare(&self, wall_micros: impl FnOnce() -> u64) {
+        let wall = wall_micros();
+        let offset = wall.saturating_sub(self.elapsed());
+        self.offset.fetch_max(offset, Ordering::Relaxed);
+    }
+
+    fn elapsed(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 }
 
@@ -261,6 +278,19 @@ mod tests {
             assert!(now >= last);
             last = now;
         }
+    }
+
+    #[test]
+    fn a_thread_that_is_held_up_while_it_asks_the_wall_does_not_set_the_clock_ahead() {
+        let held_up = || {
+            std::thread::sleep(Duration::from_millis(30));
+            wall_micros()
+        };
+        let anchor = Anchor::new(held_up);
+        anchor.compare(held_up);
+        let reading = anchor.offset.load(Ordering::Relaxed) + anchor.elapsed();
+        // Both are cut to whole microseconds.
+        assert!(reading <= wall_micros() + 2);
     }
 
     #[test]
