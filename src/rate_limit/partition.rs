@@ -66,7 +66,7 @@ impl Partition {
         Self::of("api-key", Source::ApiKey(HeaderName::from_static(name)))
     }
 
-    /// Counts by the value of the header `name`; requests without it by their address.
+    /// Counts by the value of the header `name`; requests without it, or with an empty one, by their address.
     ///
     /// # Panics
     /// If `name` is not a header name in lower case.
@@ -223,7 +223,9 @@ impl Source {
                 .parts
                 .headers
                 .get(name)
-                .map(|value| Segment::text(value.as_bytes())),
+                .map(|value| value.as_bytes())
+                .filter(|value| !value.trim_ascii().is_empty())
+                .map(Segment::text),
             Self::Path => Some(Segment::text(request.parts.uri.path().as_bytes())),
             #[cfg(feature = "axum")]
             Self::MatchedPath => {
@@ -268,7 +270,7 @@ impl PartialEq for Source {
 
 fn credential<'a>(name: &HeaderName, value: &'a [u8]) -> Option<&'a [u8]> {
     if name != AUTHORIZATION {
-        return Some(value);
+        return Some(value).filter(|value| !value.trim_ascii().is_empty());
     }
     let (scheme, token) = value.split_at_checked(7)?;
     let token = token.trim_ascii();
@@ -492,5 +494,33 @@ mod tests {
                 "{value}"
             );
         }
+    }
+
+    #[test]
+    fn an_empty_field_names_nobody() {
+        let parts = |value: &'static str| {
+            let request = http::Request::builder().header("x-key", value).body(());
+            request.unwrap().into_parts().0
+        };
+        let of = |partition: Partition, value| {
+            let found = Found {
+                parts: &parts(value),
+                client: Some("192.0.2.1".parse().unwrap()),
+                principal: None,
+            };
+            match partition.key(&found) {
+                Keyed::Key(key) => key,
+                other => panic!("{other:?}"),
+            }
+        };
+        let by_address = key("192.0.2.1", 64);
+        for value in ["", " "] {
+            assert_eq!(of(Partition::header("x-key"), value), by_address);
+            assert_eq!(of(Partition::api_key("x-key"), value), by_address);
+        }
+        assert_eq!(
+            of(Partition::api_key("x-key"), "k"),
+            PartitionKey::from("k")
+        );
     }
 }
