@@ -26,12 +26,8 @@ impl Gcra {
 
     pub(super) fn is_ahead(&self, quota: &Quota, now: u64) -> bool {
         let interval = Interval::of(quota);
-        let (ahead, full) = (self.tat.saturating_sub(now), interval.burst * interval.num);
         // By a product instead of a quotient: this is asked before every decision.
-        let debt = ahead
-            .checked_mul(interval.den)
-            .map(|debt| debt + u64::from(self.rest));
-        debt.is_none_or(|debt| debt > full)
+        self.debt(interval.den, now) > interval.burst * interval.num
     }
 
     pub(super) fn repair(&mut self, quota: &Quota, now: u64) {
@@ -44,7 +40,7 @@ impl Gcra {
     pub(super) fn usage(&self, quota: &Quota, now: u64, limit: u32) -> Usage {
         let interval = Interval::of(quota);
         let debt = self.debt(interval.den, now);
-        let used = debt.div_ceil(interval.num) as u32;
+        let used = u32::try_from(debt.div_ceil(interval.num)).unwrap_or(u32::MAX);
         if used == 0 || limit == 0 {
             return Usage {
                 used,
@@ -103,7 +99,10 @@ impl Gcra {
 
     fn debt(&self, den: u64, now: u64) -> u64 {
         match self.tat.checked_sub(now) {
-            Some(ahead) => ahead * den + u64::from(self.rest),
+            // Saturates only where the clock went back and nobody has repaired the state yet.
+            Some(ahead) => ahead
+                .saturating_mul(den)
+                .saturating_add(u64::from(self.rest)),
             None => 0,
         }
     }

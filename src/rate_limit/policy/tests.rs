@@ -327,3 +327,15 @@ fn an_old_receipt_does_nothing_in_a_new_state() {
         assert!(!state.refund(&quota, START + 1, &old), "{quota:?}");
     }
 }
+
+#[test]
+fn a_state_of_a_clock_that_went_far_back_is_measured_without_overflow() {
+    let quota = Quota::per_second((1 << 31) - 1).gcra(1_000);
+    let mut state = State::empty(&quota, START);
+    state.charge(&quota, START, 1);
+    assert!(state.is_ahead(&quota, 0));
+    // Before its repair: a table asks each state how full it is.
+    assert!(state.usage(&quota, 0, 1_000).used >= 1);
+    state.repair(&quota, 0);
+    assert_eq!(state.usage(&quota, 0, 1_000).used, 1_000);
+}
