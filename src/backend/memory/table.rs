@@ -284,8 +284,11 @@ impl<V: Entry> Slots<'_, V> {
             if freed.entries == 0 {
                 other = (other + 1) & (table.shards.len() - 1);
                 barren += 1;
-                // A shard held by us or by anybody else is skipped: waiting here could deadlock.
-                if let Some(mut shard) = table.shards[other].0.try_lock() {
+                let ours = self.locks.iter_mut().find(|(shard, _)| *shard == other);
+                if let Some((_, shard)) = ours {
+                    freed = shard.make_room(self.now, self.keys);
+                } else if let Some(mut shard) = table.shards[other].0.try_lock() {
+                    // One that somebody else holds is skipped: waiting here could deadlock.
                     freed = shard.make_room(self.now, self.keys);
                 }
             }

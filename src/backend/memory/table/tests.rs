@@ -221,3 +221,28 @@ proptest! {
         prop_assert!(table.entries() >= model.len());
     }
 }
+
+#[test]
+fn room_is_made_in_any_shard_that_the_step_has_locked() {
+    let store = MemoryStore::builder().max_entries(2_048).build();
+    let table = store.table::<Kept>();
+    let in_shard = |shard: u64| {
+        (0..)
+            .map(|n| key(&store, n))
+            .filter(move |key| key.shard & 1 == shard)
+    };
+    let put = |key, rank| table.update_one(key, 0, |slot| slot.set(Kept { bytes: 1, rank }, 10));
+    in_shard(0)
+        .take(1_024)
+        .for_each(|key| put(key, None).unwrap());
+    in_shard(1)
+        .take(1_024)
+        .for_each(|key| put(key, Some(1)).unwrap());
+    let keys = [
+        in_shard(0).nth(1_024).unwrap(),
+        in_shard(1).nth(1_024).unwrap(),
+    ];
+    let written = table.update(&keys, 0, |slots| slots.set(0, kept(1), 10));
+    assert_eq!(written, Ok(()));
+    assert_eq!(table.entries(), 2_048);
+}
