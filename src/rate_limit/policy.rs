@@ -127,18 +127,18 @@ pub(crate) fn decide(
     cost: u32,
     blocked_until: Option<u64>,
 ) -> PolicyState {
-    if let Some(until) = blocked_until {
-        return PolicyState::decided(Outcome::Blocked, limit, until - now);
-    }
-    if cost > limit {
+    if cost > limit && blocked_until.is_none() {
         return PolicyState::decided(Outcome::Never, limit, u64::MAX);
     }
-    match state {
-        Some(state) if cost > 0 => match state.wait(quota, now, limit, cost) {
-            0 => PolicyState::decided(Outcome::Admitted, limit, 0),
-            wait => PolicyState::decided(Outcome::Denied, limit, wait),
-        },
-        _ => PolicyState::decided(Outcome::Admitted, limit, 0),
+    let wait = match state {
+        Some(state) if cost > 0 && cost <= limit => state.wait(quota, now, limit, cost),
+        _ => 0,
+    };
+    match (blocked_until, wait) {
+        // The end of a block lets nobody in whom the quota still keeps out.
+        (Some(until), wait) => PolicyState::decided(Outcome::Blocked, limit, wait.max(until - now)),
+        (None, 0) => PolicyState::decided(Outcome::Admitted, limit, 0),
+        (None, wait) => PolicyState::decided(Outcome::Denied, limit, wait),
     }
 }
 

@@ -399,13 +399,15 @@ local function decide(p)
   p.used, p.more = 0, -1
   if p.state then p.used, p.more = p.rules.usage(p, p.state) end
   p.outcome, p.retry = ADMITTED, 0
+  local wait = 0
+  if p.state and p.cost > 0 and p.cost <= p.limit then wait = p.rules.wait(p, p.state) end
   if p.blocked then
-    p.outcome, p.retry = BLOCKED, p.blocked - now
+    -- The end of a block lets nobody in whom the quota still keeps out.
+    p.outcome, p.retry = BLOCKED, math.max(p.blocked - now, wait)
   elseif p.cost > p.limit then
     p.outcome, p.retry = NEVER, -1
-  elseif p.cost > 0 and p.state then
-    local wait = p.rules.wait(p, p.state)
-    if wait > 0 then p.outcome, p.retry = DENIED, wait end
+  elseif wait > 0 then
+    p.outcome, p.retry = DENIED, wait
   end
 end
 

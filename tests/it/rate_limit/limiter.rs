@@ -189,3 +189,26 @@ async fn a_denial_becomes_an_axum_response() {
     answer.refused_by("global");
     assert_eq!(answer.retry_after(), MINUTE);
 }
+
+#[tokio::test]
+async fn a_blocked_key_that_is_full_besides_is_told_to_wait_for_both() {
+    let clock = clock();
+    let redis = crate::support::redis::shared().await.store(&clock).await;
+    let stores: [Arc<dyn RateLimitStore>; 2] = [Arc::new(memory(&clock)), Arc::new(redis)];
+    for store in stores {
+        let policy = Policy::new("user", Quota::new(1, 15 * MINUTE), Partition::principal());
+        let limiter = RateLimiter::new(store).policy(policy);
+        let attempt = || Attempt::new().on("user", "u1");
+        limiter.record(attempt()).await.unwrap();
+        limiter.block("user", "u1", 10 * SECOND).await.unwrap();
+        let Decision::Denied(denial) = limiter.check_and_record(attempt()).await.unwrap() else {
+            panic!("allowed");
+        };
+        let rejection = denial.rejection();
+        assert_eq!(rejection.cause(), RateLimitCause::Blocked);
+        assert_eq!(rejection.retry_after(), Some(15 * MINUTE));
+        limiter.block("user", "u1", 60 * MINUTE).await.unwrap();
+        let status = limiter.peek("user", "u1").await.unwrap();
+        assert_eq!(status.retry_after, Some(60 * MINUTE));
+    }
+}
