@@ -73,12 +73,12 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// Returns what the policies said; nothing where the store was down and the limiter is open.
+    /// Returns what the policies said; nothing where none applied, or where the store was down and the limiter is open.
     pub fn states(&self) -> impl Iterator<Item = &PolicyStatus> {
         self.decided.iter().flat_map(Decided::own)
     }
 
-    /// Returns who decided; `None` where the store was down and the limiter is open.
+    /// Returns who decided; `None` where no policy applied, or where the store was down and the limiter is open.
     #[must_use]
     pub fn source(&self) -> Option<Source> {
         self.decided.as_ref().map(|decided| decided.source)

@@ -111,6 +111,9 @@ impl RateLimiter {
     pub async fn record(&self, attempt: Attempt) -> Result<Grant, RateLimitError> {
         let config = self.shared.config();
         let asks = asks(config, attempt)?;
+        if asks.is_empty() {
+            return Ok(Grant { decided: None });
+        }
         let answer = config.store.record(&config.charges(&asks, Source::Store));
         let verdict = answer.await?;
         Ok(grant(config, asks, &verdict))

@@ -212,3 +212,13 @@ async fn a_blocked_key_that_is_full_besides_is_told_to_wait_for_both() {
         assert_eq!(status.retry_after, Some(60 * MINUTE));
     }
 }
+
+#[tokio::test]
+async fn an_attempt_to_which_no_policy_applies_is_recorded_as_nothing() {
+    let server = crate::support::redis::shared().await;
+    let redis = server.store(&clock()).await;
+    let limiter = RateLimiter::new(redis.clone());
+    let grant = limiter.record(Attempt::new()).await.unwrap();
+    assert_eq!((grant.states().count(), redis.commands()), (0, 0));
+    assert_eq!(limiter.refund(grant).await.unwrap(), Refunded::TooLate);
+}
