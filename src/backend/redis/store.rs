@@ -1,5 +1,6 @@
 //! The handle: a connection, a prefix, a clock, a breaker, and a count of commands.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,6 +31,8 @@ pub(super) struct Inner {
     clock: Option<Arc<dyn Clock>>,
     started: Instant,
     breaker: Mutex<Breaker>,
+    /// What parts keep for all clones of the handle, one value per type.
+    beside: Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
 }
 
 impl RedisStore {
@@ -83,6 +86,19 @@ impl RedisStore {
     #[must_use]
     pub fn timeout(&self) -> Duration {
         self.inner.timeout
+    }
+
+    /// Returns the one `T` that all clones of this handle share, made at first use.
+    pub fn beside<T: Send + Sync + 'static>(&self, make: impl FnOnce() -> T) -> Arc<T> {
+        let mut all = self.inner.beside.lock();
+        let found = all
+            .iter()
+            .find_map(|kept| Arc::clone(kept).downcast::<T>().ok());
+        found.unwrap_or_else(|| {
+            let made = Arc::new(make());
+            all.push(Arc::clone(&made) as Arc<dyn Any + Send + Sync>);
+            made
+        })
     }
 
     /// Returns the number of commands sent so far by this handle and its clones.
@@ -246,6 +262,7 @@ impl RedisStoreBuilder {
                 clock: self.clock,
                 started: Instant::now(),
                 breaker: Mutex::default(),
+                beside: Mutex::default(),
             }),
         })
     }

@@ -42,6 +42,9 @@ const LOCAL_ENTRIES: usize = 100_000;
 /// Blocks end within a hundred years, so that all numbers stay below 2^53.
 const LONGEST_BLOCK: u128 = 100 * 366 * 86_400 * 1_000_000;
 
+/// The store that stands in, by a name of its own among what is kept beside a handle.
+struct StandIn(MemoryStore);
+
 /// A handle with a deadline of its own for each call.
 #[derive(Clone, Debug)]
 struct Hasty {
@@ -81,14 +84,16 @@ impl RateLimitStore for RedisStore {
         }))
     }
 
-    /// A passed clock rules there too.
+    /// One for all layers on this handle, so that they share their limits in an outage too. A passed clock rules there.
     fn local(&self) -> Option<Arc<dyn RateLimitStore>> {
-        let builder = MemoryStore::builder().max_entries(LOCAL_ENTRIES);
-        let store = match self.clock() {
-            Some(clock) => builder.clock(clock).build(),
-            None => builder.build(),
-        };
-        Some(Arc::new(store))
+        let store = self.beside(|| {
+            let builder = MemoryStore::builder().max_entries(LOCAL_ENTRIES);
+            StandIn(match self.clock() {
+                Some(clock) => builder.clock(clock).build(),
+                None => builder.build(),
+            })
+        });
+        Some(Arc::new(store.0.clone()))
     }
 }
 

@@ -222,3 +222,20 @@ async fn an_attempt_to_which_no_policy_applies_is_recorded_as_nothing() {
     assert_eq!((grant.states().count(), redis.commands()), (0, 0));
     assert_eq!(limiter.refund(grant).await.unwrap(), Refunded::TooLate);
 }
+
+#[tokio::test]
+async fn in_an_outage_limiters_on_one_redis_handle_share_what_they_count_here() {
+    let mut server = crate::support::RedisServer::start().await;
+    server.kill();
+    let redis = server.store(&clock()).await;
+    let limiter = || {
+        let policy = Policy::new("user", Quota::new(1, 15 * MINUTE), Partition::principal());
+        RateLimiter::new(redis.clone()).policy(policy)
+    };
+    for admits in [true, false] {
+        let decision = limiter()
+            .check_and_record(Attempt::new().on("user", "u1"))
+            .await;
+        assert_eq!(decision.unwrap().is_allowed(), admits);
+    }
+}
