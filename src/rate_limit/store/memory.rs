@@ -1,5 +1,6 @@
 //! Limits inside this process: each method is one closure under the locks of all its buckets.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ use crate::core::{StoreError, StoreFuture};
 
 /// Blocks end within a hundred years, so that no sum overflows.
 const LONGEST_BLOCK: u64 = 100 * 366 * 86_400 * 1_000_000;
+
+/// Entries of the store that goes on where this one is full.
+const LOCAL_ENTRIES: usize = 100_000;
 
 /// What the table keeps: a state, or the block of a key (its end is the entry's expiry).
 enum Kept {
@@ -163,6 +167,12 @@ impl RateLimitStore for MemoryStore {
             slot.set(Kept::Block, until)
         });
         StoreFuture::ready(blocked.map_err(StoreError::from))
+    }
+
+    /// Where this store is full, another goes on by the same clock.
+    fn local(&self) -> Option<Arc<dyn RateLimitStore>> {
+        let builder = Self::builder().max_entries(LOCAL_ENTRIES);
+        Some(Arc::new(builder.clock(self.clock()).build()))
     }
 }
 

@@ -239,3 +239,32 @@ async fn in_an_outage_limiters_on_one_redis_handle_share_what_they_count_here() 
         assert_eq!(decision.unwrap().is_allowed(), admits);
     }
 }
+
+#[tokio::test]
+async fn the_store_that_stands_in_for_a_full_one_goes_by_the_same_clock() {
+    let clock = clock();
+    let store = MemoryStore::builder()
+        .clock(clock.clone())
+        .max_entries(1)
+        .build();
+    let limiter =
+        |partition| RateLimiter::new(store.clone()).limit(Quota::new(9, 15 * MINUTE), partition);
+    let global = limiter(Partition::global())
+        .record(Attempt::new().on("global", ()))
+        .await;
+    assert_eq!(global.unwrap().states().count(), 1);
+    let attempt = Attempt::new().on("principal", "u1");
+    let decision = limiter(Partition::principal())
+        .check_and_record(attempt)
+        .await
+        .unwrap();
+    let Decision::Allowed(grant) = decision else {
+        panic!("refused");
+    };
+    assert_eq!(
+        grant.source(),
+        Some(tower_keep::rate_limit::store::Source::Local)
+    );
+    let reset = grant.states().next().unwrap().reset_time().unwrap();
+    assert_eq!(reset.since(Timestamp::of(&clock)), 15 * MINUTE);
+}
