@@ -92,6 +92,17 @@ impl<V: Entry> Table<V> {
         now: u64,
         change: impl FnOnce(&mut Slots<'_, V>) -> R,
     ) -> R {
+        self.update_timed(keys, || now, |slots, _| change(slots))
+    }
+
+    /// Like [`Table::update`], but reads `clock` under the locks and tells `change` what it read: of two
+    /// calls that meet at an entry, the later one never sees the earlier time.
+    pub fn update_timed<R>(
+        &self,
+        keys: &[EntryKey],
+        clock: impl FnOnce() -> u64,
+        change: impl FnOnce(&mut Slots<'_, V>, u64) -> R,
+    ) -> R {
         let mut wanted: SmallVec<[usize; 4]> = keys.iter().map(|key| self.shard_of(*key)).collect();
         wanted.sort_unstable();
         wanted.dedup();
@@ -113,6 +124,7 @@ impl<V: Entry> Table<V> {
                 touched: false,
             })
             .collect();
+        let now = clock();
         let mut slots = Slots {
             table: self,
             keys,
@@ -120,7 +132,7 @@ impl<V: Entry> Table<V> {
             locks,
             places,
         };
-        let answer = change(&mut slots);
+        let answer = change(&mut slots, now);
         slots.settle();
         answer
     }

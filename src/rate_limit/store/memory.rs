@@ -78,9 +78,8 @@ impl Part for Blocks {
 
 impl RateLimitStore for MemoryStore {
     fn check_and_record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
-        let now = self.now_micros();
-        let keys = Keys::of(self, charges, now);
-        StoreFuture::ready(self.table::<Kept>().update(&keys.all, now, |slots| {
+        let keys = Keys::of(self, charges);
+        StoreFuture::ready(step(self, &keys.all, |slots, now| {
             let mut verdict = decide_all(slots, &keys, charges, now);
             if verdict.admitted {
                 charge_all(slots, charges, &mut verdict, |state| {
@@ -94,9 +93,8 @@ impl RateLimitStore for MemoryStore {
     }
 
     fn check(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
-        let now = self.now_micros();
-        let keys = Keys::of(self, charges, now);
-        StoreFuture::ok(self.table::<Kept>().update(&keys.all, now, |slots| {
+        let keys = Keys::of(self, charges);
+        StoreFuture::ok(step(self, &keys.all, |slots, now| {
             let mut verdict = decide_all(slots, &keys, charges, now);
             measure_all(slots, charges, &mut verdict);
             verdict
@@ -104,9 +102,8 @@ impl RateLimitStore for MemoryStore {
     }
 
     fn record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
-        let now = self.now_micros();
-        let keys = Keys::of(self, charges, now);
-        StoreFuture::ready(self.table::<Kept>().update(&keys.all, now, |slots| {
+        let keys = Keys::of(self, charges);
+        StoreFuture::ready(step(self, &keys.all, |slots, now| {
             let mut verdict = decide_all(slots, &keys, charges, now);
             charge_all(slots, charges, &mut verdict, |_| true)?;
             verdict.admitted = true;
@@ -118,12 +115,11 @@ impl RateLimitStore for MemoryStore {
         let Some(parts) = receipt.spend() else {
             return StoreFuture::ok(Refunded::AlreadySpent);
         };
-        let now = self.now_micros();
         let keys: SmallVec<[EntryKey; 4]> = parts
             .iter()
             .map(|part| state_key(self, &part.bucket()))
             .collect();
-        let applied = self.table::<Kept>().update(&keys, now, |slots| {
+        let applied = step(self, &keys, |slots, now| {
             let mut applied = false;
             for (index, part) in parts.iter().enumerate() {
                 let quota = part.bucket().scope.quota();
@@ -147,10 +143,9 @@ impl RateLimitStore for MemoryStore {
             .iter()
             .flat_map(|bucket| [state_key(self, bucket), block_key(self, bucket)])
             .collect();
-        self.table::<Kept>()
-            .update(&keys, self.now_micros(), |slots| {
-                (0..slots.len()).for_each(|index| drop(slots.remove(index)));
-            });
+        step(self, &keys, |slots, _| {
+            (0..slots.len()).for_each(|index| drop(slots.remove(index)));
+        });
         StoreFuture::ok(())
     }
 
@@ -183,12 +178,13 @@ struct Keys {
 }
 
 impl Keys {
-    fn of(store: &MemoryStore, charges: &[Charge<'_>], now: u64) -> Self {
+    fn of(store: &MemoryStore, charges: &[Charge<'_>]) -> Self {
         let mut all: SmallVec<[EntryKey; 4]> = charges
             .iter()
             .map(|charge| state_key(store, &charge.bucket))
             .collect();
-        if store.part::<Blocks>().until.load(Ordering::SeqCst) > now {
+        let until = store.part::<Blocks>().until.load(Ordering::SeqCst);
+        if until != 0 && until > store.now_micros() {
             all.extend(
                 charges
                     .iter()
@@ -206,6 +202,17 @@ impl Keys {
             .then(|| slots.expires_at(self.states + index))
             .flatten()
     }
+}
+
+/// One step on the table. The clock is read under the locks: who read it before and came late would find
+/// states ahead of it, and take their windows back.
+fn step<R>(
+    store: &MemoryStore,
+    keys: &[EntryKey],
+    change: impl FnOnce(&mut Slots<'_, Kept>, u64) -> R,
+) -> R {
+    let clock = || store.now_micros();
+    store.table::<Kept>().update_timed(keys, clock, change)
 }
 
 fn state_key(store: &MemoryStore, bucket: &Bucket<'_>) -> EntryKey {
@@ -344,5 +351,61 @@ fn settle(slots: &mut Slots<'_, Kept>, index: usize, quota: &Quota, now: u64) {
     match state.expires_at(quota) {
         end if end <= now => drop(slots.remove(index)),
         end => slots.set_expiry(index, end),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::super::Tag;
+    use super::*;
+    use crate::core::Clock;
+    use crate::rate_limit::PartitionKey;
+
+    /// Goes on by `1/100` s with each reading, and lets others go first with what it read.
+    #[derive(Debug, Default)]
+    struct Ticking(AtomicU64);
+
+    impl Clock for Ticking {
+        fn now_micros(&self) -> u64 {
+            let now = self.0.fetch_add(10_000, Ordering::SeqCst);
+            std::thread::yield_now();
+            now
+        }
+    }
+
+    fn charge<'a>(scope: &'a Scope, key: &'a PartitionKey) -> Charge<'a> {
+        Charge {
+            bucket: Bucket { scope, key },
+            limit: scope.quota().capacity(),
+            cost: 1,
+            mode: Mode::Enforced,
+        }
+    }
+
+    #[test]
+    fn calls_that_meet_at_a_boundary_do_not_turn_time_back_for_each_other() {
+        let store = MemoryStore::builder().clock(Ticking::default()).build();
+        let scope = Scope::new("g", Tag::Group, "p", Quota::per_second(5).fixed());
+        let admitted = Mutex::new(std::collections::HashMap::<u64, u32>::new());
+        std::thread::scope(|threads| {
+            for _ in 0..4 {
+                threads.spawn(|| {
+                    let key = PartitionKey::from("k");
+                    for _ in 0..5_000 {
+                        let verdict = store.check_and_record(&[charge(&scope, &key)]);
+                        let verdict = verdict.try_now().unwrap().unwrap();
+                        if verdict.admitted {
+                            let window = verdict.now / 1_000_000;
+                            *admitted.lock().unwrap().entry(window).or_default() += 1;
+                        }
+                    }
+                });
+            }
+        });
+        for (window, admitted) in admitted.into_inner().unwrap() {
+            assert!(admitted <= 5, "{admitted} in second {window}");
+        }
     }
 }
