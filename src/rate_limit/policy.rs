@@ -97,6 +97,14 @@ impl State {
         }
     }
 
+    /// Returns the bytes by which that charge would grow the state.
+    pub(crate) fn growth(&self, quota: &Quota, now: u64, cost: u32) -> usize {
+        match self {
+            Self::Log(log) => log.growth(quota, now, cost),
+            Self::Buckets(_) | Self::Gcra(_) | Self::Fixed(_) => 0,
+        }
+    }
+
     /// Takes back what still counts of a charge; `false` if nothing does.
     pub(crate) fn refund(&mut self, quota: &Quota, now: u64, entry: &Entry) -> bool {
         match self {

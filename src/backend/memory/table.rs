@@ -221,7 +221,7 @@ impl<V: Entry> Slots<'_, V> {
         Some(self.shard(index).value(at))
     }
 
-    /// Returns the value at `index` to be changed in place. (Large growth belongs into `set`, which checks for room first.)
+    /// Returns the value at `index` to be changed in place. (Before it grows, [`Slots::reserve`] makes room.)
     #[must_use]
     pub fn get_mut(&mut self, index: usize) -> Option<&mut V> {
         let at = self.live(index)?;
@@ -270,7 +270,18 @@ impl<V: Entry> Slots<'_, V> {
         live.then_some(value)
     }
 
-    /// Makes room for `value`: in the locked shards, then in others that are free at this moment.
+    /// Makes room for the entry at `index` to grow in place by `bytes`.
+    ///
+    /// # Errors
+    /// [`Full`]: nothing was changed.
+    pub fn reserve(&mut self, index: usize, bytes: usize) -> Result<(), Full> {
+        let bytes = isize::try_from(bytes).map_err(|_| Full)?;
+        // What has grown in this step so far counts, too.
+        self.settle();
+        self.free(index, 0, bytes)
+    }
+
+    /// Makes room for `value`.
     fn make_room(&mut self, index: usize, value: &V) -> Result<(), Full> {
         let shard = self.shard(index);
         let whole = (value.weight() + Shard::<V>::overhead()) as isize;
@@ -284,6 +295,11 @@ impl<V: Entry> Slots<'_, V> {
             ),
             None => (1, whole),
         };
+        self.free(index, entries, bytes)
+    }
+
+    /// Frees what is missing: in the entry's own shard, then in others that are ours or free at this moment.
+    fn free(&mut self, index: usize, entries: isize, bytes: isize) -> Result<(), Full> {
         let own = self.places[index].lock;
         // What may be evicted itself makes room for any other: only a table of nothing else refuses.
         let most_barren = match value.eviction_rank(self.now) {
@@ -355,10 +371,18 @@ impl<V: Entry> Slot<'_, V> {
         self.slots.get(0)
     }
 
-    /// Returns the value to be changed in place. (Large growth belongs into `set`, which checks for room first.)
+    /// Returns the value to be changed in place. (Before it grows, [`Slot::reserve`] makes room.)
     #[must_use]
     pub fn get_mut(&mut self) -> Option<&mut V> {
         self.slots.get_mut(0)
+    }
+
+    /// Makes room for the entry to grow in place by `bytes`.
+    ///
+    /// # Errors
+    /// [`Full`]: nothing was changed.
+    pub fn reserve(&mut self, bytes: usize) -> Result<(), Full> {
+        self.slots.reserve(0, bytes)
     }
 
     /// Returns when the entry expires, in UTC microseconds.

@@ -58,12 +58,21 @@ impl Log {
     pub(super) fn charge(&mut self, quota: &Quota, now: u64, cost: u32) -> Option<Entry> {
         let stamp = self.stamps.back().map_or(now, |newest| now.max(newest + 1));
         let (most, cost) = (quota.limit() as usize, cost.min(quota.limit()) as usize);
-        let expired = self.live_from(quota, now);
-        let displaced = (self.stamps.len() - expired + cost).saturating_sub(most);
-        self.stamps.drain(..expired + displaced);
-        self.grow_for(cost, most);
+        self.stamps.drain(..self.leaving(quota, now, cost));
+        let capacity = self.capacity_for(self.stamps.len() + cost, most);
+        self.stamps.reserve_exact(capacity - self.stamps.len());
         self.stamps.extend(std::iter::repeat_n(stamp, cost));
         Entry::new(stamp, 0, 0, cost as u64)
+    }
+
+    pub(super) fn growth(&self, quota: &Quota, now: u64, cost: u32) -> usize {
+        let (most, cost) = (quota.limit() as usize, cost.min(quota.limit()) as usize);
+        let (units, capacity) = (self.stamps.len(), self.stamps.capacity());
+        if units + cost <= capacity {
+            return 0;
+        }
+        let wanted = units - self.leaving(quota, now, cost) + cost;
+        (self.capacity_for(wanted, most) - capacity) * size_of::<u64>()
     }
 
     pub(super) fn refund(&mut self, quota: &Quota, now: u64, entry: &Entry) -> bool {
@@ -102,12 +111,19 @@ impl Log {
         (self.stamps[index] + quota.window_micros()).saturating_sub(now)
     }
 
+    /// The number of stamps that a charge pushes out: expired ones, and the oldest where there would be too many.
+    fn leaving(&self, quota: &Quota, now: u64, cost: usize) -> usize {
+        let expired = self.live_from(quota, now);
+        let kept = self.stamps.len() - expired + cost;
+        expired + kept.saturating_sub(quota.limit() as usize)
+    }
+
     /// Doubles, but never beyond the limit.
-    fn grow_for(&mut self, cost: usize, most: usize) {
-        let wanted = self.stamps.len() + cost;
-        if wanted > self.stamps.capacity() {
-            let capacity = wanted.max(self.stamps.capacity() * 2).min(most.max(wanted));
-            self.stamps.reserve_exact(capacity - self.stamps.len());
+    fn capacity_for(&self, wanted: usize, most: usize) -> usize {
+        let capacity = self.stamps.capacity();
+        if wanted <= capacity {
+            return capacity;
         }
+        wanted.max(capacity * 2).min(most.max(wanted))
     }
 }

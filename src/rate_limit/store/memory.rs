@@ -306,19 +306,32 @@ fn charge_one(
     now: u64,
 ) -> Result<(), StoreError> {
     let quota = charge.bucket.scope.quota();
-    if let Some(Kept::State { state, .. }) = slots.get_mut(index) {
+    let charged = |state: &mut State, decided: &mut PolicyState| {
         decided.entry = state.charge(quota, now, charge.cost);
         policy::measure(decided, state, quota, now);
-        let expires_at = state.expires_at(quota);
-        slots.set_expiry(index, expires_at);
-        return Ok(());
+        state.expires_at(quota)
+    };
+    match slots.get_mut(index) {
+        Some(Kept::State { state, .. }) => {
+            let growth = state.growth(quota, now, charge.cost);
+            if growth == 0 {
+                let expires_at = charged(state, decided);
+                slots.set_expiry(index, expires_at);
+                return Ok(());
+            }
+            slots.reserve(index, growth)?;
+            if let Some(Kept::State { state, .. }) = slots.get_mut(index) {
+                let expires_at = charged(state, decided);
+                slots.set_expiry(index, expires_at);
+            }
+        }
+        _ => {
+            let mut state = State::empty(quota, now);
+            let expires_at = charged(&mut state, decided);
+            let scope = charge.bucket.scope.clone();
+            slots.set(index, Kept::State { state, scope }, expires_at)?;
+        }
     }
-    let mut state = State::empty(quota, now);
-    decided.entry = state.charge(quota, now, charge.cost);
-    policy::measure(decided, &state, quota, now);
-    let expires_at = state.expires_at(quota);
-    let scope = charge.bucket.scope.clone();
-    slots.set(index, Kept::State { state, scope }, expires_at)?;
     Ok(())
 }
 
@@ -362,6 +375,8 @@ mod tests {
     use super::*;
     use crate::core::Clock;
     use crate::rate_limit::PartitionKey;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
 
     /// Goes on by `1/100` s with each reading, and lets others go first with what it read.
     #[derive(Debug, Default)]
@@ -407,5 +422,28 @@ mod tests {
         for (window, admitted) in admitted.into_inner().unwrap() {
             assert!(admitted <= 5, "{admitted} in second {window}");
         }
+    }
+
+    #[test]
+    fn keys_that_grow_in_place_stay_within_the_bytes_of_the_table() {
+        const MOST: usize = 64 * 1_024;
+        let store = MemoryStore::builder().max_bytes(MOST).build();
+        let scope = Scope::new("g", Tag::Group, "p", Quota::new(1_000, HOUR));
+        let keys: Vec<_> = (0..100)
+            .map(|n| PartitionKey::from(format!("{n}")))
+            .collect();
+        let mut admitted = 0;
+        for _ in 0..600 {
+            for key in &keys {
+                let verdict = store
+                    .check_and_record(&[charge(&scope, key)])
+                    .try_now()
+                    .unwrap();
+                admitted += u32::from(verdict.is_ok_and(|verdict| verdict.admitted));
+                let bytes = store.table::<Kept>().bytes();
+                assert!(bytes <= MOST, "{bytes} bytes after {admitted} charges");
+            }
+        }
+        assert!(admitted > 1_000);
     }
 }
