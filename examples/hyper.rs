@@ -3,6 +3,8 @@
 //! Run it: `cargo run --example hyper`, then
 //! `curl -i -X POST localhost:8081/orders -H 'idempotency-key: k1'` twice.
 
+#![allow(clippy::print_stdout, reason = "a program tells where it listens")]
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};

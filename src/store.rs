@@ -22,14 +22,20 @@ use crate::core::Clock;
 use crate::idempotency::IdempotencyStore;
 use crate::rate_limit::RateLimitStore;
 use crate::response_cache::ResponseStore;
+use crate::session::SessionStore;
 
 /// Everything that the layers keep outside SQL, behind one handle.
 ///
 /// Implemented for every type that has all the traits; you never implement it by hand.
-pub trait Store: RateLimitStore + IdempotencyStore + ResponseStore + StoreHealth {}
+pub trait Store:
+    RateLimitStore + IdempotencyStore + SessionStore + ResponseStore + StoreHealth
+{
+}
 
-impl<T> Store for T where T: RateLimitStore + IdempotencyStore + ResponseStore + StoreHealth + ?Sized
-{}
+impl<T> Store for T where
+    T: RateLimitStore + IdempotencyStore + SessionStore + ResponseStore + StoreHealth + ?Sized
+{
+}
 
 /// Opens the store that `url` names.
 ///

@@ -9,6 +9,7 @@
 
 mod support;
 
+mod clinic;
 mod hyper;
 mod idempotency;
 mod rate_limit;
@@ -17,4 +18,5 @@ mod reservation;
 mod response_cache;
 mod session;
 mod sql;
+mod stack;
 mod stores;

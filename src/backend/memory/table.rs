@@ -278,7 +278,19 @@ impl<V: Entry> Slots<'_, V> {
         let bytes = isize::try_from(bytes).map_err(|_| Full)?;
         // What has grown in this step so far counts, too.
         self.settle();
-        self.free(index, 0, bytes)
+        let most_barren = self
+            .get(index)
+            .map_or(OTHER_SHARDS, |value| self.patience(value));
+        self.free(index, (0, bytes), most_barren)
+    }
+
+    /// How many shards are asked in vain: what may be evicted itself makes room for any other, so that only a table
+    /// of nothing else refuses it.
+    fn patience(&self, value: &V) -> usize {
+        match value.eviction_rank(self.now) {
+            Some(_) => 2 * self.table.shards.len(),
+            None => OTHER_SHARDS,
+        }
     }
 
     /// Makes room for `value`.
@@ -295,17 +307,18 @@ impl<V: Entry> Slots<'_, V> {
             ),
             None => (1, whole),
         };
-        self.free(index, entries, bytes)
+        let most_barren = self.patience(value);
+        self.free(index, (entries, bytes), most_barren)
     }
 
     /// Frees what is missing: in the entry's own shard, then in others that are ours or free at this moment.
-    fn free(&mut self, index: usize, entries: isize, bytes: isize) -> Result<(), Full> {
+    fn free(
+        &mut self,
+        index: usize,
+        (entries, bytes): (isize, isize),
+        most_barren: usize,
+    ) -> Result<(), Full> {
         let own = self.places[index].lock;
-        // What may be evicted itself makes room for any other: only a table of nothing else refuses.
-        let most_barren = match value.eviction_rank(self.now) {
-            Some(_) => 2 * self.table.shards.len(),
-            None => OTHER_SHARDS,
-        };
         let (table, mut other, mut barren) = (self.table, self.locks[own].0, 0);
         while (entries > 0 || bytes > 0) && !table.has_room_for(entries, bytes) {
             let mut freed = self.locks[own].1.make_room(self.now, self.keys);

@@ -1,0 +1,108 @@
+//! ResponseCacheLayer: the catalogue for ten minutes, free slots for seconds, dropped by tag when something changes.
+//!
+//! Try it: `curl -i 'localhost:8080/api/experts/e1/slots?service=s60&day=2030-01-02'` twice, and look at `Cache-Status`.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, Query, State as Extract};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tower_keep::core::Timestamp;
+use tower_keep::reservation::BusyState;
+use tower_keep::response_cache::CachePolicy;
+use tower_keep::{DAY, MINUTE, SECOND};
+
+use crate::fixtures::{self, EXPERTS};
+use crate::problem::Fault;
+use crate::state::App;
+
+/// `GET /api/experts`
+pub async fn list(Extract(app): Extract<App>) -> (CachePolicy, Json<Value>) {
+    app.counters.loaders_experts.add();
+    (
+        CachePolicy::new().ttl(10 * MINUTE).tag("experts"),
+        Json(json!(EXPERTS)),
+    )
+}
+
+/// `GET /api/experts/{id}`
+pub async fn one(
+    Extract(app): Extract<App>,
+    Path(id): Path<String>,
+) -> Result<(CachePolicy, Json<Value>), Fault> {
+    app.counters.loaders_expert.add();
+    let expert = fixtures::expert(&id).ok_or(Fault::NOT_FOUND)?;
+    let mut body = json!(expert);
+    body["bio"] = expert.bio.into();
+    Ok((
+        CachePolicy::new()
+            .ttl(10 * MINUTE)
+            .tag(format!("expert:{id}")),
+        Json(body),
+    ))
+}
+
+#[derive(Deserialize)]
+pub struct Wanted {
+    service: Option<String>,
+    day: Option<String>,
+}
+
+/// One start of a service, and whether somebody has it.
+#[derive(Serialize)]
+pub struct SlotRow {
+    start: Timestamp,
+    end: Timestamp,
+    state: &'static str,
+}
+
+/// `GET /api/experts/{id}/slots?service=s60&day=2030-01-02`: kept for 15 s, or until the next hold in the list ends.
+pub async fn slots(
+    Extract(app): Extract<App>,
+    Path(id): Path<String>,
+    Query(wanted): Query<Wanted>,
+) -> Result<(CachePolicy, Json<Value>), Fault> {
+    app.counters.loaders_slots.add();
+    let day = wanted.day.ok_or(Fault::validation("say which day"))?;
+    let day: Timestamp = format!("{day}T00:00:00Z")
+        .parse()
+        .map_err(|_| Fault::validation("a day is written like 2030-01-02"))?;
+    let expert = fixtures::expert(&id).ok_or(Fault::NOT_FOUND)?;
+    let service = expert
+        .service(wanted.service.as_deref().unwrap_or("s30"))
+        .ok_or(Fault::NOT_FOUND)?;
+    let busy = app
+        .reservations
+        .availability(expert.id, day..day + DAY)
+        .await?;
+    let now = app.now();
+    let (mut rows, mut fresh_for) = (Vec::new(), 15 * SECOND);
+    for start in fixtures::starts(day, service.length(), now) {
+        let end = start + service.length();
+        let mut state = "free";
+        for span in busy
+            .spans()
+            .iter()
+            .filter(|span| span.start < end && start < span.end)
+        {
+            match span.state {
+                BusyState::Booked => state = "booked",
+                BusyState::Held(until) => {
+                    fresh_for = fresh_for.min(until.since(now));
+                    if state == "free" {
+                        state = "held";
+                    }
+                }
+            }
+        }
+        rows.push(SlotRow { start, end, state });
+    }
+    let policy = CachePolicy::new().tag(format!("slots:{id}"));
+    let policy = if fresh_for < Duration::from_secs(1) {
+        policy.no_store()
+    } else {
+        policy.ttl(fresh_for)
+    };
+    Ok((policy, Json(json!({ "slots": rows }))))
+}

@@ -1,0 +1,182 @@
+//! The people and services of the practice (section 4 of its contract): fixed, the same in every process.
+//!
+//! Try it: `curl localhost:8080/api/experts`
+
+use std::time::Duration;
+
+use serde::Serialize;
+use tower_keep::core::{Principal, Timestamp};
+use tower_keep::{DAY, HOUR, MINUTE};
+
+/// Somebody who can log in; every password is `test`.
+pub struct User {
+    pub id: &'static str,
+    pub name: &'static str,
+    pub roles: &'static [&'static str],
+}
+
+pub const USERS: [User; 6] = [
+    User {
+        id: "pat",
+        name: "Pat",
+        roles: &["patient"],
+    },
+    User {
+        id: "ana",
+        name: "Ana",
+        roles: &["expert"],
+    },
+    User {
+        id: "ben",
+        name: "Ben",
+        roles: &["expert"],
+    },
+    User {
+        id: "root",
+        name: "Root",
+        roles: &["admin"],
+    },
+    User {
+        id: "adm2",
+        name: "Adam",
+        roles: &["admin"],
+    },
+    User {
+        id: "sup",
+        name: "Sup",
+        roles: &["superadmin"],
+    },
+];
+
+impl User {
+    pub fn email(&self) -> String {
+        format!("{}@clinic.test", self.id)
+    }
+
+    pub fn principal(&self) -> Principal {
+        Principal::new(self.id).roles(self.roles)
+    }
+}
+
+/// Finds a user by id.
+pub fn user(id: &str) -> Option<&'static User> {
+    USERS.iter().find(|user| user.id == id)
+}
+
+/// Finds the user with this e-mail address and password.
+pub fn authenticate(email: &str, password: &str) -> Option<&'static User> {
+    let user = USERS
+        .iter()
+        .find(|user| user.email().eq_ignore_ascii_case(email.trim()));
+    user.filter(|_| password == "test")
+}
+
+/// Something that an expert offers.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Service {
+    pub id: &'static str,
+    pub name: &'static str,
+    pub minutes: u32,
+    pub price_cents: i64,
+}
+
+/// Somebody who sees patients.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Expert {
+    pub id: &'static str,
+    pub name: &'static str,
+    pub status: &'static str,
+    pub services: [Service; 2],
+    #[serde(skip)]
+    pub owner: &'static str,
+    #[serde(skip)]
+    pub bio: &'static str,
+}
+
+const fn services(s30: i64, s60: i64) -> [Service; 2] {
+    [
+        Service {
+            id: "s30",
+            name: "Half an hour",
+            minutes: 30,
+            price_cents: s30,
+        },
+        Service {
+            id: "s60",
+            name: "An hour",
+            minutes: 60,
+            price_cents: s60,
+        },
+    ]
+}
+
+pub const EXPERTS: [Expert; 2] = [
+    Expert {
+        id: "e1",
+        name: "Ana",
+        status: "offline",
+        services: services(4000, 7000),
+        owner: "ana",
+        bio: "Ana listens first.",
+    },
+    Expert {
+        id: "e2",
+        name: "Ben",
+        status: "offline",
+        services: services(5000, 9000),
+        owner: "ben",
+        bio: "Ben asks twice.",
+    },
+];
+
+/// Finds an expert by id.
+pub fn expert(id: &str) -> Option<&'static Expert> {
+    EXPERTS.iter().find(|expert| expert.id == id)
+}
+
+impl Expert {
+    /// Finds one of the expert's services by id.
+    pub fn service(&self, id: &str) -> Option<&Service> {
+        self.services.iter().find(|service| service.id == id)
+    }
+}
+
+impl Service {
+    pub fn length(&self) -> Duration {
+        MINUTE * self.minutes
+    }
+}
+
+/// Monday to Friday, a start at each :00 and :30 from 09:00 UTC whose end is not after 17:00; from now up to 60 days.
+pub fn is_offered(start: Timestamp, length: Duration, now: Timestamp) -> bool {
+    let day = day_of(start);
+    let (since_midnight, half_hour) = (start.since(day), 30 * MINUTE);
+    is_weekday(day)
+        && since_midnight
+            .as_millis()
+            .is_multiple_of(half_hour.as_millis())
+        && since_midnight >= 9 * HOUR
+        && since_midnight + length <= 17 * HOUR
+        && start > now
+        && start <= now + 60 * DAY
+}
+
+/// All starts of a service of this length that are offered on the day that begins at `day`.
+pub fn starts(day: Timestamp, length: Duration, now: Timestamp) -> Vec<Timestamp> {
+    (0..48)
+        .map(|half_hour| day + half_hour * 30 * MINUTE)
+        .filter(|start| is_offered(*start, length, now))
+        .collect()
+}
+
+/// The UTC midnight before `moment`.
+pub fn day_of(moment: Timestamp) -> Timestamp {
+    let day = DAY.as_millis() as u64;
+    Timestamp::from_millis(moment.as_millis() / day * day)
+}
+
+fn is_weekday(day: Timestamp) -> bool {
+    // 1970-01-01 was a Thursday.
+    let days = day.as_millis() / DAY.as_millis() as u64;
+    (days + 3) % 7 < 5
+}

@@ -1,0 +1,73 @@
+//! Every quota of the practice by name, and nothing else. One function is one atomic check.
+//!
+//! Try it: `for i in 1 2 3 4 5 6; do curl -i -X POST localhost:8080/api/login -H 'content-type: application/json' -d '{"email":"pat@clinic.test","password":"no"}'; done`
+
+use tower_keep::core::{StoreFailure, TrustedProxies};
+use tower_keep::rate_limit::{Partition, Policy, Quota, RateLimitLayer};
+use tower_keep::{DAY, HOUR, MINUTE};
+
+use crate::guests;
+use crate::state::State;
+
+/// Logging in, by address.
+pub fn login(state: &State) -> RateLimitLayer {
+    layer(state, "login").policy(Policy::new(
+        "ip",
+        Quota::new(10, 15 * MINUTE),
+        Partition::client_ip(),
+    ))
+}
+
+/// Asking for a payment, before anything is known but the address.
+pub fn pay_outer(state: &State) -> RateLimitLayer {
+    layer(state, "pay-outer")
+        .policy(Policy::new(
+            "ip",
+            Quota::new(20, 15 * MINUTE),
+            Partition::client_ip(),
+        ))
+        .policy(Policy::new(
+            "global",
+            Quota::new(1_000, MINUTE),
+            Partition::global(),
+        ))
+        .on_store_failure(StoreFailure::Closed)
+}
+
+/// Asking for a payment, once the subject is known and the request is no repetition.
+pub fn pay_inner(state: &State) -> RateLimitLayer {
+    let subject = || Partition::custom("subject", guests::partition);
+    layer(state, "pay-inner")
+        .policy(Policy::new("user", Quota::new(5, 15 * MINUTE), subject()))
+        .policy(Policy::new("user-daily", Quota::new(20, DAY), subject()))
+        .on_store_failure(StoreFailure::Closed)
+}
+
+/// Everything below `/api/user`.
+pub fn user(state: &State) -> RateLimitLayer {
+    layer(state, "user").policy(Policy::new(
+        "user",
+        Quota::new(30, 5 * MINUTE),
+        Partition::principal(),
+    ))
+}
+
+/// Everything an administrator does.
+pub fn admin(state: &State) -> RateLimitLayer {
+    layer(state, "admin").policy(Policy::new(
+        "admin",
+        Quota::new(100, HOUR / 6),
+        Partition::principal(),
+    ))
+}
+
+fn layer(state: &State, group: &'static str) -> RateLimitLayer {
+    let proxies = match state.options.trusted_hops {
+        0 => TrustedProxies::none(),
+        hops => TrustedProxies::hops(hops.into()),
+    };
+    RateLimitLayer::new(state.store.clone())
+        .group(group)
+        .trusted_proxies(proxies)
+        .legacy_headers()
+}

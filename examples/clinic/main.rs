@@ -1,0 +1,92 @@
+//! A small practice that takes paid bookings: options → stores → app → serve.
+//!
+//! Try it: `cargo run --example clinic`, then `curl localhost:8080/api/experts`
+
+#![allow(
+    unreachable_pub,
+    clippy::print_stdout,
+    reason = "a program, not a library"
+)]
+
+mod app;
+mod experts;
+mod fixtures;
+mod guests;
+mod health;
+mod hooks;
+mod limits;
+mod options;
+mod payments;
+mod problem;
+mod provider;
+mod records;
+mod sessions;
+mod state;
+mod webhooks;
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use options::{Options, Wish};
+use sqlx::{Postgres, Sqlite};
+use tower_keep::backend::sql::SqlStore;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let wish = options::parse(std::env::args().skip(1), |name| std::env::var(name).ok());
+    let options = match wish {
+        Ok(Wish::Run(options)) => options,
+        Ok(Wish::Help) => {
+            println!("{}", options::USAGE);
+            return ExitCode::SUCCESS;
+        }
+        Err(why) => {
+            eprintln!("{why}\n\n{}", options::USAGE);
+            return ExitCode::from(2);
+        }
+    };
+    match run(options).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("clinic: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
+    let time = hooks::clock(options.test_hooks);
+    let store = tower_keep::store::builder(&options.store)
+        .clock(time.clone())
+        .open()
+        .await?;
+    let db = SqlStore::builder(&options.db)
+        .clock(time.clone())
+        .open()
+        .await?;
+    records::migrate(&db).await?;
+    let (listen, postgres) = (options.listen, options.db.starts_with("postgres"));
+    let app = state::App::new(options, store, db, time);
+    let router = if postgres {
+        app::app::<Postgres>(app)
+    } else {
+        app::app::<Sqlite>(app)
+    };
+    let listener = tokio::net::TcpListener::bind(listen).await?;
+    println!("clinic listening on http://{}", listener.local_addr()?);
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service)
+        .with_graceful_shutdown(stopped())
+        .await?;
+    Ok(())
+}
+
+/// Ends with SIGTERM or ctrl-C; running requests are finished first.
+async fn stopped() {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        .expect("a runtime with signals");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}

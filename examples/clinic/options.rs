@@ -1,0 +1,138 @@
+//! The command line: every option, its variable and its default.
+//!
+//! Try it: `cargo run --example clinic -- --help`
+
+use std::net::SocketAddr;
+
+/// What `--help` prints.
+pub const USAGE: &str = "\
+A small practice that takes paid bookings: every layer of tower-keep in one program.
+
+Usage: cargo run --example clinic -- [options]
+
+  --listen ADDR:PORT    CLINIC_LISTEN          where to listen, port 0 takes a free one [127.0.0.1:8080]
+  --store URL           KEEP_STORE             memory: or redis://host:port/db [memory:]
+  --db URL              DATABASE_URL           sqlite::memory:, sqlite:file.db or postgres://… [sqlite::memory:]
+  --trusted-hops N      CLINIC_TRUSTED_HOPS    proxies before us that append to X-Forwarded-For [0]
+  --secret S            CLINIC_SECRET          signs guest ids; the processes of one clinic share it [random]
+  --webhook-secret S    CLINIC_WEBHOOK_SECRET  signs payment events [random; whsec_test with hooks]
+  --cron-secret S       CLINIC_CRON_SECRET     opens the cron route [random; cron_test with hooks]
+  --test-hooks                                 opens /_test/*, on a loopback address only
+  --help                                       prints this
+";
+
+/// The options after parsing; wrong ones never get here.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub listen: SocketAddr,
+    pub store: String,
+    pub db: String,
+    pub trusted_hops: u8,
+    pub secret: String,
+    pub webhook_secret: String,
+    pub cron_secret: String,
+    pub test_hooks: bool,
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Wish {
+    Run(Options),
+    Help,
+}
+
+/// Reads the arguments, then the variables, then the defaults.
+///
+/// # Errors
+/// One sentence about the first option that cannot be understood.
+pub fn parse(
+    arguments: impl Iterator<Item = String>,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Wish, String> {
+    let mut given = Given {
+        arguments: Vec::new(),
+        variable: &variable,
+    };
+    let (mut test_hooks, mut arguments) = (false, arguments);
+    while let Some(argument) = arguments.next() {
+        let (name, value) = match argument.split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (argument, None),
+        };
+        match name.as_str() {
+            "--help" => return Ok(Wish::Help),
+            "--test-hooks" => test_hooks = true,
+            name if NAMES.contains(&name) => {
+                let value = value
+                    .or_else(|| arguments.next())
+                    .ok_or(format!("{name} needs a value"))?;
+                given.arguments.push((name.to_owned(), value));
+            }
+            name => return Err(format!("unknown option {name}")),
+        }
+    }
+    let listen = given.or("--listen", "CLINIC_LISTEN", || "127.0.0.1:8080".to_owned());
+    let listen: SocketAddr = listen
+        .parse()
+        .map_err(|_| format!("--listen wants ADDR:PORT, not {listen}"))?;
+    if test_hooks && !listen.ip().is_loopback() {
+        return Err("--test-hooks wants a loopback address to listen on".to_owned());
+    }
+    let hops = given.or("--trusted-hops", "CLINIC_TRUSTED_HOPS", || "0".to_owned());
+    let secret_or = |fixed: &str| {
+        if test_hooks {
+            fixed.to_owned()
+        } else {
+            random_secret()
+        }
+    };
+    Ok(Wish::Run(Options {
+        listen,
+        store: given.or("--store", "KEEP_STORE", || "memory:".to_owned()),
+        db: given.or("--db", "DATABASE_URL", || "sqlite::memory:".to_owned()),
+        trusted_hops: hops
+            .parse()
+            .map_err(|_| format!("--trusted-hops wants a small number, not {hops}"))?,
+        secret: given.or("--secret", "CLINIC_SECRET", random_secret),
+        webhook_secret: given.or("--webhook-secret", "CLINIC_WEBHOOK_SECRET", || {
+            secret_or("whsec_test")
+        }),
+        cron_secret: given.or("--cron-secret", "CLINIC_CRON_SECRET", || {
+            secret_or("cron_test")
+        }),
+        test_hooks,
+    }))
+}
+
+const NAMES: [&str; 7] = [
+    "--listen",
+    "--store",
+    "--db",
+    "--trusted-hops",
+    "--secret",
+    "--webhook-secret",
+    "--cron-secret",
+];
+
+struct Given<'a> {
+    arguments: Vec<(String, String)>,
+    variable: &'a dyn Fn(&str) -> Option<String>,
+}
+
+impl Given<'_> {
+    fn or(&self, name: &str, variable: &str, default: impl FnOnce() -> String) -> String {
+        let argument = self
+            .arguments
+            .iter()
+            .rev()
+            .find(|(own, _)| own == name)
+            .map(|(_, value)| value.clone());
+        argument
+            .or_else(|| (self.variable)(variable))
+            .unwrap_or_else(default)
+    }
+}
+
+fn random_secret() -> String {
+    uuid::Uuid::new_v4().to_string() + &uuid::Uuid::new_v4().to_string()
+}

@@ -1,0 +1,231 @@
+//! The heart: idempotency, then the reservation guard. A slot is held, paid for, and never sold twice.
+//!
+//! Try it: `curl -i localhost:8080/api/create-payment-intent -H 'content-type: application/json' -H 'idempotency-key: k1' -d @wish.json`
+
+use axum::Json;
+use axum::extract::{Extension, Path, State as Extract};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tower_keep::core::Timestamp;
+use tower_keep::idempotency::{Directive, IdempotencyLayer, Preset, Scope, StatusPolicy};
+use tower_keep::reservation::{
+    Hold, HoldOutcome, HoldRef, HoldState, Payment, ReservationGuard, Slot,
+};
+use tower_keep::response_cache::Target;
+use tower_keep::{MINUTE, SECOND};
+
+use crate::fixtures;
+use crate::guests::{self, Owner};
+use crate::problem::{Fault, Input};
+use crate::records::{Guest, PaymentRecord, Records};
+use crate::state::{App, State};
+
+/// One key, one effect: answers are kept for ten minutes, a lost slot or a wrong price for ten seconds only.
+pub fn once(state: &State) -> IdempotencyLayer {
+    IdempotencyLayer::new(state.store.clone(), Scope::by(guests::scope))
+        .preset(Preset::Api)
+        .require_key()
+        .ttl(10 * MINUTE)
+        .max_request_body(64 * 1_024)
+        .statuses(StatusPolicy::default().on(409, Directive::StoreFor(10 * SECOND)))
+        .secret(state.key_secret())
+}
+
+#[derive(Deserialize)]
+pub struct Wish {
+    expert_id: String,
+    service_id: String,
+    start: Timestamp,
+    price_cents: i64,
+    guest: Guest,
+}
+
+/// `POST /api/create-payment-intent`: hold the slot, open a payment session, tie the two together.
+pub async fn create<D: Records>(
+    Extract(app): Extract<App>,
+    Extension(owner): Extension<Owner>,
+    mut guard: ReservationGuard<D>,
+    Input(wish): Input<Wish>,
+) -> Result<(StatusCode, HeaderMap, Json<Value>), Fault> {
+    app.counters.handlers_create.add();
+    let expert = fixtures::expert(&wish.expert_id).ok_or(Fault::NOT_FOUND)?;
+    let service = expert.service(&wish.service_id).ok_or(Fault::NOT_FOUND)?;
+    if !fixtures::is_offered(wish.start, service.length(), app.now()) {
+        let why = "this start is not offered";
+        return Err(Fault::Plain(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "SLOT_NOT_OFFERED",
+            why,
+        ));
+    }
+    if wish.price_cents != service.price_cents {
+        return Err(Fault::conflict(
+            "PRICE_MISMATCH",
+            "the price has changed, load it again",
+        ));
+    }
+    let end = wish.start + service.length();
+    let slot = Slot::new(expert.id, wish.start..end);
+    let hold = guard.hold(slot, owner.subject()).key(service.id).await?;
+    if hold.outcome() == HoldOutcome::Reused {
+        let known = D::payment_of(&mut guard, &hold.id().to_string())
+            .await?
+            .ok_or(Fault::NOT_FOUND)?;
+        return Ok(answer(StatusCode::OK, &known, &hold));
+    }
+    // Durable before the network call: no lock is held while the provider thinks. A failure below releases the hold.
+    guard.commit().await?;
+    let session = app.provider.open().await;
+    let provider = app.provider.clone();
+    let payment_id = session.id.clone();
+    guard.after_rollback(move |_cause| async move { provider.expire(&payment_id).await });
+    let record = PaymentRecord {
+        payment_id: session.id,
+        reservation_id: hold.id().to_string(),
+        booking_id: None,
+        subject: owner.subject().to_owned(),
+        expert_id: expert.id.to_owned(),
+        service_id: service.id.to_owned(),
+        start: wish.start,
+        end,
+        price_cents: service.price_cents,
+        guest: wish.guest,
+        hold_expires_at: hold.expires_at(),
+    };
+    let mut payment = Payment::new(&record.payment_id);
+    if let Some(end) = hold.expires_at() {
+        payment = payment.valid_until(end);
+    }
+    guard.attach_payment(hold.id(), payment).await?;
+    D::insert(&mut guard, &record).await?;
+    let cache = app.cache.clone();
+    guard.after_commit(async move { drop_slots(&cache, expert.id).await });
+    Ok(answer(StatusCode::CREATED, &record, &hold))
+}
+
+/// Forgets the cached lists of an expert's slots, here and in every other process.
+pub async fn drop_slots(cache: &tower_keep::response_cache::ResponseCacheHandle, expert: &str) {
+    cache
+        .invalidate([Target::tag(format!("slots:{expert}"))])
+        .await;
+}
+
+fn answer(
+    status: StatusCode,
+    record: &PaymentRecord,
+    hold: &Hold,
+) -> (StatusCode, HeaderMap, Json<Value>) {
+    let mut headers = HeaderMap::new();
+    if let Ok(location) =
+        HeaderValue::try_from(format!("/api/reservations/{}", record.reservation_id))
+    {
+        headers.insert(header::LOCATION, location);
+    }
+    let body = json!({
+        "reservation_id": record.reservation_id,
+        "payment_id": record.payment_id,
+        "url": format!("/pay/{}", record.payment_id),
+        "hold_expires_at": hold.expires_at(),
+    });
+    (status, headers, Json(body))
+}
+
+/// `GET /api/reservations/{id}`: what is not yours does not exist.
+pub async fn show<D: Records>(
+    Extension(owner): Extension<Owner>,
+    mut guard: ReservationGuard<D>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Fault> {
+    let (record, hold) = own::<D>(&mut guard, &owner, &id).await?;
+    Ok(Json(json!({
+        "reservation_id": record.reservation_id,
+        "payment_id": record.payment_id,
+        "expert_id": record.expert_id,
+        "service_id": record.service_id,
+        "start": record.start,
+        "end": record.end,
+        "price_cents": record.price_cents,
+        "state": state_name(hold.state()),
+        "hold_expires_at": hold.expires_at(),
+        "booking_id": record.booking_id,
+    })))
+}
+
+/// `DELETE /api/reservations/{id}`: gives the slot back; again is harmless.
+pub async fn release<D: Records>(
+    Extract(app): Extract<App>,
+    Extension(owner): Extension<Owner>,
+    mut guard: ReservationGuard<D>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Fault> {
+    let (record, hold) = own::<D>(&mut guard, &owner, &id).await?;
+    if matches!(hold.state(), HoldState::Confirmed | HoldState::Cancelled) {
+        return Err(Fault::conflict(
+            "ALREADY_PAID",
+            "this reservation is paid for",
+        ));
+    }
+    guard.release(hold.id(), record.subject.as_str()).await?;
+    let (cache, provider) = (app.cache.clone(), app.provider.clone());
+    guard.after_commit(async move {
+        provider.expire(&record.payment_id).await;
+        drop_slots(&cache, &record.expert_id).await;
+    });
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `GET /api/bookings/{id}`: for its owner and its expert.
+pub async fn booking<D: Records>(
+    Extension(owner): Extension<Owner>,
+    mut guard: ReservationGuard<D>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Fault> {
+    if !owner.is_known() {
+        return Err(Fault::UNAUTHENTICATED);
+    }
+    let record = D::booking(&mut guard, &id).await?.ok_or(Fault::NOT_FOUND)?;
+    let expert = fixtures::expert(&record.expert_id).map(|expert| format!("u:{}", expert.owner));
+    if !owner.owns(&record.subject) && !expert.is_some_and(|expert| owner.owns(&expert)) {
+        return Err(Fault::NOT_FOUND);
+    }
+    Ok(Json(json!({
+        "booking_id": record.booking_id,
+        "reservation_id": record.reservation_id,
+        "expert_id": record.expert_id,
+        "service_id": record.service_id,
+        "start": record.start,
+        "end": record.end,
+        "price_cents": record.price_cents,
+        "status": "confirmed",
+        "guest": record.guest,
+    })))
+}
+
+/// The record and the hold behind it, if this request owns them.
+async fn own<D: Records>(
+    guard: &mut ReservationGuard<D>,
+    owner: &Owner,
+    id: &str,
+) -> Result<(PaymentRecord, Hold), Fault> {
+    let record = D::payment_of(guard, id)
+        .await?
+        .filter(|record| owner.owns(&record.subject))
+        .ok_or(Fault::NOT_FOUND)?;
+    let hold = guard
+        .find(HoldRef::payment(&record.payment_id))
+        .await?
+        .ok_or(Fault::NOT_FOUND)?;
+    Ok((record, hold))
+}
+
+fn state_name(state: HoldState) -> &'static str {
+    match state {
+        HoldState::Held => "held",
+        HoldState::Processing => "processing",
+        HoldState::Confirmed => "confirmed",
+        HoldState::Released => "released",
+        HoldState::Expired => "expired",
+        HoldState::Cancelled | HoldState::LateConflict => "refunded",
+    }
+}

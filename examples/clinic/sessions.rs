@@ -1,0 +1,107 @@
+//! SessionLayer: login with a new token each time, logout that is final, a list of devices, revocation.
+//!
+//! Try it: `curl -i -c jar localhost:8080/api/login -H 'content-type: application/json' -d '{"email":"pat@clinic.test","password":"test"}'`
+
+use axum::Json;
+use axum::extract::Path;
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tower_keep::HOUR;
+use tower_keep::MINUTE;
+use tower_keep::core::Principal;
+use tower_keep::session::{Session, SessionCookie, SessionInfo, SessionLayer};
+
+use crate::fixtures;
+use crate::problem::{Fault, Input};
+use crate::state::State;
+
+/// Core 15 minutes idle, a day at most; data an hour after its last use.
+pub fn layer(state: &State) -> SessionLayer {
+    let cookie = if state.options.test_hooks {
+        SessionCookie::insecure("id")
+    } else {
+        SessionCookie::host("id")
+    };
+    SessionLayer::new(state.store.clone())
+        .cookie(cookie)
+        .idle_timeout(15 * MINUTE)
+        .absolute_timeout(24 * HOUR)
+        .extended_timeout(HOUR)
+}
+
+#[derive(Deserialize)]
+pub struct Credentials {
+    email: String,
+    password: String,
+}
+
+/// `POST /api/login`: the same answer for an unknown address and a wrong password.
+pub async fn login(
+    session: Session,
+    Input(wish): Input<Credentials>,
+) -> Result<Json<Value>, Fault> {
+    const WRONG: Fault = Fault::Plain(
+        StatusCode::UNAUTHORIZED,
+        "INVALID_CREDENTIALS",
+        "e-mail address or password is wrong",
+    );
+    let user = fixtures::authenticate(&wish.email, &wish.password).ok_or(WRONG)?;
+    session.login(user.principal()).await?;
+    Ok(Json(
+        json!({ "user": { "id": user.id, "roles": user.roles } }),
+    ))
+}
+
+/// `POST /api/logout`
+pub async fn logout(_user: Principal, session: Session) -> Result<StatusCode, Fault> {
+    session.logout().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `GET /api/user/me`
+pub async fn me(user: Principal) -> Result<Json<Value>, Fault> {
+    let known = fixtures::user(user.id()).ok_or(Fault::UNAUTHENTICATED)?;
+    let roles: Vec<&str> = user.iter_roles().collect();
+    Ok(Json(
+        json!({ "id": known.id, "name": known.name, "email": known.email(), "roles": roles }),
+    ))
+}
+
+/// One signed-in browser, by its public id.
+#[derive(Serialize)]
+pub struct DeviceRow {
+    #[serde(flatten)]
+    info: SessionInfo,
+}
+
+/// `GET /api/user/sessions`
+pub async fn list(_user: Principal, session: Session) -> Result<Json<Vec<DeviceRow>>, Fault> {
+    let sessions = session.list().await?;
+    Ok(Json(
+        sessions
+            .into_iter()
+            .map(|info| DeviceRow { info })
+            .collect(),
+    ))
+}
+
+/// `DELETE /api/user/sessions/{id}`: of the current one it is a logout; what is not yours does not exist.
+pub async fn end(
+    _user: Principal,
+    session: Session,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Fault> {
+    let id = id.parse().map_err(|_| Fault::NOT_FOUND)?;
+    if session.revoke(id).await? {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        Err(Fault::NOT_FOUND)
+    }
+}
+
+/// `DELETE /api/user/sessions`: ends all others.
+pub async fn end_others(_user: Principal, session: Session) -> Result<StatusCode, Fault> {
+    session.revoke_others().await?;
+    Ok(StatusCode::NO_CONTENT)
+}

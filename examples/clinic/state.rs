@@ -1,0 +1,113 @@
+//! What the handlers share: handles only. Whatever is *kept* is kept by the stores behind them.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sha2::{Digest, Sha256};
+use tower_keep::backend::sql::SqlStore;
+use tower_keep::core::{Clock, ManualClock, SystemClock, Timestamp};
+use tower_keep::reservation::{ReservationLayer, Reservations};
+use tower_keep::response_cache::{ResponseCacheHandle, ResponseCacheLayer};
+use tower_keep::store::Store;
+use tower_keep::{DAY, MINUTE};
+
+use crate::options::Options;
+use crate::provider::Provider;
+
+/// A handle on everything; cheap to clone.
+#[derive(Clone)]
+pub struct App(Arc<State>);
+
+/// What is behind the handle.
+pub struct State {
+    pub options: Options,
+    pub store: Arc<dyn Store>,
+    pub bookings: ReservationLayer,
+    pub reservations: Reservations,
+    pub catalogue: ResponseCacheLayer,
+    pub cache: ResponseCacheHandle,
+    pub provider: Arc<Provider>,
+    pub counters: Counters,
+    pub time: Time,
+}
+
+/// The clock: the system's, or with test hooks one that is moved by hand.
+#[derive(Clone, Debug)]
+pub enum Time {
+    System(SystemClock),
+    Manual(ManualClock),
+}
+
+impl Clock for Time {
+    fn now_micros(&self) -> u64 {
+        match self {
+            Self::System(clock) => clock.now_micros(),
+            Self::Manual(clock) => clock.now_micros(),
+        }
+    }
+}
+
+impl App {
+    /// Puts the handles together.
+    pub fn new(options: Options, store: Arc<dyn Store>, db: SqlStore, time: Time) -> Self {
+        let bookings = ReservationLayer::new(db)
+            .hold_for(10 * MINUTE)
+            .processing_for(11 * DAY);
+        let catalogue = ResponseCacheLayer::new(store.clone()).name("clinic");
+        Self(Arc::new(State {
+            reservations: bookings.reservations(),
+            cache: catalogue.handle(),
+            provider: Arc::default(),
+            counters: Counters::default(),
+            options,
+            store,
+            bookings,
+            catalogue,
+            time,
+        }))
+    }
+}
+
+impl Deref for App {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.0
+    }
+}
+
+impl State {
+    pub fn now(&self) -> Timestamp {
+        Timestamp::of(&self.time)
+    }
+
+    /// The secret of idempotency records, the same in all processes of one clinic.
+    pub fn key_secret(&self) -> [u8; 32] {
+        Sha256::digest(format!("idempotency:{}", self.options.secret)).into()
+    }
+}
+
+/// How often the innermost code ran; only the test hooks show it.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub handlers_create: Count,
+    pub handlers_webhook: Count,
+    pub loaders_experts: Count,
+    pub loaders_expert: Count,
+    pub loaders_slots: Count,
+}
+
+/// One number that only grows.
+#[derive(Debug, Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    pub fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
