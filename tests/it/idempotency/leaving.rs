@@ -339,3 +339,23 @@ async fn axum_handlers_take_the_run_and_return_directives() {
     );
     assert_eq!(send(None).await, 0);
 }
+
+#[tokio::test]
+async fn a_client_that_leaves_before_the_handler_starts_leaves_no_run_and_no_claim() {
+    let store = memory(&clock());
+    let layer = layer(Yielding(store.clone()));
+    let app = App::new(layer.clone());
+    for polls in [1, 2] {
+        let key = format!("k{polls}");
+        assert!(!poll_times(app.future(post("/pay", &key, "{}")), polls).await);
+        layer.drain(10 * SECOND).await;
+        assert_eq!(app.runs(), 0, "dropped after {polls} polls");
+        let id = layer
+            .admin()
+            .id(&tower_keep::idempotency::ScopeId::global(), &key);
+        assert!(
+            store.peek(&id).await.unwrap().is_none(),
+            "the claim is released"
+        );
+    }
+}
