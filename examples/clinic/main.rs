@@ -29,6 +29,7 @@ use std::process::ExitCode;
 
 use options::{Options, Wish};
 use sqlx::{Postgres, Sqlite};
+use tokio::signal::unix::{SignalKind, signal};
 use tower_keep::backend::sql::SqlStore;
 
 #[tokio::main]
@@ -73,20 +74,23 @@ async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
         app::app::<Sqlite>(app)
     };
     let listener = tokio::net::TcpListener::bind(listen).await?;
+    let stopped = stopped()?;
     println!("clinic listening on http://{}", listener.local_addr()?);
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
     axum::serve(listener, service)
-        .with_graceful_shutdown(stopped())
+        .with_graceful_shutdown(stopped)
         .await?;
     Ok(())
 }
 
-/// Ends with SIGTERM or ctrl-C; running requests are finished first.
-async fn stopped() {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-        .expect("a runtime with signals");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
-    }
+/// Ends with SIGTERM or ctrl-C, heard from the moment this returns; running requests are finished first.
+fn stopped() -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
