@@ -106,7 +106,7 @@ async fn nothing_in_the_store_opens_a_session() {
         // Whatever 24 or 40 bytes of it were a secret or a token, in raw form or in text.
         let mut candidates: Vec<String> = Vec::new();
         for part in string.windows(24).take(200) {
-            let forged = [&id[..], part].concat();
+            let forged = [id, part].concat();
             candidates.push(tower_keep::core::base64url(&forged));
         }
         for part in string.windows(40).chain(string.windows(54)).take(200) {
