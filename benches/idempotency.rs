@@ -1,5 +1,7 @@
 //! What the idempotency layer adds to a bare axum route: first run, replay, pass, and the three hashes it cannot do without.
 
+#![allow(clippy::unwrap_used)]
+
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -4,7 +4,7 @@
 
 use tower_keep::core::{StoreFailure, TrustedProxies};
 use tower_keep::rate_limit::{Partition, Policy, Quota, RateLimitLayer};
-use tower_keep::{DAY, HOUR, MINUTE};
+use tower_keep::{DAY, MINUTE};
 
 use crate::guests;
 use crate::state::State;
@@ -52,19 +52,10 @@ pub fn user(state: &State) -> RateLimitLayer {
     ))
 }
 
-/// Everything an administrator does.
-pub fn admin(state: &State) -> RateLimitLayer {
-    layer(state, "admin").policy(Policy::new(
-        "admin",
-        Quota::new(100, HOUR / 6),
-        Partition::principal(),
-    ))
-}
-
 fn layer(state: &State, group: &'static str) -> RateLimitLayer {
     let proxies = match state.options.trusted_hops {
         0 => TrustedProxies::none(),
-        hops => TrustedProxies::hops(hops.into()),
+        hops => TrustedProxies::hops(hops),
     };
     RateLimitLayer::new(state.store.clone())
         .group(group)

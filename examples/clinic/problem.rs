@@ -29,11 +29,6 @@ impl Fault {
     );
     pub const UNAUTHENTICATED: Self =
         Self::Plain(StatusCode::UNAUTHORIZED, "UNAUTHENTICATED", "log in first");
-    pub const FORBIDDEN: Self = Self::Plain(
-        StatusCode::FORBIDDEN,
-        "FORBIDDEN",
-        "your role does not allow this",
-    );
 
     pub const fn validation(why: &'static str) -> Self {
         Self::Plain(StatusCode::BAD_REQUEST, "VALIDATION", why)
