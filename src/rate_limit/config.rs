@@ -335,7 +335,7 @@ impl Config {
         &'a self,
         asks: &'a [Ask],
         source: Source,
-    ) -> SmallVec<[Charge<'a>; 4]> {
+    ) -> SmallVec<[Charge<'a>; 2]> {
         asks.iter()
             .map(|ask| {
                 let rule = &self.rules[ask.rule];

@@ -31,7 +31,7 @@ pub(super) struct Ask {
     pub(super) cost: u32,
 }
 
-pub(super) type Asks = SmallVec<[Ask; 3]>;
+pub(super) type Asks = SmallVec<[Ask; 1]>;
 
 impl Rule {
     pub(super) fn of(policy: Policy, tag: Tag, settings: &Settings) -> Self {

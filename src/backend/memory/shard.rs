@@ -140,8 +140,8 @@ impl<V: Entry> Shard<V> {
     ) -> Delta {
         let mut delta = self.drop_expired(LOOK_PER_INSERT, now, keep);
         if self.rows.len() == self.rows.capacity() {
-            // Growing by a quarter keeps the slack small; doubling would cost up to as much again.
-            self.rows.reserve_exact((self.rows.len() / 4).max(4));
+            // Growing by half: doubling would leave up to half of the rows empty, less would copy them too often.
+            self.rows.reserve_exact((self.rows.len() / 2).max(4));
         }
         let (at, weight) = (self.rows.len(), weigh(&value));
         self.rows.push(Row {

@@ -295,7 +295,7 @@ pub struct Verdict {
     /// Whether every enforced charge was admitted (always, for `record`).
     pub admitted: bool,
     /// One state per charge, in their order.
-    pub states: SmallVec<[PolicyState; 4]>,
+    pub states: SmallVec<[PolicyState; 1]>,
     /// The moment of the decision by the store's clock, in microseconds since the Unix epoch.
     pub now: u64,
     /// Who decided.
