@@ -1,4 +1,13 @@
-//! tower-keep: layers that keep server state.
+//! Tower layers for axum and hyper services that keep server state: rate limits, idempotency keys, sessions, cached
+//! responses, and a reservation guard around a database transaction.
+//!
+//! - [`rate_limit`], [`idempotency`], [`session`], [`response_cache`], [`reservation`]: the layers, a page each.
+//! - [`store`]: one URL for all stores; [`backend`]: the engines themselves.
+//! - [`core`]: the words that all parts share; [`problem_codes`]: every refusal and what it asks of the client.
+//!
+//! Order, outermost first: rate limit (client) → session → response cache *or* idempotency → rate limit (user) →
+//! reservation → handler. Stack the layers of one route with `tower::ServiceBuilder`: each call of
+//! `Router::layer` costs a box of its own.
 
 pub mod backend;
 #[cfg(feature = "conformance")]
@@ -13,3 +22,8 @@ pub mod session;
 pub mod store;
 
 pub use core::ttl::{DAY, HOUR, MILLIS, MINUTE, SECOND};
+
+/// The README's example, kept true by the compiler.
+#[cfg(all(doctest, feature = "axum", feature = "sqlite"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -22,8 +22,10 @@
 //! );
 //!
 //! let ask = || app.clone().oneshot(Request::get("/experts").body(Body::empty()).unwrap());
-//! assert_eq!(ask().await.unwrap().headers()["cache-status"], "tower-keep;fwd=uri-miss;stored;ttl=600");
-//! assert_eq!(ask().await.unwrap().headers()["cache-status"], "tower-keep;hit;ttl=599");
+//! let (first, second) = (ask().await.unwrap(), ask().await.unwrap());
+//! let status = |response: &axum::response::Response| response.headers()["cache-status"].to_str().unwrap().to_owned();
+//! assert!(status(&first).starts_with("tower-keep;fwd=uri-miss;stored;ttl="));
+//! assert!(status(&second).starts_with("tower-keep;hit;ttl="));
 //! cache.handle().invalidate([Target::tag("experts")]).await;
 //! ask().await.unwrap();
 //! assert_eq!(RUNS.load(Ordering::SeqCst), 2);
