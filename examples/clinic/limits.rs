@@ -4,7 +4,7 @@
 
 use tower_keep::core::{StoreFailure, TrustedProxies};
 use tower_keep::rate_limit::{Partition, Policy, Quota, RateLimitLayer};
-use tower_keep::{DAY, MINUTE};
+use tower_keep::{DAY, MILLIS, MINUTE};
 
 use crate::guests;
 use crate::state::State;
@@ -61,4 +61,6 @@ fn layer(state: &State, group: &'static str) -> RateLimitLayer {
         .group(group)
         .trusted_proxies(proxies)
         .legacy_headers()
+        // A payment refused because the store blinked is a guest lost: wait as long as everything else does.
+        .timeout(500 * MILLIS)
 }

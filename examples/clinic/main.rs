@@ -31,9 +31,11 @@ use options::{Options, Wish};
 use sqlx::{Postgres, Sqlite};
 use tokio::signal::unix::{SignalKind, signal};
 use tower_keep::backend::sql::SqlStore;
+use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    log_to_stderr();
     let wish = options::parse(std::env::args().skip(1), |name| std::env::var(name).ok());
     let options = match wish {
         Ok(Wish::Run(options)) => options,
@@ -53,6 +55,15 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What the layers have to say, by `RUST_LOG`; warnings without it.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(filter)
+        .init();
 }
 
 async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
