@@ -216,11 +216,11 @@ impl<D: GuardEngine> ReservationGuard<D> {
         if self.request.is_run {
             return Err(ReservationError::NotOwner);
         }
-        match self.request.transaction.commit().await? {
-            Ended::Committed => {
-                self.request.note_committed();
-                Ok(())
-            }
+        self.request.note_committing();
+        let ended = self.request.transaction.commit().await?;
+        self.request.note_commit(&ended);
+        match ended {
+            Ended::Committed => Ok(()),
             Ended::Member => Err(ReservationError::NotOwner),
             ended => Err(refusal_of(ended, &self.request)),
         }

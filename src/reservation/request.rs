@@ -31,7 +31,7 @@ struct Said {
     closed: bool,
     /// Made in the open transaction.
     made: Vec<HoldId>,
-    /// Made and committed by `commit()`: released if the response fails.
+    /// Made and committed by `commit()`, or about to be: released if the response fails.
     committed: Vec<HoldId>,
 }
 
@@ -82,10 +82,24 @@ impl Request {
         self.said.lock().made.as_slice().into()
     }
 
-    pub(crate) fn note_committed(&self) {
+    /// Notes an early commit before it is sent: whoever waits for it may vanish, and it goes on.
+    pub(crate) fn note_committing(&self) {
         let mut said = self.said.lock();
-        let made = std::mem::take(&mut said.made);
+        let made = said.made.clone();
         said.committed.extend(made);
+    }
+
+    /// Notes what an early commit came to. What may have been committed stays noted as such.
+    pub(crate) fn note_commit(&self, ended: &Ended) {
+        let mut said = self.said.lock();
+        let Said {
+            made, committed, ..
+        } = &mut *said;
+        match ended {
+            Ended::Committed => made.clear(),
+            Ended::Unknown => {}
+            Ended::RolledBack(_) | Ended::Member => committed.retain(|hold| !made.contains(hold)),
+        }
     }
 
     /// Closes the guards; says whether one outlived its handler.
@@ -94,14 +108,22 @@ impl Request {
         self.guards.load(Ordering::SeqCst) > 0
     }
 
+    /// Commits. If that cannot be, what an earlier `commit()` of this request had held is released.
+    /// Started at the call.
     pub(crate) fn commit(&self) -> StoreFuture<Ended> {
-        self.transaction.end(Ending::Commit)
+        let ended = self.transaction.end(Ending::Commit);
+        self.compensated(ended, Ended::Unknown)
     }
 
     /// Rolls back, and releases what an earlier `commit()` of this request had held. Started at the call.
     pub(crate) fn roll_back(&self, cause: RollbackCause) -> StoreFuture<Ended> {
         self.transaction.vote(Vote::Rollback(cause));
         let ended = self.transaction.end(Ending::Rollback);
+        self.compensated(ended, Ended::RolledBack(cause))
+    }
+
+    /// Releases early committed holds after a rollback, in a task. `lost` is the answer if the task dies.
+    fn compensated(&self, ended: StoreFuture<Ended>, lost: Ended) -> StoreFuture<Ended> {
         let committed = std::mem::take(&mut self.said.lock().committed);
         let runtime = tokio::runtime::Handle::try_current();
         let (false, Ok(runtime)) = (committed.is_empty(), runtime) else {
@@ -110,17 +132,14 @@ impl Request {
         let config = Arc::clone(&self.config);
         let task = runtime.spawn(async move {
             let ended = ended.await;
-            for hold in committed {
-                compensate(&config, hold).await;
+            if matches!(ended, Ok(Ended::RolledBack(_) | Ended::Member)) {
+                for hold in committed {
+                    compensate(&config, hold).await;
+                }
             }
             ended
         });
-        StoreFuture::boxed(async move {
-            match task.await {
-                Ok(ended) => ended,
-                Err(_) => Ok(Ended::RolledBack(cause)),
-            }
-        })
+        StoreFuture::boxed(async move { task.await.unwrap_or(Ok(lost)) })
     }
 }
 

@@ -103,6 +103,64 @@ async fn a_provider_failure_after_the_hold_releases_it() {
 }
 
 #[tokio::test]
+async fn a_hold_committed_early_is_released_when_the_rest_cannot_be_committed() {
+    for db in [sqlite().await, postgres().await] {
+        let app = App::new(db, async |mut guard: ReservationGuard| {
+            guard.hold(slot("a"), "ann").await.unwrap();
+            guard.commit().await.unwrap();
+            // An operation dropped before its answer dooms what follows.
+            doom(&mut guard).await;
+            StatusCode::OK
+        });
+        let refused = app.post().await;
+        check(
+            &refused,
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "TRANSACTION_FAILED",
+        );
+        assert!(!app.is_taken(&slot("a")).await);
+    }
+}
+
+/// Drops an operation with many statements once it has sent some of them.
+async fn doom(guard: &mut ReservationGuard) {
+    guard
+        .find(tower_keep::reservation::HoldRef::payment("p"))
+        .await
+        .ok();
+    let many: tower_keep::reservation::Slots =
+        (0..32).map(|at| slot("c").unit(at.to_string())).collect();
+    let mut dropped = Box::pin(guard.hold(many, "ann").into_future());
+    std::future::poll_fn(|cx| {
+        let _ = dropped.as_mut().poll(cx);
+        std::task::Poll::Ready(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_early_commit_that_nobody_waited_for_is_undone_with_the_answer() {
+    for db in [sqlite().await, postgres().await] {
+        let app = App::new(db, async |mut guard: ReservationGuard| {
+            guard.hold(slot("a"), "ann").await.unwrap();
+            // A timeout round the commit: it goes on, the handler has given up.
+            let mut commit = Box::pin(guard.commit());
+            std::future::poll_fn(|cx| {
+                let _ = commit.as_mut().poll(cx);
+                std::task::Poll::Ready(())
+            })
+            .await;
+            drop(commit);
+            let payment = tower_keep::reservation::HoldRef::payment("p");
+            assert!(guard.find(payment).await.unwrap().is_none());
+            StatusCode::GATEWAY_TIMEOUT
+        });
+        assert_eq!(app.post().await.status, StatusCode::GATEWAY_TIMEOUT);
+        assert!(!app.is_taken(&slot("a")).await);
+    }
+}
+
+#[tokio::test]
 async fn what_was_committed_early_stays_when_the_answer_is_good() {
     for store in stores().await {
         let app = App::new(store, async |mut guard: ReservationGuard| {
