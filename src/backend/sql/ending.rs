@@ -136,6 +136,8 @@ async fn finish(
             run_all(work, End::Committed).await;
         }
         Ended::RolledBack(cause, error) => {
+            // What was to be committed so far is gone: nothing after it may end as a success.
+            shared.doom(cause);
             count!("keep_sql_transactions_total", 1, "end" => label(cause));
             let _ = reply.send(Err(error));
             run_all(work, End::RolledBack(cause)).await;
@@ -172,6 +174,11 @@ async fn resolve(
     error!("the reply to a commit was lost");
     let patience = shared.db.inner.settings.commit_timeout;
     let mut fate = ask(shared, xid.as_deref(), patience).await;
+    match fate {
+        Some(End::Committed) => {}
+        Some(End::RolledBack(cause)) => shared.doom(cause),
+        None => shared.doom(RollbackCause::Poisoned),
+    }
     let _ = reply.send(match fate {
         Some(End::Committed) => Ok(()),
         Some(End::RolledBack(cause)) => Err(TransactionError::doomed(cause)),

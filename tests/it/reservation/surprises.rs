@@ -133,6 +133,27 @@ async fn a_deferred_constraint_refused_at_commit_is_a_500() {
 }
 
 #[tokio::test]
+async fn an_early_commit_that_failed_and_was_swallowed_never_ends_as_a_success() {
+    let db = postgres().await;
+    let app = App::new(db.clone(), async |mut guard: ReservationGuard<Postgres>| {
+        guard.hold(slot("a"), "ann").await.unwrap();
+        for _ in 0..2 {
+            let mut lease = guard.transaction().await.unwrap();
+            let visit = sqlx::query("insert into visits values ('ann')");
+            let _ = visit.execute(&mut *lease).await;
+        }
+        assert!(guard.commit().await.is_err());
+        StatusCode::OK
+    });
+    check(
+        &app.post().await,
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "TRANSACTION_FAILED",
+    );
+    assert_eq!(visits(&db).await, 0);
+}
+
+#[tokio::test]
 async fn a_guard_that_outlives_its_handler_costs_the_success() {
     for store in stores().await {
         let kept: Arc<Mutex<Option<ReservationGuard>>> = Arc::default();
