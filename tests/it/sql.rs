@@ -132,6 +132,23 @@ async fn a_rewind_undoes_what_came_after_the_mark_and_keeps_what_came_before() {
 }
 
 #[tokio::test]
+async fn a_rewind_does_not_wait_for_a_lease_that_leaked() {
+    let db = sqlite().await;
+    let (transaction, mut finisher) = join(&mut Extensions::new(), &db);
+    finisher.begin(Duration::from_millis(250)).await.unwrap();
+    finisher.mark().await.unwrap();
+    let leaked = transaction.lease::<Sqlite>().await.unwrap();
+    let rewound = finisher.rewind(RollbackCause::Status(422));
+    let rewound = tokio::time::timeout(Duration::from_secs(5), rewound).await;
+    let refused = rewound.expect("it answers at once").unwrap_err();
+    let cause = TransactionErrorKind::Doomed(RollbackCause::Leaked);
+    assert_eq!(refused.kind(), cause);
+    drop(leaked);
+    let refused = finisher.commit().await.unwrap_err();
+    assert_eq!(refused.kind(), cause);
+}
+
+#[tokio::test]
 async fn a_transaction_that_user_sql_ended_cannot_be_rewound() {
     for db in [sqlite().await, postgres().await] {
         let (transaction, mut finisher) = join(&mut Extensions::new(), &db);

@@ -79,7 +79,11 @@ impl Finisher {
         let Some(kept) = self.marked else {
             return Err(TransactionError::new(TransactionErrorKind::Ended));
         };
-        let mut slot = self.shared.slot.lock().await;
+        // Nobody may have the connection any more: who still does has leaked it, and may never give it back.
+        let Ok(mut slot) = self.shared.slot.try_lock() else {
+            self.shared.doom(RollbackCause::Leaked);
+            return Err(TransactionError::doomed(RollbackCause::Leaked));
+        };
         let Some(open) = slot.as_mut() else {
             return Err(TransactionError::doomed(RollbackCause::Timeout));
         };
