@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use tower_keep::core::Timestamp;
 use tower_keep::idempotency::{Directive, IdempotencyLayer, Preset, Scope, StatusPolicy};
 use tower_keep::reservation::{
-    Hold, HoldOutcome, HoldRef, HoldState, Payment, ReservationGuard, Slot,
+    Conflict, Hold, HoldOutcome, HoldRef, HoldState, Payment, ReservationError, ReservationGuard,
+    Slot,
 };
 use tower_keep::response_cache::Target;
 use tower_keep::{MINUTE, SECOND};
@@ -69,9 +70,9 @@ pub async fn create<D: Records>(
     let slot = Slot::new(expert.id, wish.start..end);
     let hold = guard.hold(slot, owner.subject()).key(service.id).await?;
     if hold.outcome() == HoldOutcome::Reused {
-        let known = D::payment_of(&mut guard, &hold.id().to_string())
-            .await?
-            .ok_or(Fault::NOT_FOUND)?;
+        let known = D::payment_of(&mut guard, &hold.id().to_string()).await?;
+        // Without a payment yet: the first wish is still at the provider.
+        let known = known.ok_or_else(|| still_opening(&hold, app.now()))?;
         return Ok(answer(StatusCode::OK, &known, &hold));
     }
     // Durable before the network call: no lock is held while the provider thinks. A failure below releases the hold.
@@ -92,6 +93,7 @@ pub async fn create<D: Records>(
         price_cents: service.price_cents,
         guest: wish.guest,
         hold_expires_at: hold.expires_at(),
+        refunded: false,
     };
     let mut payment = Payment::new(&record.payment_id);
     if let Some(end) = hold.expires_at() {
@@ -109,6 +111,16 @@ pub async fn drop_slots(cache: &tower_keep::response_cache::ResponseCacheHandle,
     cache
         .invalidate([Target::tag(format!("slots:{expert}"))])
         .await;
+}
+
+fn still_opening(hold: &Hold, now: Timestamp) -> Fault {
+    let end = hold.expires_at().unwrap_or(now);
+    let taken = Conflict::SlotTaken {
+        held_until: Some(end),
+        by_you: true,
+        retry_after: end.since(now).as_secs().max(1),
+    };
+    ReservationError::from(taken).into()
 }
 
 fn answer(

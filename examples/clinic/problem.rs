@@ -122,7 +122,10 @@ pub async fn finish(request: Request, next: Next) -> Response {
     let head = request.method() == Method::HEAD;
     let mut response = next.run(request).await;
     let status = response.status();
-    if (status.is_client_error() || status.is_server_error()) && !head {
+    // What is JSON already says what it has to say: the health of a part that is down.
+    let said = response.headers().get(header::CONTENT_TYPE);
+    let said = said.is_some_and(|kind| kind == "application/json");
+    if (status.is_client_error() || status.is_server_error()) && !head && !said {
         response = complete(response, &id).await;
     }
     let headers = response.headers_mut();

@@ -43,6 +43,9 @@ pub struct PaymentRecord {
     pub price_cents: i64,
     pub guest: Guest,
     pub hold_expires_at: Option<Timestamp>,
+    /// It came too late and was given back: once, however often the provider tells it.
+    #[serde(default)]
+    pub refunded: bool,
 }
 
 /// Statements with text in and text out, on one engine.
@@ -89,6 +92,18 @@ pub trait Records: GuardEngine + Engine + Sized {
             guard,
             "update clinic_payment set booking_id = $2, body = $3 where payment_id = $1",
             values,
+        )
+    }
+
+    /// Notes that a payment was given back.
+    fn give_back(
+        guard: &mut ReservationGuard<Self>,
+        record: &PaymentRecord,
+    ) -> impl Future<Output = Result<(), Fault>> + Send {
+        Self::write(
+            guard,
+            "update clinic_payment set body = $2 where payment_id = $1",
+            vec![record.payment_id.clone(), text_of(record)],
         )
     }
 
@@ -182,6 +197,10 @@ impl Records for Postgres {
         sql: &'static str,
         value: &str,
     ) -> Result<Option<String>, Fault> {
+        // Postgres has no text with a zero byte in it, and so nothing that is called so.
+        if value.contains('\0') {
+            return Ok(None);
+        }
         Ok(sqlx::query_scalar(sql)
             .bind(value)
             .fetch_optional(&mut *guard.transaction().await?)

@@ -84,12 +84,22 @@ async fn receive<D: Records>(
     let payment = HoldRef::payment(&record.payment_id);
     match event.kind.as_str() {
         "succeeded" => settle::<D>(&app, &mut guard, record).await?,
-        "processing" => drop(guard.processing(payment).await?),
-        "expired" => {
+        kind => {
             let hold = guard.find(payment).await?.ok_or(Fault::NOT_FOUND)?;
-            drop(guard.release(hold.id(), record.subject.as_str()).await?);
+            // An event that comes too late for the state changes nothing, and need not come again.
+            match (kind, hold.state()) {
+                ("processing", HoldState::Held | HoldState::Processing) => {
+                    drop(guard.processing(hold.id()).await?);
+                }
+                ("failed", HoldState::Processing)
+                | ("expired", HoldState::Held | HoldState::Processing) => {
+                    drop(guard.release(hold.id(), record.subject.as_str()).await?);
+                    let cache = app.cache.clone();
+                    guard.after_commit(async move { drop_slots(&cache, &record.expert_id).await });
+                }
+                _ => {}
+            }
         }
-        _ => {}
     }
     Ok(received)
 }
@@ -108,6 +118,13 @@ async fn settle<D: Records>(
             guard.after_commit(async move { drop_slots(&cache, &record.expert_id).await });
         }
         Settled::LateConflict(_) | Settled::DuplicatePayment(_) => {
+            // Read again under the hold's lock: another event may have given it back meanwhile.
+            let known = D::payment(guard, &record.payment_id).await?;
+            let Some(mut record) = known.filter(|known| !known.refunded) else {
+                return Ok(());
+            };
+            record.refunded = true;
+            D::give_back(guard, &record).await?;
             let provider = app.provider.clone();
             guard.after_commit(async move { provider.refund(&record.payment_id).await });
         }

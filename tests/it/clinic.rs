@@ -344,6 +344,106 @@ async fn a_payment_confirms_the_booking_once() {
     );
 }
 
+/// Tells the clinic, as the provider does.
+async fn tell(browser: &Browser, id: &str, kind: &str, payment: &str, seconds: u64) -> Reply {
+    use hmac::{KeyInit, Mac};
+    let event = json!({ "id": id, "type": kind, "created": "2030-01-01T00:00:00Z", "data": { "payment_id": payment } });
+    let t = 1_893_456_000 + seconds;
+    let mut mac = hmac::Hmac::<sha2::Sha256>::new_from_slice(b"whsec_test").unwrap();
+    mac.update(format!("{t}.{event}").as_bytes());
+    let v1: String = mac
+        .finalize()
+        .into_bytes()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let signature = format!("t={t},v1={v1}");
+    let headers = [("fake-signature", signature.as_str())];
+    browser
+        .post("/api/webhooks/payments", &headers, &event)
+        .await
+}
+
+#[tokio::test]
+async fn a_late_payment_is_refunded_once_however_many_events_tell_it() {
+    let clinic = alone();
+    let (first, second) = (Guest::new(&clinic, 1).await, Guest::new(&clinic, 2).await);
+    let held = first.pay("k", &wish("e1", "s60", "10:00")).await.json();
+    let payment = text(&held, "payment_id");
+    advance(&first.browser, 600).await;
+    let taken = second.pay("k", &wish("e1", "s60", "10:00")).await;
+    assert_eq!(taken.status, StatusCode::CREATED);
+    for id in ["evt_1", "evt_2", "evt_3"] {
+        let told = tell(&first.browser, id, "succeeded", &payment, 600).await;
+        assert_eq!(told.status, StatusCode::OK, "{:?}", told.body);
+    }
+    // Nothing else has to happen: the hold of the second is still there.
+    assert_eq!(slot(&second.browser, "e1", "s60", "10:00").await, "held");
+    let counted = first.browser.get("/_test/counters").await.json();
+    assert_eq!(counted["provider"]["refund"], 1);
+}
+
+#[tokio::test]
+async fn a_voucher_that_fails_frees_the_slot_and_late_events_are_taken_and_ignored() {
+    let clinic = alone();
+    let guest = Guest::new(&clinic, 1).await;
+    let held = guest.pay("k", &wish("e1", "s60", "10:00")).await.json();
+    let payment = text(&held, "payment_id");
+    for (id, kind) in [
+        ("1", "failed"),
+        ("2", "processing"),
+        ("3", "failed"),
+        ("4", "processing"),
+        ("5", "expired"),
+    ] {
+        let told = tell(&guest.browser, id, kind, &payment, 0).await;
+        assert_eq!(told.status, StatusCode::OK, "{kind}: {:?}", told.body);
+    }
+    let path = format!("/api/reservations/{}", text(&held, "reservation_id"));
+    let mine = guest.browser.get(&path).await.json();
+    assert_eq!(mine["state"], "released");
+}
+
+#[tokio::test]
+async fn the_same_wish_under_five_keys_at_once_is_one_hold_and_no_404() {
+    let clinic = alone();
+    let guest = Guest::new(&clinic, 1).await;
+    let wished = wish("e1", "s60", "10:00");
+    let keys = ["a", "b", "c", "d", "e"];
+    let replies = join_all(keys.iter().map(|key| guest.pay(key, &wished))).await;
+    for reply in replies {
+        assert!(
+            matches!(reply.status.as_u16(), 200 | 201 | 409),
+            "{:?}",
+            reply.body
+        );
+    }
+    let counted = guest.browser.get("/_test/counters").await.json();
+    assert_eq!(counted["provider"]["session_create"], 1);
+}
+
+#[tokio::test]
+async fn the_health_of_a_part_that_is_down_keeps_its_own_form() {
+    let options = ["--listen", "127.0.0.1:0", "--store", "redis://127.0.0.1:1"];
+    let clinic = Program::start("clinic", &options);
+    let browser = Browser::new(clinic.address());
+    let down = browser.get("/api/health/store").await;
+    assert_eq!(down.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(down.header("x-service-status"), "down");
+    assert_eq!(down.json()["status"], "down");
+}
+
+#[tokio::test]
+async fn a_zero_byte_in_a_path_is_a_404_on_postgres_too() {
+    let two = Two::start().await;
+    let browser = Browser::new(two.clinics[0].address());
+    let nothing = browser.get("/api/reservations/%00").await;
+    assert_eq!(
+        (nothing.status.as_u16(), nothing.code().as_str()),
+        (404, "NOT_FOUND")
+    );
+}
+
 #[tokio::test]
 async fn unsigned_events_do_nothing() {
     let clinic = alone();
