@@ -296,7 +296,8 @@ fn put_rules(text: &mut SmallVec<[u8; 128]>, rules: &KeyRules, parts: &Parts) {
     for name in &rules.cookies {
         text.push(b'C');
         put(text, name.as_bytes());
-        if let Some(value) = cookie(&parts.headers, name) {
+        // Sent twice, one reader takes the first and another the last: every value counts.
+        for value in cookies(&parts.headers, name) {
             put(text, value);
         }
     }
@@ -308,7 +309,7 @@ fn put_rules(text: &mut SmallVec<[u8; 128]>, rules: &KeyRules, parts: &Parts) {
     }
 }
 
-fn cookie<'a>(fields: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
+fn cookies<'a>(fields: &'a HeaderMap, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
     let pairs = fields
         .get_all(COOKIE)
         .iter()
@@ -318,7 +319,7 @@ fn cookie<'a>(fields: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
             let at = pair.iter().position(|byte| *byte == b'=')?;
             Some((pair[..at].trim_ascii(), pair[at + 1..].trim_ascii()))
         })
-        .find_map(|(own, value)| (own == name.as_bytes()).then_some(value))
+        .filter_map(|(own, value)| (own == name.as_bytes()).then_some(value))
 }
 
 fn put_poison(text: &mut SmallVec<[u8; 128]>, fields: &HeaderMap) {
@@ -456,6 +457,7 @@ mod tests {
         let of = |cookie: &'static str| key(&rules, "/", &[("cookie", cookie)]);
         assert_eq!(of("id=1; theme=dark"), of("theme=dark; id=2"));
         assert_ne!(of("theme=dark"), of("theme=light"));
+        assert_ne!(of("theme=dark; theme=light"), of("theme=dark"));
         assert_ne!(of("id=1"), of("theme="));
         assert_ne!(
             key(&rules, "/", &[("x-lang", "de")]),
