@@ -71,7 +71,7 @@ pub(super) fn consider(
     if signals.precondition {
         return Err(Bypass::Precondition);
     }
-    if signals.hosts > 1 || (signals.hosts == 1 && !is_host(fields)) {
+    if signals.hosts > 1 || (signals.hosts == 1 && !is_host(uri, fields)) {
         return Err(Bypass::Host);
     }
     if uri.path().len() + uri.query().map_or(0, str::len) > LONGEST_TARGET {
@@ -80,10 +80,14 @@ pub(super) fn consider(
     Ok(())
 }
 
-fn is_host(fields: &HeaderMap) -> bool {
+fn is_host(uri: &Uri, fields: &HeaderMap) -> bool {
     let Some(host) = fields.get(header::HOST).map(http::HeaderValue::as_bytes) else {
         return true;
     };
+    // The key takes the target's authority; a handler that reads the field must not see another one.
+    if let Some(authority) = uri.authority() {
+        return authority.as_str().as_bytes().eq_ignore_ascii_case(host);
+    }
     // An empty field is what a target without authority has (RFC 9110 §7.2).
     host.is_empty()
         || http::uri::Authority::try_from(host).is_ok_and(|host| !host.as_str().contains('@'))
