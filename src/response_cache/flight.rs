@@ -24,8 +24,10 @@ pub(super) struct FlightKey {
 /// What a flight brought.
 #[derive(Clone, Debug)]
 pub(super) enum Outcome {
-    /// An answer that may be shared.
+    /// A fetched answer that may be shared.
     Done(Arc<Entry>),
+    /// A stored answer that was good enough for the leader; each who waits judges it by its own demands.
+    Found(Arc<Entry>),
     /// A stale answer in place of an error.
     StandIn(Arc<Entry>, Option<StatusCode>),
     /// Nothing that may be shared: everybody calls for himself, in parallel.

@@ -39,7 +39,7 @@ impl<S> Run<S> {
         R::Error: Into<BoxError>,
     {
         drop(mark);
-        leader.land(Outcome::Done(Arc::clone(&entry)));
+        leader.land(Outcome::Found(Arc::clone(&entry)));
         let response = self.stored(&entry, looked.now);
         if matches!(usable, Use::Due | Use::StaleWhileRevalidate) {
             self.refresh(looked, entry);

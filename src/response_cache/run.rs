@@ -99,7 +99,24 @@ impl<S> Run<S> {
                             return self.fetch(fetch).await;
                         }
                     }
-                    Ok(Outcome::StandIn(entry, status)) if self.ask.matches(&entry) => {
+                    Ok(Outcome::Found(entry)) => {
+                        self.ask.select(&entry.head().names, &self.parts.headers);
+                        if self.ask.matches(&entry) && self.may_use(&entry) {
+                            return Ok(self.collapsed(&entry));
+                        }
+                        if self.ask.flight_key() == key && !self.ask.matches(&entry) {
+                            let fetch = Fetch::alone(self.cache.ticket(), Forward::VaryMiss);
+                            return self.fetch(fetch).await;
+                        }
+                    }
+                    Ok(Outcome::StandIn(entry, status))
+                        if self.ask.matches(&entry)
+                            && self.may_stand_in(
+                                &entry,
+                                self.cache.stamps.judge(&entry),
+                                status,
+                            ) =>
+                    {
                         return Ok(self.stand_in(&entry, status));
                     }
                     Ok(Outcome::StandIn(..) | Outcome::Released) => {
@@ -273,6 +290,13 @@ impl<S> Run<S> {
             (false, _, true) => Forward::UriMiss,
             (false, _, false) => Forward::VaryMiss,
         }
+    }
+
+    /// Says whether a stored answer that somebody else found will do for this request's own demands.
+    fn may_use(&self, entry: &Entry) -> bool {
+        let verdict = self.cache.stamps.judge(entry);
+        let usable = policy::use_of(entry.head(), self.cache.now(), verdict, &self.ask.demands);
+        !matches!(usable, Use::Validate | Use::Gone)
     }
 
     pub(super) fn may_stand_in(

@@ -6,4 +6,5 @@ mod collapse;
 mod leaks;
 mod levels;
 mod origin;
+mod review;
 mod rules;

@@ -1,0 +1,111 @@
+//! What one request demands, sends or breaks must never change what another one gets.
+
+use http::{StatusCode, header};
+use tower_keep::backend::redis::RedisStore;
+use tower_keep::core::ManualClock;
+use tower_keep::response_cache::{KeyRules, ResponseCacheLayer};
+
+use super::origin::{App, Origin, clock, gated, layer, request, said, secs};
+use crate::support::redis::{fresh_prefix, shared};
+
+/// Two requests at one time for what is stored and stale: the first with `fields` leads, the other has none.
+async fn second_of_two(
+    clock: &ManualClock,
+    layer: &ResponseCacheLayer,
+    status: u16,
+    fields: &'static str,
+) -> String {
+    let (origin, gate) = gated(move |_, call| {
+        let fields = [("cache-control", "max-age=1"), ("etag", "\"1\"")];
+        let mut response = said(&fields, format!("run {call}"));
+        if call == 1 {
+            *response.status_mut() = StatusCode::from_u16(status).unwrap();
+        }
+        response
+    });
+    gate.add_permits(1);
+    let app = App::new(layer, &origin);
+    app.get("/a").await;
+    let stored = || async { app.get("/a").await.is_hit() };
+    while !stored().await {
+        tokio::task::yield_now().await;
+    }
+    clock.advance(secs(5));
+    let lead = app.send(request("GET", "/a", &[("cache-control", fields)]));
+    let other = app.send(request("GET", "/a", &[]));
+    // Polled in this order: the first leads, the other waits for it.
+    let open = async { gate.add_permits(2) };
+    futures_util::future::join3(lead, other, open).await.1.body
+}
+
+#[tokio::test]
+async fn what_the_leader_takes_stale_is_not_for_those_who_wait() {
+    let clock = clock();
+    let builder = RedisStore::builder(&shared().await.url()).prefix(&fresh_prefix());
+    let store = builder
+        .clock(clock.clone())
+        .timeout(secs(10))
+        .open()
+        .await
+        .unwrap();
+    store.ping().await.unwrap();
+    let layer = ResponseCacheLayer::new(store).local_bytes(0);
+    assert_eq!(
+        second_of_two(&clock, &layer, 200, "max-stale=60").await,
+        "run 1"
+    );
+}
+
+#[tokio::test]
+async fn what_stands_in_for_the_leader_is_not_for_those_who_did_not_ask_for_it() {
+    let clock = clock();
+    let layer = layer(&clock);
+    let body = second_of_two(&clock, &layer, 500, "stale-if-error=60").await;
+    assert_eq!(body, "run 2");
+}
+
+#[tokio::test]
+async fn a_target_with_an_authority_and_another_host_field_is_passed() {
+    let origin = Origin::of(|seen, _| {
+        let host = seen.headers()[header::HOST].to_str().unwrap().to_owned();
+        said(&[("cache-control", "max-age=60")], host)
+    });
+    let app = App::new(&layer(&clock()), &origin);
+    let forged = app
+        .get_with("http://a.test/x", &[("host", "evil.test")])
+        .await;
+    assert_eq!(forged.cache_status(), "tower-keep;fwd=bypass;detail=host");
+    assert_eq!(
+        app.get_with("http://a.test/x", &[("host", "A.test")])
+            .await
+            .body,
+        "A.test"
+    );
+    assert!(
+        app.get_with("http://a.test/x", &[("host", "a.test")])
+            .await
+            .is_hit()
+    );
+}
+
+#[tokio::test]
+async fn a_cookie_that_is_sent_twice_fills_no_entry_of_its_first_value() {
+    // As a cookie jar reads it: the last one counts.
+    let origin = Origin::of(|seen, _| {
+        let cookie = seen.headers()[header::COOKIE].to_str().unwrap();
+        let theme = cookie.rsplit('=').next().unwrap().to_owned();
+        said(&[("cache-control", "max-age=60")], theme)
+    });
+    let layer = layer(&clock()).key(KeyRules::new().cookie("theme"));
+    let app = App::new(&layer, &origin);
+    assert_eq!(
+        app.get_with("/a", &[("cookie", "theme=light; theme=dark")])
+            .await
+            .body,
+        "dark"
+    );
+    assert_eq!(
+        app.get_with("/a", &[("cookie", "theme=light")]).await.body,
+        "light"
+    );
+}
