@@ -180,6 +180,7 @@ where
                 reader: None,
                 puller: None,
                 reader_left: false,
+                ended: false,
             }),
         });
         let left = self.expected.or_else(|| {
@@ -202,7 +203,7 @@ where
             ResponseBody::fed(reader),
             Pull {
                 collector: self,
-                feed,
+                feed: Source(feed),
                 alone: None,
             },
         )
@@ -212,7 +213,7 @@ where
 /// The side that pulls frames as fast as they come.
 pub(super) struct Pull<R> {
     collector: Collector<R>,
-    feed: Arc<Feed<R>>,
+    feed: Source<R>,
     /// How long the body is still pulled once the reader has left.
     alone: Option<Pin<Box<Sleep>>>,
 }
@@ -224,8 +225,8 @@ where
 {
     /// Pulls to the end; `None` if nobody reads and the body takes too long.
     pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Option<Collected>> {
-        let reader_left = self.feed.watch(cx.waker());
-        if let Poll::Ready(collected) = self.collector.poll_all(cx, Some(&self.feed)) {
+        let reader_left = self.feed.0.watch(cx.waker());
+        if let Poll::Ready(collected) = self.collector.poll_all(cx, Some(&self.feed.0)) {
             return Poll::Ready(Some(collected));
         }
         if reader_left {
@@ -244,7 +245,7 @@ where
 
     /// Tells the reader how it ended; only now it gets its last bytes.
     pub(super) fn finish(self, ended: Collected) {
-        self.feed.end(match ended {
+        self.feed.0.end(match ended {
             Collected::Whole(trailers, _) => End::Done(trailers),
             Collected::Over => End::Rest(self.collector.body),
             Collected::Failed(error) => End::Failed(error),
@@ -256,6 +257,17 @@ enum End<R> {
     Done(Option<Box<HeaderMap>>),
     Failed(BoxError),
     Rest(Pin<Box<R>>),
+}
+
+/// The task's hold on a feed: dropped before the end, by a panic or with its runtime, it cuts the reader.
+struct Source<R>(Arc<Feed<R>>);
+
+impl<R> Drop for Source<R> {
+    fn drop(&mut self) {
+        if !self.0.state.lock().ended {
+            self.0.end(End::Failed("the body's task has ended".into()));
+        }
+    }
 }
 
 /// Frames on their way from the task to the reader.
@@ -270,6 +282,7 @@ struct FeedState<R> {
     reader: Option<Waker>,
     puller: Option<Waker>,
     reader_left: bool,
+    ended: bool,
 }
 
 impl<R> Feed<R> {
@@ -295,6 +308,7 @@ impl<R> Feed<R> {
             state.chunks.push_back(held);
         }
         state.end = Some(end);
+        state.ended = true;
         let reader = state.reader.take();
         drop(state);
         reader.into_iter().for_each(Waker::wake);
