@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use http::StatusCode;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
 
 use super::entry::{Entry, Head};
 use super::stamps::{Stamp, Stamps, Verdict};
@@ -41,6 +43,8 @@ pub(super) enum Outcome {
 pub(super) struct Flight {
     outcome: watch::Sender<Option<Outcome>>,
     begun: AtomicU64,
+    /// When its run has lasted a lease: newcomers start the next one.
+    overdue: Instant,
     /// The version of the stamps when it started: what was known then it cannot miss.
     version: u64,
     /// The answer's head, once it is known.
@@ -78,15 +82,20 @@ pub(super) enum Entered {
 }
 
 impl Flights {
-    /// Joins the flight of `key`, or starts it. One that an invalidation of its targets has hit is left alone.
+    /// Joins the flight of `key`, or starts it. One that an invalidation of its targets has hit, or whose run
+    /// has lasted a lease, is left alone.
     pub(super) fn enter(
         self: &Arc<Self>,
         key: FlightKey,
         stamps: &Stamps,
+        lease: Duration,
         targets: impl FnOnce() -> Vec<Target>,
     ) -> Entered {
+        // Leases are real time.
+        let now = sleep(Duration::ZERO).deadline();
         let mut running = self.running.lock();
         if let Some(flight) = running.get(&key)
+            && now < flight.overdue
             && !flight.is_outdated(stamps, &targets())
         {
             return Entered::Wait(Waiter {
@@ -96,6 +105,7 @@ impl Flights {
         let flight = Arc::new(Flight {
             outcome: watch::Sender::new(None),
             begun: AtomicU64::new(stamps.highest().0),
+            overdue: now + lease,
             version: stamps.version(),
             head: OnceLock::new(),
         });

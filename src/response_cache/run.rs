@@ -77,7 +77,7 @@ impl<S> Run<S> {
             match self
                 .cache
                 .flights
-                .enter(key, &self.cache.stamps, || ask.targets())
+                .enter(key, &self.cache.stamps, self.config.lease, || ask.targets())
             {
                 Entered::Lead(leader) => {
                     let mark = self.leading.lead(&leader);
