@@ -5,9 +5,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use http::Response;
 use pin_project_lite::pin_project;
+use tokio::time::timeout;
 
 use crate::core::ResponseCacheOutcome;
 
@@ -16,6 +18,9 @@ use super::config::Config;
 use super::flight::Leading;
 use super::run::Answer;
 use super::status::Bypass;
+
+/// How long a fetch goes on for those who wait when its own client has left: nobody waits longer than two leases.
+const WITHOUT_CLIENT: Duration = Duration::from_secs(120);
 
 type Running<R, E> = Pin<Box<dyn Future<Output = Answer<R, E>> + Send>>;
 
@@ -131,7 +136,7 @@ impl<R: Send + 'static, E: 'static> Drop for Shared<R, E> {
     fn drop(&mut self) {
         // The leader's client has left: with others waiting the fetch goes on, without it ends here.
         if let Some(run) = self.run.take().filter(|_| self.leading.is_waited_for()) {
-            super::cache::spawn(async move { drop(run.await) });
+            super::cache::spawn(async move { drop(timeout(WITHOUT_CLIENT, run).await) });
         }
     }
 }
