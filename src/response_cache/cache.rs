@@ -126,6 +126,10 @@ impl Cache {
 
     /// Fetches the stamps that this process lacks.
     pub(super) async fn sync(&self) -> Result<(), StoreError> {
+        if let Err(error) = self.tell_queued().await {
+            self.stamps.doubt();
+            return Err(error);
+        }
         let before = self.real.now_micros();
         match self.store.changes(self.stamps.highest()).await {
             Ok(news) => {

@@ -4,7 +4,7 @@ use crate::core::StoreError;
 
 use super::cache::Cache;
 use super::handle::InvalidateOutcome;
-use super::stamps::Change;
+use super::stamps::{Change, Stamps};
 use super::store::Place;
 
 /// As many targets as one call carries.
@@ -16,8 +16,15 @@ impl Cache {
         changes.sort_unstable();
         changes.dedup();
         let mut outcome = InvalidateOutcome::Done;
-        for part in changes.chunks(TARGETS_PER_CALL) {
-            match self.store.invalidate(part).await {
+        // A client that leaves meanwhile does not undo what its request has changed.
+        let mut untold = Untold {
+            stamps: &self.stamps,
+            changes: &changes,
+        };
+        while let Some(part) = untold.next() {
+            let told = self.store.invalidate(part).await;
+            untold.pass(part.len());
+            match told {
                 Ok(stamp) => self.stamps.apply_own(part, stamp),
                 Err(_) => {
                     self.failed("invalidate");
@@ -26,6 +33,7 @@ impl Cache {
                 }
             }
         }
+        drop(untold);
         if self.place == Place::Process {
             self.sync_now();
         }
@@ -40,5 +48,29 @@ impl Cache {
             self.stamps.told(part, stamp);
         }
         Ok(())
+    }
+}
+
+/// Changes that the store has not answered yet; dropped before, they are kept for it.
+struct Untold<'a> {
+    stamps: &'a Stamps,
+    changes: &'a [Change],
+}
+
+impl<'a> Untold<'a> {
+    fn next(&self) -> Option<&'a [Change]> {
+        self.changes.chunks(TARGETS_PER_CALL).next()
+    }
+
+    fn pass(&mut self, count: usize) {
+        self.changes = &self.changes[count..];
+    }
+}
+
+impl Drop for Untold<'_> {
+    fn drop(&mut self) {
+        if !self.changes.is_empty() {
+            self.stamps.queue(self.changes);
+        }
     }
 }

@@ -1,11 +1,12 @@
 //! What one request demands, sends or breaks must never change what another one gets.
 
 use http::{StatusCode, header};
+use http_body_util::{BodyExt, StreamBody};
 use tower_keep::backend::redis::RedisStore;
 use tower_keep::core::ManualClock;
 use tower_keep::response_cache::{KeyRules, ResponseCacheLayer};
 
-use super::origin::{App, Origin, clock, gated, layer, request, said, secs};
+use super::origin::{App, Origin, clock, full, gated, layer, request, said, secs, until};
 use crate::support::redis::{fresh_prefix, shared};
 
 /// Two requests at one time for what is stored and stale: the first with `fields` leads, the other has none.
@@ -108,4 +109,94 @@ async fn a_cookie_that_is_sent_twice_fills_no_entry_of_its_first_value() {
         app.get_with("/a", &[("cookie", "theme=light")]).await.body,
         "light"
     );
+}
+
+#[tokio::test]
+async fn a_body_that_panics_in_its_task_cuts_the_reader() {
+    let origin = Origin::new(|_, _| {
+        let frames = futures_util::stream::unfold((), |()| async {
+            tokio::task::yield_now().await;
+            panic!("in the body")
+        });
+        Box::pin(async {
+            Ok(said(&[("cache-control", "max-age=60")], "")
+                .map(|_| StreamBody::new(frames).boxed_unsync()))
+        })
+    });
+    let layer = layer(&clock());
+    let app = App::new(&layer, &origin);
+    let response = app.try_call(request("GET", "/a", &[])).await.unwrap();
+    let read = tokio::time::timeout(secs(5), response.into_body().collect());
+    assert!(read.await.expect("the reader waits for ever").is_err());
+    assert_eq!(layer.handle().stats().flights, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_hangs_costs_newcomers_nothing_once_its_lease_is_over() {
+    let clock = clock();
+    let origin = Origin::new(|_, call| {
+        Box::pin(async move {
+            if call == 0 {
+                std::future::pending::<()>().await;
+            }
+            Ok(
+                said(&[("cache-control", "no-store")], format!("run {call}"))
+                    .map(|text| full(text.into())),
+            )
+        })
+    });
+    let layer = layer(&clock);
+    let app = App::new(&layer, &origin);
+    let hung = tokio::spawn({
+        let app = app.clone();
+        async move { app.get("/a").await }
+    });
+    until("called", || origin.calls() == 1).await;
+    clock.advance(secs(5));
+    tokio::time::sleep(secs(5)).await;
+    let asked = tokio::time::Instant::now();
+    assert_eq!(app.get("/a").await.body, "run 1");
+    assert_eq!(asked.elapsed(), secs(0));
+    hung.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_whose_client_has_left_does_not_hang_for_ever() {
+    let origin = Origin::new(|_, _| Box::pin(std::future::pending()));
+    let layer = layer(&clock());
+    let app = App::new(&layer, &origin);
+    let start = |app: App| tokio::spawn(async move { app.get("/a").await });
+    let leader = start(app.clone());
+    until("called", || origin.calls() == 1).await;
+    let waiter = start(app.clone());
+    tokio::time::sleep(secs(1)).await;
+    leader.abort();
+    tokio::time::sleep(secs(1)).await;
+    waiter.abort();
+    assert_eq!(layer.handle().stats().flights, 1);
+    tokio::time::sleep(secs(121)).await;
+    assert_eq!(layer.handle().stats().flights, 0);
+}
+
+#[tokio::test]
+async fn an_invalidation_outlives_the_client_that_caused_it() {
+    let clock = clock();
+    let prefix = fresh_prefix();
+    let open = async || {
+        let builder = RedisStore::builder(&shared().await.url()).prefix(&prefix);
+        let store = builder.clock(clock.clone()).timeout(secs(10)).open().await;
+        let store = store.unwrap();
+        store.ping().await.unwrap();
+        store
+    };
+    let layer = ResponseCacheLayer::new(open().await).local_bytes(0);
+    let origin = Origin::of(|_, call| said(&[("cache-control", "max-age=60")], call.to_string()));
+    let app = App::new(&layer, &origin);
+    while !app.get("/a").await.is_hit() {
+        tokio::task::yield_now().await;
+    }
+    let change = app.try_call(request("PUT", "/a", &[]));
+    // The handler has answered, the store is being told, the client leaves.
+    assert!(futures_util::FutureExt::now_or_never(change).is_none());
+    assert!(!app.get("/a").await.is_hit());
 }
