@@ -28,7 +28,9 @@ pub use client_ip::{ClientIp, ClientIpLayer, ClientIpService, PeerAddr, TrustedP
 pub use clock::{Clock, ManualClock, NotATimestamp, SystemClock, Timestamp};
 pub use key::{KeyBuilder, LONGEST_SEGMENT, base64url, digest22};
 pub use outcome::{IdempotencyOutcome, ResponseCacheOutcome};
-pub use principal::{AskVisitor, Personal, Principal, PrincipalRejection, Visitor, principal_of};
+pub use principal::{
+    AskVisitor, CacheOutside, Personal, Principal, PrincipalRejection, Visitor, principal_of,
+};
 pub use problem::Problem;
 pub use service::take_ready;
 pub use store_error::{StoreError, StoreErrorKind};

@@ -112,6 +112,11 @@ impl From<StoreError> for PrincipalRejection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Personal;
 
+/// A mark in the request extensions: a cache outside may store this answer. A session layer inside then leaves its
+/// [`Visitor`] in the response, so that a session touched while the body streams is seen there, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheOutside;
+
 /// Answers the lazy question "who is this"; a session layer implements it.
 pub trait AskVisitor: fmt::Debug + Send + Sync + 'static {
     /// Returns the principal, reading the session at most once per request.

@@ -25,6 +25,8 @@ pub(super) struct Ask {
     pub(super) form: Form,
     pub(super) private: bool,
     pub(super) visitor: Option<Visitor>,
+    /// The one that a session layer inside left in the answer.
+    pub(super) inner_visitor: Option<Visitor>,
 }
 
 impl Ask {
@@ -45,6 +47,7 @@ impl Ask {
             form,
             private,
             visitor: None,
+            inner_visitor: None,
         }
     }
 
@@ -139,6 +142,7 @@ impl Ask {
     }
 
     pub(super) fn is_personal(&self) -> bool {
-        self.visitor.as_ref().is_some_and(Visitor::is_personal)
+        let visitors = self.visitor.iter().chain(&self.inner_visitor);
+        visitors.into_iter().any(Visitor::is_personal)
     }
 }

@@ -8,7 +8,7 @@ use http::header::{self, HeaderMap};
 use http::{Method, Request, Response, StatusCode};
 use tower_service::Service;
 
-use crate::core::{Body, Personal, ResponseCacheOutcome};
+use crate::core::{Body, CacheOutside, Personal, ResponseCacheOutcome};
 
 use super::answer;
 use super::body::{BoxError, ResponseBody};
@@ -155,6 +155,7 @@ impl<S> Run<S> {
         *request.version_mut() = self.parts.version;
         *request.headers_mut() = self.parts.headers.clone();
         *request.extensions_mut() = self.parts.extensions.clone();
+        request.extensions_mut().insert(CacheOutside);
         revalidate::strip_conditions(request.headers_mut());
         let stale = fetch.stale.as_ref().filter(|_| validate);
         let conditional = stale.is_some_and(|(stale, _)| {

@@ -10,7 +10,7 @@ use http::{Request, Response, StatusCode, response};
 use sha2::{Digest, Sha256};
 use tower_service::Service;
 
-use crate::core::{Body, Personal, ResponseCacheOutcome, base64url};
+use crate::core::{Body, Personal, ResponseCacheOutcome, Visitor, base64url};
 
 use super::answer;
 use super::body::{BoxError, ResponseBody};
@@ -158,6 +158,7 @@ impl<S> Run<S> {
         R: http_body::Body<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
+        self.ask.inner_visitor = response.extensions().get::<Visitor>().cloned();
         let policy = response.extensions().get::<CachePolicy>();
         let personal = response.extensions().get::<Personal>().is_some() || self.ask.is_personal();
         let status = response.status();

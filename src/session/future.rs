@@ -71,7 +71,12 @@ where
                 // Untouched: the response leaves as it came. An error is the inner service's.
                 answer => {
                     session.seal();
-                    return Poll::Ready(answer.map(|response| response.map(Body::pass)));
+                    return Poll::Ready(answer.map(|mut response| {
+                        if let Some(visitor) = session.watched() {
+                            response.extensions_mut().insert(visitor);
+                        }
+                        response.map(Body::pass)
+                    }));
                 }
             };
             if policy::keeps_buffer(response.status()) && session.has_buffered() {
@@ -108,6 +113,9 @@ fn leave<R>(
     leaving_fields(&leaving, response.headers_mut());
     if leaving.personal {
         response.extensions_mut().insert(Personal);
+    }
+    if let Some(visitor) = session.watched() {
+        response.extensions_mut().insert(visitor);
     }
     response
 }

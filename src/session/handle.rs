@@ -24,7 +24,7 @@ use super::rejection::{Challenge, SessionRejection};
 use super::store::{NotLive, SessionRef, Sighting};
 use super::token::{BearerToken, Token};
 use crate::core::telemetry::warn;
-use crate::core::{ClientIp, Clock, StoreFailure, SystemClock, Visitor};
+use crate::core::{CacheOutside, ClientIp, Clock, StoreFailure, SystemClock, Visitor};
 
 pub(super) use commit::Committing;
 pub use login::Login;
@@ -47,6 +47,7 @@ struct Shared {
     presented: Presented,
     sighting: Sighting,
     is_passive: bool,
+    cache_outside: bool,
     touched: AtomicBool,
     personal: AtomicBool,
     sealed: AtomicBool,
@@ -121,6 +122,7 @@ impl Session {
             presented: Presented::of(parts, config),
             sighting: Sighting::new(agent, ip),
             is_passive,
+            cache_outside: parts.extensions.get::<CacheOutside>().is_some(),
             touched: AtomicBool::new(false),
             personal: AtomicBool::new(false),
             sealed: AtomicBool::new(false),
@@ -134,6 +136,11 @@ impl Session {
 
     pub(super) fn visitor(&self) -> Visitor {
         Visitor::new(Arc::clone(&self.shared) as Arc<_>)
+    }
+
+    /// What a cache outside needs to see that the session is touched later on.
+    pub(super) fn watched(&self) -> Option<Visitor> {
+        self.shared.cache_outside.then(|| self.visitor())
     }
 
     pub(super) fn has_cookie(&self, name: &str) -> bool {

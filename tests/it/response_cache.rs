@@ -8,3 +8,4 @@ mod levels;
 mod origin;
 mod review;
 mod rules;
+mod sessions;
