@@ -17,7 +17,14 @@ if known ~= ARGV[3] then
   for name in string.gmatch(known .. ',' .. ARGV[3], '[^,]+') do
     if not seen[name] then seen[name] = true; all[#all + 1] = name end
   end
-  table.sort(all)
+  -- By bytes, as every process sorts them: strings are otherwise compared by the server's locale.
+  table.sort(all, function(a, b)
+    for at = 1, math.min(#a, #b) do
+      local x, y = string.byte(a, at), string.byte(b, at)
+      if x ~= y then return x < y end
+    end
+    return #a < #b
+  end)
   local union = table.concat(all, ',')
   if union ~= ARGV[3] then
     -- Somebody learned of more names meanwhile: under fewer this entry would never be found.
