@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use crate::backend::memory::{self, MemoryStore};
 use crate::response_cache::entry::Entry;
+use crate::response_cache::stamps::is_superseded;
 use crate::response_cache::vary::Names;
 
 use super::{Hash128, MOST_VARIANTS};
@@ -170,6 +171,10 @@ impl Local {
     ) {
         self.change(key, now, |row| {
             row.mark_until = 0;
+            let there = row.variant(selector);
+            if there.is_some_and(|there| is_superseded(there.head(), entry.head().at, now)) {
+                return;
+            }
             row.put(selector, entry);
         });
     }
