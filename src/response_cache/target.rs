@@ -45,7 +45,11 @@ impl Target {
 
     pub(super) fn url_of(host: Option<&str>, path_and_query: &str) -> Self {
         match host {
-            Some(host) => hash("host", &[host.as_bytes(), path_and_query.as_bytes()], false),
+            // A key keeps a port that is not its scheme's default; whoever names the URL need not know it.
+            Some(host) => {
+                let host = host_of(host);
+                hash("host", &[host.as_bytes(), path_and_query.as_bytes()], false)
+            }
             None => hash("url", &[path_and_query.as_bytes()], false),
         }
     }
@@ -77,6 +81,7 @@ impl Target {
     }
 
     pub(super) fn group_of(host: &str, group: &str) -> Self {
+        let host = host_of(host);
         hash("group", &[host.as_bytes(), group.as_bytes()], true)
     }
 
