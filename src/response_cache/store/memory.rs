@@ -11,7 +11,8 @@ use crate::backend::memory::{MemoryStore, Part, PartSetup, Slot};
 use crate::core::{Clock, StoreFuture};
 use crate::response_cache::entry::{Entry, Head};
 use crate::response_cache::key::random;
-use crate::response_cache::stamps::{Change, Changes, Stamp, is_superseded};
+use crate::response_cache::stamps::{Change, ChangeKind, Changes, Stamp, is_superseded};
+use crate::response_cache::target::Target;
 
 use super::local::{LINGER, LeaseRow, Row};
 use super::{
@@ -271,7 +272,11 @@ impl MemoryStamps {
         let table = self.table.lock();
         let (highest, floor) = self.head();
         let from = if since < floor { 0 } else { since.0 + 1 };
-        let all = table.order.iter().skip_while(|(stamp, _)| *stamp < from);
+        let first = Change {
+            target: Target::from_bits(0),
+            kind: ChangeKind::Gone,
+        };
+        let all = table.order.range((from, first)..);
         Changes {
             highest,
             floor,
