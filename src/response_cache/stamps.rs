@@ -183,10 +183,17 @@ impl Stamps {
         gone.max().unwrap_or_default()
     }
 
+    /// Says whether one of `targets` went or went stale after `begun`.
+    fn is_raised(&self, targets: &[Target], begun: Stamp) -> bool {
+        let raised = self.raised.read();
+        let mut stamps = targets.iter().filter_map(|target| raised.get(target));
+        stamps.any(|[gone, stale]| gone.max(stale) > &begun)
+    }
+
     /// Says whether a fetch begun at `begun`, whose head is not known yet, may be hit by an invalidation since.
     pub(super) fn may_hit(&self, begun: Stamp, targets: &[Target]) -> bool {
         self.highest_said.load(Ordering::Acquire) > begun.0
-            || self.not_before(targets) > begun
+            || self.is_raised(targets, begun)
             || self.any_queued.load(Ordering::Acquire)
     }
 

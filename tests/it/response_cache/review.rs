@@ -4,7 +4,7 @@ use http::{StatusCode, header};
 use http_body_util::{BodyExt, StreamBody};
 use tower_keep::backend::redis::RedisStore;
 use tower_keep::core::ManualClock;
-use tower_keep::response_cache::{KeyRules, ResponseCacheLayer};
+use tower_keep::response_cache::{KeyRules, ResponseCacheLayer, Target};
 
 use super::origin::{App, Origin, clock, full, gated, layer, request, said, secs, until};
 use crate::support::redis::{fresh_prefix, shared};
@@ -199,4 +199,34 @@ async fn an_invalidation_outlives_the_client_that_caused_it() {
     // The handler has answered, the store is being told, the client leaves.
     assert!(futures_util::FutureExt::now_or_never(change).is_none());
     assert!(!app.get("/a").await.is_hit());
+}
+
+#[tokio::test]
+async fn newcomers_do_not_join_a_fetch_that_an_expiry_has_hit() {
+    let layer = layer(&clock());
+    let (origin, gate) =
+        gated(|_, call| said(&[("cache-control", "max-age=60")], format!("run {call}")));
+    let app = App::new(&layer, &origin);
+    let start = |app: App| tokio::spawn(async move { app.get("/a").await.body });
+    let old = start(app.clone());
+    until("called", || origin.calls() == 1).await;
+    layer.handle().expire([Target::url("/a")]).await;
+    let newcomer = start(app.clone());
+    tokio::task::yield_now().await;
+    gate.add_permits(2);
+    assert_eq!(old.await.unwrap(), "run 0");
+    assert_eq!(newcomer.await.unwrap(), "run 1");
+}
+
+#[tokio::test]
+async fn a_named_default_port_is_the_same_host_to_an_invalidation() {
+    let layer = layer(&clock());
+    let origin = Origin::of(|_, call| said(&[("cache-control", "max-age=60")], call.to_string()));
+    let app = App::new(&layer, &origin);
+    app.get_with("/a", &[("host", "a.test:443")]).await;
+    layer
+        .handle()
+        .invalidate([Target::url("https://a.test:443/a")])
+        .await;
+    assert!(!app.get_with("/a", &[("host", "a.test:443")]).await.is_hit());
 }
