@@ -27,6 +27,15 @@ pin_project! {
         session: Option<Session>,
         committing: Option<(Committing, Response<R>)>,
     }
+
+    impl<F, R> PinnedDrop for ResponseFuture<F, R> {
+        fn drop(this: Pin<&mut Self>) {
+            // Whoever keeps the handle learns that nothing more is sent.
+            if let Some(session) = this.project().session.as_ref() {
+                session.seal();
+            }
+        }
+    }
 }
 
 impl<F, R> ResponseFuture<F, R> {
@@ -66,11 +75,12 @@ where
             let Some(session) = this.session.as_ref() else {
                 return Poll::Ready(answer.map(|response| response.map(Body::pass)));
             };
+            // First of all: what comes from now on is refused, not lost.
+            session.seal();
             let response = match answer {
                 Ok(response) if session.is_touched() => response,
                 // Untouched: the response leaves as it came. An error is the inner service's.
                 answer => {
-                    session.seal();
                     return Poll::Ready(answer.map(|mut response| {
                         if let Some(visitor) = session.watched() {
                             response.extensions_mut().insert(visitor);
@@ -99,7 +109,7 @@ where
     }
 }
 
-/// Seals the handle and dresses the response: refusal, cookie, caching.
+/// Dresses the response: refusal, cookie, caching.
 fn leave<R>(
     session: &Session,
     response: Response<R>,

@@ -28,7 +28,7 @@ use crate::core::{CacheOutside, ClientIp, Clock, StoreFailure, SystemClock, Visi
 
 pub(super) use commit::Committing;
 pub use login::Login;
-use state::{Core, Issued, Own, State};
+use state::{Buffer, Core, Issued, Own, State};
 
 /// The session of a request: cheap to clone, lazy; asks the store only when it is asked itself.
 ///
@@ -56,7 +56,7 @@ struct Shared {
     state: Mutex<State>,
     /// Tells those who wait for a load that it is over.
     loaded: Notify,
-    /// Login, rotation and logout of one request happen one after the other.
+    /// Login, rotation, logout and first writes of one request happen one after the other.
     turn: tokio::sync::Mutex<()>,
 }
 
@@ -180,19 +180,21 @@ impl Session {
 /// What the layer asks.
 impl Session {
     pub(super) fn is_touched(&self) -> bool {
-        self.shared.touched.load(Ordering::Relaxed)
+        self.shared.touched.load(Ordering::SeqCst)
     }
 
+    /// From now on nothing more is buffered: whatever was is taken after this, under the lock.
     pub(super) fn seal(&self) {
-        self.shared.sealed.store(true, Ordering::Release);
+        self.shared.sealed.store(true, Ordering::SeqCst);
     }
 
     pub(super) fn has_buffered(&self) -> bool {
         !self.shared.state.lock().buffer.is_empty()
     }
 
+    /// Sends what is buffered for the last time: the headers wait for it.
     pub(super) fn committing(&self) -> Committing {
-        Committing::new(Arc::clone(&self.shared))
+        Committing::last(Arc::clone(&self.shared))
     }
 
     /// Says whether documents of refusals have to be made again.
@@ -209,12 +211,11 @@ impl Session {
         response
     }
 
-    /// Seals the handle, drops what is still buffered, and says what the response needs.
+    /// Drops what is still buffered, and says what the response needs.
     pub(super) fn leave(&self) -> Leaving {
-        self.seal();
         let shared = &self.shared;
         let mut state = shared.state.lock();
-        state.buffer = state::Buffer::default();
+        state.buffer = Buffer::default();
         let mut leaving = Leaving {
             personal: shared.personal.load(Ordering::Relaxed),
             accepts_bearer: shared.config.accepts_bearer,
@@ -264,7 +265,7 @@ impl Shared {
 
     /// Notes the first question of this request.
     fn touch(&self) {
-        if self.touched.swap(true, Ordering::Relaxed) {
+        if self.touched.swap(true, Ordering::SeqCst) {
             return;
         }
         self.begin();
@@ -279,7 +280,7 @@ impl Shared {
     }
 
     fn is_sealed(&self) -> bool {
-        self.sealed.load(Ordering::Acquire)
+        self.sealed.load(Ordering::SeqCst)
     }
 
     fn check_sealed(&self) -> Result<(), SessionError> {
@@ -288,6 +289,14 @@ impl Shared {
         } else {
             Ok(())
         }
+    }
+
+    /// Changes the buffer unless the headers are leaving.
+    fn buffer<R>(&self, change: impl FnOnce(&mut Buffer) -> R) -> Result<R, SessionError> {
+        let mut state = self.state.lock();
+        // Under the lock: whoever sealed takes the buffer after this.
+        self.check_sealed()?;
+        Ok(change(&mut state.buffer))
     }
 
     fn challenge(&self) -> Challenge {

@@ -4,5 +4,6 @@ mod app;
 mod faults;
 mod http;
 mod identity;
+mod overlap;
 mod races;
 mod redis;

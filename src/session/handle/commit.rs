@@ -30,20 +30,27 @@ pub(in crate::session) enum Committed {
 /// An id is drawn again so many times.
 pub(super) const DRAWS: usize = 3;
 
-/// Sends the buffer; no box where the store answers at once.
+/// Sends the buffer; no box where the store answers at once and there is a session.
 ///
 /// Dropped: the patch is applied whole or not at all; a new session that nobody holds ends by idle time.
 pub(in crate::session) struct Committing {
     shared: Arc<Shared>,
     buffer: Buffer,
+    /// The headers wait for it, so it may still set up a session.
+    is_last: bool,
     step: Step,
 }
 
 enum Step {
     Begin,
-    Patch(SessionRef, StoreFuture<Patched>),
-    Establish(StoreFuture<Established>, Secret, usize),
+    /// The buffer is taken; another call of this request changed its session meanwhile.
+    Again,
+    Patch(SessionRef, u32, StoreFuture<Patched>),
+    Anew(Anew),
 }
+
+/// A new session with the buffer; `None` where another call of this request set one up meanwhile.
+type Anew = Pin<Box<dyn Future<Output = Result<Option<Committed>, SessionError>> + Send>>;
 
 /// The end, or the next answer to wait for.
 type Next = Result<Result<Committed, SessionError>, Step>;
@@ -53,43 +60,54 @@ impl Committing {
         Self {
             shared,
             buffer: Buffer::default(),
+            is_last: false,
             step: Step::Begin,
         }
     }
 
+    pub(super) fn last(shared: Arc<Shared>) -> Self {
+        Self {
+            is_last: true,
+            ..Self::new(shared)
+        }
+    }
+
     fn begin(&mut self) -> Next {
-        let shared = Arc::clone(&self.shared);
-        let mut state = shared.state.lock();
-        self.buffer = std::mem::take(&mut state.buffer);
+        self.buffer = std::mem::take(&mut self.shared.state.lock().buffer);
         if self.buffer.is_empty() {
             return Ok(Ok(Committed::Applied));
         }
+        self.send()
+    }
+
+    fn send(&self) -> Next {
+        let shared = &self.shared;
+        let mut state = shared.state.lock();
         if let Some(error) = state.failed.clone() {
             drop(state);
-            return Ok(self.unanswered(error));
+            return Ok(shared.unanswered(error));
         }
         match shared.own(&mut state) {
             Own::Ref(at) => match state.core {
-                Core::NotLive(why) => self.not_live(&mut state, why),
+                Core::NotLive(why) => self.not_live(&state, why),
                 _ => {
+                    let epoch = state.epoch;
                     drop(state);
                     let patch = self
                         .buffer
                         .to_patch(shared.config.data_limit, &shared.sighting);
-                    Err(Step::Patch(at, shared.config.store.patch(at, patch)))
+                    let answer = shared.config.store.patch(at, patch);
+                    Err(Step::Patch(at, epoch, answer))
                 }
             },
-            Own::Nobody | Own::Undecoded => {
-                drop(state);
-                self.start_anew()
-            }
+            Own::Nobody | Own::Undecoded => self.start_anew(&state),
         }
     }
 
-    fn patched(&self, at: SessionRef, answer: Result<Patched, StoreError>) -> Next {
+    fn patched(&self, at: SessionRef, epoch: u32, answer: Result<Patched, StoreError>) -> Next {
         let answer = match answer {
             Ok(answer) => answer,
-            Err(error) => return Ok(self.unanswered(error.into())),
+            Err(error) => return Ok(self.shared.unanswered(error.into())),
         };
         let mut state = self.shared.state.lock();
         match answer {
@@ -104,98 +122,33 @@ impl Committing {
             Patched::NotANumber | Patched::Conflict(_) => {
                 Ok(Err(SessionError::new(SessionErrorKind::NotANumber)))
             }
+            // A login or rotation of this very request came in between: nothing was done, and the session goes on.
+            Patched::NotLive(_) if state.epoch != epoch && matches!(state.own, Own::Ref(_)) => {
+                Err(Step::Again)
+            }
             Patched::NotLive(why) => {
                 self.shared.found_dead(&mut state, at, why);
-                self.not_live(&mut state, why)
+                self.not_live(&state, why)
             }
         }
     }
 
-    fn not_live(&self, state: &mut State, why: NotLive) -> Next {
+    fn not_live(&self, state: &State, why: NotLive) -> Next {
         match policy::dead_write(why, state.was_seen_live) {
-            DeadWrite::StartAnew => self.start_anew(),
-            DeadWrite::Drop => {
-                let id = match state.own {
-                    Own::Ref(at) => Some(at.id),
-                    _ => None,
-                };
-                count!("keep_session_writes_total", 1, "answer" => "dropped");
-                self.shared
-                    .config
-                    .tell(SessionEventKind::WriteDropped, id, None);
-                Ok(Ok(Committed::Dropped))
-            }
+            DeadWrite::StartAnew => self.start_anew(state),
+            DeadWrite::Drop => Ok(Ok(self.shared.dropped(state))),
         }
     }
 
-    fn start_anew(&self) -> Next {
+    fn start_anew(&self, state: &State) -> Next {
         if !self.buffer.creates() {
             return Ok(Ok(Committed::Applied));
         }
-        if let Err(sealed) = self.shared.check_sealed() {
-            return Ok(Err(sealed));
-        }
-        self.draw(DRAWS)
-    }
-
-    fn draw(&self, draws: usize) -> Next {
-        let drawn = SessionId::draw(None).and_then(|id| Ok((id, Secret::draw()?)));
-        let (fresh, secret) = match drawn {
-            Ok(drawn) => drawn,
-            Err(error) => return Ok(Err(error.into())),
-        };
-        let shared = &self.shared;
-        let order = Establish {
-            current: None,
-            fresh,
-            verifier: secret.verifier(),
-            identity: Identity::Keep,
-            otherwise: Otherwise::Create,
-            lifetimes: shared.config.lifetimes,
-            extended: shared.config.extended,
-            limit: shared.config.limit,
-            patch: self
-                .buffer
-                .to_patch(shared.config.data_limit, &shared.sighting),
-            age: Duration::ZERO,
-        };
-        Err(Step::Establish(
-            shared.config.store.establish(order),
-            secret,
-            draws,
-        ))
-    }
-
-    fn established(
-        &self,
-        answer: Result<Established, StoreError>,
-        secret: &Secret,
-        draws: usize,
-    ) -> Next {
-        let kind = match answer {
-            Ok(Established::Done(done)) => {
-                self.shared.adopt(*done, secret);
-                return Ok(Ok(Committed::Applied));
-            }
-            Ok(Established::Taken) if draws > 1 => return self.draw(draws - 1),
-            Ok(Established::TooLarge) => SessionErrorKind::TooLarge,
-            Ok(Established::NotANumber) => SessionErrorKind::NotANumber,
-            Ok(_) => SessionErrorKind::Unavailable,
-            Err(error) => return Ok(self.unanswered(error.into())),
-        };
-        Ok(Err(SessionError::new(kind)))
-    }
-
-    /// The store did not answer: refused, or dropped where the layer is open.
-    fn unanswered(&self, error: SessionError) -> Result<Committed, SessionError> {
-        self.shared.failed(&error);
-        if self.shared.is_open() {
-            self.shared
-                .config
-                .tell(SessionEventKind::WriteDropped, None, None);
-            return Ok(Committed::Dropped);
-        }
-        Err(error)
+        let (shared, buffer) = (Arc::clone(&self.shared), self.buffer.clone());
+        let (is_last, epoch) = (self.is_last, state.epoch);
+        Err(Step::Anew(Box::pin(async move {
+            shared.commit_anew(&buffer, is_last, epoch).await
+        })))
     }
 }
 
@@ -207,22 +160,23 @@ impl Future for Committing {
         loop {
             let next = match std::mem::replace(&mut this.step, Step::Begin) {
                 Step::Begin => this.begin(),
-                Step::Patch(at, mut answer) => match Pin::new(&mut answer).poll(cx) {
-                    Poll::Ready(answer) => this.patched(at, answer),
+                Step::Again => this.send(),
+                Step::Patch(at, epoch, mut answer) => match Pin::new(&mut answer).poll(cx) {
+                    Poll::Ready(answer) => this.patched(at, epoch, answer),
                     Poll::Pending => {
-                        this.step = Step::Patch(at, answer);
+                        this.step = Step::Patch(at, epoch, answer);
                         return Poll::Pending;
                     }
                 },
-                Step::Establish(mut answer, secret, draws) => {
-                    match Pin::new(&mut answer).poll(cx) {
-                        Poll::Ready(answer) => this.established(answer, &secret, draws),
-                        Poll::Pending => {
-                            this.step = Step::Establish(answer, secret, draws);
-                            return Poll::Pending;
-                        }
+                Step::Anew(mut anew) => match anew.as_mut().poll(cx) {
+                    Poll::Ready(Ok(Some(committed))) => Ok(Ok(committed)),
+                    Poll::Ready(Ok(None)) => Err(Step::Again),
+                    Poll::Ready(Err(error)) => Ok(Err(error)),
+                    Poll::Pending => {
+                        this.step = Step::Anew(anew);
+                        return Poll::Pending;
                     }
-                }
+                },
             };
             match next {
                 Ok(end) => return Poll::Ready(end),
@@ -233,6 +187,76 @@ impl Future for Committing {
 }
 
 impl Shared {
+    /// Sets up a session with `buffer`, unless `epoch` is over: then another call of this request changed it.
+    async fn commit_anew(
+        &self,
+        buffer: &Buffer,
+        is_last: bool,
+        epoch: u32,
+    ) -> Result<Option<Committed>, SessionError> {
+        let _turn = self.turn.lock().await;
+        {
+            let state = self.state.lock();
+            if state.epoch != epoch {
+                // What was buffered before a logout goes with it.
+                let goes_on = matches!(state.own, Own::Ref(_));
+                return Ok((!goes_on).then(|| self.dropped(&state)));
+            }
+        }
+        if !is_last {
+            self.check_sealed()?;
+        }
+        for _ in 0..DRAWS {
+            let secret = Secret::draw()?;
+            let order = Establish {
+                current: None,
+                fresh: SessionId::draw(None)?,
+                verifier: secret.verifier(),
+                identity: Identity::Keep,
+                otherwise: Otherwise::Create,
+                lifetimes: self.config.lifetimes,
+                extended: self.config.extended,
+                limit: self.config.limit,
+                patch: buffer.to_patch(self.config.data_limit, &self.sighting),
+                age: Duration::ZERO,
+            };
+            let kind = match self.config.store.establish(order).await {
+                Ok(Established::Done(done)) => {
+                    self.adopt(*done, &secret);
+                    return Ok(Some(Committed::Applied));
+                }
+                Ok(Established::Taken) => continue,
+                Ok(Established::TooLarge) => SessionErrorKind::TooLarge,
+                Ok(Established::NotANumber) => SessionErrorKind::NotANumber,
+                Ok(_) => SessionErrorKind::Unavailable,
+                Err(error) => return self.unanswered(error.into()).map(Some),
+            };
+            return Err(SessionError::new(kind));
+        }
+        Err(SessionError::new(SessionErrorKind::Unavailable))
+    }
+
+    /// Tells that a buffered write was dropped: its session is over.
+    fn dropped(&self, state: &State) -> Committed {
+        let id = match state.own {
+            Own::Ref(at) => Some(at.id),
+            _ => None,
+        };
+        count!("keep_session_writes_total", 1, "answer" => "dropped");
+        self.config.tell(SessionEventKind::WriteDropped, id, None);
+        Committed::Dropped
+    }
+
+    /// The store did not answer: refused, or dropped where the layer is open.
+    fn unanswered(&self, error: SessionError) -> Result<Committed, SessionError> {
+        self.failed(&error);
+        if self.is_open() {
+            self.config.tell(SessionEventKind::WriteDropped, None, None);
+            return Ok(Committed::Dropped);
+        }
+        Err(error)
+    }
+
     /// Makes a session that was just established the request's own.
     pub(super) fn adopt(&self, done: Done, secret: &Secret) {
         let Done {

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::commit::{Committed, Committing, DRAWS};
-use super::state::{Buffered, Core, Own};
+use super::state::{Buffer, Buffered, Core, Own};
 use super::{Session, Shared};
 use crate::core::telemetry::count;
 use crate::session::data::{self, DataEntry, Value};
@@ -67,8 +67,7 @@ impl Session {
         if name.len() + value.json.len() > shared.config.data_limit {
             return Err(SessionError::new(SessionErrorKind::TooLarge));
         }
-        shared.state.lock().buffer.set(name, Operation::Set(value));
-        Ok(())
+        shared.buffer(|buffer| buffer.set(name, Operation::Set(value)))
     }
 
     /// Removes a value when the request ends well, without loading anything.
@@ -79,8 +78,7 @@ impl Session {
         let shared = self.ask();
         shared.check_sealed()?;
         let name = check_name(key.as_ref())?;
-        shared.state.lock().buffer.set(name, Operation::Remove);
-        Ok(())
+        shared.buffer(|buffer| buffer.set(name, Operation::Remove))
     }
 
     /// Adds to an integer when the request ends well, without loading anything; absent counts as 0.
@@ -93,7 +91,7 @@ impl Session {
         let shared = self.ask();
         shared.check_sealed()?;
         let name = check_name(key.as_ref())?;
-        shared.state.lock().buffer.increment(name, by)
+        shared.buffer(|buffer| buffer.increment(name, by))?
     }
 
     /// Removes all values when the request ends well; the login stays.
@@ -102,9 +100,7 @@ impl Session {
     /// The headers have left.
     pub fn clear(&self) -> Result<(), SessionError> {
         let shared = self.ask();
-        shared.check_sealed()?;
-        shared.state.lock().buffer.clear();
-        Ok(())
+        shared.buffer(Buffer::clear)
     }
 
     /// Sends what is buffered now.
@@ -220,8 +216,7 @@ impl Shared {
         let operation = Operation::SetIf(version, value.clone());
         let patch = self.patch_of(name, operation);
         let Some(at) = self.live_ref()? else {
-            self.establish_with(patch).await?;
-            return Ok(Replaced::Done);
+            return self.establish_with(patch).await;
         };
         let answer = self.config.store.patch(at, patch).await;
         let mut state = self.state.lock();
@@ -279,8 +274,13 @@ impl Shared {
     }
 
     /// Sets up a new session with `patch`.
-    async fn establish_with(self: &Arc<Self>, patch: Patch) -> Result<(), SessionError> {
+    async fn establish_with(self: &Arc<Self>, patch: Patch) -> Result<Replaced, SessionError> {
+        let _turn = self.turn.lock().await;
         self.check_sealed()?;
+        if self.live_ref()?.is_some() {
+            // Another call of this request set one up meanwhile: look again, there.
+            return Ok(Replaced::Conflict(None));
+        }
         for _ in 0..DRAWS {
             let secret = Secret::draw()?;
             let order = Establish {
@@ -298,7 +298,7 @@ impl Shared {
             match self.config.store.establish(order).await {
                 Ok(Established::Done(done)) => {
                     self.adopt(*done, &secret);
-                    return Ok(());
+                    return Ok(Replaced::Done);
                 }
                 Ok(Established::Taken) => {}
                 Ok(_) => return Err(SessionError::new(SessionErrorKind::TooLarge)),

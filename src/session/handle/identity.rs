@@ -202,8 +202,8 @@ impl Shared {
     }
 
     async fn establish(self: &Arc<Self>, order: Order) -> Result<(), SessionRejection> {
-        self.check_sealed()?;
         let _turn = self.turn.lock().await;
+        self.check_sealed()?;
         self.check_answered()?;
         let current = self.reference();
         // A rotation leaves what is buffered to the end of the request.
