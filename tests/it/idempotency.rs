@@ -4,6 +4,7 @@ mod answers;
 mod clinic;
 mod faults;
 mod leaving;
+mod outages;
 mod refusals;
 mod twins;
 

@@ -60,3 +60,11 @@ fn spellings_of_one_number_are_one() {
         assert_ne!(scalar(a.as_bytes()), scalar(b.as_bytes()), "{a} {b}");
     }
 }
+
+#[test]
+fn numbers_beyond_all_bounds_keep_their_sign() {
+    let huge = "e9".to_owned() + &"9".repeat(40);
+    let of = |text: &str| Json::parse(text.as_bytes()).map(|json| json.canonical());
+    assert_eq!(of(&format!("1{huge}")), of(&format!("1{huge}")));
+    assert_ne!(of(&format!("1{huge}")), of(&format!("-1{huge}")));
+}
