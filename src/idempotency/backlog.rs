@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
+use super::policy::LeaseEnd;
 use super::record::{
     Answer, AnswerContent, Fingerprint, Nonce, RecordId, Tombstone, TombstoneReason,
 };
@@ -52,6 +53,14 @@ struct Item {
 enum Job {
     Complete(Answer, Duration),
     Release,
+    /// The outcome is not known: nobody runs until an operator says what happened.
+    Undecided(Fingerprint),
+}
+
+/// What the backlog knows of a run whose end is still to be written.
+pub(super) enum Waiting {
+    Answer(Found),
+    Undecided,
 }
 
 impl Job {
@@ -91,25 +100,25 @@ impl Backlog {
         self.changed.notified()
     }
 
-    /// Returns the answer that waits to be stored under `id`, and whose payload it is.
-    pub(super) fn answer(&self, id: &RecordId) -> Option<(Fingerprint, Found)> {
+    /// Returns how the run ended whose end waits to be stored under `id`, and whose payload it is.
+    pub(super) fn end(&self, id: &RecordId) -> Option<(Fingerprint, Waiting)> {
         if self.len() == 0 {
             return None;
         }
         let state = self.state.lock();
         let item = state.items.get(id)?;
-        let Job::Complete(answer, _) = &item.job else {
-            return None;
+        let answer = match &item.job {
+            Job::Complete(answer, _) => answer,
+            Job::Undecided(fingerprint) => return Some((*fingerprint, Waiting::Undecided)),
+            Job::Release => return None,
         };
         let content = answer.content.clone().into();
         let expires_at = Timestamp::from_millis(item.until / 1_000);
-        Some((
-            answer.fingerprint,
-            Found {
-                content,
-                expires_at,
-            },
-        ))
+        let found = Found {
+            content,
+            expires_at,
+        };
+        Some((answer.fingerprint, Waiting::Answer(found)))
     }
 
     /// Goes on writing an answer until its `ttl` is over.
@@ -133,6 +142,18 @@ impl Backlog {
         lease: Duration,
     ) {
         self.push(store, id, nonce, Job::Release, lease);
+    }
+
+    /// Goes on saying that an outcome is not known, for as long as the claim's record is kept.
+    pub(super) fn leave_undecided(
+        self: &Arc<Self>,
+        store: &Arc<dyn IdempotencyStore>,
+        id: RecordId,
+        nonce: Nonce,
+        fingerprint: Fingerprint,
+        keep: Duration,
+    ) {
+        self.push(store, id, nonce, Job::Undecided(fingerprint), keep);
     }
 
     fn push(
@@ -282,5 +303,9 @@ async fn attempt(
             .await
             .map(drop),
         Job::Release => store.release(id, item.nonce).await.map(drop),
+        Job::Undecided(_) => store
+            .renew(id, item.nonce, Duration::ZERO, LeaseEnd::Indeterminate)
+            .await
+            .map(drop),
     }
 }

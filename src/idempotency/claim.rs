@@ -10,6 +10,7 @@ use http_body::Body as HttpBody;
 use tower_service::Service;
 
 use super::answer::{self, owned_body};
+use super::backlog::Waiting;
 use super::config::Config;
 use super::gather::{End, Gathered, is_larger};
 use super::key::ClientKey;
@@ -196,11 +197,13 @@ pub(super) fn record_id<E>(
 
 /// Asks the store, waiting for a twin's answer where the layer attaches.
 async fn claim(shared: &Arc<Shared>, question: &Question, state: &RunState) -> Claimed {
-    if let Some((fingerprint, found)) = shared.runs.backlog.answer(&question.id) {
-        return if fingerprint.contradicts(&question.fingerprint) {
-            Claimed::Refused(RejectionCause::KeyReused)
-        } else {
-            Claimed::Answer(found, IdempotencyOutcome::Replayed)
+    if let Some((fingerprint, end)) = shared.runs.backlog.end(&question.id) {
+        return match end {
+            _ if fingerprint.contradicts(&question.fingerprint) => {
+                Claimed::Refused(RejectionCause::KeyReused)
+            }
+            Waiting::Answer(found) => Claimed::Answer(found, IdempotencyOutcome::Replayed),
+            Waiting::Undecided => Claimed::Refused(RejectionCause::OutcomeUnknown),
         };
     }
     let Twins::Attach(most) = shared.config.twins else {

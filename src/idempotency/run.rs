@@ -347,13 +347,15 @@ async fn give_up(shared: &Arc<Shared>, ticket: &Ticket, end: LeaseEnd) -> Writte
     if end == LeaseEnd::Reexecute {
         return release(shared, ticket).await;
     }
-    let store = &shared.config.store;
-    match store
-        .renew(&ticket.question.id, ticket.nonce, Duration::ZERO, end)
-        .await
-    {
+    let (store, Question { id, fingerprint }) = (&shared.config.store, ticket.question);
+    match store.renew(&id, ticket.nonce, Duration::ZERO, end).await {
         Ok(_) => Written::Yes,
-        // The claim's own policy may say otherwise, but nobody runs before its lease is over.
-        Err(_) => Written::Later,
+        Err(_) => {
+            // The claim's own policy may say otherwise: it must be told before its lease is over.
+            let keep = shared.config.keep();
+            let backlog = &shared.runs.backlog;
+            backlog.leave_undecided(store, id, ticket.nonce, fingerprint, keep);
+            Written::Later
+        }
     }
 }
