@@ -66,11 +66,26 @@ fn bury<R>(config: &Config, response: Response<R>, reason: TombstoneReason) -> S
     Settled::Answer(response.map(Body::pass), Verdict::Keep(left, config.ttl))
 }
 
-pub(super) fn tombstone(
-    status: StatusCode,
-    fields: &HeaderMap,
-    reason: TombstoneReason,
-) -> AnswerContent {
+impl AnswerContent {
+    /// What is left where a store has no room for this: a tombstone, then a bare one, for which the claim holds room.
+    pub(super) fn shrunk(&self) -> Option<Self> {
+        match self {
+            Self::Full(full) => {
+                let reason = TombstoneReason::TooLarge;
+                Some(tombstone(full.status, &full.fields, reason))
+            }
+            Self::Tombstone(left) if !left.fields.is_empty() => {
+                Some(Self::Tombstone(Arc::new(Tombstone {
+                    fields: HeaderMap::new(),
+                    ..**left
+                })))
+            }
+            Self::Tombstone(_) => None,
+        }
+    }
+}
+
+fn tombstone(status: StatusCode, fields: &HeaderMap, reason: TombstoneReason) -> AnswerContent {
     count!("keep_idempotency_tombstones_total", 1, "reason" => match reason {
         TombstoneReason::TooLarge => "too_large",
         TombstoneReason::Streamed => "streamed",

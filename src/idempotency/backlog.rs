@@ -10,9 +10,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use super::policy::LeaseEnd;
-use super::record::{
-    Answer, AnswerContent, Fingerprint, Nonce, RecordId, Tombstone, TombstoneReason,
-};
+use super::record::{Answer, AnswerContent, Fingerprint, Nonce, RecordId};
 use super::running::{Found, jitter};
 use super::store::IdempotencyStore;
 use crate::core::telemetry::{count, error};
@@ -74,18 +72,15 @@ impl Job {
         }
     }
 
-    fn shrink(&mut self) {
+    /// Keeps less of an answer; says whether that was possible.
+    fn shrink(&mut self) -> bool {
         if let Self::Complete(answer, _) = self
-            && let AnswerContent::Full(full) = &answer.content
+            && let Some(less) = answer.content.shrunk()
         {
-            let (status, fields) = (full.status, super::policy::tombstone_fields(&full.fields));
-            let left = Tombstone {
-                status,
-                fields,
-                reason: TombstoneReason::TooLarge,
-            };
-            answer.content = AnswerContent::Tombstone(Arc::new(left));
+            answer.content = less;
+            return true;
         }
+        false
     }
 }
 
@@ -192,10 +187,7 @@ impl Backlog {
                 if SystemClock.now_micros() < item.until {
                     match attempt(store, &id, &item).await {
                         Ok(()) => {}
-                        Err(error) if item.job.bytes().is_some() && no_room(&error) => {
-                            self.shrink(&id, item.nonce);
-                            continue;
-                        }
+                        Err(error) if no_room(&error) && self.shrink(&id, item.nonce) => continue,
                         Err(_) => break,
                     }
                     pause = Duration::from_secs(1);
@@ -214,19 +206,19 @@ impl Backlog {
         Some((id, state.items.get(&id)?.clone()))
     }
 
-    fn shrink(&self, id: &RecordId, nonce: Nonce) {
+    fn shrink(&self, id: &RecordId, nonce: Nonce) -> bool {
         let mut state = self.state.lock();
-        if let Some(mut item) = state
-            .items
-            .get(id)
-            .filter(|item| item.nonce == nonce)
-            .cloned()
-        {
+        let item = state.items.get(id).filter(|item| item.nonce == nonce);
+        let Some(mut item) = item.cloned() else {
+            return false;
+        };
+        let shrinks = item.job.shrink();
+        if shrinks {
             state.remove(id);
-            item.job.shrink();
             state.order.push_front(*id);
             state.items.insert(*id, item);
         }
+        shrinks
     }
 
     fn done(&self, id: &RecordId, nonce: Nonce) {
@@ -284,7 +276,7 @@ impl State {
     }
 }
 
-fn no_room(error: &StoreError) -> bool {
+pub(super) fn no_room(error: &StoreError) -> bool {
     matches!(
         error.kind(),
         StoreErrorKind::TooLarge | StoreErrorKind::Full

@@ -8,15 +8,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use super::answer;
-use super::backlog::Backlog;
+use super::backlog::{Backlog, no_room};
 use super::layer::Drained;
 use super::policy::{LeaseEnd, ewma};
-use super::record::{
-    Answer, AnswerContent, Content, Fingerprint, Nonce, RecordId, TombstoneReason,
-};
+use super::record::{Answer, AnswerContent, Content, Fingerprint, Nonce, RecordId};
 use super::store::{IdempotencyStore, Owned};
-use crate::core::{StoreError, StoreErrorKind, Timestamp};
+use crate::core::{StoreError, Timestamp};
 
 /// Waiters per key and per layer; more are refused.
 const WAITERS_PER_KEY: usize = 128;
@@ -140,16 +137,15 @@ impl Runs {
         answer: &mut Answer,
         ttl: Duration,
     ) -> Result<Owned, StoreError> {
-        let written = store.complete(&id, nonce, answer.clone(), ttl).await;
-        let no_room = [StoreErrorKind::TooLarge, StoreErrorKind::Full];
-        match (written, &answer.content) {
-            (Err(error), AnswerContent::Full(stored)) if no_room.contains(&error.kind()) => {
-                let reason = TombstoneReason::TooLarge;
-                answer.content = answer::tombstone(stored.status, &stored.fields, reason);
-                store.complete(&id, nonce, answer.clone(), ttl).await
-            }
-            (written, _) => written,
+        let mut written = store.complete(&id, nonce, answer.clone(), ttl).await;
+        while let Err(error) = &written
+            && no_room(error)
+            && let Some(less) = answer.content.shrunk()
+        {
+            answer.content = less;
+            written = store.complete(&id, nonce, answer.clone(), ttl).await;
         }
+        written
     }
 
     /// Releases a claim of which nobody knows whether it was won: up to three times, in the background.
