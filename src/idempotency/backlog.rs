@@ -102,6 +102,9 @@ impl Backlog {
         }
         let state = self.state.lock();
         let item = state.items.get(id)?;
+        if item.until <= SystemClock.now_micros() {
+            return None;
+        }
         let answer = match &item.job {
             Job::Complete(answer, _) => answer,
             Job::Undecided(fingerprint) => return Some((*fingerprint, Waiting::Undecided)),
@@ -183,11 +186,18 @@ impl Backlog {
         loop {
             tokio::time::sleep(jitter(pause)).await;
             pause = (pause * 2).min(Duration::from_secs(30));
+            let mut refused = 0;
             while let Some((id, item)) = self.oldest() {
                 if SystemClock.now_micros() < item.until {
                     match attempt(store, &id, &item).await {
                         Ok(()) => {}
                         Err(error) if no_room(&error) && self.shrink(&id, item.nonce) => continue,
+                        // The store is there, but not for this one: the others go first from now on.
+                        Err(error) if !error.is_unknown() && refused < self.len() => {
+                            refused += 1;
+                            self.put_off(&id);
+                            continue;
+                        }
                         Err(_) => break,
                     }
                     pause = Duration::from_secs(1);
@@ -219,6 +229,13 @@ impl Backlog {
             state.items.insert(*id, item);
         }
         shrinks
+    }
+
+    fn put_off(&self, id: &RecordId) {
+        let mut state = self.state.lock();
+        if state.order.front() == Some(id) {
+            state.order.rotate_left(1);
+        }
     }
 
     fn done(&self, id: &RecordId, nonce: Nonce) {
