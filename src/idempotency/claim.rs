@@ -251,6 +251,9 @@ async fn begin(
     let settled = match begun {
         Ok(Begin::Run(fence)) => {
             state.begun(question.id, fence);
+            if let Some(seat) = &seat {
+                seat.hold();
+            }
             let ticket = run::Ticket {
                 question: *question,
                 nonce: claim.nonce,
@@ -262,6 +265,9 @@ async fn begin(
         }
         Ok(Begin::Running(head)) => {
             state.idle();
+            if let Some(seat) = &seat {
+                seat.hold();
+            }
             return Begun::Running(head, seat);
         }
         Ok(Begin::Mismatch(_)) => Claimed::Refused(RejectionCause::KeyReused),

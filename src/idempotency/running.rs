@@ -255,7 +255,17 @@ pub(super) struct Found {
 pub(super) struct Table(Arc<Seats>);
 
 /// Wakes the waiters of one seat.
-type Call = watch::Sender<Option<Found>>;
+type Call = watch::Sender<Stage>;
+
+/// How far the one at a seat is.
+#[derive(Debug)]
+enum Stage {
+    /// It asks the store; whether the key is its payload's is not known yet.
+    Asks,
+    /// The store said that the key is its payload's.
+    Holds,
+    Found(Found),
+}
 
 #[derive(Debug, Default)]
 struct Seats {
@@ -278,13 +288,14 @@ impl Table {
     pub(super) fn enter(&self, id: RecordId, fingerprint: Fingerprint) -> Enter {
         let mut seats = self.0.seats.lock();
         let Some((first, sender)) = seats.get(&id) else {
-            seats.insert(id, (fingerprint, watch::Sender::new(None)));
+            seats.insert(id, (fingerprint, watch::Sender::new(Stage::Asks)));
             return Enter::Own(Seat {
                 table: Arc::clone(&self.0),
                 id,
             });
         };
-        if first.contradicts(&fingerprint) {
+        let is_other = first.contradicts(&fingerprint);
+        if is_other && !matches!(*sender.borrow(), Stage::Asks) {
             return Enter::Mismatch;
         }
         let crowded = self.0.waiters.load(Ordering::Relaxed) >= WAITERS;
@@ -295,6 +306,7 @@ impl Table {
         Enter::Wait(Waiter {
             table: Arc::clone(&self.0),
             receiver: sender.subscribe(),
+            is_other,
         })
     }
 }
@@ -307,10 +319,17 @@ pub(super) struct Seat {
 }
 
 impl Seat {
+    /// The store said that the key is ours or our twin's: another payload is refused from now on.
+    pub(super) fn hold(&self) {
+        if let Some((_, sender)) = self.table.seats.lock().get(&self.id) {
+            sender.send_replace(Stage::Holds);
+        }
+    }
+
     /// Wakes all waiters with the answer.
     pub(super) fn publish(self, found: Found) {
         if let Some((_, sender)) = self.table.seats.lock().get(&self.id) {
-            sender.send_replace(Some(found));
+            sender.send_replace(Stage::Found(found));
         }
     }
 }
@@ -324,14 +343,24 @@ impl Drop for Seat {
 /// A twin that waits; it changes nothing when it leaves.
 pub(super) struct Waiter {
     table: Arc<Seats>,
-    receiver: watch::Receiver<Option<Found>>,
+    receiver: watch::Receiver<Stage>,
+    /// Its payload is another than that of the one at the seat.
+    is_other: bool,
 }
 
 impl Waiter {
-    /// Returns the answer, or nothing when the place was given up.
+    /// Returns the answer, or nothing when the place was given up or is another payload's.
     pub(super) async fn wait(mut self) -> Option<Found> {
-        let found = self.receiver.wait_for(Option::is_some).await.ok()?;
-        found.clone()
+        let is_other = self.is_other;
+        let is_over = |stage: &Stage| match stage {
+            Stage::Asks => false,
+            Stage::Holds => is_other,
+            Stage::Found(_) => true,
+        };
+        match &*self.receiver.wait_for(is_over).await.ok()? {
+            Stage::Found(found) if !is_other => Some(found.clone()),
+            _ => None,
+        }
     }
 }
 
