@@ -108,7 +108,7 @@ impl Admin {
     /// Returns the id of the record of a caller's key on one endpoint.
     #[must_use]
     pub fn id_at(&self, scope: &ScopeId, key: &str, method: &Method, path: &str) -> RecordId {
-        let key = ClientKey::from(key);
+        let key = self.config.key_format.fold(ClientKey::from(key));
         let id = record_id::<Infallible>(&self.config, scope, (method.as_str(), path), |hasher| {
             hasher.number(1).part(key.as_bytes());
             Ok(())

@@ -205,6 +205,7 @@ fn scalar(word: &[u8]) -> Vec<u8> {
     {
         return word.to_vec();
     }
+    let spelled = word;
     let (negative, word) = word
         .strip_prefix(b"-")
         .map_or((false, word), |rest| (true, rest));
@@ -244,7 +245,7 @@ fn scalar(word: &[u8]) -> Vec<u8> {
     // An exponent beyond 128 bits is kept as it is spelled: nothing else could equal it but by its own text.
     let Some(exponent) = exponent.and_then(|e| e.checked_add(trailing as i128 - fraction as i128))
     else {
-        return word.to_vec();
+        return spelled.to_vec();
     };
     let mut out = if negative { vec![b'-'] } else { Vec::new() };
     out.extend_from_slice(digits);

@@ -54,6 +54,14 @@ impl KeyFormat {
         self
     }
 
+    /// Spells a key as it is looked up.
+    pub(super) fn fold(self, key: ClientKey) -> ClientKey {
+        match self.form {
+            Form::Lenient | Form::Structured => key,
+            Form::Uuid => read_uuid(key.clone()).unwrap_or(key),
+        }
+    }
+
     /// Reads the key of one field line; `None` is a 400.
     pub(super) fn read(self, line: &HeaderValue) -> Option<ClientKey> {
         let bytes = line.as_bytes();

@@ -24,5 +24,5 @@ local ttl = tonumber(ARGV[4])
 -- Without its nonce the old owner cannot overwrite what the operator said.
 local front = string.char(1, state) .. string.sub(head, 3, 4) .. string.rep('\0', 16) .. string.sub(head, 21, 76)
 local spare = ARGV[1] == '' and 0 or 600000
-redis.call('SET', KEYS[1], front .. struct.pack('>I8', now_ms + ttl) .. ARGV[5], 'PX', string.format('%.0f', ttl + spare))
+redis.call('SET', KEYS[1], front .. struct.pack('>I8', now_ms + ttl) .. ARGV[5], 'PX', string.format('%.0f', math.max(1, ttl + spare)))
 return 0
