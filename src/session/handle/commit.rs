@@ -126,6 +126,14 @@ impl Committing {
             Patched::NotLive(_) if state.epoch != epoch && matches!(state.own, Own::Ref(_)) => {
                 Err(Step::Again)
             }
+            // One may be about to hear of its success: wait for it, and look again.
+            Patched::NotLive(NotLive::Superseded) if self.shared.turn.try_lock().is_err() => {
+                let shared = Arc::clone(&self.shared);
+                Err(Step::Anew(Box::pin(async move {
+                    let _turn = shared.turn.lock().await;
+                    Ok(None)
+                })))
+            }
             Patched::NotLive(why) => {
                 self.shared.found_dead(&mut state, at, why);
                 self.not_live(&state, why)
