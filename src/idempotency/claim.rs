@@ -16,7 +16,7 @@ use super::gather::{End, Gathered, is_larger};
 use super::key::ClientKey;
 use super::mac::Hasher;
 use super::policy::{self, Twins};
-use super::record::{Content, Fingerprint, Head, Nonce, RecordId};
+use super::record::{Content, Fingerprint, Head, Nonce, Record, RecordId};
 use super::rejection::{IdempotencyRejection, RejectionCause};
 use super::run::{self, RunState};
 use super::running::{Enter, Found, Seat, draw_nonce, jitter};
@@ -275,20 +275,7 @@ async fn begin(
             error!(record = %question.id, "idempotency: a run did not report its end, an operator must resolve it");
             Claimed::Refused(RejectionCause::OutcomeUnknown)
         }
-        Ok(Begin::Done(record)) => {
-            let is_other_rule = record.head.fingerprint.rule != question.fingerprint.rule;
-            if is_other_rule {
-                count!("keep_idempotency_rule_skipped_total", 1);
-            }
-            let found = Found {
-                content: record.content,
-                expires_at: record.head.expires_at,
-            };
-            if let Some(seat) = seat {
-                seat.publish(found.clone());
-            }
-            Claimed::Answer(found, IdempotencyOutcome::Replayed)
-        }
+        Ok(Begin::Done(record)) => replayed(question, record, seat),
         Err(error) => {
             if error.is_unknown() {
                 shared
@@ -300,6 +287,21 @@ async fn begin(
     };
     state.idle();
     Begun::Settled(settled)
+}
+
+/// What is kept for this key, for this request and for those of this process that wait for it.
+fn replayed(question: &Question, record: Record, seat: Option<Seat>) -> Claimed {
+    if record.head.fingerprint.rule != question.fingerprint.rule {
+        count!("keep_idempotency_rule_skipped_total", 1);
+    }
+    let found = Found {
+        content: record.content,
+        expires_at: record.head.expires_at,
+    };
+    if let Some(seat) = seat {
+        seat.publish(found.clone());
+    }
+    Claimed::Answer(found, IdempotencyOutcome::Replayed)
 }
 
 /// A claim under way: cut off by a time limit, it is released in the background, should it have been won.
