@@ -1,5 +1,6 @@
 //! One cheap-to-clone handle per engine; knows nothing of layers.
 
+mod channels;
 pub mod fallback;
 pub mod health;
 pub mod memory;

@@ -9,6 +9,7 @@ mod clock;
 mod extract;
 pub mod fields;
 mod key;
+mod notice;
 mod outcome;
 mod principal;
 pub mod problem;
@@ -27,6 +28,7 @@ pub use breaker::{Admission, Breaker};
 pub use client_ip::{ClientIp, ClientIpLayer, ClientIpService, PeerAddr, TrustedProxies};
 pub use clock::{Clock, ManualClock, NotATimestamp, SystemClock, Timestamp};
 pub use key::{KeyBuilder, LONGEST_SEGMENT, base64url, digest22};
+pub use notice::{Notice, NoticeCallback, Subscription};
 pub use outcome::{IdempotencyOutcome, ResponseCacheOutcome};
 pub use principal::{
     AskVisitor, CacheOutside, Personal, Principal, PrincipalRejection, Visitor, principal_of,

@@ -12,6 +12,7 @@ mod support;
 mod clinic;
 mod hyper;
 mod idempotency;
+mod notices;
 mod rate_limit;
 mod redis;
 mod reservation;

@@ -25,6 +25,7 @@
 //! ```
 
 mod hash;
+mod notices;
 mod part;
 mod shard;
 mod store;

@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use redis::aio::MultiplexedConnection;
+use redis::aio::{MultiplexedConnection, PubSub};
 use redis::{
     AsyncConnectionConfig, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
     RedisError, Value,
 };
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
@@ -34,6 +35,11 @@ struct Server {
     address: ConnectionInfo,
     current: Mutex<Current>,
 }
+
+/// A connected socket of either kind.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 /// What moves the bytes of a connection; ends with it.
 type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -101,6 +107,18 @@ impl Link {
         }
     }
 
+    /// Opens a connection that only listens.
+    pub(super) async fn listen(&self) -> Result<PubSub, RedisError> {
+        tokio::time::timeout(CONNECT_TIMEOUT, self.server.listen())
+            .await
+            .map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))?
+    }
+
+    /// Returns the number of the database, which a channel's name has to carry: publishing knows none.
+    pub(super) fn database(&self) -> i64 {
+        self.server.address.redis_settings().db()
+    }
+
     async fn connection(&self) -> Result<(MultiplexedConnection, Generation), RedisError> {
         if let Some(found) = self.server.current() {
             return Ok(found);
@@ -143,20 +161,25 @@ impl Server {
         let settings = self.address.redis_settings();
         // Each call has its own timeout; the driver's would count from another moment.
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
+        let made = MultiplexedConnection::new_with_config(settings, self.reach().await?, config);
+        let (connection, driver) = made.await?;
+        Ok((connection, Box::pin(driver)))
+    }
+
+    async fn listen(&self) -> Result<PubSub, RedisError> {
+        PubSub::new(self.address.redis_settings(), self.reach().await?).await
+    }
+
+    async fn reach(&self) -> Result<Box<dyn Stream>, RedisError> {
         match self.address.addr() {
             ConnectionAddr::Tcp(host, port) => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
                 // Commands of many callers share the connection: none waits until another's is acknowledged.
                 stream.set_nodelay(true)?;
-                let made = MultiplexedConnection::new_with_config(settings, stream, config);
-                made.await.map(boxed)
+                Ok(Box::new(stream))
             }
             #[cfg(unix)]
-            ConnectionAddr::Unix(path) => {
-                let stream = UnixStream::connect(path).await?;
-                let made = MultiplexedConnection::new_with_config(settings, stream, config);
-                made.await.map(boxed)
-            }
+            ConnectionAddr::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
             _ => Err(unsupported()),
         }
     }
@@ -179,15 +202,6 @@ impl Server {
             current.connection = None;
         }
     }
-}
-
-fn boxed(
-    (connection, driver): (
-        MultiplexedConnection,
-        impl Future<Output = ()> + Send + 'static,
-    ),
-) -> (MultiplexedConnection, Driver) {
-    (connection, Box::pin(driver))
 }
 
 fn unsupported() -> RedisError {

@@ -21,6 +21,7 @@
 mod call;
 mod connection;
 mod error;
+mod notices;
 mod reply;
 mod script;
 mod store;

@@ -24,13 +24,13 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Keeps state on a Redis server (6.2 or later, or Valkey 7.2). Clones share connection and breaker.
 #[derive(Clone)]
 pub struct RedisStore {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 pub(super) struct Inner {
-    link: Link,
+    pub(super) link: Link,
     prefix: Box<str>,
-    timeout: Duration,
+    pub(super) timeout: Duration,
     clock: Option<Arc<dyn Clock>>,
     started: Instant,
     breaker: Mutex<Breaker>,

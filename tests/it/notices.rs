@@ -1,0 +1,188 @@
+//! Notices: who hears what was published, and that a listener always knows whether it may have missed something.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tower_keep::backend::memory::MemoryStore;
+use tower_keep::backend::redis::{RedisStore, Script};
+use tower_keep::core::{Notice, NoticeCallback, Subscription};
+
+use crate::support::redis::{fresh_prefix, shared};
+use crate::support::{Proxy, RedisServer};
+
+static TELL: Script = Script::new("return redis.call('PUBLISH', ARGV[2], ARGV[3])");
+
+fn listener() -> (UnboundedReceiver<Notice>, NoticeCallback) {
+    let (sender, heard) = unbounded_channel();
+    (heard, Arc::new(move |notice| drop(sender.send(notice))))
+}
+
+async fn next(heard: &mut UnboundedReceiver<Notice>) -> Notice {
+    let patience = Duration::from_secs(20);
+    let notice = tokio::time::timeout(patience, heard.recv()).await;
+    notice.expect("a notice comes").expect("somebody tells")
+}
+
+async fn join(store: &RedisStore, channel: &str) -> (UnboundedReceiver<Notice>, Subscription) {
+    let (mut heard, callback) = listener();
+    let subscription = store.subscribe(channel, callback).await.unwrap();
+    assert_eq!(next(&mut heard).await, Notice::Restored);
+    (heard, subscription)
+}
+
+fn payload(text: &str) -> Notice {
+    Notice::Payload(Bytes::copy_from_slice(text.as_bytes()))
+}
+
+async fn behind(proxy: &Proxy) -> RedisStore {
+    let url = format!("redis://{}/", proxy.address());
+    RedisStore::connect(&url).await.unwrap()
+}
+
+async fn tell(store: &RedisStore, channel: &str, text: &str) {
+    let text = Bytes::copy_from_slice(text.as_bytes());
+    store.publish(channel, &text).await.unwrap();
+}
+
+#[tokio::test]
+async fn memory_calls_the_listeners_inside_the_publishing_call_until_they_leave() {
+    let store = MemoryStore::new();
+    let (mut heard, callback) = listener();
+    let subscription = store.subscribe("a", callback).await.unwrap();
+    assert_eq!(heard.try_recv(), Ok(Notice::Restored));
+    store.publish("a", &Bytes::from_static(b"1"));
+    store.publish("b", &Bytes::from_static(b"2"));
+    assert_eq!(heard.try_recv(), Ok(payload("1")));
+    drop(subscription);
+    store.publish("a", &Bytes::from_static(b"3"));
+    assert!(heard.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn redis_tells_every_process_in_order_over_one_connection_each() {
+    let server = RedisServer::start().await;
+    let prefix = fresh_prefix();
+    let (here, there) = (
+        server.store_with(&prefix).await,
+        server.store_with(&prefix).await,
+    );
+    let channel = here.channel("a").finish();
+    let (mut first, _first) = join(&here, &channel).await;
+    let (mut second, _second) = join(&here, &channel).await;
+    let (mut third, third_place) = join(&there, &channel).await;
+    let (mut other, _other) = join(&there, &here.channel("b").finish()).await;
+    for n in 0..100 {
+        tell(&here, &channel, &n.to_string()).await;
+    }
+    for heard in [&mut first, &mut second, &mut third] {
+        for n in 0..100 {
+            assert_eq!(next(heard).await, payload(&n.to_string()));
+        }
+    }
+    assert!(other.try_recv().is_err());
+    let mut raw = server.raw().await;
+    let clients: String = redis::cmd("CLIENT")
+        .arg(&["LIST", "TYPE", "pubsub"])
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    assert_eq!(clients.lines().count(), 2, "{clients}");
+    drop(third_place);
+    tell(&here, &channel, "more").await;
+    assert_eq!(next(&mut first).await, payload("more"));
+    assert!(third.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_script_publishes_in_its_own_step_and_another_database_does_not_hear_it() {
+    let server = RedisServer::start().await;
+    let here = server.store_with("p").await;
+    let url = format!("{}?db=3", server.url());
+    let elsewhere = RedisStore::builder(&url).prefix("p").open().await.unwrap();
+    let channel = here.channel("a").finish();
+    assert_ne!(channel, elsewhere.channel("a").finish());
+    let (mut heard, _place) = join(&here, &channel).await;
+    let (mut unheard, _elsewhere) = join(&elsewhere, &elsewhere.channel("a").finish()).await;
+    let told = here
+        .script(&TELL, &["k"])
+        .arg(&channel)
+        .arg("x")
+        .run(|reply| reply.int())
+        .await;
+    assert_eq!(told.unwrap(), 1);
+    assert_eq!(next(&mut heard).await, payload("x"));
+    assert!(unheard.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_cut_link_is_told_and_what_comes_after_its_return_is_heard() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let store = behind(&proxy).await;
+    let channel = store.channel(&fresh_prefix()).finish();
+    let (mut heard, _place) = join(&store, &channel).await;
+    for round in 0..3 {
+        proxy.cut();
+        assert_eq!(next(&mut heard).await, Notice::Lost);
+        assert_eq!(next(&mut heard).await, Notice::Restored);
+        let direct = server.store_with("d").await;
+        tell(&direct, &channel, &round.to_string()).await;
+        assert_eq!(next(&mut heard).await, payload(&round.to_string()));
+    }
+}
+
+#[tokio::test]
+async fn a_link_that_is_cut_silently_is_noticed_by_an_unanswered_ping() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let store = behind(&proxy).await;
+    let (mut heard, _place) = join(&store, "a").await;
+    proxy.freeze();
+    // The clock of the runtime jumps to the next timer whenever nothing else is to do: ping, then its limit.
+    tokio::time::pause();
+    assert_eq!(heard.recv().await, Some(Notice::Lost));
+    tokio::time::resume();
+    assert_eq!(next(&mut heard).await, Notice::Restored);
+}
+
+#[tokio::test]
+async fn a_listener_may_come_while_the_server_is_away_and_is_told_when_it_is_there() {
+    let mut server = RedisServer::start().await;
+    let store = RedisStore::builder(&server.url())
+        .timeout(Duration::from_millis(20))
+        .open()
+        .await
+        .unwrap();
+    server.kill();
+    let (mut heard, callback) = listener();
+    let place = store.subscribe("a", callback).await.unwrap();
+    assert!(heard.try_recv().is_err());
+    server.restart();
+    assert_eq!(next(&mut heard).await, Notice::Restored);
+    tell(&server.store_with("d").await, "a", "x").await;
+    assert_eq!(next(&mut heard).await, payload("x"));
+    drop((place, store));
+    assert!(heard.recv().await.is_none(), "the callback is dropped");
+}
+
+#[tokio::test]
+async fn nobody_listening_costs_no_connection() {
+    let store = shared().await.store_with(&fresh_prefix()).await;
+    let (heard, place) = join(&store, "z").await;
+    drop((heard, place));
+    let mut raw = shared().await.raw().await;
+    for attempt in 0.. {
+        let clients: String = redis::cmd("CLIENT")
+            .arg(&["LIST", "TYPE", "pubsub"])
+            .query_async(&mut raw)
+            .await
+            .unwrap();
+        if clients.is_empty() {
+            break;
+        }
+        assert!(attempt < 1_000, "{clients}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
