@@ -40,7 +40,8 @@ impl<T> Store for T where
 /// Opens the store that `url` names.
 ///
 /// - `memory:` (or `memory`): state inside this process.
-/// - `redis://…`, `redis+unix:///path` (feature `redis`): a Redis server, with a memory store behind it for what may be
+/// - `redis://…`, `redis+unix:///path`, `redis+sentinel://…`, `redis+cluster://…` (feature `redis`, see
+///   [`RedisStore::builder`](crate::backend::redis::RedisStore::builder)): a Redis server, with a memory store behind it for what may be
 ///   decided locally. Opens also while the server is away, and joins it when it is there.
 ///
 /// # Errors
@@ -80,7 +81,9 @@ impl StoreBuilder {
         match self.url.split(':').next().unwrap_or_default() {
             "memory" => Ok(Arc::new(self.memory(None))),
             #[cfg(feature = "redis")]
-            "redis" | "redis+unix" | "unix" => self.open_redis().await,
+            "redis" | "redis+unix" | "unix" | "redis+sentinel" | "redis+cluster" => {
+                self.open_redis().await
+            }
             _ => Err(OpenError::unknown(&self.url)),
         }
     }

@@ -10,11 +10,13 @@
 mod support;
 
 mod clinic;
+mod cluster;
 mod hyper;
 mod idempotency;
 mod notices;
 mod rate_limit;
 mod redis;
+mod redis_sets;
 mod reservation;
 mod response_cache;
 mod session;

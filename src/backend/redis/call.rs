@@ -7,6 +7,7 @@ use redis::{Arg, Cmd};
 
 use super::reply::Reply;
 use super::script::Script;
+use super::slots::Slot;
 use super::store::Inner;
 use crate::core::{StoreError, StoreFuture};
 
@@ -16,6 +17,7 @@ pub struct Call {
     inner: Arc<Inner>,
     script: &'static Script,
     command: Cmd,
+    slot: Option<Slot>,
     timeout: Duration,
 }
 
@@ -37,10 +39,14 @@ impl Call {
             command.arg(key.as_ref());
         }
         command.arg(clock);
+        let slot = keys
+            .first()
+            .and_then(|key| inner.link.slot_of(key.as_ref()));
         Self {
             inner,
             script,
             command,
+            slot,
             timeout,
         }
     }
@@ -75,11 +81,11 @@ impl Call {
                 inner,
                 script,
                 command,
+                slot,
                 timeout,
             } = self;
-            let answer = inner
-                .call(&command, timeout, || with_source_text(&command, script))
-                .await?;
+            let with_source = || with_source_text(&command, script);
+            let answer = inner.call(&command, slot, timeout, &with_source).await?;
             decode(Reply::from_value(answer)?)
         })
     }

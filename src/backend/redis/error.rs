@@ -8,6 +8,8 @@ use crate::core::{StoreError, StoreErrorKind};
 pub(super) enum Meaning {
     /// The server does not know the script: nothing was done.
     NoScript,
+    /// Another node of the cluster has the keys, or will have them in a moment: nothing was done.
+    Elsewhere,
     /// The server answered, and refused.
     Refused(StoreErrorKind),
     /// The server cannot serve at this moment, or the answer is lost.
@@ -21,9 +23,11 @@ pub(super) fn meaning(error: &RedisError) -> Meaning {
             ServerErrorKind::BusyLoading
             | ServerErrorKind::ClusterDown
             | ServerErrorKind::MasterDown
-            | ServerErrorKind::ReadOnly
-            | ServerErrorKind::TryAgain,
+            | ServerErrorKind::ReadOnly,
         ) => Meaning::Away,
+        ErrorKind::Server(
+            ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::TryAgain,
+        ) => Meaning::Elsewhere,
         // Somebody's script holds up the server; or too few replicas are left for it to take a write.
         ErrorKind::Extension if matches!(error.code(), Some("BUSY" | "NOREPLICAS")) => {
             Meaning::Away
@@ -76,7 +80,7 @@ mod tests {
     fn refused_as(line: &str) -> Option<StoreErrorKind> {
         match meaning(&said(line)) {
             Meaning::Refused(kind) => Some(kind),
-            Meaning::NoScript | Meaning::Away => None,
+            Meaning::NoScript | Meaning::Away | Meaning::Elsewhere => None,
         }
     }
 
@@ -113,10 +117,6 @@ mod tests {
         let lines = [
             ("LOADING Redis is loading the dataset in memory", false),
             ("CLUSTERDOWN The cluster is down", false),
-            (
-                "TRYAGAIN Multiple keys request during rehashing of slot",
-                false,
-            ),
             ("BUSY Redis is busy running a script.", false),
             ("NOREPLICAS Not enough good replicas to write.", false),
             ("MASTERDOWN Link with MASTER is down", true),
@@ -139,5 +139,18 @@ mod tests {
         let error = said("NOSCRIPT No matching script. Please use EVAL.");
         assert!(matches!(meaning(&error), Meaning::NoScript));
         assert!(!ends_connection(&error));
+    }
+
+    #[test]
+    fn a_node_that_has_not_the_keys_did_nothing_and_stays() {
+        for line in [
+            "MOVED 3999 127.0.0.1:6381",
+            "ASK 3999 127.0.0.1:6381",
+            "TRYAGAIN Multiple keys request during rehashing of slot",
+        ] {
+            let error = said(line);
+            assert!(matches!(meaning(&error), Meaning::Elsewhere), "{line}");
+            assert!(!ends_connection(&error), "{line}");
+        }
     }
 }

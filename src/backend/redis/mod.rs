@@ -18,12 +18,17 @@
 //! # }
 //! ```
 
+mod address;
 mod call;
-mod connection;
+mod cluster;
 mod error;
+mod link;
+mod node;
 mod notices;
 mod reply;
 mod script;
+mod sentinel;
+mod slots;
 mod store;
 
 pub use call::Call;

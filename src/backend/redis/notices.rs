@@ -89,7 +89,7 @@ impl RedisStore {
         command.arg(b"PUBLISH").arg(channel).arg(&payload[..]);
         StoreFuture::boxed(async move {
             inner
-                .call(&command, inner.timeout, Cmd::new)
+                .call(&command, None, inner.timeout, &Cmd::new)
                 .await
                 .map(drop)
         })

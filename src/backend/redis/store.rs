@@ -1,27 +1,24 @@
-//! The handle: a connection, a prefix, a clock, a breaker, and a count of commands.
+//! The handle: a link, a prefix, a clock, and what parts keep beside it.
 
 use std::any::Any;
 use std::fmt;
-use std::future::poll_fn;
-use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::{Cmd, Value};
 
 use super::call::Call;
-use super::connection::{Generation, Link};
-use super::error::{self, Meaning};
+use super::error;
+use super::link::Link;
 use super::script::Script;
-use crate::core::telemetry::{count, info, warn};
-use crate::core::{Admission, Breaker, Clock, KeyBuilder, StoreError, StoreErrorKind, StoreFuture};
+use super::slots::Slot;
+use crate::core::{Clock, KeyBuilder, StoreError, StoreErrorKind, StoreFuture};
 
 const DEFAULT_PREFIX: &str = "keep";
 const DEFAULT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Keeps state on a Redis server (6.2 or later, or Valkey 7.2). Clones share connection and breaker.
+/// Keeps state on a Redis server (6.2 or later, or Valkey 7.2). Clones share connections and breakers.
 #[derive(Clone)]
 pub struct RedisStore {
     pub(super) inner: Arc<Inner>,
@@ -32,8 +29,6 @@ pub(super) struct Inner {
     prefix: Box<str>,
     pub(super) timeout: Duration,
     clock: Option<Arc<dyn Clock>>,
-    started: Instant,
-    breaker: Mutex<Breaker>,
     /// What parts keep for all clones of the handle, one value per type.
     beside: Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
 }
@@ -47,7 +42,14 @@ impl RedisStore {
         Self::builder(url).open().await
     }
 
-    /// Starts a handle: `redis://[user:password@]host:port/db`, `redis+unix:///path?db=0`.
+    /// Starts a handle:
+    ///
+    /// - `redis://[user:password@]host:port/db`, `redis+unix:///path?db=0`: one server;
+    /// - `redis+sentinel://[user:password@]host:port,host:port/NAME[/db]`: the primary that these sentinels know by
+    ///   that name, asked for at each connection (`?sentinel_username=…&sentinel_password=…` where they have a door
+    ///   of their own);
+    /// - `redis+cluster://[user:password@]host:port,host:port`: a cluster that these nodes belong to. Steps whose keys
+    ///   lie on several nodes are refused (`Failed`): see each part for what it does there.
     pub fn builder(url: &str) -> RedisStoreBuilder {
         RedisStoreBuilder {
             url: url.to_owned(),
@@ -110,10 +112,16 @@ impl RedisStore {
         self.inner.link.sent()
     }
 
-    /// Says whether calls are being refused because the server did not answer.
+    /// Says whether the URL names a cluster: keys of one script then lie on one node, others on others.
+    #[must_use]
+    pub fn is_cluster(&self) -> bool {
+        self.inner.link.is_cluster()
+    }
+
+    /// Says whether calls are being refused because the server, or a node of the cluster, did not answer.
     #[must_use]
     pub fn is_open_circuit(&self) -> bool {
-        self.inner.breaker.lock().is_open()
+        self.inner.link.is_open_circuit()
     }
 
     /// Asks the server for a sign of life.
@@ -126,7 +134,7 @@ impl RedisStore {
             let mut command = Cmd::new();
             command.arg(b"PING");
             inner
-                .call(&command, inner.timeout, Cmd::new)
+                .call(&command, None, inner.timeout, &Cmd::new)
                 .await
                 .map(drop)
         })
@@ -134,96 +142,16 @@ impl RedisStore {
 }
 
 impl Inner {
-    /// Sends a command within `timeout`, under the breaker. Only NOSCRIPT, a known outcome, is sent once more.
+    /// Sends a command within `timeout`, on a cluster to the node that has `slot`.
     pub(super) async fn call(
         &self,
         command: &Cmd,
+        slot: Option<Slot>,
         timeout: Duration,
-        with_source: impl FnOnce() -> Cmd,
+        with_source: &(dyn Fn() -> Cmd + Send + Sync),
     ) -> Result<Value, StoreError> {
-        let admission = self.breaker.lock().admit(self.started.elapsed());
-        if let Admission::Refused(until_probe) = admission {
-            return Err(StoreError::new(StoreErrorKind::Unavailable).retry_after(until_probe));
-        }
-        let before = self.link.current();
-        let mut sent = pin!(async {
-            match self.link.send(command).await {
-                Err(error) if matches!(error::meaning(&error), Meaning::NoScript) => {
-                    self.link.send(&with_source()).await
-                }
-                answer => answer,
-            }
-        });
-        let answer = match tokio::time::timeout(timeout, sent.as_mut()).await {
-            Ok(answer) => Some(answer),
-            Err(_elapsed) => last_look(sent).await,
-        };
-        match answer {
-            Some(Ok(value)) => {
-                self.succeeded();
-                Ok(value)
-            }
-            Some(Err(error)) => Err(match error::meaning(&error) {
-                Meaning::Refused(kind) => {
-                    self.succeeded();
-                    error::with_source(kind, error)
-                }
-                Meaning::NoScript => error::with_source(StoreErrorKind::Failed, error),
-                Meaning::Away => {
-                    let retry_after = self.failed(admission, before);
-                    error::with_source(StoreErrorKind::Unavailable, error).retry_after(retry_after)
-                }
-            }),
-            None => {
-                let retry_after = self.failed(admission, before);
-                Err(StoreError::new(StoreErrorKind::TimedOut).retry_after(retry_after))
-            }
-        }
+        self.link.call(command, slot, timeout, with_source).await
     }
-
-    fn succeeded(&self) {
-        let mut breaker = self.breaker.lock();
-        if breaker.is_open() {
-            info!("redis answers again");
-        }
-        breaker.succeeded();
-    }
-
-    /// Returns the time until the server is asked again. `before` is the connection that was there when the call began.
-    fn failed(&self, admission: Admission, before: Option<Generation>) -> Duration {
-        let now = self.started.elapsed();
-        let mut breaker = self.breaker.lock();
-        let was_open = breaker.is_open();
-        breaker.failed(now);
-        let until_probe = breaker.until_probe(now);
-        let is_opening = breaker.is_open() && !was_open;
-        drop(breaker);
-        if is_opening {
-            warn!("redis does not answer, calls are refused until it does");
-            count!("keep_redis_breaker_opened_total", 1);
-        }
-        if is_opening || admission == Admission::Probe {
-            // A link that is cut silently never breaks by itself: the next probe gets a new one. One that was
-            // made during this call is kept: where greeting takes long, the next probe finds it ready.
-            self.link.give_up(before);
-        }
-        until_probe
-    }
-}
-
-/// Asks once more after the time is over: where this process is so busy that it woke late, the answer lies in the
-/// socket already, and the server is not to blame. Costs no time where there is none.
-async fn last_look<F: Future>(mut sent: Pin<&mut F>) -> Option<F::Output> {
-    /// The runtime looks at its sockets, then the connection's task runs, then the answer is here.
-    const TURNS: usize = 3;
-    for _ in 0..TURNS {
-        tokio::task::yield_now().await;
-        let polled = poll_fn(|cx| Poll::Ready(sent.as_mut().poll(cx))).await;
-        if let Poll::Ready(answer) = polled {
-            return Some(answer);
-        }
-    }
-    None
 }
 
 impl fmt::Debug for RedisStore {
@@ -282,8 +210,6 @@ impl RedisStoreBuilder {
                 prefix: self.prefix.into_boxed_str(),
                 timeout: self.timeout,
                 clock: self.clock,
-                started: Instant::now(),
-                breaker: Mutex::default(),
                 beside: Mutex::default(),
             }),
         })

@@ -12,9 +12,13 @@ pub mod postgres;
 pub mod program;
 pub mod proxy;
 pub mod redis;
+pub mod redis_cluster;
+pub mod redis_sentinel;
 
 pub use browser::{Browser, Reply};
 pub use postgres::PostgresServer;
 pub use program::Program;
 pub use proxy::Proxy;
 pub use redis::RedisServer;
+pub use redis_cluster::RedisCluster;
+pub use redis_sentinel::RedisSentinels;

@@ -1,0 +1,178 @@
+//! A Redis Cluster of one's own: nodes on free ports, slots dealt out evenly, replicas on demand.
+
+use std::time::{Duration, Instant};
+
+use redis::aio::MultiplexedConnection;
+use tower_keep::backend::redis::RedisStore;
+use tower_keep::core::ManualClock;
+
+use super::launch::Port;
+use super::redis::{RedisServer, fresh_prefix};
+
+const SLOTS: u16 = 16_384;
+
+/// Some primaries, then their replicas in the same order; all are killed on drop.
+#[derive(Debug)]
+pub struct RedisCluster {
+    pub nodes: Vec<RedisServer>,
+    primaries: usize,
+    _bus_ports: Vec<Port>,
+}
+
+impl RedisCluster {
+    /// Starts a cluster, with one replica for each primary if so wanted, and waits until all nodes serve.
+    pub async fn start(primaries: usize, with_replicas: bool) -> Self {
+        let count = if with_replicas {
+            2 * primaries
+        } else {
+            primaries
+        };
+        let bus_ports: Vec<Port> = (0..count).map(|_| Port::claim()).collect();
+        let mut nodes = Vec::new();
+        for bus_port in &bus_ports {
+            let number = bus_port.number.to_string();
+            let options = [
+                ["--save", ""],
+                ["--cluster-enabled", "yes"],
+                ["--cluster-config-file", "nodes.conf"],
+                ["--cluster-node-timeout", "600"],
+                ["--cluster-replica-validity-factor", "0"],
+                ["--repl-diskless-sync-delay", "0"],
+                ["--cluster-port", &number],
+            ];
+            nodes.push(RedisServer::start_with(options.as_flattened()).await);
+        }
+        let cluster = Self {
+            nodes,
+            primaries,
+            _bus_ports: bus_ports,
+        };
+        cluster.join().await;
+        cluster
+    }
+
+    async fn join(&self) {
+        let per_node = SLOTS / self.primaries as u16;
+        let first = &self.nodes[0];
+        for (index, node) in self.nodes.iter().enumerate() {
+            let mut raw = node.raw().await;
+            cluster(&mut raw, &["SET-CONFIG-EPOCH", &(index + 1).to_string()]).await;
+            if index < self.primaries {
+                let from = index as u16 * per_node;
+                let to = if index + 1 == self.primaries {
+                    SLOTS - 1
+                } else {
+                    from + per_node - 1
+                };
+                let (from, to) = (from.to_string(), to.to_string());
+                cluster(&mut raw, &["ADDSLOTSRANGE", &from, &to]).await;
+            }
+            let bus = self._bus_ports[0].number.to_string();
+            let port = first.address().port().to_string();
+            cluster(&mut raw, &["MEET", "127.0.0.1", &port, &bus]).await;
+        }
+        self.until("every node serves", "cluster_state:ok").await;
+        let all = format!("cluster_known_nodes:{}\r", self.nodes.len());
+        self.until("every node knows the others", &all).await;
+        for (index, node) in self.nodes.iter().enumerate().skip(self.primaries) {
+            let primary = self.id(index - self.primaries).await;
+            cluster(&mut node.raw().await, &["REPLICATE", &primary]).await;
+            let started = Instant::now();
+            while !info(&mut node.raw().await, "replication")
+                .await
+                .contains("master_link_status:up")
+            {
+                assert!(started.elapsed() < Duration::from_secs(30), "a replica");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
+
+    /// The URL that names all nodes.
+    pub fn url(&self) -> String {
+        let places: Vec<String> = self
+            .nodes
+            .iter()
+            .map(|node| node.address().to_string())
+            .collect();
+        format!("redis+cluster://{}", places.join(","))
+    }
+
+    /// Opens a handle with a fresh prefix and this clock.
+    pub async fn store(&self, clock: &ManualClock) -> RedisStore {
+        let builder = RedisStore::builder(&self.url()).prefix(&fresh_prefix());
+        // A node that comes into view has to be greeted first, on a machine that may be busy.
+        let builder = builder.timeout(Duration::from_secs(2));
+        builder.clock(clock.clone()).open().await.unwrap()
+    }
+
+    /// The number of keys on each primary.
+    pub async fn sizes(&self) -> Vec<u64> {
+        let mut sizes = Vec::new();
+        for node in &self.nodes[..self.primaries] {
+            let mut raw = node.raw().await;
+            sizes.push(
+                redis::cmd("DBSIZE")
+                    .query_async::<u64>(&mut raw)
+                    .await
+                    .unwrap(),
+            );
+        }
+        sizes
+    }
+
+    /// Moves a slot with all its keys, some keys at a time, while clients go on.
+    pub async fn move_slot(&self, slot: u16, from: usize, to: usize) {
+        let (source, target) = (self.id(from).await, self.id(to).await);
+        let slot = slot.to_string();
+        let (mut raw, mut other) = (self.nodes[from].raw().await, self.nodes[to].raw().await);
+        cluster(&mut other, &["SETSLOT", &slot, "IMPORTING", &source]).await;
+        cluster(&mut raw, &["SETSLOT", &slot, "MIGRATING", &target]).await;
+        let port = self.nodes[to].address().port().to_string();
+        loop {
+            let keys: Vec<Vec<u8>> = redis::cmd("CLUSTER")
+                .arg(&["GETKEYSINSLOT", &slot, "3"])
+                .query_async(&mut raw)
+                .await
+                .unwrap();
+            if keys.is_empty() {
+                break;
+            }
+            let mut moving = redis::cmd("MIGRATE");
+            moving
+                .arg(&["127.0.0.1", &port, "", "0", "5000", "KEYS"])
+                .arg(keys);
+            let _: String = moving.query_async(&mut raw).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        for node in [to, from] {
+            let mut raw = self.nodes[node].raw().await;
+            cluster(&mut raw, &["SETSLOT", &slot, "NODE", &target]).await;
+        }
+    }
+
+    async fn id(&self, index: usize) -> String {
+        cluster(&mut self.nodes[index].raw().await, &["MYID"]).await
+    }
+
+    async fn until(&self, what: &str, line: &str) {
+        let started = Instant::now();
+        for node in &self.nodes {
+            let mut raw = node.raw().await;
+            while !cluster(&mut raw, &["INFO"]).await.contains(line) {
+                assert!(started.elapsed() < Duration::from_secs(30), "{what}");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
+}
+
+async fn cluster(raw: &mut MultiplexedConnection, arguments: &[&str]) -> String {
+    let command = redis::cmd("CLUSTER").arg(arguments).to_owned();
+    command.query_async(raw).await.unwrap()
+}
+
+pub async fn info(raw: &mut MultiplexedConnection, section: &str) -> String {
+    let command = redis::cmd("INFO").arg(section).to_owned();
+    command.query_async(raw).await.unwrap()
+}

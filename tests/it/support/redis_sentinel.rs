@@ -1,0 +1,111 @@
+//! A primary, a replica, and three sentinels that watch over them under the name `main`.
+
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::launch::{Launch, Port, Process, wait_until};
+use super::redis::RedisServer;
+use super::redis_cluster::info;
+
+/// The set; all processes are killed on drop.
+#[derive(Debug)]
+pub struct RedisSentinels {
+    pub servers: Vec<RedisServer>,
+    sentinels: Vec<Sentinel>,
+}
+
+#[derive(Debug)]
+struct Sentinel {
+    process: Process,
+    port: Port,
+    _folder: TempDir,
+}
+
+impl RedisSentinels {
+    pub async fn start() -> Self {
+        let options = ["--save", "", "--repl-diskless-sync-delay", "0"];
+        let primary = RedisServer::start_with(&options).await;
+        let port = primary.address().port().to_string();
+        let following = [&options[..], &["--replicaof", "127.0.0.1", &port]].concat();
+        let replica = RedisServer::start_with(&following).await;
+        let started = Instant::now();
+        while !info(&mut replica.raw().await, "replication")
+            .await
+            .contains("master_link_status:up")
+        {
+            assert!(started.elapsed() < Duration::from_secs(30), "a replica");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let sentinels = (0..3).map(|_| Sentinel::start(&port)).collect();
+        let set = Self {
+            servers: vec![primary, replica],
+            sentinels,
+        };
+        for sentinel in &set.sentinels {
+            sentinel.until_it_knows_the_others().await;
+        }
+        set
+    }
+
+    pub fn url(&self) -> String {
+        let places: Vec<String> = self
+            .sentinels
+            .iter()
+            .map(|sentinel| format!("127.0.0.1:{}", sentinel.port.number))
+            .collect();
+        format!("redis+sentinel://{}/main", places.join(","))
+    }
+
+    /// Kills the sentinel that the URL names first.
+    pub fn kill_first_sentinel(&mut self) {
+        self.sentinels[0].process.kill();
+    }
+}
+
+impl Sentinel {
+    fn start(primary: &str) -> Self {
+        let (folder, port) = (TempDir::new().unwrap(), Port::claim());
+        let settings = folder.path().join("sentinel.conf");
+        let text = format!(
+            "port {}\nbind 127.0.0.1\ndir {}\nsentinel monitor main 127.0.0.1 {primary} 2\n\
+             sentinel down-after-milliseconds main 400\nsentinel failover-timeout main 2000\n",
+            port.number,
+            folder.path().display(),
+        );
+        std::fs::write(&settings, text).unwrap();
+        let mut process = Process::start(Launch {
+            program: "redis-server",
+            arguments: vec![settings.display().to_string(), "--sentinel".to_owned()],
+            user: None,
+            folder: folder.path(),
+            stop: "KILL",
+        });
+        wait_until("a sentinel listens", || {
+            if let Some(words) = process.last_words() {
+                panic!("a sentinel ended at once: {words}");
+            }
+            std::net::TcpStream::connect(("127.0.0.1", port.number)).is_ok()
+        });
+        Self {
+            process,
+            port,
+            _folder: folder,
+        }
+    }
+
+    async fn until_it_knows_the_others(&self) {
+        let client = redis::Client::open(format!("redis://127.0.0.1:{}/", self.port.number));
+        let client = client.unwrap();
+        let mut raw = client.get_multiplexed_async_connection().await.unwrap();
+        let started = Instant::now();
+        loop {
+            let told = info(&mut raw, "sentinel").await;
+            if told.contains("slaves=1,sentinels=3") {
+                return;
+            }
+            assert!(started.elapsed() < Duration::from_secs(30), "{told}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
