@@ -67,6 +67,10 @@ pub enum Signal {
     MalformedToken,
     /// Two different cookies of our name.
     DuplicateCookie,
+    /// At a renewal: another operating system or browser family than before.
+    DeviceChanged,
+    /// At a renewal: an address of another IPv4 /24 or IPv6 /48 than before.
+    NetworkChanged,
 }
 
 impl Signal {
@@ -86,6 +90,8 @@ impl Signal {
             Self::UnknownSession => "unknown_session",
             Self::MalformedToken => "malformed_token",
             Self::DuplicateCookie => "duplicate_cookie",
+            Self::DeviceChanged => "device_changed",
+            Self::NetworkChanged => "network_changed",
         }
     }
 }

@@ -79,6 +79,7 @@ where
             session.seal();
             let response = match answer {
                 Ok(response) if session.is_touched() => response,
+                Ok(response) if session.restates() && is_refusal(&response) => response,
                 // Untouched: the response leaves as it came. An error is the inner service's.
                 answer => {
                     return Poll::Ready(answer.map(|mut response| {
@@ -128,6 +129,10 @@ fn leave<R>(
         response.extensions_mut().insert(visitor);
     }
     response
+}
+
+fn is_refusal<R>(response: &Response<R>) -> bool {
+    response.extensions().get::<SessionRejection>().is_some()
 }
 
 /// Makes the document of a refusal that a handler or extractor returned again, as this layer is set.

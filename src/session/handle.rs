@@ -9,21 +9,23 @@ mod login;
 mod state;
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, header, request};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::config::Config;
 use super::error::{SessionError, SessionErrorKind};
 use super::event::{SessionEventKind, Signal};
+use super::policy;
 use super::rejection::{Challenge, SessionRejection};
-use super::store::{NotLive, SessionRef, Sighting};
+use super::store::{NotLive, Seen, SessionRef, Sighting};
 use super::token::{BearerToken, Token};
-use crate::core::telemetry::warn;
+use crate::core::telemetry::{count, warn};
 use crate::core::{CacheOutside, ClientIp, Clock, StoreFailure, SystemClock, Visitor};
 
 pub(super) use commit::Committing;
@@ -166,7 +168,7 @@ impl Session {
     #[must_use]
     pub fn bearer_token(&self) -> Option<BearerToken> {
         let shared = self.ask();
-        let mut state = shared.state.lock();
+        let mut state = shared.state();
         match &mut state.issued {
             Some(Issued::Bearer { token, taken }) if !*taken => {
                 *taken = true;
@@ -189,7 +191,7 @@ impl Session {
     }
 
     pub(super) fn has_buffered(&self) -> bool {
-        !self.shared.state.lock().buffer.is_empty()
+        !self.shared.state().buffer.is_empty()
     }
 
     /// Sends what is buffered for the last time: the headers wait for it.
@@ -214,7 +216,7 @@ impl Session {
     /// Drops what is still buffered, and says what the response needs.
     pub(super) fn leave(&self) -> Leaving {
         let shared = &self.shared;
-        let mut state = shared.state.lock();
+        let mut state = shared.state();
         state.buffer = Buffer::default();
         let mut leaving = Leaving {
             personal: shared.personal.load(Ordering::Relaxed),
@@ -242,7 +244,50 @@ impl Session {
     }
 }
 
+/// What is known, under lock. What is to be told is told when the lock is given back, so that whoever listens may
+/// ask this very handle.
+struct Known<'a> {
+    state: MutexGuard<'a, State>,
+    config: &'a Config,
+}
+
+impl Deref for Known<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Known<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Known<'_> {
+    fn drop(&mut self) {
+        if self.state.untold.is_empty() {
+            return;
+        }
+        let untold = std::mem::take(&mut self.state.untold);
+        let config = self.config;
+        MutexGuard::unlocked(&mut self.state, || {
+            for (kind, session, user) in untold {
+                config.tell(kind, session, user);
+            }
+        });
+    }
+}
+
 impl Shared {
+    fn state(&self) -> Known<'_> {
+        Known {
+            state: self.state.lock(),
+            config: &self.config,
+        }
+    }
+
     fn begin(&self) {
         if self.began.load(Ordering::Relaxed) == 0 {
             self.began_now();
@@ -274,7 +319,7 @@ impl Shared {
             self.config.signal(Signal::DuplicateCookie, None);
         }
         if presented.token.is_none() && presented.any_cookie {
-            self.state.lock().removes_cookie = true;
+            self.state().removes_cookie = true;
             self.config.signal(Signal::MalformedToken, None);
         }
     }
@@ -293,7 +338,7 @@ impl Shared {
 
     /// Changes the buffer unless the headers are leaving.
     fn buffer<R>(&self, change: impl FnOnce(&mut Buffer) -> R) -> Result<R, SessionError> {
-        let mut state = self.state.lock();
+        let mut state = self.state();
         // Under the lock: whoever sealed takes the buffer after this.
         self.check_sealed()?;
         Ok(change(&mut state.buffer))
@@ -327,21 +372,31 @@ impl Shared {
             // A login of this very request came in between.
             return;
         }
-        state.removes_cookie |= super::policy::removes_cookie(why);
+        if let (Some(signal), false) = (Signal::of(why), state.was_seen_live) {
+            state.tell(SessionEventKind::Signal(signal));
+        }
+        state.removes_cookie |= policy::removes_cookie(why);
         state.core = Core::NotLive(why);
         state.data = None;
-        if let (Some(signal), false) = (Signal::of(why), state.was_seen_live) {
-            self.config.signal(signal, Some(at.id));
+    }
+
+    /// Notes that activity was recorded: whether device or network are others than before.
+    fn renewed(&self, state: &mut State, before: Option<Seen>) {
+        let Some(before) = before else {
+            return;
+        };
+        count!("keep_session_renewals_total", 1);
+        for signal in policy::changes(&before, &self.sighting.seen()) {
+            state.tell(SessionEventKind::Signal(signal));
         }
     }
 
     /// Notes that the store failed: nothing more is asked by this request.
     fn failed(&self, error: &SessionError) {
-        let mut state = self.state.lock();
+        let mut state = self.state();
         if state.failed.is_none() {
             state.failed = Some(error.clone());
-            drop(state);
-            self.config.tell(SessionEventKind::StoreFailed, None, None);
+            state.tell(SessionEventKind::StoreFailed);
         }
     }
 

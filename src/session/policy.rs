@@ -1,11 +1,14 @@
 //! Decisions on values and `now`: what counts as live, when activity is recorded, who gives way.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use http::StatusCode;
 
+use super::device::{Browser, Os};
+use super::event::Signal;
 use super::limits::{LONGEST_INTERVAL, LimitRule, SessionLimit};
-use super::store::{EndCause, NotLive, REMEMBERED_MILLIS, SessionRecord, Verifier};
+use super::store::{EndCause, NotLive, REMEMBERED_MILLIS, Seen, SessionRecord, Verifier};
 use crate::core::Timestamp;
 
 /// What decides whether a session counts.
@@ -108,6 +111,34 @@ pub(super) const fn removes_cookie(why: NotLive) -> bool {
     !matches!(why, NotLive::Superseded | NotLive::Ended(EndCause::Logout))
 }
 
+/// Compares what a renewal recorded with what was seen before: signals only between two known values of one kind.
+pub(super) fn changes(before: &Seen, now: &Seen) -> impl Iterator<Item = Signal> + use<> {
+    let is_other_device = match (before.device, now.device) {
+        (Some(before), Some(now)) => {
+            let known_os = before.os != Os::Unknown && now.os != Os::Unknown;
+            let known_browser =
+                before.browser != Browser::Unknown && now.browser != Browser::Unknown;
+            (known_os && before.os != now.os) || (known_browser && before.browser != now.browser)
+        }
+        _ => false,
+    };
+    let is_other_network = match (before.ip, now.ip) {
+        (Some(IpAddr::V4(before)), Some(IpAddr::V4(now))) => {
+            before.octets()[..3] != now.octets()[..3]
+        }
+        (Some(IpAddr::V6(before)), Some(IpAddr::V6(now))) => {
+            before.octets()[..6] != now.octets()[..6]
+        }
+        _ => false,
+    };
+    [
+        is_other_device.then_some(Signal::DeviceChanged),
+        is_other_network.then_some(Signal::NetworkChanged),
+    ]
+    .into_iter()
+    .flatten()
+}
+
 /// Says whether what a handler buffered is kept, by the status it answered.
 pub(super) fn keeps_buffer(status: StatusCode) -> bool {
     !status.is_server_error()
@@ -128,6 +159,45 @@ mod tests {
         assert!(is_due(at(0), idle, at(60_001)));
         assert!(is_due(at(0), Duration::from_secs(10), at(1_001)));
         assert!(!is_due(at(5_000), idle, at(0)), "a clock that went back");
+    }
+
+    #[test]
+    fn a_change_is_one_between_two_known_values_of_one_kind() {
+        use crate::session::device::Device;
+        let seen = |agent: &str, ip: &str| Seen {
+            device: (!agent.is_empty()).then(|| Device::of_user_agent(agent.as_bytes())),
+            ip: ip.parse().ok(),
+        };
+        let changes = |before: Seen, now: Seen| changes(&before, &now).collect::<Vec<_>>();
+        let firefox = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0";
+        let before = seen(firefox, "192.0.2.7");
+        for same in [
+            seen(
+                "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Firefox/140.0",
+                "192.0.2.255",
+            ),
+            seen("", "2001:db8::1"),
+            seen("something of its own", ""),
+        ] {
+            assert_eq!(changes(before, same), []);
+        }
+        assert_eq!(
+            changes(
+                before,
+                seen("Mozilla/5.0 (Windows NT 10.0) Firefox/128.0", "")
+            ),
+            [Signal::DeviceChanged]
+        );
+        assert_eq!(
+            changes(before, seen("curl/8 (Linux)", "192.0.3.7")),
+            [Signal::DeviceChanged, Signal::NetworkChanged]
+        );
+        let six = |text| seen("", text);
+        assert_eq!(changes(six("2001:db8:1:2::1"), six("2001:db8:1:3::1")), []);
+        assert_eq!(
+            changes(six("2001:db8:1::1"), six("2001:db8:2::1")),
+            [Signal::NetworkChanged]
+        );
     }
 
     #[test]

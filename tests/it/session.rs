@@ -1,6 +1,7 @@
 //! The session layer, driven in process.
 
 mod app;
+mod events;
 mod faults;
 mod http;
 mod identity;

@@ -113,7 +113,7 @@ async fn touch(store: &dyn SessionStore, at: SessionRef) -> bool {
         renew: Some(Sighting::default()),
     };
     match store.load(at, read).await.expect("an answer") {
-        Loaded::Live(live) => live.renewed,
+        Loaded::Live(live) => live.renewed.is_some(),
         Loaded::NotLive(why) => panic!("the session was to be live, not {why:?}"),
     }
 }

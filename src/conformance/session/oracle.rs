@@ -60,14 +60,15 @@ impl Fact {
         }
     }
 
-    fn renew(&mut self, sighting: &Sighting, now: u64) -> bool {
+    fn renew(&mut self, sighting: &Sighting, now: u64) -> Option<Seen> {
         let age = now.saturating_sub(self.record.last_activity.as_millis());
-        let due = age * 10 > ms(self.record.idle).min(600_000);
-        if due {
-            self.record.last_activity = at(now);
-            self.see(sighting);
+        if age * 10 <= ms(self.record.idle).min(600_000) {
+            return None;
         }
-        due
+        let before = self.record.seen;
+        self.record.last_activity = at(now);
+        self.see(sighting);
+        Some(before)
     }
 
     fn forget_old_values(&mut self, now: u64) {
@@ -234,7 +235,7 @@ impl Oracle {
         let now = self.now;
         let fact = &mut self.facts[index];
         fact.forget_old_values(now);
-        let mut renewed = false;
+        let mut renewed = None;
         if let Some(sighting) = &read.renew {
             let age = now.saturating_sub(fact.used);
             if read.part == Part::Whole
@@ -272,9 +273,10 @@ impl Oracle {
         if let Err(refused) = fact.write(patch, now) {
             return refused;
         }
-        fact.renew(&patch.sighting, now);
+        let renewed = fact.renew(&patch.sighting, now);
         Patched::Applied {
             version: fact.writes,
+            renewed,
         }
     }
 

@@ -38,6 +38,8 @@ pub(in crate::session) struct Committing {
     buffer: Buffer,
     /// The headers wait for it, so it may still set up a session.
     is_last: bool,
+    /// What could not be decoded is removed on the way, unless somebody changed it meanwhile.
+    cleans: bool,
     step: Step,
 }
 
@@ -61,6 +63,7 @@ impl Committing {
             shared,
             buffer: Buffer::default(),
             is_last: false,
+            cleans: true,
             step: Step::Begin,
         }
     }
@@ -73,7 +76,7 @@ impl Committing {
     }
 
     fn begin(&mut self) -> Next {
-        self.buffer = std::mem::take(&mut self.shared.state.lock().buffer);
+        self.buffer = std::mem::take(&mut self.shared.state().buffer);
         if self.buffer.is_empty() {
             return Ok(Ok(Committed::Applied));
         }
@@ -82,20 +85,23 @@ impl Committing {
 
     fn send(&self) -> Next {
         let shared = &self.shared;
-        let mut state = shared.state.lock();
+        let mut state = shared.state();
         if let Some(error) = state.failed.clone() {
             drop(state);
             return Ok(shared.unanswered(error));
         }
         match shared.own(&mut state) {
             Own::Ref(at) => match state.core {
-                Core::NotLive(why) => self.not_live(&state, why),
+                Core::NotLive(why) => self.not_live(&mut state, why),
                 _ => {
                     let epoch = state.epoch;
-                    drop(state);
-                    let patch = self
+                    let mut patch = self
                         .buffer
                         .to_patch(shared.config.data_limit, &shared.sighting);
+                    if self.cleans {
+                        state.clean(&mut patch);
+                    }
+                    drop(state);
                     let answer = shared.config.store.patch(at, patch);
                     Err(Step::Patch(at, epoch, answer))
                 }
@@ -104,21 +110,25 @@ impl Committing {
         }
     }
 
-    fn patched(&self, at: SessionRef, epoch: u32, answer: Result<Patched, StoreError>) -> Next {
+    fn patched(&mut self, at: SessionRef, epoch: u32, answer: Result<Patched, StoreError>) -> Next {
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => return Ok(self.shared.unanswered(error.into())),
         };
-        let mut state = self.shared.state.lock();
+        let shared = Arc::clone(&self.shared);
+        let mut state = shared.state();
         match answer {
-            Patched::Applied { .. } => {
+            Patched::Applied { renewed, .. } => {
                 count!("keep_session_writes_total", 1, "answer" => "applied");
                 state.was_seen_live = true;
                 state.data = None;
+                state.undecodable.clear();
+                shared.renewed(&mut state, renewed);
                 Ok(Ok(Committed::Applied))
             }
             Patched::TooLarge => Ok(Err(SessionError::new(SessionErrorKind::TooLarge))),
-            // A buffer holds no conditions.
+            // A buffer holds no conditions of its own.
+            Patched::Conflict(_) if std::mem::take(&mut self.cleans) => Err(Step::Again),
             Patched::NotANumber | Patched::Conflict(_) => {
                 Ok(Err(SessionError::new(SessionErrorKind::NotANumber)))
             }
@@ -135,16 +145,16 @@ impl Committing {
                 })))
             }
             Patched::NotLive(why) => {
-                self.shared.found_dead(&mut state, at, why);
-                self.not_live(&state, why)
+                shared.found_dead(&mut state, at, why);
+                self.not_live(&mut state, why)
             }
         }
     }
 
-    fn not_live(&self, state: &State, why: NotLive) -> Next {
+    fn not_live(&self, state: &mut State, why: NotLive) -> Next {
         match policy::dead_write(why, state.was_seen_live) {
             DeadWrite::StartAnew => self.start_anew(state),
-            DeadWrite::Drop => Ok(Ok(self.shared.dropped(state))),
+            DeadWrite::Drop => Ok(Ok(dropped(state))),
         }
     }
 
@@ -204,11 +214,11 @@ impl Shared {
     ) -> Result<Option<Committed>, SessionError> {
         let _turn = self.turn.lock().await;
         {
-            let state = self.state.lock();
+            let mut state = self.state();
             if state.epoch != epoch {
                 // What was buffered before a logout goes with it.
                 let goes_on = matches!(state.own, Own::Ref(_));
-                return Ok((!goes_on).then(|| self.dropped(&state)));
+                return Ok((!goes_on).then(|| dropped(&mut state)));
             }
         }
         if !is_last {
@@ -244,23 +254,11 @@ impl Shared {
         Err(SessionError::new(SessionErrorKind::Unavailable))
     }
 
-    /// Tells that a buffered write was dropped: its session is over.
-    fn dropped(&self, state: &State) -> Committed {
-        let id = match state.own {
-            Own::Ref(at) => Some(at.id),
-            _ => None,
-        };
-        count!("keep_session_writes_total", 1, "answer" => "dropped");
-        self.config.tell(SessionEventKind::WriteDropped, id, None);
-        Committed::Dropped
-    }
-
     /// The store did not answer: refused, or dropped where the layer is open.
     fn unanswered(&self, error: SessionError) -> Result<Committed, SessionError> {
         self.failed(&error);
         if self.is_open() {
-            self.config.tell(SessionEventKind::WriteDropped, None, None);
-            return Ok(Committed::Dropped);
+            return Ok(dropped(&mut self.state()));
         }
         Err(error)
     }
@@ -284,7 +282,7 @@ impl Shared {
         let user = record
             .user()
             .and_then(crate::session::record::UserId::try_new);
-        let mut state = self.state.lock();
+        let mut state = self.state();
         state.own = Own::Ref(own);
         state.core = Core::Live(Box::new(record), now);
         state.data = None;
@@ -303,6 +301,13 @@ impl Shared {
         self.config.tell(event_of(cause), Some(own.id), user);
         self.config.tell_ended(ended);
     }
+}
+
+/// Tells that a buffered write was dropped: its session is over, or the store away.
+fn dropped(state: &mut State) -> Committed {
+    count!("keep_session_writes_total", 1, "answer" => "dropped");
+    state.tell(SessionEventKind::WriteDropped);
+    Committed::Dropped
 }
 
 fn event_of(cause: EstablishCause) -> SessionEventKind {

@@ -38,17 +38,20 @@ impl Session {
         let key = key.into();
         let name = key.checked()?;
         let shared = self.ask();
-        let buffered = shared.state.lock().buffer.get(name);
+        let buffered = shared.state().buffer.get(name);
         let value = match buffered {
             Buffered::Gone => None,
             Buffered::Value(value) => Some(value),
-            Buffered::Nothing => shared.stored(name).await?.map(|entry| entry.value),
+            Buffered::Nothing => {
+                let entry = shared.stored(name).await?;
+                return Ok(entry.and_then(|entry| shared.decode(&key, &entry)));
+            }
             Buffered::Increment(by) => {
                 let before = shared.stored(name).await?.map(|entry| entry.value);
                 data::incremented(before.as_ref(), by)
             }
         };
-        Ok(value.and_then(|value| shared.decode(&key, &value)))
+        Ok(value.and_then(|value| key.decode(&value)))
     }
 
     /// Writes a value when the request ends well, without loading anything.
@@ -114,7 +117,7 @@ impl Session {
         let shared = self.ask();
         match Committing::new(Arc::clone(shared)).await? {
             Committed::Applied => Ok(()),
-            Committed::Dropped => Err(match &shared.state.lock().failed {
+            Committed::Dropped => Err(match &shared.state().failed {
                 Some(error) => error.clone(),
                 None => SessionError::new(SessionErrorKind::Ended),
             }),
@@ -145,9 +148,7 @@ impl Session {
         shared.check_answered()?;
         for attempt in 1..=ATTEMPTS {
             let (answer, value) = {
-                let before = found
-                    .as_ref()
-                    .and_then(|entry| shared.decode(&key, &entry.value));
+                let before = found.as_ref().and_then(|entry| shared.decode(&key, entry));
                 let mut value = before.unwrap_or_default();
                 (change(&mut value), key.encode(&value)?)
             };
@@ -176,10 +177,10 @@ impl Shared {
                 if self.is_open() {
                     return Ok(None);
                 }
-                let failed = self.state.lock().failed.clone();
+                let failed = self.state().failed.clone();
                 return Err(failed.unwrap_or_else(|| error.into()));
             }
-            let state = self.state.lock();
+            let state = self.state();
             match (&state.core, &state.data) {
                 (Core::Live(..), Some(data)) => return Ok(data.get(name).cloned()),
                 // A login of this very request came in between: ask again.
@@ -191,16 +192,22 @@ impl Shared {
 
     /// Writes need an answer, also where reads go on without one.
     pub(super) fn check_answered(&self) -> Result<(), SessionError> {
-        match &self.state.lock().failed {
+        match &self.state().failed {
             Some(error) => Err(error.clone()),
             None => Ok(()),
         }
     }
 
-    fn decode<T: DeserializeOwned>(&self, key: &SessionKey<T>, value: &Value) -> Option<T> {
-        let decoded = key.decode(value);
+    /// Decodes a stored value; what cannot be decoded is removed by the next patch.
+    fn decode<T: DeserializeOwned>(&self, key: &SessionKey<T>, entry: &DataEntry) -> Option<T> {
+        let decoded = key.decode(&entry.value);
         if decoded.is_none() {
-            self.config.tell(SessionEventKind::Undecodable, None, None);
+            let mut state = self.state();
+            let found = (Arc::clone(&entry.name), entry.version);
+            if !state.undecodable.contains(&found) {
+                state.undecodable.push(found);
+                state.tell(SessionEventKind::Undecodable);
+            }
         }
         decoded
     }
@@ -219,9 +226,10 @@ impl Shared {
             return self.establish_with(patch).await;
         };
         let answer = self.config.store.patch(at, patch).await;
-        let mut state = self.state.lock();
+        let mut state = self.state();
         match answer {
-            Ok(Patched::Applied { version }) => {
+            Ok(Patched::Applied { version, renewed }) => {
+                self.renewed(&mut state, renewed);
                 if let Some(data) = &mut state.data {
                     data.put(DataEntry {
                         name: Arc::from(name),
@@ -261,7 +269,7 @@ impl Shared {
 
     /// The session to write to; `None` if one has to be set up.
     fn live_ref(&self) -> Result<Option<SessionRef>, SessionError> {
-        let state = self.state.lock();
+        let state = self.state();
         let why = match (&state.own, &state.core) {
             (Own::Ref(at), Core::Live(..) | Core::Unknown) => return Ok(Some(*at)),
             (_, Core::NotLive(why)) => *why,

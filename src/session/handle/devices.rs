@@ -27,7 +27,7 @@ impl Session {
             }
             Listed::NoUser => Err(SessionRejection::LoginRequired),
             Listed::NotLive(why) => {
-                shared.found_dead(&mut shared.state.lock(), at, why);
+                shared.found_dead(&mut shared.state(), at, why);
                 Err(SessionRejection::LoginRequired)
             }
         }
@@ -101,7 +101,7 @@ impl Shared {
             }
             Revoked::NoUser => Err(SessionRejection::LoginRequired),
             Revoked::NotLive(why) => {
-                self.found_dead(&mut self.state.lock(), at, why);
+                self.found_dead(&mut self.state(), at, why);
                 Err(SessionRejection::LoginRequired)
             }
         }

@@ -185,16 +185,16 @@ impl Shared {
             if self.is_open() {
                 return Ok(None);
             }
-            let failed = self.state.lock().failed.clone();
+            let failed = self.state().failed.clone();
             return Err(failed.unwrap_or_else(|| error.into()));
         }
-        let state = self.state.lock();
+        let state = self.state();
         Ok(state.record().map(|(record, now)| (record.clone(), now)))
     }
 
     /// The session that the request brought or made, whatever became of it.
     pub(super) fn reference(&self) -> Option<SessionRef> {
-        let mut state = self.state.lock();
+        let mut state = self.state();
         match self.own(&mut state) {
             Own::Ref(at) => Some(at),
             Own::Nobody | Own::Undecoded => None,
@@ -208,12 +208,12 @@ impl Shared {
         let current = self.reference();
         // A rotation leaves what is buffered to the end of the request.
         let buffer = match order.identity {
-            Identity::Set(_) => std::mem::take(&mut self.state.lock().buffer),
+            Identity::Set(_) => std::mem::take(&mut self.state().buffer),
             Identity::Keep => Buffer::default(),
         };
         let answer = self.establish_once(&order, current, &buffer).await;
         if answer.is_err() {
-            self.state.lock().buffer.restore(buffer);
+            self.state().buffer.restore(buffer);
         }
         answer
     }
@@ -250,7 +250,7 @@ impl Shared {
                 Ok(Established::NotANumber) => SessionErrorKind::NotANumber,
                 Ok(Established::NotLive(why)) => {
                     if let Some(at) = current {
-                        self.found_dead(&mut self.state.lock(), at, why);
+                        self.found_dead(&mut self.state(), at, why);
                     }
                     SessionErrorKind::Ended
                 }
@@ -269,7 +269,7 @@ impl Shared {
     pub(super) async fn end_own(self: &Arc<Self>, cause: EndCause) -> Result<bool, SessionError> {
         let _turn = self.turn.lock().await;
         let (at, earlier) = {
-            let mut state = self.state.lock();
+            let mut state = self.state();
             let at = match self.own(&mut state) {
                 Own::Ref(at) => Some(at),
                 Own::Nobody | Own::Undecoded => None,
@@ -303,7 +303,7 @@ impl Shared {
 
     /// Notes that a revocation ended the request's own session.
     pub(super) fn own_was_ended(&self) {
-        let mut state = self.state.lock();
+        let mut state = self.state();
         let had_cookie = self.presented.any_cookie || state.issued.is_some();
         state.forget();
         state.core = Core::NotLive(NotLive::Ended(EndCause::Revoked));

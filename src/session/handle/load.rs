@@ -43,7 +43,7 @@ impl Shared {
     }
 
     fn begin_load(self: &Arc<Self>, part: Part) -> Begin {
-        let mut state = self.state.lock();
+        let mut state = self.state();
         if let Some(error) = &state.failed {
             return Begin::Failed(error.clone());
         }
@@ -79,7 +79,7 @@ impl Shared {
         let loaded = self.loaded.notified();
         tokio::pin!(loaded);
         loaded.as_mut().enable();
-        if self.state.lock().is_loading {
+        if self.state().is_loading {
             loaded.await;
         }
     }
@@ -109,18 +109,18 @@ impl Loading {
             "part" => if self.part == Part::Core { "core" } else { "whole" },
             "answer" => if matches!(answer, Loaded::Live(_)) { "live" } else { "not_live" },
         );
-        let mut state = shared.state.lock();
+        let mut state = shared.state();
         if state.epoch != self.epoch {
             return Ok(());
         }
         match answer {
             Loaded::Live(live) => {
-                count!("keep_session_renewals_total", u64::from(live.renewed));
                 state.was_seen_live = true;
                 if live.data.is_some() {
                     state.data = live.data;
                 }
                 state.core = Core::Live(Box::new(live.record), live.now);
+                shared.renewed(&mut state, live.renewed);
             }
             Loaded::NotLive(why) => shared.found_dead(&mut state, self.at, why),
         }
@@ -130,7 +130,7 @@ impl Loading {
 
 impl Drop for Loading {
     fn drop(&mut self) {
-        self.shared.state.lock().is_loading = false;
+        self.shared.state().is_loading = false;
         self.shared.loaded.notify_waiters();
     }
 }
@@ -144,7 +144,7 @@ impl AskVisitor for Shared {
         };
         let known = me.know(Part::Core);
         known.map(move |()| {
-            let state = me.state.lock();
+            let state = me.state();
             state
                 .record()
                 .and_then(|(record, _)| record.principal.clone())

@@ -7,8 +7,10 @@ use smallvec::SmallVec;
 use crate::core::Timestamp;
 use crate::session::data::{self, Data, Value};
 use crate::session::error::{SessionError, SessionErrorKind};
+use crate::session::event::SessionEventKind;
+use crate::session::record::UserId;
 use crate::session::store::{NotLive, Operation, Patch, SessionRecord, SessionRef, Sighting};
-use crate::session::token::Token;
+use crate::session::token::{SessionId, Token};
 
 #[derive(Default)]
 pub(super) struct State {
@@ -25,6 +27,10 @@ pub(super) struct State {
     pub(super) removes_cookie: bool,
     pub(super) clears_site_data: bool,
     pub(super) failed: Option<SessionError>,
+    /// Values that could not be decoded, by name and version: the next patch removes them.
+    pub(super) undecodable: Vec<(Arc<str>, u64)>,
+    /// Told when the lock is given back.
+    pub(super) untold: Vec<(SessionEventKind, Option<SessionId>, Option<UserId>)>,
 }
 
 /// Which session the request is about.
@@ -60,6 +66,30 @@ impl State {
         }
     }
 
+    /// Adds to `patch` the removal of what could not be decoded, unless somebody changed it meanwhile.
+    pub(super) fn clean(&self, patch: &mut Patch) {
+        if patch.clear {
+            return;
+        }
+        for (name, version) in &self.undecodable {
+            if patch.operations.iter().all(|(own, _)| own != name) {
+                let removal = Operation::RemoveIf(*version);
+                patch.operations.push((Arc::clone(name), removal));
+            }
+        }
+    }
+
+    /// Tells something of the request's session, once the lock is given back.
+    pub(super) fn tell(&mut self, kind: SessionEventKind) {
+        let session = match self.own {
+            Own::Ref(at) => Some(at.id),
+            Own::Nobody | Own::Undecoded => None,
+        };
+        let user = self.record().and_then(|(record, _)| record.user());
+        let user = user.and_then(UserId::try_new);
+        self.untold.push((kind, session, user));
+    }
+
     /// The request is about no session any more.
     pub(super) fn forget(&mut self) {
         self.own = Own::Nobody;
@@ -68,6 +98,7 @@ impl State {
         self.buffer = Buffer::default();
         self.issued = None;
         self.was_seen_live = false;
+        self.undecodable.clear();
         self.epoch += 1;
     }
 }

@@ -1,11 +1,32 @@
 -- First write, login, switch, rotation, credential change: one step.
 -- KEYS: fresh session, cut-off of its home, current session (or the fresh one), cut-off of that home,
 -- index of the user who logs in (or the fresh session).
--- ARGV from 2: '1' with a current session, its verifier, the new verifier, what was seen, '1' for a login, user, roles,
+-- ARGV from 2: '1' with a current session ('moved': it was frozen in another home, its fields end the arguments; '0'
+-- without), its verifier, the new verifier, what was seen, '1' for a login, user, roles,
 -- stamp and remembered (18 bytes), '1' to refuse without a live session, idle, absolute, extended (ms), limit, its
 -- rule, '1' to end the others, age (ms), then the patch as `plan_patch` takes it.
 -- Reply: {0, now, session, cause, {key, user, why…}}, {1, why, cause}, {3} too large, {4} no number, {5} limit,
 -- {6} overtaken, {7} taken.
+-- The other two steps of a move on a Cluster: KEYS: current session, its cut-off. ARGV from 2: 'freeze', then 'end' or
+-- 'thaw', its verifier. Reply: {0, {field, value…}} or {1, why, cause}; {0}.
+if ARGV[2] == 'freeze' then
+  local s, why, cause = find_own(KEYS[1], ARGV[3], read_cut_off(KEYS[2]))
+  if not s then return { 1, why, cause } end
+  local fields = redis.call('HGETALL', s.key)
+  redis.call('HSET', s.key, 't', struct.pack('>BI8', FROZEN, now_ms))
+  return { 0, fields }
+elseif ARGV[2] == 'thaw' or ARGV[2] == 'end' then
+  local f = redis.call('HMGET', KEYS[1], 'h', 'i')
+  if f[1] and parse(KEYS[1], f).verifier == ARGV[3] then
+    if ARGV[2] == 'thaw' then
+      redis.call('HDEL', KEYS[1], 't')
+    else
+      bury(KEYS[1], MOVED)
+      if f[2] then redis.call('ZREM', f[2], KEYS[1]) end
+    end
+  end
+  return { 0 }
+end
 local fresh_key, index = KEYS[1], KEYS[5]
 local verifier, seen, is_login = ARGV[4], ARGV[5], ARGV[6] == '1'
 local user, roles, mostly = ARGV[7], ARGV[8], ARGV[9]
@@ -23,6 +44,23 @@ if is_login then
   if cut_off and now_ms - age <= cut_off then return { 6 } end
 end
 
+local is_moved = ARGV[2] == 'moved'
+if is_moved then
+  local there, known = find(fresh_key, cut_off)
+  if there or known ~= MISSING then return { 7 } end
+  redis.call('DEL', fresh_key)
+  for n = 21 + 4 * tonumber(ARGV[20]), #ARGV, 2 do redis.call('HSET', fresh_key, ARGV[n], ARGV[n + 1]) end
+  redis.call('HDEL', fresh_key, 't')
+  current = find(fresh_key, cut_off)
+  -- Ended by everyone's cut-off meanwhile: the login begins anew.
+  if not current then redis.call('DEL', fresh_key) end
+  if current then current.i = nil end
+end
+local function refused(code)
+  if is_moved then redis.call('DEL', fresh_key) end
+  return { code }
+end
+
 local created = now_ms
 if cut_off and cut_off + 1 > created then created = cut_off + 1 end
 
@@ -33,7 +71,7 @@ if is_login then
 elseif current then
   became = 4
 end
-local moves = is_login and current and KEYS[2] ~= KEYS[4]
+local moves = is_login and current and (is_moved or KEYS[2] ~= KEYS[4])
 local s, from, is_empty = current, current and current.key, false
 if not s then
   is_empty = true
@@ -50,7 +88,7 @@ else
 end
 s.verifier = verifier
 local is_new = not current or moves
-if is_new then
+if is_new and not is_moved then
   local there, known = find(fresh_key, cut_off)
   if there or known ~= MISSING then return { 7 } end
 end
@@ -59,32 +97,33 @@ local own_key = is_new and fresh_key or current.key
 -- Who gives way.
 local others, giving_way = {}, {}
 if is_login then
-  local live, newer = family(index, cut_off)
+  local live, newer, frozen = family(index, cut_off)
   for _, other in ipairs(live) do
     if other.key ~= own_key then others[#others + 1] = other end
   end
   if revoke_others then
     for _, other in ipairs(others) do giving_way[#giving_way + 1] = { other, 4 } end
     for _, key in ipairs(newer) do giving_way[#giving_way + 1] = { { key = key, u = '' }, 4 } end
-  elseif #others + 1 > limit then
-    if rule == 'reject' then return { 5 } end
+    for _, key in ipairs(frozen) do giving_way[#giving_way + 1] = { { key = key, u = '' }, 4 } end
+  elseif #others + #frozen + 1 > limit then
+    if rule == 'reject' then return refused(5) end
     table.sort(others, function(a, b)
       local x, y = rule == 'oldest' and a.created or a.last, rule == 'oldest' and b.created or b.last
       if x ~= y then return x < y end
       return is_before(a.key, b.key)
     end)
-    for n = 1, #others + 1 - limit do giving_way[n] = { others[n], 3 } end
+    for n = 1, math.min(#others, #others + #frozen + 1 - limit) do giving_way[n] = { others[n], 3 } end
   end
 end
 
 local is_cleared = became == 3 or (current and has_data_run_out(current))
-local plan, refused = plan_patch(s, 18, is_empty or is_cleared)
-if refused == 'number' then return { 4 } end
-if refused then return { 3 } end
+local plan, why_not = plan_patch(s, 18, is_empty or is_cleared)
+if why_not == 'number' then return refused(4) end
+if why_not then return refused(3) end
 
 -- What is left of an expired session of that id.
-if is_new then redis.call('DEL', fresh_key) end
-if moves then
+if is_new and not is_moved then redis.call('DEL', fresh_key) end
+if moves and not is_moved then
   redis.call('RENAME', from, fresh_key)
   bury(from, MOVED)
   s.key = fresh_key

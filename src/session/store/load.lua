@@ -1,10 +1,10 @@
 -- Reads a session, records activity if due, drops data that ran out.
 -- KEYS: session, cut-off. ARGV from 2: verifier, '1' with all data, what was seen (20 bytes; '' records nothing).
--- Reply: {0, now, renewed, session, {name, entry…}}, or {1, why, cause}.
+-- Reply: {0, now, what was seen before a renewal (else ''), session, {name, entry…}}, or {1, why, cause}.
 local s, why, cause = find_own(KEYS[1], ARGV[2], read_cut_off(KEYS[2]))
 if not s then return { 1, why, cause } end
 local wants_data, seen = ARGV[3] == '1', ARGV[4]
-local changed, renewed = false, false
+local changed, renewed = false, nil
 if has_data_run_out(s) then
   drop_data(s)
   changed = true
@@ -27,4 +27,4 @@ if wants_data and s.keys > 0 then
     end
   end
 end
-return { 0, whole(now_ms), renewed and 1 or 0, told(s), entries }
+return { 0, whole(now_ms), renewed or '', told(s), entries }

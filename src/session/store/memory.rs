@@ -10,8 +10,8 @@ use parking_lot::RwLock;
 
 use super::{
     Data, EndCause, EndedSession, Establish, Established, Listed, Live, Loaded, NotLive, Part,
-    Patch, Patched, REMEMBERED_MILLIS, Read, Revoked, Roles, SessionId, SessionRecord, SessionRef,
-    SessionStore, Sighting, Target, UserId, Verifier, Whose,
+    Patch, Patched, REMEMBERED_MILLIS, Read, Revoked, Roles, Seen, SessionId, SessionRecord,
+    SessionRef, SessionStore, Sighting, Target, UserId, Verifier, Whose,
 };
 use crate::backend::memory::{self, EntryKey, MemoryStore, PartSetup, Slot};
 use crate::core::{StoreError, StoreFuture, Timestamp};
@@ -103,14 +103,15 @@ impl Row {
         }
     }
 
-    /// Records activity if due.
-    fn renew(&mut self, sighting: &Sighting, now: Timestamp) -> bool {
-        let due = policy::is_due(self.record.last_activity, self.record.idle, now);
-        if due {
-            self.record.last_activity = self.record.last_activity.max(now);
-            self.record.seen.replace_known(&sighting.seen());
+    /// Records activity if due; returns what was seen before.
+    fn renew(&mut self, sighting: &Sighting, now: Timestamp) -> Option<Seen> {
+        if !policy::is_due(self.record.last_activity, self.record.idle, now) {
+            return None;
         }
-        due
+        let before = self.record.seen;
+        self.record.last_activity = self.record.last_activity.max(now);
+        self.record.seen.replace_known(&sighting.seen());
+        Some(before)
     }
 
     fn drop_what_ran_out(&mut self, now: Timestamp) {
@@ -232,7 +233,7 @@ fn load(slot: &mut Slot<'_, Entry>, at: SessionRef, read: &Read, moment: Moment)
     let now = moment.now;
     let due = policy::is_due(row.record.last_activity, row.record.idle, now)
         || (!row.data.is_empty() && policy::is_due(row.data_used, row.extended, now));
-    let mut renewed = false;
+    let mut renewed = None;
     if (due && read.renew.is_some()) || row.has_data_run_out(now) {
         renewed = record_use(slot, read, now);
     }
@@ -247,14 +248,10 @@ fn load(slot: &mut Slot<'_, Entry>, at: SessionRef, read: &Read, moment: Moment)
     }
 }
 
-fn record_use(slot: &mut Slot<'_, Entry>, read: &Read, now: Timestamp) -> bool {
-    let Some(row) = row_mut(slot.get_mut()) else {
-        return false;
-    };
+fn record_use(slot: &mut Slot<'_, Entry>, read: &Read, now: Timestamp) -> Option<Seen> {
+    let row = row_mut(slot.get_mut())?;
     row.drop_what_ran_out(now);
-    let Some(sighting) = &read.renew else {
-        return false;
-    };
+    let sighting = read.renew.as_ref()?;
     if read.part == Part::Whole
         && !row.data.is_empty()
         && policy::is_due(row.data_used, row.extended, now)
@@ -287,7 +284,7 @@ fn apply(
             Unapplied::NotANumber => Patched::NotANumber,
         });
     }
-    next.renew(&patch.sighting, moment.now);
+    let renewed = next.renew(&patch.sighting, moment.now);
     let (version, expires) = (next.counter, next.record.expires_at().as_micros());
     if next.heap() > heap {
         // Growth needs room first; the table may refuse.
@@ -296,7 +293,7 @@ fn apply(
         *row = next;
         slot.set_expiry(expires);
     }
-    Ok(Patched::Applied { version })
+    Ok(Patched::Applied { version, renewed })
 }
 
 impl Row {

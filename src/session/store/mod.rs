@@ -175,8 +175,8 @@ pub struct Live {
     pub record: SessionRecord,
     /// All data, if asked for.
     pub data: Option<Data>,
-    /// Activity was recorded.
-    pub renewed: bool,
+    /// Activity was recorded; what was seen of the visitor before.
+    pub renewed: Option<Seen>,
 }
 
 /// Changes of a session's data, one operation per key.
@@ -222,6 +222,8 @@ pub enum Patched {
     Applied {
         /// The version of the entries that were written.
         version: u64,
+        /// Activity was recorded; what was seen of the visitor before.
+        renewed: Option<Seen>,
     },
     /// A version was another; nothing was done. The entries of the conditional keys as they are.
     Conflict(Vec<DataEntry>),

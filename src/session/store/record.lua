@@ -1,11 +1,12 @@
 -- Before every session script, after the shared prelude: how a session is laid out, found and changed.
 -- A session is a hash: h header, u user, r roles, c core, i the key of its user's index, d:<name> values
--- (8 bytes version, 1 byte format, JSON). What ended is a hash with t alone: cause, time.
+-- (8 bytes version, 1 byte format, JSON). What ended is a hash with t alone: cause, time. What moves to another home
+-- of a Cluster is frozen: a whole session with such a t, for 5 s at most.
 -- An index is a sorted set of session keys by absolute end, and '!': when the user's mark is forgotten.
 local HEADER = '>Bc32c32I8I8I8I8I8I8I8I8I8I8I8I8'
 local HEADER_BYTES, CORE_BYTES, REMEMBERED = 161, 39, 60000
 local SUPERSEDED, REPLAYED, WRONG_SECRET, MISSING, ENDED, NEWER = 1, 2, 3, 4, 5, 6
-local MOVED, EVERYONE = 255, 6
+local FROZEN, FREEZE, MOVED, EVERYONE = 254, 5000, 255, 6
 local LARGEST = 9007199254740991
 
 local function whole(n) return string.format('%.0f', n) end
@@ -31,9 +32,13 @@ local function find(key, cut_off)
   local f = redis.call('HMGET', key, 'h', 't', 'u', 'r', 'c', 'i')
   if f[2] then
     local cause, at = struct.unpack('>BI8', f[2])
-    if now_ms - at > REMEMBERED then return nil, MISSING, 0 end
-    if cause == MOVED then return nil, SUPERSEDED, 0 end
-    return nil, ENDED, cause
+    if cause == FROZEN then
+      if now_ms - at < FREEZE then return nil, SUPERSEDED, FROZEN end
+    else
+      if now_ms - at > REMEMBERED then return nil, MISSING, 0 end
+      if cause == MOVED then return nil, SUPERSEDED, 0 end
+      return nil, ENDED, cause
+    end
   end
   if not f[1] then return nil, MISSING, 0 end
   local format, core = string.byte(f[1]), f[5] and string.byte(f[5])
@@ -73,11 +78,13 @@ local function see(core, seen)
   return string.sub(core, 1, 1) .. device .. address .. string.sub(core, 22)
 end
 
+-- Records activity if due; returns what was seen before.
 local function renew(s, seen)
-  if not is_due(s.last, s.idle) then return false end
+  if not is_due(s.last, s.idle) then return nil end
+  local before = string.sub(s.c, 2, 21)
   s.last = math.max(s.last, now_ms)
   s.c = see(s.c, seen)
-  return true
+  return before
 end
 
 local function drop_data(s)
@@ -101,24 +108,26 @@ local function bury(key, cause)
   redis.call('PEXPIRE', key, 2 * REMEMBERED)
 end
 
--- The sessions of a user that are live, and the keys of those that only a newer version can read; the index
--- keeps only them.
+-- The sessions of a user that are live, the keys of those that only a newer version can read, and of those that
+-- are frozen; the index keeps only them.
 local function family(index, cut_off)
   redis.call('ZREMRANGEBYSCORE', index, '-inf', whole(now_ms))
-  local live, newer = {}, {}
+  local live, newer, frozen = {}, {}, {}
   for _, key in ipairs(redis.call('ZRANGE', index, 0, -1)) do
     if key ~= '!' then
-      local s, why = find(key, cut_off)
+      local s, why, cause = find(key, cut_off)
       if s and s.i == index then
         live[#live + 1] = s
       elseif why == NEWER then
         newer[#newer + 1] = key
+      elseif cause == FROZEN then
+        frozen[#frozen + 1] = key
       else
         redis.call('ZREM', index, key)
       end
     end
   end
-  return live, newer
+  return live, newer, frozen
 end
 
 -- Logins that began before are overtaken.
@@ -140,7 +149,7 @@ end
 
 -- What an increment adds to; nil if it is no integer.
 local function integer(entry)
-  if not entry then return 0 end
+  if not entry or #entry < 9 then return 0 end
   local text = string.sub(entry, 10)
   if string.byte(entry, 9) ~= 0 or #text > 17 then return nil end
   if not (string.match(text, '^%-?[1-9]%d*$') or text == '0' or text == '-0') then return nil end
@@ -148,26 +157,35 @@ local function integer(entry)
   return n >= -LARGEST and n <= LARGEST and n or nil
 end
 
+-- The entries that `count` operations of the arguments from `at` on are about, by their number.
+local function find_entries(key, at, count)
+  local found = {}
+  -- A piece at a time: Lua takes fewer than 8,000 values from a table at once.
+  for first = 1, count, 1000 do
+    local names = {}
+    for n = first, math.min(first + 999, count) do names[#names + 1] = 'd:' .. ARGV[at + (n - 1) * 4] end
+    for n, entry in ipairs(redis.call('HMGET', key, unpack(names))) do found[first + n - 1] = entry end
+  end
+  return found
+end
+
+-- The version of an entry; what is damaged has none, as if it were absent.
+local function version_of(entry) return entry and #entry > 8 and struct.unpack('>I8', entry) or 0 end
+
 -- Works out a patch whose arguments begin at `at`: limit, clear, count, then name, kind, version, payload each.
 -- Nothing is written: nil and why ('conflict' with entries, 'large', 'number'), or what `write_patch` takes.
 local function plan_patch(s, at, is_empty)
   local limit, clear, count = tonumber(ARGV[at]), ARGV[at + 1] == '1', tonumber(ARGV[at + 2])
   local plan = { clear = clear, count = count, set = {}, gone = {} }
   if count == 0 and not clear then return plan end
-  local found = {}
-  if count > 0 and not is_empty then
-    local names = {}
-    for n = 1, count do names[n] = 'd:' .. ARGV[at + 3 + (n - 1) * 4] end
-    found = redis.call('HMGET', s.key, unpack(names))
-  end
+  local found = is_empty and {} or find_entries(s.key, at + 3, count)
   local conflict = {}
   local is_conflict = false
   for n = 1, count do
     local a = at + 3 + (n - 1) * 4
     if ARGV[a + 1] == 'S' or ARGV[a + 1] == 'R' then
-      local version = found[n] and struct.unpack('>I8', found[n]) or 0
-      if version ~= tonumber(ARGV[a + 2]) then is_conflict = true end
-      if found[n] then
+      if version_of(found[n]) ~= tonumber(ARGV[a + 2]) then is_conflict = true end
+      if found[n] and #found[n] > 8 then
         conflict[#conflict + 1] = ARGV[a]
         conflict[#conflict + 1] = found[n]
       end
@@ -183,7 +201,7 @@ local function plan_patch(s, at, is_empty)
     local old = not clear and found[n] or nil
     if old then
       keys = keys - 1
-      bytes = bytes - #name - (#old - 9)
+      bytes = bytes - #name - math.max(0, #old - 9)
     end
     if kind == 'i' then
       local before = integer(old)
@@ -198,6 +216,8 @@ local function plan_patch(s, at, is_empty)
       plan.set[#plan.set + 1] = { 'd:' .. name, version .. payload }
     end
   end
+  -- A damaged entry may be longer than what was counted.
+  keys, bytes = math.max(0, keys), math.max(0, bytes)
   if keys > math.max(64, keys_before) or bytes > math.max(limit, bytes_before) then return nil, 'large' end
   plan.keys, plan.bytes = keys, bytes
   return plan

@@ -1,12 +1,17 @@
 //! Sessions on Redis: a hash per session, an index per user, a cut-off per home; one script per method.
 //!
-//! Every key is `<prefix>:session:{<home>}:…`. A user's sessions share the user's home, and so a cluster slot.
+//! Every key is `<prefix>:session:{<home>}:…`. A user's sessions share the user's home, and so a cluster slot. On a
+//! Cluster a login that moves a session to its user's home takes three steps (`moving`).
 
 mod decode;
+mod moving;
+mod pending;
 
 use std::time::Duration;
 
 use self::decode::{established, listed, loaded, patched, revoked};
+use self::moving::Fields;
+use self::pending::after_pending;
 
 use super::{
     EndCause, Establish, Established, Identity, LimitRule, Listed, Loaded, LoginIdentity,
@@ -14,7 +19,7 @@ use super::{
     SessionStore, Sighting, Target, UserId, Value, Whose, home_of_user,
 };
 use crate::backend::redis::{Call, RedisStore, Script};
-use crate::core::{StoreFuture, digest22};
+use crate::core::{StoreError, StoreErrorKind, StoreFuture, digest22};
 
 macro_rules! script {
     ($file:literal) => {
@@ -24,6 +29,7 @@ macro_rules! script {
 
 /// A home is the cluster slot that all keys of a session share: the first 10 bits of its id.
 const HOMES: u16 = 1_024;
+const HOMES_AT_ONCE: usize = 32;
 
 static LOAD: Script = script!("load.lua");
 static PATCH: Script = script!("patch.lua");
@@ -34,111 +40,188 @@ static REVOKE: Script = script!("revoke.lua");
 
 impl SessionStore for RedisStore {
     fn load(&self, at: SessionRef, read: Read) -> StoreFuture<Loaded> {
-        let seen = read.renew.as_ref().map(|sighting| sighting.seen().encode());
-        self.script(
-            &LOAD,
-            &[session_key(self, at.id), cut_off_key(self, at.id.home())],
-        )
-        .arg(at.verifier.as_bytes())
-        .arg(flag(read.part == Part::Whole))
-        .arg(seen.as_ref().map_or(&[][..], |seen| seen.as_slice()))
-        .run(move |reply| loaded(reply, read.part))
+        let home = at.id.home();
+        after_pending(self, [home; 2], move |store| send_load(store, at, &read))
     }
 
     fn patch(&self, at: SessionRef, patch: Patch) -> StoreFuture<Patched> {
-        let call = self
-            .script(
-                &PATCH,
-                &[session_key(self, at.id), cut_off_key(self, at.id.home())],
-            )
-            .arg(at.verifier.as_bytes())
-            .arg(seen(&patch.sighting));
-        with_patch(call, &patch).run(patched)
+        let home = at.id.home();
+        after_pending(self, [home; 2], move |store| {
+            let keys = [session_key(store, at.id), cut_off_key(store, home)];
+            let call = store
+                .script(&PATCH, &keys)
+                .arg(at.verifier.as_bytes())
+                .arg(seen(&patch.sighting));
+            with_patch(call, &patch).run(patched)
+        })
     }
 
     fn establish(&self, order: Establish) -> StoreFuture<Established> {
         let home = order.fresh.home();
-        let fresh = session_key(self, order.fresh);
-        let current = order.current.map(|current| current.id);
-        let keys = [
-            fresh.clone(),
-            cut_off_key(self, home),
-            current.map_or_else(|| fresh.clone(), |id| session_key(self, id)),
-            cut_off_key(self, current.map_or(home, |id| id.home())),
-            match &order.identity {
-                Identity::Set(login) => index_key(self, &login.user),
-                Identity::Keep => fresh,
-            },
-        ];
-        let call = self
-            .script(&ESTABLISH, &keys)
-            .arg(flag(current.is_some()))
-            .arg(
-                order
-                    .current
-                    .map_or([0; 32], |current| *current.verifier.as_bytes()),
-            )
-            .arg(order.verifier.as_bytes())
-            .arg(seen(&order.patch.sighting));
-        let call = with_identity(call, &order.identity)
-            .arg(flag(order.otherwise == Otherwise::Refuse))
-            .num(millis(order.lifetimes.idle))
-            .num(millis(order.lifetimes.absolute))
-            .num(millis(order.extended))
-            .num(order.limit.most)
-            .arg(match order.limit.rule {
-                LimitRule::Reject => "reject",
-                LimitRule::EvictOldest => "oldest",
-                LimitRule::EvictLongestIdle => "idle",
-            })
-            .arg(flag(
-                matches!(&order.identity, Identity::Set(login) if login.revoke_others),
-            ))
-            .num(millis(order.age));
-        with_patch(call, &order.patch).run(established)
+        let homes = [home, order.current.map_or(home, |at| at.id.home())];
+        after_pending(self, homes, move |store| {
+            let is_login = matches!(order.identity, Identity::Set(_));
+            if is_login && is_cluster(store) && moving::moves(&order) {
+                moving::move_home(store, order)
+            } else {
+                send_establish(store, &order, None)
+            }
+        })
     }
 
     fn list(&self, of: Whose) -> StoreFuture<Listed> {
-        let asking = Asking::of(self, &of);
-        self.script(&LIST, &asking.keys)
-            .arg(flag(asking.is_session))
-            .arg(asking.verifier)
-            .run(listed)
+        after_pending(self, [home_of(&of); 2], move |store| {
+            let asking = Asking::of(store, &of);
+            store
+                .script(&LIST, &asking.keys)
+                .arg(flag(asking.is_session))
+                .arg(asking.verifier)
+                .run(listed)
+        })
     }
 
     fn assign_roles(&self, user: UserId, roles: Roles) -> StoreFuture<u64> {
         let home = home_of_user(user.as_str());
-        self.script(
-            &ASSIGN_ROLES,
-            &[index_key(self, &user), cut_off_key(self, home)],
-        )
-        .arg(encode_roles(&roles))
-        .run(|reply| Ok(reply.int()?.unsigned_abs()))
+        after_pending(self, [home; 2], move |store| {
+            let keys = [index_key(store, &user), cut_off_key(store, home)];
+            store
+                .script(&ASSIGN_ROLES, &keys)
+                .arg(encode_roles(&roles))
+                .run(|reply| Ok(reply.int()?.unsigned_abs()))
+        })
     }
 
     fn revoke(&self, target: Target) -> StoreFuture<Revoked> {
-        let (what, whose, cause, one) = match target {
-            Target::Everyone => return revoke_everyone(self),
-            Target::Own(at, cause) => ("own", Whose::Session(at), cause, None),
-            Target::One(whose, id) => ("one", whose, EndCause::Revoked, Some(id)),
-            Target::Others(at) => ("others", Whose::Session(at), EndCause::Revoked, None),
-            Target::All(whose) => ("all", whose, EndCause::Revoked, None),
-        };
-        let asking = Asking::of(self, &whose);
-        self.script(&REVOKE, &asking.keys)
-            .arg(what)
-            .arg(flag(asking.is_session))
-            .arg(asking.verifier)
-            .num(code_of(cause))
-            .arg(one.map_or_else(String::new, |id| session_key(self, id)))
-            .run(revoked)
+        pending::revoke(self, target)
     }
 }
 
-/// One step on a single server.
+fn send_load(store: &RedisStore, at: SessionRef, read: &Read) -> StoreFuture<Loaded> {
+    let (seen, part) = (
+        read.renew.as_ref().map(|sighting| sighting.seen().encode()),
+        read.part,
+    );
+    let keys = [session_key(store, at.id), cut_off_key(store, at.id.home())];
+    store
+        .script(&LOAD, &keys)
+        .arg(at.verifier.as_bytes())
+        .arg(flag(part == Part::Whole))
+        .arg(seen.as_ref().map_or(&[][..], |seen| seen.as_slice()))
+        .run(move |reply| loaded(reply, part))
+}
+
+/// One step; with `moved`, the fields of a session that was frozen in another home take the place of `current`.
+fn send_establish(
+    store: &RedisStore,
+    order: &Establish,
+    moved: Option<&Fields>,
+) -> StoreFuture<Established> {
+    let current = order.current.filter(|_| moved.is_none());
+    let fresh = match (&order.identity, order.otherwise, current) {
+        // A rotation sets up nothing: it stays in its session's home.
+        (Identity::Keep, Otherwise::Refuse, Some(current)) => current.id,
+        _ => order.fresh,
+    };
+    let fresh_key = session_key(store, fresh);
+    let keys = [
+        fresh_key.clone(),
+        cut_off_key(store, fresh.home()),
+        current.map_or_else(|| fresh_key.clone(), |at| session_key(store, at.id)),
+        cut_off_key(store, current.map_or(fresh, |at| at.id).home()),
+        match &order.identity {
+            Identity::Set(login) => index_key(store, &login.user),
+            Identity::Keep => fresh_key,
+        },
+    ];
+    let call = store
+        .script(&ESTABLISH, &keys)
+        .arg(match (current, moved) {
+            (_, Some(_)) => "moved",
+            (Some(_), None) => "1",
+            (None, None) => "0",
+        })
+        .arg(current.map_or([0; 32], |current| *current.verifier.as_bytes()))
+        .arg(order.verifier.as_bytes())
+        .arg(seen(&order.patch.sighting));
+    let call = with_identity(call, &order.identity)
+        .arg(flag(order.otherwise == Otherwise::Refuse))
+        .num(millis(order.lifetimes.idle))
+        .num(millis(order.lifetimes.absolute))
+        .num(millis(order.extended))
+        .num(order.limit.most)
+        .arg(match order.limit.rule {
+            LimitRule::Reject => "reject",
+            LimitRule::EvictOldest => "oldest",
+            LimitRule::EvictLongestIdle => "idle",
+        })
+        .arg(flag(
+            matches!(&order.identity, Identity::Set(login) if login.revoke_others),
+        ))
+        .num(millis(order.age));
+    let call = with_patch(call, &order.patch);
+    let fields = moved.into_iter().flatten();
+    fields.fold(call, Call::arg).run(established)
+}
+
+fn send_revoke(store: &RedisStore, target: Target) -> StoreFuture<Revoked> {
+    let (what, whose, cause, one) = match target {
+        Target::Everyone => return revoke_everyone(store),
+        Target::Own(at, cause) => ("own", Whose::Session(at), cause, None),
+        Target::One(whose, id) => ("one", whose, EndCause::Revoked, Some(id)),
+        Target::Others(at) => ("others", Whose::Session(at), EndCause::Revoked, None),
+        Target::All(whose) => ("all", whose, EndCause::Revoked, None),
+    };
+    let asking = Asking::of(store, &whose);
+    store
+        .script(&REVOKE, &asking.keys)
+        .arg(what)
+        .arg(flag(asking.is_session))
+        .arg(asking.verifier)
+        .num(code_of(cause))
+        .arg(one.map_or_else(String::new, |id| session_key(store, id)))
+        .run(revoked)
+}
+
+/// One step on a single server; on a Cluster one per home, 32 at a time, done after the last.
 fn revoke_everyone(store: &RedisStore) -> StoreFuture<Revoked> {
-    let keys: Vec<String> = (0..HOMES).map(|home| cut_off_key(store, home)).collect();
-    store.script(&REVOKE, &keys).arg("everyone").run(revoked)
+    let keys = (0..HOMES).map(|home| cut_off_key(store, home));
+    if !is_cluster(store) {
+        let keys: Vec<String> = keys.collect();
+        return store.script(&REVOKE, &keys).arg("everyone").run(revoked);
+    }
+    let steps: Vec<_> = keys
+        .map(|key| store.script(&REVOKE, &[key]).arg("everyone"))
+        .collect();
+    StoreFuture::boxed(async move {
+        let mut steps = steps.into_iter();
+        let mut running = tokio::task::JoinSet::new();
+        loop {
+            while running.len() < HOMES_AT_ONCE
+                && let Some(step) = steps.next()
+            {
+                running.spawn(step.run(revoked));
+            }
+            match running.join_next().await {
+                Some(Ok(answer)) => drop(answer?),
+                Some(Err(error)) => {
+                    return Err(StoreError::with_source(StoreErrorKind::Unavailable, error));
+                }
+                None => return Ok(Revoked::Done(Vec::new())),
+            }
+        }
+    })
+}
+
+/// Says whether the homes may lie on several servers: not over the connections there are.
+fn is_cluster(_: &RedisStore) -> bool {
+    false
+}
+
+fn home_of(whose: &Whose) -> u16 {
+    match whose {
+        Whose::User(user) => home_of_user(user.as_str()),
+        Whose::Session(at) => at.id.home(),
+    }
 }
 
 fn session_key(store: &RedisStore, id: SessionId) -> String {

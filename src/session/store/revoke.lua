@@ -34,9 +34,10 @@ local function end_if_meant(key, user)
     redis.call('ZREM', index, key)
   end
 end
-local live, newer = family(index, cut_off)
+local live, newer, frozen = family(index, cut_off)
 for _, s in ipairs(live) do end_if_meant(s.key, s.u) end
 for _, key in ipairs(newer) do end_if_meant(key, '') end
+for _, key in ipairs(frozen) do end_if_meant(key, '') end
 if what ~= 'one' then mark(index) end
 expire_index(index)
 return { 0, ended }

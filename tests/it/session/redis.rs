@@ -2,13 +2,20 @@
 
 use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::body::Body;
+use axum::routing::get;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::Request;
+use tower::ServiceExt;
 use tower_keep::backend::fallback::Fallback;
-use tower_keep::session::SessionLayer;
+use tower_keep::backend::redis::RedisStore;
+use tower_keep::core::ManualClock;
+use tower_keep::session::{Session, SessionLayer};
 
-use super::app::{App, clock, memory};
-use crate::support::RedisServer;
+use super::app::{App, Browser, clock, memory};
+use crate::support::{Proxy, RedisServer};
 
 #[tokio::test]
 async fn each_path_sends_the_commands_it_should() {
@@ -216,5 +223,168 @@ async fn a_record_of_a_newer_version_is_left_alone_and_a_damaged_one_is_ended() 
             .await
             .unwrap();
         assert_eq!(left, i64::from(status == 503));
+    }
+}
+
+/// The key of a browser's session.
+async fn key_of(browser: &Browser, raw: &mut redis::aio::MultiplexedConnection) -> Vec<u8> {
+    // The last character of an id in text belongs to the secret in a token.
+    let id = browser.token()[..21].to_owned();
+    let mut keys: Vec<Vec<u8>> = redis::cmd("KEYS")
+        .arg(format!("*:{id}?"))
+        .query_async(raw)
+        .await
+        .unwrap();
+    keys.remove(0)
+}
+
+#[tokio::test]
+async fn a_damaged_value_is_none_and_hinders_nothing() {
+    let server = RedisServer::start().await;
+    let app = App::new(SessionLayer::new(server.store(&clock()).await));
+    let browser = app.browser();
+    browser.get("/set/a/1").await;
+    browser.get("/set/b/2").await;
+    browser.get("/login/u1").await;
+    let mut raw = server.raw().await;
+    let key = key_of(&browser, &mut raw).await;
+    let damage = async |field: &[u8], raw: &mut redis::aio::MultiplexedConnection| {
+        let _: i64 = redis::cmd("HSET")
+            .arg(&key)
+            .arg(field)
+            .arg(b"xy")
+            .query_async(raw)
+            .await
+            .unwrap();
+    };
+    damage(b"d:a", &mut raw).await;
+    damage(b"d:\xff", &mut raw).await;
+    assert_eq!(browser.body("/get/a").await, "null");
+    assert_eq!(browser.body("/get/b").await, "2");
+    for path in ["/update/a", "/add/a/1", "/set/a/7"] {
+        damage(b"d:a", &mut raw).await;
+        assert!(browser.get(path).await.status.is_success(), "{path}");
+        assert_ne!(browser.body("/get/a").await, "null", "{path}");
+    }
+    damage(b"d:a", &mut raw).await;
+    assert_eq!(browser.status("/remove/a").await, 204);
+    assert_eq!(browser.status("/clear").await, 204);
+    let fields: Vec<Vec<u8>> = redis::cmd("HKEYS")
+        .arg(&key)
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    assert!(!fields.iter().any(|field| field.starts_with(b"d:")));
+    // Roles that are no list: nobody's session, and it hides no other one.
+    let other = app.browser();
+    other.get("/login/u1").await;
+    damage(b"r", &mut raw).await;
+    let reply = browser.get("/me").await;
+    assert_eq!((reply.status.as_u16(), &*reply.body), (200, "nobody"));
+    assert!(reply.removes_cookie());
+    let list: Vec<serde_json::Value> = serde_json::from_str(&other.body("/list").await).unwrap();
+    assert_eq!(list.len(), 1);
+}
+
+#[tokio::test]
+async fn a_patch_of_ten_thousand_keys_is_one_step() {
+    let server = RedisServer::start().await;
+    let layer = SessionLayer::new(server.store(&clock()).await);
+    let app = App::new(layer.clone());
+    let routes = Router::new()
+        .route(
+            "/remove",
+            get(async |session: Session| {
+                for n in 0..10_000 {
+                    session.remove(format!("k{n}")).unwrap();
+                }
+                session.insert("b", &2).unwrap();
+            }),
+        )
+        .layer(layer);
+    let browser = app.browser();
+    browser.get("/set/k9999/1").await;
+    let request = Request::get("/remove").header("cookie", browser.cookie().unwrap());
+    let sent = routes.oneshot(request.body(Body::empty()).unwrap());
+    assert_eq!(sent.await.unwrap().status(), 200);
+    let (gone, there) = (
+        browser.body("/get/k9999").await,
+        browser.body("/get/b").await,
+    );
+    assert_eq!((gone.as_str(), there.as_str()), ("null", "2"));
+}
+
+/// A server that is asked through a proxy, and the handles of two processes.
+async fn two_nodes(server: &RedisServer, proxy: &Proxy, clock: &ManualClock) -> [RedisStore; 2] {
+    let prefix = crate::support::redis::fresh_prefix();
+    let urls = [format!("redis://{}/", proxy.address()), server.url()];
+    let mut stores = Vec::new();
+    for url in urls {
+        let builder = RedisStore::builder(&url).prefix(&prefix);
+        let builder = builder
+            .clock(clock.clone())
+            .timeout(Duration::from_millis(200));
+        stores.push(builder.open().await.unwrap());
+    }
+    stores.try_into().unwrap()
+}
+
+#[tokio::test]
+async fn a_revocation_that_failed_goes_before_any_other_call_once_the_store_is_back() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let clock = clock();
+    let [store, _] = two_nodes(&server, &proxy, &clock).await;
+    let app = App::new(SessionLayer::new(store));
+    let (phone, laptop, other) = (app.browser(), app.browser(), app.browser());
+    for (browser, user) in [(&phone, "u1"), (&laptop, "u1"), (&other, "u2")] {
+        assert_eq!(browser.status(&format!("/login/{user}")).await, 200);
+    }
+    let thief = laptop.copy();
+    proxy.refuse(true);
+    assert_eq!(phone.status("/revoke_others").await, 503);
+    let logout = other.get("/logout").await;
+    assert_eq!(
+        (logout.status.as_u16(), logout.removes_cookie()),
+        (503, true)
+    );
+    proxy.refuse(false);
+    let begun = Instant::now();
+    // The first answer that is none of 503 already comes after the revocation.
+    let mut reply = thief.get("/me").await;
+    while reply.status == 503 && begun.elapsed() < Duration::from_secs(30) {
+        reply = thief.get("/me").await;
+    }
+    assert_eq!((reply.status.as_u16(), &*reply.body), (200, "nobody"));
+    assert_eq!(phone.body("/me").await, "u1");
+}
+
+#[tokio::test]
+async fn a_revocation_that_failed_is_sent_again_also_where_nobody_asks() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let clock = clock();
+    let [store, elsewhere] = two_nodes(&server, &proxy, &clock).await;
+    let (app, node) = (
+        App::new(SessionLayer::new(store)),
+        App::new(SessionLayer::new(elsewhere)),
+    );
+    let browser = app.browser();
+    browser.get("/login/u1").await;
+    let stolen = browser.copy().at(&node);
+    // It goes out, and its answer is lost.
+    proxy.swallow_replies(true);
+    proxy.refuse(true);
+    assert_eq!(browser.status("/logout").await, 503);
+    assert_eq!(stolen.body("/me").await, "u1", "another node still sees it");
+    proxy.swallow_replies(false);
+    proxy.refuse(false);
+    let begun = Instant::now();
+    while stolen.body("/maybe").await == "u1" {
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "it was never sent again"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::backend::redis::Reply;
+use crate::core::telemetry::count;
 use crate::core::{Principal, StoreError, StoreErrorKind, Timestamp};
 use crate::session::store::{
     AuthStamp, Data, DataEntry, Done, EndCause, EndedSession, EstablishCause, Established, Listed,
@@ -23,8 +24,11 @@ pub(super) fn loaded(reply: Reply, part: Part) -> Result<Loaded, StoreError> {
         return Ok(Loaded::NotLive(fields.not_live()?));
     }
     let now = fields.time()?;
-    let renewed = fields.int()? == 1;
-    let record = record(fields.next()?)?;
+    let renewed = seen_before(&fields.next()?.bytes()?);
+    let Ok(record) = record(fields.next()?) else {
+        // What cannot be read belongs to nobody; the script has told what a newer version wrote from it.
+        return Ok(Loaded::NotLive(NotLive::Missing));
+    };
     let entries = entries(fields.next()?)?;
     Ok(Loaded::Live(Box::new(Live {
         now,
@@ -39,6 +43,7 @@ pub(super) fn patched(reply: Reply) -> Result<Patched, StoreError> {
     Ok(match fields.int()? {
         0 => Patched::Applied {
             version: fields.int()?.unsigned_abs(),
+            renewed: seen_before(&fields.next()?.bytes()?),
         },
         1 => Patched::NotLive(fields.not_live()?),
         2 => Patched::Conflict(entries(fields.next()?)?),
@@ -81,8 +86,9 @@ pub(super) fn listed(reply: Reply) -> Result<Listed, StoreError> {
     let mut fields = Fields::of(reply)?;
     Ok(match fields.int()? {
         0 => {
-            let sessions = fields.next()?.array()?.into_iter().map(record);
-            let mut sessions = sessions.collect::<Result<Vec<_>, _>>()?;
+            // One damaged record does not hide the others.
+            let sessions = fields.next()?.array()?.into_iter();
+            let mut sessions: Vec<_> = sessions.filter_map(|one| record(one).ok()).collect();
             sessions.sort_by_key(|record| (std::cmp::Reverse(record.last_activity), record.id));
             Listed::Sessions(sessions)
         }
@@ -98,6 +104,21 @@ pub(super) fn revoked(reply: Reply) -> Result<Revoked, StoreError> {
         1 => Revoked::NotLive(fields.not_live()?),
         _ => Revoked::NoUser,
     })
+}
+
+/// A session that waits for its end or another 5 s, and its fields.
+pub(super) enum Frozen {
+    Fields(Vec<Bytes>),
+    NotLive(NotLive),
+}
+
+pub(super) fn frozen(reply: Reply) -> Result<Frozen, StoreError> {
+    let mut fields = Fields::of(reply)?;
+    if fields.int()? != 0 {
+        return Ok(Frozen::NotLive(fields.not_live()?));
+    }
+    let all = fields.next()?.array()?.into_iter().map(Reply::bytes);
+    Ok(Frozen::Fields(all.collect::<Result<_, _>>()?))
 }
 
 /// The elements of an answer, one after the other.
@@ -174,18 +195,23 @@ fn ended(reply: Reply) -> Result<Vec<EndedSession>, StoreError> {
     Ok(ended)
 }
 
-/// Names and entries in turn.
+/// What was seen before a renewal; empty without one.
+fn seen_before(bytes: &[u8]) -> Option<Seen> {
+    bytes.try_into().ok().map(Seen::decode)
+}
+
+/// Names and entries in turn; what is damaged is as good as absent.
 fn entries(reply: Reply) -> Result<Vec<DataEntry>, StoreError> {
     let mut fields = reply.array()?.into_iter();
     let mut entries = Vec::with_capacity(fields.len() / 2);
     while let (Some(name), Some(entry)) = (fields.next(), fields.next()) {
         let (name, entry) = (name.bytes()?, entry.bytes()?);
-        let name = std::str::from_utf8(&name).map_err(|_| failed("a name is no text"))?;
-        let Some((version, rest)) = entry.split_first_chunk() else {
-            return Err(failed("an entry is too short"));
-        };
-        let Some(format) = rest.first() else {
-            return Err(failed("an entry is too short"));
+        let parts = entry
+            .split_first_chunk()
+            .and_then(|(version, rest)| Some((version, rest.first()?)));
+        let (Ok(name), Some((version, format))) = (std::str::from_utf8(&name), parts) else {
+            count!("keep_session_undecodable_total", 1, "part" => "entry");
+            continue;
         };
         let value = Value {
             format: *format,

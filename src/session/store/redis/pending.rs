@@ -1,0 +1,203 @@
+//! Revocations whose outcome is unknown: sent again before any other call for the same sessions gets through.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::super::{Revoked, Target};
+use super::send_revoke;
+use crate::backend::redis::RedisStore;
+use crate::core::telemetry::{count, error, gauge};
+use crate::core::{StoreError, StoreErrorKind, StoreFuture};
+
+/// The most that are remembered; then the oldest goes.
+const MOST: usize = 10_000;
+
+/// What one handle and its clones still have to send. All sessions that a target can end lie in its home, so only
+/// calls for that home have to wait for it.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    queue: Mutex<Queue>,
+    len: AtomicUsize,
+    /// One at a time sends what is pending.
+    turn: tokio::sync::Mutex<()>,
+    is_working: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    next: u64,
+    targets: VecDeque<(u64, Target)>,
+}
+
+impl Pending {
+    fn of(store: &RedisStore) -> Arc<Self> {
+        store.beside(Self::default)
+    }
+
+    fn remember(&self, target: Target) {
+        let mut queue = self.queue.lock();
+        if queue.targets.iter().any(|(_, own)| *own == target) {
+            return;
+        }
+        if queue.targets.len() == MOST {
+            queue.targets.pop_front();
+            count!("keep_session_pending_revocations_dropped_total", 1);
+            error!("too many revocations wait for the store, the oldest is given up");
+        }
+        let number = queue.next;
+        queue.next += 1;
+        queue.targets.push_back((number, target));
+        self.counted(&queue);
+    }
+
+    fn forget(&self, number: u64) {
+        let mut queue = self.queue.lock();
+        queue.targets.retain(|(own, _)| *own != number);
+        self.counted(&queue);
+    }
+
+    fn counted(&self, queue: &Queue) {
+        self.len.store(queue.targets.len(), Ordering::SeqCst);
+        gauge!(
+            "keep_session_pending_revocations",
+            queue.targets.len() as f64
+        );
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len.load(Ordering::SeqCst) == 0
+    }
+
+    /// The oldest one that one of `homes` has to wait for; `None` for all.
+    fn first(&self, homes: Option<[u16; 2]>) -> Option<(u64, Target)> {
+        let concerns = |target: &Target| match (homes, home_of(target)) {
+            (Some(homes), Some(home)) => homes.contains(&home),
+            _ => true,
+        };
+        let queue = self.queue.lock();
+        let found = queue.targets.iter().find(|(_, target)| concerns(target));
+        found.cloned()
+    }
+
+    /// Sends what is pending for `homes`, in order.
+    ///
+    /// Dropping it: what was confirmed is forgotten, the rest stays.
+    async fn send(&self, store: &RedisStore, homes: Option<[u16; 2]>) -> Result<(), StoreError> {
+        let _turn = self.turn.lock().await;
+        while let Some((number, target)) = self.first(homes) {
+            match send_revoke(store, target).await {
+                Ok(_) => {}
+                Err(error) if error.is_unknown() => return Err(error),
+                // Said no, and will again: there is nothing to wait for.
+                Err(_error) => error!("the store refuses a revocation that was pending: {_error}"),
+            }
+            self.forget(number);
+        }
+        Ok(())
+    }
+
+    /// Sends what is pending as soon as the store is back, also where nobody asks for sessions.
+    fn work(self: &Arc<Self>, store: &RedisStore) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        if self.is_working.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let (me, store) = (Arc::clone(self), store.clone());
+        runtime.spawn(async move {
+            let _working = Working(Arc::clone(&me));
+            while let Err(error) = me.send(&store, None).await {
+                tokio::time::sleep(Duration::from_secs(error.retry_after_secs())).await;
+            }
+        });
+    }
+}
+
+/// Lets the next one work, also where the runtime drops the task.
+struct Working(Arc<Pending>);
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.is_working.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Where the sessions lie that `target` ends; `None` is everywhere.
+fn home_of(target: &Target) -> Option<u16> {
+    match target {
+        Target::Own(at, _) | Target::Others(at) => Some(at.id.home()),
+        Target::One(whose, _) | Target::All(whose) => Some(super::home_of(whose)),
+        Target::Everyone => None,
+    }
+}
+
+/// Lets `step` go when nothing is pending for its homes; makes way for that first otherwise.
+pub(super) fn after_pending<T: Send + 'static>(
+    store: &RedisStore,
+    homes: [u16; 2],
+    step: impl FnOnce(&RedisStore) -> StoreFuture<T> + Send + 'static,
+) -> StoreFuture<T> {
+    let pending = Pending::of(store);
+    if pending.is_empty() {
+        return step(store);
+    }
+    let store = store.clone();
+    StoreFuture::boxed(async move {
+        let sent = pending.send(&store, Some(homes));
+        in_time(&store, sent).await?;
+        step(&store).await
+    })
+}
+
+async fn in_time<T>(
+    store: &RedisStore,
+    sent: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let waited = tokio::time::timeout(store.timeout(), sent).await;
+    waited.unwrap_or_else(|_elapsed| Err(StoreError::new(StoreErrorKind::TimedOut)))
+}
+
+/// Sends a revocation; where its outcome is unknown it is remembered, also when the caller goes away.
+pub(super) fn revoke(store: &RedisStore, target: Target) -> StoreFuture<Revoked> {
+    let pending = Pending::of(store);
+    let store = store.clone();
+    StoreFuture::boxed(async move {
+        let mut unsure = Unsure {
+            pending,
+            store,
+            target: Some(target.clone()),
+        };
+        let (store, pending) = (&unsure.store, &unsure.pending);
+        let homes = home_of(&target).map(|home| [home, home]);
+        if !pending.is_empty() {
+            in_time(store, pending.send(store, homes)).await?;
+        }
+        let answer = send_revoke(store, target).await;
+        if !matches!(&answer, Err(error) if error.is_unknown()) {
+            unsure.target = None;
+        }
+        answer
+    })
+}
+
+/// Remembers its target on drop, unless its outcome is known.
+struct Unsure {
+    pending: Arc<Pending>,
+    store: RedisStore,
+    target: Option<Target>,
+}
+
+impl Drop for Unsure {
+    fn drop(&mut self) {
+        if let Some(target) = self.target.take() {
+            self.pending.remember(target);
+            self.pending.work(&self.store);
+        }
+    }
+}
