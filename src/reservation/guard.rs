@@ -187,7 +187,11 @@ impl<D: GuardEngine> ReservationGuard<D> {
         hold: impl Into<HoldRef>,
     ) -> Result<Option<Hold>, ReservationError> {
         self.request.usable()?;
-        let found = self.request.transaction.find(hold.into()).await?;
+        let hold = hold.into();
+        if !hold.may_exist() {
+            return Ok(None);
+        }
+        let found = self.request.transaction.find(hold).await?;
         Ok(found.map(|record| Hold::of(record, HoldOutcome::Known)))
     }
 
@@ -339,6 +343,9 @@ impl Request {
         change: Change,
     ) -> Result<Settled, ReservationError> {
         self.usable()?;
+        if !target.may_exist() {
+            return Err(ReservationError::PaymentNotFound);
+        }
         let record = self.config.record;
         let decision = self.transaction.change(target, change, record).await?;
         settled(decision)

@@ -206,6 +206,14 @@ impl HoldRef {
     pub fn payment(id: impl AsRef<str>) -> Self {
         Self::Payment(id.as_ref().into())
     }
+
+    /// Says whether anything may be called so: a payment's name comes from outside.
+    pub(crate) fn may_exist(&self) -> bool {
+        match self {
+            Self::Id(_) => true,
+            Self::Payment(payment) => is_text(payment, 1, 255),
+        }
+    }
 }
 
 impl From<HoldId> for HoldRef {

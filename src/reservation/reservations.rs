@@ -15,11 +15,11 @@ use super::guard::{GuardEngine, ReservationGuard, held, refusal_of};
 use super::hold::{Hold, HoldOutcome, HoldRef};
 use super::rejection::ReservationError;
 use super::request::Request;
-use super::slot::Slots;
+use super::slot::{Slots, is_text};
 use super::store::{AvailabilityQuery, Delivery, Ended, SweepLimits, SweptBatch};
 use crate::core::telemetry::count;
 use crate::core::ttl::{DAY, SECOND};
-use crate::core::{RollbackCause, Timestamp};
+use crate::core::{RollbackCause, StoreErrorKind, Timestamp};
 
 /// Holds, reads and sweeps outside requests. Clones share it.
 #[derive(Clone, Debug)]
@@ -72,8 +72,16 @@ impl Reservations {
         holder: &str,
     ) -> Result<Hold, ReservationError> {
         let (wish, token) = self.config.wish(slots.into(), holder, "", None)?;
-        let decision = self.config.store.hold(wish).await?;
-        Ok(held(decision, token)?)
+        let id = wish.id;
+        match self.config.store.hold(wish).await {
+            Ok(decision) => Ok(held(decision, token)?),
+            Err(problem) if problem.kind() == StoreErrorKind::TimedOut => {
+                Err(ReservationError::CommitUnknown {
+                    holds: [id].as_slice().into(),
+                })
+            }
+            Err(problem) => Err(problem.into()),
+        }
     }
 
     /// Finds a hold as it was committed.
@@ -81,7 +89,11 @@ impl Reservations {
     /// # Errors
     /// The store's.
     pub async fn find(&self, hold: impl Into<HoldRef>) -> Result<Option<Hold>, ReservationError> {
-        let found = self.config.store.find(hold.into()).await?;
+        let hold = hold.into();
+        if !hold.may_exist() {
+            return Ok(None);
+        }
+        let found = self.config.store.find(hold).await?;
         Ok(found.map(|record| Hold::of(record, HoldOutcome::Known)))
     }
 
@@ -130,11 +142,14 @@ impl Reservations {
         Ok(swept)
     }
 
-    /// Delivers an event again, also one that was parked.
+    /// Delivers an event again, also one that was parked; one that is not there is not told of.
     ///
     /// # Errors
     /// The store's.
     pub async fn redeliver(&self, event: EventId) -> Result<(), ReservationError> {
+        if !is_text(event.as_str(), 1, 255) {
+            return Ok(());
+        }
         let again = vec![(event, Delivery::Again)];
         Ok(self.config.store.settle_events(again).await?)
     }

@@ -157,5 +157,19 @@ impl fmt::Debug for Sweeper {
 /// ± 20 %, so that the sweepers of many processes do not meet.
 fn jittered(every: Duration) -> Duration {
     let drawn = getrandom::u32().map_or(0, |random| random % 401);
-    every * (800 + drawn) / 1_000
+    let pause = (every / 1_000).saturating_mul(800 + drawn);
+    pause.max(Duration::from_millis(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_pause_is_jittered_and_none_is_nothing() {
+        let minute = jittered(MINUTE);
+        assert!((48 * SECOND..=72 * SECOND).contains(&minute));
+        assert!(jittered(Duration::MAX) > 365 * DAY);
+        assert!(jittered(Duration::ZERO) > Duration::ZERO);
+    }
 }

@@ -20,6 +20,7 @@ use tower_keep::reservation::{HoldState, ReservationLayer, ReservationStore, Res
 
 use crate::support::http::Answer;
 
+pub const SECOND: Duration = Duration::from_secs(1);
 pub const MINUTE: Duration = Duration::from_secs(60);
 
 pub fn clock() -> ManualClock {
@@ -42,7 +43,9 @@ pub async fn sqlite() -> SqlStore {
 
 pub async fn postgres() -> SqlStore {
     let url = crate::support::postgres::shared().await.database().await;
-    let db = SqlStore::builder(&url).clock(clock()).open().await.unwrap();
+    // A loaded machine may take its time to start a session.
+    let db = SqlStore::builder(&url).acquire_timeout(20 * SECOND);
+    let db = db.clock(clock()).open().await.unwrap();
     let made = sqlx::query("create table visits (guest text unique)");
     made.execute(db.pool::<Postgres>().unwrap()).await.unwrap();
     db

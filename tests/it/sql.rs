@@ -1,5 +1,7 @@
 //! The SQL backend: the shared transaction, its marks, its endings, the schema.
 
+mod lost;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

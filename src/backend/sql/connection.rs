@@ -6,6 +6,7 @@
 use sqlx::{Connection, Executor};
 
 use super::error::TransactionError;
+use super::proof::AnyLease;
 use crate::core::RollbackCause;
 
 /// An open transaction of either engine; a library step gets its driver's connection from it.
@@ -63,6 +64,16 @@ impl Connected {
             Inner::Postgres(transaction) => Some(transaction),
             #[cfg(feature = "sqlite")]
             Inner::Sqlite(_) => None,
+        }
+    }
+
+    /// Lends it to whoever can tell the engines apart.
+    pub(super) fn lend(&mut self) -> AnyLease<'_> {
+        match &mut self.inner {
+            #[cfg(feature = "sqlite")]
+            Inner::Sqlite(transaction) => AnyLease::Sqlite(transaction),
+            #[cfg(feature = "postgres")]
+            Inner::Postgres(transaction) => AnyLease::Postgres(transaction),
         }
     }
 

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use super::error::{TransactionError, TransactionErrorKind};
 use super::open::Open;
+use super::proof::Clue;
 use super::shared::Shared;
 use crate::core::telemetry::{count, error};
 use crate::core::{AfterWork, End, RollbackCause, run_all};
@@ -44,8 +45,8 @@ pub(super) fn start_commit(
 enum Ended {
     Committed,
     RolledBack(RollbackCause, TransactionError),
-    /// The reply was lost; on Postgres the transaction's id may tell.
-    Lost(Option<String>),
+    /// The reply was lost; the clue may tell.
+    Lost(Clue),
 }
 
 async fn commit(shared: &Arc<Shared>, part: Part) -> Ended {
@@ -86,12 +87,15 @@ async fn commit_open(shared: &Shared, mut open: Open) -> Ended {
         open.rollback().await;
         return Ended::RolledBack(RollbackCause::Poisoned, poisoned(error));
     }
-    let xid = open.xid();
+    let clue = Clue {
+        xid: open.xid(),
+        probe: shared.said.lock().probe.take(),
+    };
     let longest = shared.db.inner.settings.commit_timeout;
     match tokio::time::timeout(longest, open.commit()).await {
         Ok(Ok(())) => Ended::Committed,
-        Ok(Err(error)) => refused(error, xid),
-        Err(_) => Ended::Lost(xid),
+        Ok(Err(error)) => refused(error, clue),
+        Err(_) => Ended::Lost(clue),
     }
 }
 
@@ -108,10 +112,10 @@ fn poisoned(error: TransactionError) -> TransactionError {
 }
 
 /// An ERROR reply to COMMIT means not committed; no reply, or a FATAL one, means nothing.
-fn refused(error: sqlx::Error, xid: Option<String>) -> Ended {
+fn refused(error: sqlx::Error, clue: Clue) -> Ended {
     let error = TransactionError::from(error);
     match error.kind() {
-        TransactionErrorKind::Unavailable => Ended::Lost(xid),
+        TransactionErrorKind::Unavailable => Ended::Lost(clue),
         TransactionErrorKind::LockTimeout | TransactionErrorKind::Conflict => {
             Ended::RolledBack(RollbackCause::Contention, error)
         }
@@ -142,13 +146,13 @@ async fn finish(
             let _ = reply.send(Err(error));
             run_all(work, End::RolledBack(cause)).await;
         }
-        Ended::Lost(xid) => resolve(shared, xid, reply, work).await,
+        Ended::Lost(clue) => resolve(shared, clue, reply, work).await,
     }
 }
 
 fn take_work(shared: &Shared) -> Vec<AfterWork> {
     let mut said = shared.said.lock();
-    (said.commit, said.rollback) = (false, None);
+    (said.commit, said.rollback, said.probe) = (false, None, None);
     std::mem::take(&mut said.after)
 }
 
@@ -166,14 +170,14 @@ const fn label(cause: RollbackCause) -> &'static str {
 /// after-work on up to a minute.
 async fn resolve(
     shared: &Shared,
-    xid: Option<String>,
+    clue: Clue,
     reply: oneshot::Sender<Result<(), TransactionError>>,
     work: Vec<AfterWork>,
 ) {
     count!("keep_sql_transactions_total", 1, "end" => "unknown");
     error!("the reply to a commit was lost");
     let patience = shared.db.inner.settings.commit_timeout;
-    let mut fate = ask(shared, xid.as_deref(), patience).await;
+    let mut fate = ask(shared, &clue, patience).await;
     match fate {
         Some(End::Committed) => {}
         Some(End::RolledBack(cause)) => shared.doom(cause),
@@ -184,8 +188,8 @@ async fn resolve(
         Some(End::RolledBack(cause)) => Err(TransactionError::doomed(cause)),
         None => Err(TransactionError::new(TransactionErrorKind::Unknown)),
     });
-    if fate.is_none() && xid.is_some() {
-        fate = ask(shared, xid.as_deref(), RESOLVE_LONGEST).await;
+    if fate.is_none() && clue.may_tell() {
+        fate = ask(shared, &clue, RESOLVE_LONGEST).await;
     }
     if let Some(end) = fate {
         count!("keep_sql_transactions_total", 1, "end" => "resolved");
@@ -193,28 +197,20 @@ async fn resolve(
     }
 }
 
-#[cfg(feature = "postgres")]
-async fn ask(shared: &Shared, xid: Option<&str>, patience: Duration) -> Option<End> {
-    use super::postgres::{Fate, fate};
-    let (pool, xid) = (shared.db.pool::<sqlx::Postgres>()?, xid?);
+/// Looks again and again, after 50 ms doubling to 1 s, for `patience`.
+async fn ask(shared: &Shared, clue: &Clue, patience: Duration) -> Option<End> {
     let asking = async {
         let mut pause = Duration::from_millis(50);
         loop {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(1));
-            match fate(pool, xid).await {
-                Ok(Fate::Committed) => return End::Committed,
-                Ok(Fate::Aborted) => return End::RolledBack(RollbackCause::Aborted),
-                Ok(Fate::Open) | Err(_) => {}
+            match clue.look(&shared.db).await {
+                None if clue.may_tell() => {}
+                fate => return fate,
             }
         }
     };
-    tokio::time::timeout(patience, asking).await.ok()
-}
-
-#[cfg(not(feature = "postgres"))]
-async fn ask(_shared: &Shared, _xid: Option<&str>, _patience: Duration) -> Option<End> {
-    None
+    tokio::time::timeout(patience, asking).await.ok().flatten()
 }
 
 pub(super) fn start_rollback(

@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 
 use super::ending::{Part, start_commit, start_rollback};
 use super::error::{TransactionError, TransactionErrorKind};
+use super::proof::{AnyLease, ProofFuture};
 use super::shared::Shared;
 use crate::core::{End, RollbackCause, Vote, run_all};
 
@@ -115,6 +116,15 @@ impl Finisher {
     #[must_use]
     pub fn verdict(&self) -> Option<Vote> {
         self.shared.verdict()
+    }
+
+    /// Says how to tell, should the reply to COMMIT be lost and the database not know the transaction any
+    /// more (SQLite never does), whether what was written is there. Holds until the next commit.
+    pub fn proof<P>(&mut self, probe: P)
+    where
+        P: for<'c> Fn(AnyLease<'c>) -> ProofFuture<'c> + Send + Sync + 'static,
+    {
+        self.shared.said.lock().probe = Some(Arc::new(probe));
     }
 
     /// Says whether anything was begun: an untouched transaction ends without any I/O.

@@ -43,6 +43,7 @@ mod migrations;
 mod open;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod proof;
 mod shared;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -61,6 +62,7 @@ pub use finisher::Finisher;
 pub use lease::Lease;
 pub use migrations::Schema;
 pub(crate) use open::Step;
+pub use proof::{AnyLease, Proof, ProofFuture};
 #[cfg(feature = "postgres")]
 pub use sqlx::Postgres;
 #[cfg(feature = "sqlite")]

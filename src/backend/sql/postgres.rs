@@ -77,16 +77,26 @@ pub(super) enum Fate {
     Committed,
     Aborted,
     Open,
+    /// This server does not know it: too long ago, or made by another.
+    Forgotten,
 }
 
 pub(super) async fn fate(pool: &PgPool, xid: &str) -> Result<Fate, sqlx::Error> {
-    let status: Option<String> = sqlx::query_scalar("SELECT pg_xact_status($1::text::xid8)")
-        .bind(xid)
-        .fetch_one(pool)
-        .await?;
+    let asked: Result<Option<String>, sqlx::Error> =
+        sqlx::query_scalar("SELECT pg_xact_status($1::text::xid8)")
+            .bind(xid)
+            .fetch_one(pool)
+            .await;
+    let status = match asked {
+        Ok(status) => status,
+        // "transaction ID … is in the future"
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("22023") => None,
+        Err(error) => return Err(error),
+    };
     Ok(match status.as_deref() {
         Some("committed") => Fate::Committed,
         Some("aborted") => Fate::Aborted,
-        _ => Fate::Open,
+        Some(_) => Fate::Open,
+        None => Fate::Forgotten,
     })
 }

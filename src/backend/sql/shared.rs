@@ -9,6 +9,7 @@ use tokio::sync::MutexGuard;
 
 use super::error::{TransactionError, TransactionErrorKind};
 use super::open::Open;
+use super::proof::Probe;
 use super::store::SqlStore;
 use crate::core::telemetry::{count, error};
 use crate::core::{AfterWork, RollbackCause, Vote};
@@ -30,6 +31,8 @@ pub(super) struct Said {
     pub(super) commit: bool,
     pub(super) rollback: Option<RollbackCause>,
     pub(super) after: Vec<AfterWork>,
+    /// How the owner tells what became of a commit whose reply was lost.
+    pub(super) probe: Option<Probe>,
 }
 
 impl Shared {

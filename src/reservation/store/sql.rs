@@ -2,6 +2,7 @@
 
 #[cfg(feature = "postgres")]
 mod postgres;
+mod proof;
 mod rows;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use http::Extensions;
 use parking_lot::Mutex;
 
+use self::proof::Written;
 use super::steps::{self, Calendar};
 use super::{
     AvailabilityQuery, Busy, Change, ChangeDecision, Delivery, Ended, HoldDecision, HoldRecord,
@@ -31,6 +33,7 @@ use crate::reservation::reservations::Retryable;
 
 /// The statements of a handle, built once from its prefix.
 pub(crate) struct Statements {
+    proof: Arc<str>,
     #[cfg(feature = "sqlite")]
     sqlite: sqlite::Statements,
     #[cfg(feature = "postgres")]
@@ -48,6 +51,7 @@ fn statements(db: &SqlStore) -> Arc<Statements> {
             })
         },
         |db| Statements {
+            proof: proof::statement(db.table_prefix()),
             #[cfg(feature = "sqlite")]
             sqlite: sqlite::Statements::new(db.table_prefix()),
             #[cfg(feature = "postgres")]
@@ -147,6 +151,7 @@ impl ReservationStore for SqlStore {
             member: finisher.is_none(),
             finisher: Mutex::new(finisher),
             request,
+            written: Arc::default(),
         })
     }
 
@@ -154,7 +159,8 @@ impl ReservationStore for SqlStore {
         let db = self.clone();
         alone(self, move |request| async move {
             let decision = operate!(request, db, |calendar| steps::hold(calendar, &wish).await)?;
-            Ok((is_kept(&decision), decision))
+            let written = Written::by_hold(&decision);
+            Ok((Keep::of(written), decision))
         })
     }
 
@@ -174,7 +180,7 @@ impl ReservationStore for SqlStore {
         let db = self.clone();
         alone(self, move |request| async move {
             let swept = operate!(request, db, |calendar| steps::sweep(calendar, limits).await)?;
-            Ok((true, swept))
+            Ok((Keep::Yes(None), swept))
         })
     }
 
@@ -184,7 +190,12 @@ impl ReservationStore for SqlStore {
             let events = operate!(request, db, |calendar| {
                 calendar.take_events(limit, lease).await
             })?;
-            Ok((!events.is_empty(), events))
+            let keep = if events.is_empty() {
+                Keep::No
+            } else {
+                Keep::Yes(None)
+            };
+            Ok((keep, events))
         })
     }
 
@@ -193,13 +204,21 @@ impl ReservationStore for SqlStore {
         alone(self, move |request| async move {
             operate!(request, db, |calendar| steps::settle(calendar, &outcomes)
                 .await)?;
-            Ok((true, ()))
+            Ok((Keep::Yes(None), ()))
         })
     }
 }
 
-const fn is_kept(decision: &HoldDecision) -> bool {
-    matches!(decision, HoldDecision::Created(_))
+/// What becomes of a step that was a transaction of its own.
+enum Keep {
+    No,
+    Yes(Option<Written>),
+}
+
+impl Keep {
+    fn of(written: Option<Written>) -> Self {
+        written.map_or(Self::No, |written| Self::Yes(Some(written)))
+    }
 }
 
 /// Runs one step as a transaction of its own; dropped, it rolls back.
@@ -207,18 +226,22 @@ fn alone<T, W, F>(db: &SqlStore, work: W) -> StoreFuture<T>
 where
     T: Send + 'static,
     W: FnOnce(RequestTransaction) -> F + Send + 'static,
-    F: Future<Output = Result<(bool, T), TransactionError>> + Send + 'static,
+    F: Future<Output = Result<(Keep, T), TransactionError>> + Send + 'static,
 {
     // Registers the tables.
-    let _ = statements(db);
+    let sql = statements(db);
     let db = db.clone();
     StoreFuture::boxed(async move {
-        let (request, finisher) = RequestTransaction::alone(&db);
+        let (request, mut finisher) = RequestTransaction::alone(&db);
         let (keep, answer) = work(request).await?;
-        if keep {
-            finisher.commit().await?;
-        } else {
-            finisher.rollback(RollbackCause::Conflict).await;
+        match keep {
+            Keep::Yes(written) => {
+                if let Some(written) = written {
+                    finisher.proof(written.probe(Arc::clone(&sql.proof)));
+                }
+                finisher.commit().await?;
+            }
+            Keep::No => finisher.rollback(RollbackCause::Conflict).await,
         }
         Ok(answer)
     })
@@ -241,12 +264,19 @@ struct SqlReservations {
     /// Ours if we joined first; gone once it has ended.
     finisher: Mutex<Option<Finisher>>,
     member: bool,
+    /// By what a lost commit will be told.
+    written: Arc<Mutex<Option<Written>>>,
 }
 
 impl ReservationTransaction for SqlReservations {
     fn hold(&self, wish: HoldWish) -> StoreFuture<HoldDecision> {
         let (request, db) = (self.request.clone(), self.db.clone());
-        reading(async move { operate!(request, db, |calendar| steps::hold(calendar, &wish).await) })
+        let noted = Arc::clone(&self.written);
+        reading(async move {
+            let decision = operate!(request, db, |calendar| steps::hold(calendar, &wish).await)?;
+            note(&noted, Written::by_hold(&decision));
+            Ok(decision)
+        })
     }
 
     fn change(
@@ -256,10 +286,13 @@ impl ReservationTransaction for SqlReservations {
         record: EventSet,
     ) -> StoreFuture<ChangeDecision> {
         let (request, db) = (self.request.clone(), self.db.clone());
+        let noted = Arc::clone(&self.written);
         reading(async move {
-            operate!(request, db, |calendar| {
+            let decision = operate!(request, db, |calendar| {
                 steps::change(calendar, &target, &change, record).await
-            })
+            })?;
+            note(&noted, Written::by_change(&decision));
+            Ok(decision)
         })
     }
 
@@ -288,12 +321,13 @@ impl ReservationTransaction for SqlReservations {
         let Some(finisher) = finisher.as_mut() else {
             return StoreFuture::ok(self.ended_already());
         };
+        self.prove(finisher);
         let done = finisher.commit_so_far();
         StoreFuture::boxed(async move { Ok(ended(done.await)) })
     }
 
     fn end(&self, ending: Ending) -> StoreFuture<Ended> {
-        let Some(finisher) = self.finisher.lock().take() else {
+        let Some(mut finisher) = self.finisher.lock().take() else {
             if self.member {
                 self.request.vote(match ending {
                     Ending::Commit => Vote::Commit,
@@ -307,6 +341,7 @@ impl ReservationTransaction for SqlReservations {
         }
         match ending {
             Ending::Commit => {
+                self.prove(&mut finisher);
                 let done = finisher.commit();
                 StoreFuture::boxed(async move { Ok(ended(done.await)) })
             }
@@ -329,7 +364,23 @@ impl ReservationTransaction for SqlReservations {
     }
 }
 
+/// Notes what was written; the first hold made in a transaction is the best proof of it.
+fn note(noted: &Mutex<Option<Written>>, written: Option<Written>) {
+    if let Some(written) = written {
+        let mut noted = noted.lock();
+        *noted = Some(written.or(*noted));
+    }
+}
+
 impl SqlReservations {
+    /// Says by what this commit is told should its reply be lost.
+    fn prove(&self, finisher: &mut Finisher) {
+        if let Some(written) = self.written.lock().take() {
+            let statement = Arc::clone(&statements(&self.db).proof);
+            finisher.proof(written.probe(statement));
+        }
+    }
+
     const fn ended_already(&self) -> Ended {
         if self.member {
             Ended::Member
