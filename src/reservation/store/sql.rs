@@ -1,5 +1,6 @@
 //! Holds in SQL: the request's transaction lent to the shared steps, in either dialect.
 
+mod error;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod proof;
@@ -28,8 +29,6 @@ use crate::backend::sql::{
 use crate::core::{AfterWork, Ending, RollbackCause, StoreFuture, Timestamp, Vote};
 use crate::reservation::event::{EventId, EventSet, ReservationEvent};
 use crate::reservation::hold::HoldRef;
-use crate::reservation::rejection::{ReservationError, ReservationRejection};
-use crate::reservation::reservations::Retryable;
 
 /// The statements of a handle, built once from its prefix.
 pub(crate) struct Statements {
@@ -411,43 +410,6 @@ fn closed(finisher: Finisher, ending: Ending) -> Ended {
 pub(crate) fn is_on<D: Engine>(transaction: &dyn ReservationTransaction) -> bool {
     let own = transaction.as_any().downcast_ref::<SqlReservations>();
     own.is_some_and(|own| own.db.dialect() == D::DIALECT)
-}
-
-impl Retryable for sqlx::Error {
-    fn is_worth_again(&self) -> bool {
-        TransactionErrorKind::of(self) == TransactionErrorKind::Conflict
-    }
-}
-
-impl From<sqlx::Error> for ReservationError {
-    /// The database's text goes to the log and nowhere else.
-    fn from(error: sqlx::Error) -> Self {
-        match TransactionErrorKind::of(&error) {
-            TransactionErrorKind::Conflict => Self::Contention { again: true },
-            TransactionErrorKind::LockTimeout => Self::Contention { again: false },
-            TransactionErrorKind::Unavailable => Self::StoreUnavailable { retry_after: 1 },
-            _ => {
-                crate::core::telemetry::error!(%error, "a handler's statement failed");
-                Self::Internal
-            }
-        }
-    }
-}
-
-impl From<sqlx::Error> for ReservationRejection {
-    fn from(error: sqlx::Error) -> Self {
-        ReservationError::from(error).into()
-    }
-}
-
-impl From<TransactionError> for ReservationError {
-    fn from(error: TransactionError) -> Self {
-        match error.kind() {
-            TransactionErrorKind::WrongEngine => Self::Misconfigured,
-            TransactionErrorKind::Doomed(cause) => Self::TransactionFailed(cause),
-            _ => crate::core::StoreError::from(error).into(),
-        }
-    }
 }
 
 fn ended(done: Result<(), TransactionError>) -> Ended {
