@@ -2,9 +2,11 @@
 
 mod app;
 mod events;
+mod example;
 mod faults;
 mod http;
 mod identity;
+mod judges;
 mod overlap;
 mod races;
 mod redis;

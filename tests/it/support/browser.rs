@@ -85,7 +85,8 @@ impl Browser {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("http://{}{path}", self.server));
-        if body.is_some() {
+        let typed = headers.iter().any(|(name, _)| *name == "content-type");
+        if body.is_some() && !typed {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
         for (name, value) in headers {
@@ -107,6 +108,12 @@ impl Browser {
 
     pub fn cookie(&self, name: &str) -> Option<String> {
         self.cookies.lock().unwrap().get(name).cloned()
+    }
+
+    /// Puts a cookie into the jar, as a thief would.
+    pub fn plant(&self, name: &str, value: &str) {
+        let mut cookies = self.cookies.lock().unwrap();
+        cookies.insert(name.to_owned(), value.to_owned());
     }
 
     fn cookie_line(&self) -> String {
