@@ -1,6 +1,7 @@
 //! The session layer, driven in process.
 
 mod app;
+mod cluster;
 mod events;
 mod example;
 mod faults;

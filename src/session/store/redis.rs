@@ -61,7 +61,7 @@ impl SessionStore for RedisStore {
         let homes = [home, order.current.map_or(home, |at| at.id.home())];
         after_pending(self, homes, move |store| {
             let is_login = matches!(order.identity, Identity::Set(_));
-            if is_login && is_cluster(store) && moving::moves(&order) {
+            if is_login && store.is_cluster() && moving::moves(&order) {
                 moving::move_home(store, order)
             } else {
                 send_establish(store, &order, None)
@@ -185,7 +185,7 @@ fn send_revoke(store: &RedisStore, target: Target) -> StoreFuture<Revoked> {
 /// One step on a single server; on a Cluster one per home, 32 at a time, done after the last.
 fn revoke_everyone(store: &RedisStore) -> StoreFuture<Revoked> {
     let keys = (0..HOMES).map(|home| cut_off_key(store, home));
-    if !is_cluster(store) {
+    if !store.is_cluster() {
         let keys: Vec<String> = keys.collect();
         return store.script(&REVOKE, &keys).arg("everyone").run(revoked);
     }
@@ -210,11 +210,6 @@ fn revoke_everyone(store: &RedisStore) -> StoreFuture<Revoked> {
             }
         }
     })
-}
-
-/// Says whether the homes may lie on several servers: not over the connections there are.
-fn is_cluster(_: &RedisStore) -> bool {
-    false
 }
 
 fn home_of(whose: &Whose) -> u16 {

@@ -199,7 +199,7 @@ async fn chromium_keeps_the_cookie_from_scripts_and_other_sites_and_forgets_it_o
         arguments,
         user: None,
         folder: folder.path(),
-        stop: "KILL",
+        stop: "TERM",
     });
     let told = tokio::time::timeout(Duration::from_secs(60), told.recv()).await;
     let told = told

@@ -227,7 +227,7 @@ async fn a_record_of_a_newer_version_is_left_alone_and_a_damaged_one_is_ended() 
 }
 
 /// The key of a browser's session.
-async fn key_of(browser: &Browser, raw: &mut redis::aio::MultiplexedConnection) -> Vec<u8> {
+pub async fn key_of(browser: &Browser, raw: &mut redis::aio::MultiplexedConnection) -> Vec<u8> {
     // The last character of an id in text belongs to the secret in a token.
     let id = browser.token()[..21].to_owned();
     let mut keys: Vec<Vec<u8>> = redis::cmd("KEYS")
