@@ -8,10 +8,14 @@ use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{delete, get, post};
 use tower::ServiceBuilder;
+use tower_keep::session::RequireLayer;
 
 use crate::records::Records;
 use crate::state::App;
-use crate::{experts, guests, health, hooks, limits, payments, problem, sessions, webhooks};
+use crate::{
+    admin, bookings, dashboard, experts, guests, health, hooks, limits, payments, problem,
+    sessions, users, webhooks,
+};
 
 const LARGEST_BODY: usize = 64 * 1_024;
 
@@ -36,7 +40,11 @@ pub fn app<D: Records>(app: App) -> Router {
         );
 
     let user = Router::new()
-        .route("/api/user/me", get(sessions::me))
+        .route("/api/user/me", get(users::me))
+        .route(
+            "/api/user/profile",
+            get(users::profile).put(users::set_profile),
+        )
         .route(
             "/api/user/sessions",
             get(sessions::list).delete(sessions::end_others),
@@ -47,6 +55,56 @@ pub fn app<D: Records>(app: App) -> Router {
                 .layer(session.clone())
                 .layer(limits::user(&app)),
         );
+
+    let mine = Router::new()
+        .route("/api/appointments", get(bookings::appointments))
+        .route("/api/experts/me/status", post(users::set_status))
+        .layer(session.clone());
+
+    let figures = Router::new()
+        .route("/api/customers", get(bookings::customers))
+        .route("/api/dashboard", get(dashboard::dashboard))
+        .layer(
+            ServiceBuilder::new()
+                .layer(session.clone())
+                .layer(RequireLayer::role("expert"))
+                .layer(dashboard::kept(&app)),
+        );
+
+    // A whole path below /api/admin, or what only admins may do elsewhere: who is not one costs no quota.
+    let admins = || {
+        ServiceBuilder::new()
+            .layer(session.clone())
+            .layer(from_fn(admin::only))
+    };
+    let roles = Router::new()
+        .route("/api/users/{id}/roles", post(admin::set_roles))
+        .layer(
+            admins()
+                .layer(limits::admin(&app))
+                .layer(limits::roles(&app)),
+        );
+    let force = Router::new()
+        .route(
+            "/api/internal/force-verification",
+            post(admin::force_verification),
+        )
+        .layer(admins().layer(limits::force(&app)));
+    let verify = Router::new()
+        .route("/api/experts/verify-specific", post(admin::verify_specific))
+        .layer(admins().layer(limits::verify(&app)));
+    let transfers = Router::new()
+        .route("/api/admin/payment-transfers/approve", post(admin::approve))
+        .layer(
+            admins()
+                .layer(payments::once_if_asked(&app))
+                .layer(limits::admin(&app))
+                .layer(limits::transfer(&app)),
+        );
+    let operations = Router::new()
+        .route("/api/admin/cache/invalidate", post(admin::invalidate))
+        .route("/api/admin/cache/stats", get(admin::stats))
+        .layer(admins().layer(limits::admin(&app)));
 
     let pay = Router::new()
         .route("/api/create-payment-intent", post(payments::create::<D>))
@@ -91,6 +149,13 @@ pub fn app<D: Records>(app: App) -> Router {
         .merge(catalogue)
         .merge(login)
         .merge(user)
+        .merge(mine)
+        .merge(figures)
+        .merge(roles)
+        .merge(force)
+        .merge(verify)
+        .merge(transfers)
+        .merge(operations)
         .merge(pay)
         .merge(own)
         .merge(guest)

@@ -13,16 +13,26 @@ use tower_keep::reservation::BusyState;
 use tower_keep::response_cache::CachePolicy;
 use tower_keep::{DAY, MINUTE, SECOND};
 
-use crate::fixtures::{self, EXPERTS};
+use crate::fixtures::{self, EXPERTS, Expert};
 use crate::problem::Fault;
-use crate::state::App;
+use crate::state::{App, State};
 
 /// `GET /api/experts`
-pub async fn list(Extract(app): Extract<App>) -> (CachePolicy, Json<Value>) {
+pub async fn list(Extract(app): Extract<App>) -> Result<(CachePolicy, Json<Value>), Fault> {
     app.counters.loaders_experts.add();
-    (
-        CachePolicy::new().ttl(10 * MINUTE).tag("experts"),
-        Json(json!(EXPERTS)),
+    let mut experts = Vec::new();
+    for expert in &EXPERTS {
+        experts.push(card(&app, expert).await?);
+    }
+    let policy = CachePolicy::new().ttl(10 * MINUTE).tag("experts");
+    Ok((policy, Json(experts.into())))
+}
+
+/// What everybody sees of an expert. Name and status are the owner's profile.
+async fn card(state: &State, expert: &Expert) -> Result<Value, Fault> {
+    let owner = state.db.user(expert.owner).await?.ok_or(Fault::NOT_FOUND)?;
+    Ok(
+        json!({ "id": expert.id, "name": owner.name, "status": owner.status, "services": expert.services }),
     )
 }
 
@@ -33,8 +43,9 @@ pub async fn one(
 ) -> Result<(CachePolicy, Json<Value>), Fault> {
     app.counters.loaders_expert.add();
     let expert = fixtures::expert(&id).ok_or(Fault::NOT_FOUND)?;
-    let mut body = json!(expert);
-    body["bio"] = expert.bio.into();
+    let owner = app.db.user(expert.owner).await?;
+    let mut body = card(&app, expert).await?;
+    body["bio"] = owner.and_then(|owner| owner.bio).into();
     Ok((
         CachePolicy::new()
             .ttl(10 * MINUTE)

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use tower_keep::core::{Principal, Timestamp};
+use tower_keep::core::Timestamp;
 use tower_keep::{DAY, HOUR, MINUTE};
 
 /// Somebody who can log in; every password is `test`.
@@ -52,10 +52,6 @@ impl User {
     pub fn email(&self) -> String {
         format!("{}@clinic.test", self.id)
     }
-
-    pub fn principal(&self) -> Principal {
-        Principal::new(self.id).roles(self.roles)
-    }
 }
 
 /// Finds a user by id.
@@ -63,13 +59,20 @@ pub fn user(id: &str) -> Option<&'static User> {
     USERS.iter().find(|user| user.id == id)
 }
 
+/// Finds the user with this e-mail address.
+pub fn by_email(email: &str) -> Option<&'static User> {
+    USERS
+        .iter()
+        .find(|user| user.email().eq_ignore_ascii_case(email.trim()))
+}
+
 /// Finds the user with this e-mail address and password.
 pub fn authenticate(email: &str, password: &str) -> Option<&'static User> {
-    let user = USERS
-        .iter()
-        .find(|user| user.email().eq_ignore_ascii_case(email.trim()));
-    user.filter(|_| password == "test")
+    by_email(email).filter(|_| password == "test")
 }
+
+/// Payments to experts that wait for an admin's approval.
+pub const TRANSFERS: [&str; 5] = ["tr1", "tr2", "tr3", "tr4", "tr5"];
 
 /// Something that an expert offers.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -81,15 +84,12 @@ pub struct Service {
 }
 
 /// Somebody who sees patients.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug)]
 pub struct Expert {
     pub id: &'static str,
-    pub name: &'static str,
-    pub status: &'static str,
     pub services: [Service; 2],
-    #[serde(skip)]
     pub owner: &'static str,
-    #[serde(skip)]
+    /// What stands on the page until the owner writes something else.
     pub bio: &'static str,
 }
 
@@ -113,16 +113,12 @@ const fn services(s30: i64, s60: i64) -> [Service; 2] {
 pub const EXPERTS: [Expert; 2] = [
     Expert {
         id: "e1",
-        name: "Ana",
-        status: "offline",
         services: services(4000, 7000),
         owner: "ana",
         bio: "Ana listens first.",
     },
     Expert {
         id: "e2",
-        name: "Ben",
-        status: "offline",
         services: services(5000, 9000),
         owner: "ben",
         bio: "Ben asks twice.",

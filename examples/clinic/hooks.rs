@@ -59,11 +59,13 @@ async fn advance(
 async fn counters(Extract(app): Extract<App>) -> Json<Value> {
     let (counters, provider) = (&app.counters, &app.provider);
     Json(json!({
-        "handlers": { "create_payment_intent": counters.handlers_create.value(), "webhook": counters.handlers_webhook.value() },
+        "handlers": { "create_payment_intent": counters.handlers_create.value(), "webhook": counters.handlers_webhook.value(), "approve": counters.handlers_approve.value() },
         "loaders": {
             "experts": counters.loaders_experts.value(),
             "expert": counters.loaders_expert.value(),
             "slots": counters.loaders_slots.value(),
+            "dashboard": counters.loaders_dashboard.value(),
+            "customers": counters.loaders_customers.value(),
         },
         "provider": {
             "session_create": provider.session_create.value(),

@@ -4,7 +4,7 @@
 
 use tower_keep::core::{StoreFailure, TrustedProxies};
 use tower_keep::rate_limit::{Partition, Policy, Quota, RateLimitLayer};
-use tower_keep::{DAY, MILLIS, MINUTE};
+use tower_keep::{DAY, HOUR, MILLIS, MINUTE};
 
 use crate::guests;
 use crate::state::State;
@@ -45,11 +45,46 @@ pub fn pay_inner(state: &State) -> RateLimitLayer {
 
 /// Everything below `/api/user`.
 pub fn user(state: &State) -> RateLimitLayer {
-    layer(state, "user").policy(Policy::new(
-        "user",
-        Quota::new(30, 5 * MINUTE),
-        Partition::principal(),
-    ))
+    layer(state, "user").policy(by_user("user", Quota::new(30, 5 * MINUTE)))
+}
+
+/// Everything below `/api/admin`, and changes of roles.
+pub fn admin(state: &State) -> RateLimitLayer {
+    layer(state, "admin").policy(by_user("admin", Quota::new(100, 10 * MINUTE)))
+}
+
+/// Changes of roles, inside the quota of admins.
+pub fn roles(state: &State) -> RateLimitLayer {
+    layer(state, "roles").policy(by_user("roles", Quota::new(5, HOUR)))
+}
+
+/// Verifying by force.
+pub fn force(state: &State) -> RateLimitLayer {
+    layer(state, "force")
+        .policy(by_user("force-verification", Quota::new(10, DAY)))
+        .on_store_failure(StoreFailure::Closed)
+}
+
+/// Verifying an expert.
+pub fn verify(state: &State) -> RateLimitLayer {
+    layer(state, "verify").policy(by_user("verify", Quota::new(20, HOUR)))
+}
+
+/// Approving transfers, inside the quota of admins.
+pub fn transfer(state: &State) -> RateLimitLayer {
+    layer(state, "transfer")
+        .policy(by_user("transfer", Quota::new(50, HOUR)))
+        .policy(by_user("transfer-daily", Quota::new(200, DAY)))
+        .policy(Policy::new(
+            "transfer-global",
+            Quota::new(500, 10 * MINUTE),
+            Partition::global(),
+        ))
+        .on_store_failure(StoreFailure::Closed)
+}
+
+fn by_user(name: &'static str, quota: Quota) -> Policy {
+    Policy::new(name, quota, Partition::principal())
 }
 
 fn layer(state: &State, group: &'static str) -> RateLimitLayer {

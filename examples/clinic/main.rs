@@ -8,7 +8,11 @@
     reason = "a program, not a library"
 )]
 
+mod admin;
 mod app;
+mod bookings;
+mod dashboard;
+mod db;
 mod experts;
 mod fixtures;
 mod guests;
@@ -22,6 +26,7 @@ mod provider;
 mod records;
 mod sessions;
 mod state;
+mod users;
 mod webhooks;
 
 use std::net::SocketAddr;
@@ -72,13 +77,13 @@ async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
         .clock(time.clone())
         .open()
         .await?;
-    let db = SqlStore::builder(&options.db)
+    let sql = SqlStore::builder(&options.db)
         .clock(time.clone())
         .open()
         .await?;
-    records::migrate(&db).await?;
+    let db = db::Db::open(&sql).await?;
     let (listen, postgres) = (options.listen, options.db.starts_with("postgres"));
-    let app = state::App::new(options, store, db, time);
+    let app = state::App::new(options, store, sql, db, time);
     let router = if postgres {
         app::app::<Postgres>(app)
     } else {

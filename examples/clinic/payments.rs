@@ -13,9 +13,10 @@ use tower_keep::reservation::{
     Conflict, Hold, HoldOutcome, HoldRef, HoldState, Payment, ReservationError, ReservationGuard,
     Slot,
 };
-use tower_keep::response_cache::Target;
+use tower_keep::response_cache::{ResponseCacheHandle, Target};
 use tower_keep::{MINUTE, SECOND};
 
+use crate::bookings;
 use crate::fixtures;
 use crate::guests::{self, Owner};
 use crate::problem::{Fault, Input};
@@ -27,6 +28,16 @@ pub fn once(state: &State) -> IdempotencyLayer {
     IdempotencyLayer::new(state.store.clone(), Scope::by(guests::scope))
         .preset(Preset::Api)
         .require_key()
+        .ttl(10 * MINUTE)
+        .max_request_body(64 * 1_024)
+        .statuses(StatusPolicy::default().on(409, Directive::StoreFor(10 * SECOND)))
+        .secret(state.key_secret())
+}
+
+/// The same for what an admin does, whose key is welcome and not required.
+pub fn once_if_asked(state: &State) -> IdempotencyLayer {
+    IdempotencyLayer::new(state.store.clone(), Scope::principal())
+        .preset(Preset::Api)
         .ttl(10 * MINUTE)
         .max_request_body(64 * 1_024)
         .statuses(StatusPolicy::default().on(409, Directive::StoreFor(10 * SECOND)))
@@ -107,10 +118,18 @@ pub async fn create<D: Records>(
 }
 
 /// Forgets the cached lists of an expert's slots, here and in every other process.
-pub async fn drop_slots(cache: &tower_keep::response_cache::ResponseCacheHandle, expert: &str) {
+pub async fn drop_slots(cache: &ResponseCacheHandle, expert: &str) {
     cache
         .invalidate([Target::tag(format!("slots:{expert}"))])
         .await;
+}
+
+/// The same, and the figures of the expert: somebody has paid, or was paid back.
+pub async fn drop_figures(cache: &ResponseCacheHandle, expert: &str) {
+    let owner = fixtures::expert(expert).map(|expert| expert.owner);
+    let figures = owner.map(|owner| Target::tag(format!("dashboard:{owner}")));
+    let slots = Target::tag(format!("slots:{expert}"));
+    cache.invalidate([slots].into_iter().chain(figures)).await;
 }
 
 fn still_opening(hold: &Hold, now: Timestamp) -> Fault {
@@ -201,17 +220,7 @@ pub async fn booking<D: Records>(
     if !owner.owns(&record.subject) && !expert.is_some_and(|expert| owner.owns(&expert)) {
         return Err(Fault::NOT_FOUND);
     }
-    Ok(Json(json!({
-        "booking_id": record.booking_id,
-        "reservation_id": record.reservation_id,
-        "expert_id": record.expert_id,
-        "service_id": record.service_id,
-        "start": record.start,
-        "end": record.end,
-        "price_cents": record.price_cents,
-        "status": "confirmed",
-        "guest": record.guest,
-    })))
+    Ok(Json(bookings::booking_of(&record)))
 }
 
 /// The record and the hold behind it, if this request owns them.

@@ -29,6 +29,21 @@ impl Fault {
     );
     pub const UNAUTHENTICATED: Self =
         Self::Plain(StatusCode::UNAUTHORIZED, "UNAUTHENTICATED", "log in first");
+    pub const FORBIDDEN: Self = Self::Plain(
+        StatusCode::FORBIDDEN,
+        "FORBIDDEN",
+        "your role does not allow this",
+    );
+    pub const INVALID_VALUE: Self = Self::Plain(
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "INVALID_VALUE",
+        "one of the values cannot be taken",
+    );
+    pub const UNKNOWN_ROLE: Self = Self::Plain(
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "UNKNOWN_ROLE",
+        "roles are patient, expert, admin and superadmin",
+    );
 
     pub const fn validation(why: &'static str) -> Self {
         Self::Plain(StatusCode::BAD_REQUEST, "VALIDATION", why)

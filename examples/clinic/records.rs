@@ -1,26 +1,14 @@
-//! What the practice itself keeps in SQL: one table, written in the same transaction as the hold it belongs to.
+//! Payments and bookings: one table, written in the same transaction as the hold they belong to.
 //!
 //! The statements are the same for SQLite and Postgres; only the connection's type differs, hence two short impls.
 
 use serde::{Deserialize, Serialize};
 use sqlx::{Postgres, Sqlite};
-use tower_keep::backend::sql::{Engine, SqlStore};
+use tower_keep::backend::sql::Engine;
 use tower_keep::core::Timestamp;
 use tower_keep::reservation::{GuardEngine, ReservationGuard};
 
 use crate::problem::Fault;
-
-/// Makes the table, if it is not there.
-pub async fn migrate(db: &SqlStore) -> Result<(), sqlx::Error> {
-    const SCHEMA: &str = include_str!("schema.sql");
-    if let Some(pool) = db.pool::<Sqlite>() {
-        sqlx::query(SCHEMA).execute(pool).await?;
-    }
-    if let Some(pool) = db.pool::<Postgres>() {
-        sqlx::query(SCHEMA).execute(pool).await?;
-    }
-    Ok(())
-}
 
 /// Whom a booking is for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -72,11 +60,14 @@ pub trait Records: GuardEngine + Engine + Sized {
         let values = vec![
             record.payment_id.clone(),
             record.reservation_id.clone(),
+            record.subject.clone(),
+            record.expert_id.clone(),
             text_of(record),
         ];
         Self::write(
             guard,
-            "insert into clinic_payment (payment_id, reservation_id, body) values ($1, $2, $3)",
+            "insert into clinic_payment (payment_id, reservation_id, subject, expert_id, body) \
+             values ($1, $2, $3, $4, $5)",
             values,
         )
     }

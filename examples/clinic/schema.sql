@@ -2,5 +2,19 @@ create table if not exists clinic_payment (
     payment_id text primary key,
     reservation_id text not null unique,
     booking_id text unique,
+    subject text not null,
+    expert_id text not null,
     body text not null
+);
+create index if not exists clinic_payment_subject on clinic_payment (subject) where booking_id is not null;
+create index if not exists clinic_payment_expert on clinic_payment (expert_id) where booking_id is not null;
+create table if not exists clinic_user (
+    id text primary key,
+    body text not null
+);
+create table if not exists clinic_transfer (
+    id text primary key,
+    state text not null,
+    approved_by text,
+    approved_at text
 )

@@ -3,7 +3,7 @@
 //! Try it: `curl -i -c jar localhost:8080/api/login -H 'content-type: application/json' -d '{"email":"pat@clinic.test","password":"test"}'`
 
 use axum::Json;
-use axum::extract::Path;
+use axum::extract::{Path, State as Extract};
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use tower_keep::session::{Session, SessionCookie, SessionInfo, SessionLayer};
 
 use crate::fixtures;
 use crate::problem::{Fault, Input};
-use crate::state::State;
+use crate::state::{App, State};
 
 /// Core 15 minutes idle, a day at most; data an hour after its last use.
 pub fn layer(state: &State) -> SessionLayer {
@@ -38,6 +38,7 @@ pub struct Credentials {
 
 /// `POST /api/login`: the same answer for an unknown address and a wrong password.
 pub async fn login(
+    Extract(app): Extract<App>,
     session: Session,
     Input(wish): Input<Credentials>,
 ) -> Result<Json<Value>, Fault> {
@@ -47,9 +48,12 @@ pub async fn login(
         "e-mail address or password is wrong",
     );
     let user = fixtures::authenticate(&wish.email, &wish.password).ok_or(WRONG)?;
-    session.login(user.principal()).await?;
+    let record = app.db.user(user.id).await?.ok_or(WRONG)?;
+    session
+        .login(Principal::new(user.id).roles(&record.roles))
+        .await?;
     Ok(Json(
-        json!({ "user": { "id": user.id, "roles": user.roles } }),
+        json!({ "user": { "id": user.id, "roles": record.roles } }),
     ))
 }
 
@@ -57,15 +61,6 @@ pub async fn login(
 pub async fn logout(_user: Principal, session: Session) -> Result<StatusCode, Fault> {
     session.logout().await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// `GET /api/user/me`
-pub async fn me(user: Principal) -> Result<Json<Value>, Fault> {
-    let known = fixtures::user(user.id()).ok_or(Fault::UNAUTHENTICATED)?;
-    let roles: Vec<&str> = user.iter_roles().collect();
-    Ok(Json(
-        json!({ "id": known.id, "name": known.name, "email": known.email(), "roles": roles }),
-    ))
 }
 
 /// One signed-in browser, by its public id.

@@ -12,6 +12,7 @@ use tower_keep::response_cache::{ResponseCacheHandle, ResponseCacheLayer};
 use tower_keep::store::Store;
 use tower_keep::{DAY, MINUTE};
 
+use crate::db::Db;
 use crate::options::Options;
 use crate::provider::Provider;
 
@@ -27,6 +28,7 @@ pub struct State {
     pub reservations: Reservations,
     pub catalogue: ResponseCacheLayer,
     pub cache: ResponseCacheHandle,
+    pub db: Db,
     pub provider: Arc<Provider>,
     pub counters: Counters,
     pub time: Time,
@@ -50,8 +52,8 @@ impl Clock for Time {
 
 impl App {
     /// Puts the handles together.
-    pub fn new(options: Options, store: Arc<dyn Store>, db: SqlStore, time: Time) -> Self {
-        let bookings = ReservationLayer::new(db)
+    pub fn new(options: Options, store: Arc<dyn Store>, sql: SqlStore, db: Db, time: Time) -> Self {
+        let bookings = ReservationLayer::new(sql)
             .hold_for(10 * MINUTE)
             .processing_for(11 * DAY);
         let catalogue = ResponseCacheLayer::new(store.clone()).name("clinic");
@@ -62,6 +64,7 @@ impl App {
             counters: Counters::default(),
             options,
             store,
+            db,
             bookings,
             catalogue,
             time,
@@ -93,9 +96,12 @@ impl State {
 pub struct Counters {
     pub handlers_create: Count,
     pub handlers_webhook: Count,
+    pub handlers_approve: Count,
     pub loaders_experts: Count,
     pub loaders_expert: Count,
     pub loaders_slots: Count,
+    pub loaders_dashboard: Count,
+    pub loaders_customers: Count,
 }
 
 /// One number that only grows.

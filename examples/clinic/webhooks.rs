@@ -19,7 +19,7 @@ use tower_keep::idempotency::{IdempotencyLayer, Preset, Scope, StoredAnswer};
 use tower_keep::reservation::{HoldRef, HoldState, ReservationGuard, Settled};
 
 use crate::guests::Owner;
-use crate::payments::drop_slots;
+use crate::payments::{drop_figures, drop_slots};
 use crate::problem::{Fault, Input};
 use crate::provider::{self, Event, EventData};
 use crate::records::{PaymentRecord, Records};
@@ -115,7 +115,7 @@ async fn settle<D: Records>(
             record.booking_id = Some(format!("bok_{}", uuid::Uuid::now_v7().simple()));
             D::book(guard, &record).await?;
             let cache = app.cache.clone();
-            guard.after_commit(async move { drop_slots(&cache, &record.expert_id).await });
+            guard.after_commit(async move { drop_figures(&cache, &record.expert_id).await });
         }
         Settled::LateConflict(_) | Settled::DuplicatePayment(_) => {
             // Read again under the hold's lock: another event may have given it back meanwhile.

@@ -1,5 +1,7 @@
 //! The clinic as its visitors meet it: the built program over HTTP, on memory + SQLite and on Redis + Postgres.
 
+mod people;
+
 use futures_util::future::join_all;
 use http::StatusCode;
 use serde_json::{Value, json};

@@ -1,0 +1,99 @@
+//! Bookings as their people see them: the guest's appointments, the expert's calendar and customers.
+//!
+//! Try it: `curl -b jar localhost:8080/api/appointments`
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State as Extract;
+use serde_json::{Value, json};
+use tower_keep::MINUTE;
+use tower_keep::core::Principal;
+use tower_keep::response_cache::CachePolicy;
+
+use crate::fixtures::{self, Expert};
+use crate::problem::Fault;
+use crate::records::PaymentRecord;
+use crate::state::{App, State};
+
+const OF_EXPERT: &str =
+    "select body from clinic_payment where expert_id = $1 and booking_id is not null";
+const OF_SUBJECT: &str =
+    "select body from clinic_payment where subject = $1 and booking_id is not null";
+
+/// The expert whose account this is.
+pub fn expert_of(user: &Principal) -> Option<&'static Expert> {
+    fixtures::EXPERTS
+        .iter()
+        .find(|expert| expert.owner == user.id())
+}
+
+/// All bookings of an expert, confirmed or given back.
+pub async fn of_expert(state: &State, expert: &str) -> Result<Vec<PaymentRecord>, Fault> {
+    Ok(parsed(state.db.texts(OF_EXPERT, expert).await?))
+}
+
+/// All bookings of a user.
+pub async fn of_user(state: &State, user: &str) -> Result<Vec<PaymentRecord>, Fault> {
+    Ok(parsed(
+        state.db.texts(OF_SUBJECT, &format!("u:{user}")).await?,
+    ))
+}
+
+fn parsed(rows: Vec<String>) -> Vec<PaymentRecord> {
+    let parsed = rows.iter().map(|row| serde_json::from_str(row).ok());
+    let mut bookings: Vec<PaymentRecord> = parsed.flatten().collect();
+    bookings.sort_by_key(|booking| booking.start.as_millis());
+    bookings
+}
+
+/// A booking as its owner and its expert see it.
+pub fn booking_of(record: &PaymentRecord) -> Value {
+    json!({
+        "booking_id": record.booking_id,
+        "reservation_id": record.reservation_id,
+        "expert_id": record.expert_id,
+        "service_id": record.service_id,
+        "start": record.start,
+        "end": record.end,
+        "price_cents": record.price_cents,
+        "status": if record.refunded { "refunded" } else { "confirmed" },
+        "guest": record.guest,
+    })
+}
+
+/// `GET /api/appointments`: an expert's own calendar, else the user's bookings.
+pub async fn appointments(
+    Extract(app): Extract<App>,
+    user: Principal,
+) -> Result<Json<Value>, Fault> {
+    let bookings = match expert_of(&user) {
+        Some(expert) => of_expert(&app, expert.id).await?,
+        None => of_user(&app, user.id()).await?,
+    };
+    let rows: Vec<Value> = bookings.iter().map(booking_of).collect();
+    Ok(Json(json!({ "appointments": rows })))
+}
+
+/// `GET /api/customers`: whom an expert has seen, kept for a quarter of an hour, for the expert alone.
+pub async fn customers(
+    Extract(app): Extract<App>,
+    user: Principal,
+) -> Result<(CachePolicy, Json<Value>), Fault> {
+    app.counters.loaders_customers.add();
+    let expert = expert_of(&user).ok_or(Fault::FORBIDDEN)?;
+    let mut customers = BTreeMap::<String, (String, u32)>::new();
+    for booking in of_expert(&app, expert.id).await? {
+        let (email, name) = (booking.guest.email, booking.guest.name);
+        let customer = customers.entry(email).or_insert((name, 0));
+        customer.1 += 1;
+    }
+    let rows: Vec<Value> = customers
+        .into_iter()
+        .map(|(email, (name, bookings))| json!({ "name": name, "email": email, "bookings": bookings }))
+        .collect();
+    let policy = CachePolicy::new()
+        .ttl(15 * MINUTE)
+        .tag(format!("dashboard:{}", user.id()));
+    Ok((policy, Json(json!({ "customers": rows }))))
+}
