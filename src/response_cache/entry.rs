@@ -1,16 +1,15 @@
 //! A stored response: its head, its body, and the bytes it is kept as in a shared store.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use http::header::{AGE, HeaderMap};
 use http::{HeaderName, HeaderValue, StatusCode};
-use parking_lot::Mutex;
 
 use super::stamps::Stamp;
-use super::target::Target;
+use super::target::{self, Target};
 use super::vary::Names;
 use crate::core::fields::CACHE_STATUS;
 
@@ -81,8 +80,11 @@ pub struct Head {
     pub(super) key: Box<[u8]>,
     pub(super) names: Names,
     pub(super) selection: Box<[u8]>,
-    pub(super) targets: Box<[Target]>,
-    /// The stored fields, with room kept for Age and Cache-Status so that a hit need not grow them.
+    /// What the answer and the policies say may hit it: tags and groups.
+    pub(super) said: Box<[Target]>,
+    /// What the request names besides, worked out from the key when first asked for.
+    pub(super) known: OnceLock<Box<[Target]>>,
+    /// The stored fields, led by room for Age and Cache-Status so that a hit need not grow them.
     pub(super) fields: HeaderMap,
     pub(super) trailers: Option<Box<HeaderMap>>,
 }
@@ -170,23 +172,30 @@ impl Head {
             .filter(|(name, _)| *name != AGE && *name != CACHE_STATUS)
     }
 
-    /// Keeps room for the two fields that every hit gets.
-    pub(super) fn keep_room(fields: &mut HeaderMap) {
+    /// Returns everything an invalidation may name to hit it.
+    pub(super) fn targets(&self) -> impl Iterator<Item = &Target> {
+        let known = self.known.get_or_init(|| target::known_from_key(&self.key));
+        self.said.iter().chain(known)
+    }
+
+    /// Makes a map for about `more` fields, led by room for the two that every hit gets.
+    pub(super) fn room(more: usize) -> HeaderMap {
+        let mut fields = HeaderMap::with_capacity(more + 2);
         fields.insert(AGE, HeaderValue::from_static("0"));
         fields.insert(CACHE_STATUS, HeaderValue::from_static(""));
+        fields
     }
 
     fn weight(&self) -> usize {
-        let fields = self
-            .fields
-            .iter()
-            .chain(self.trailers.iter().flat_map(|fields| fields.iter()))
-            .map(|(name, value)| name.as_str().len() + value.len() + 64);
-        size_of::<Self>()
-            + fields.sum::<usize>()
+        let fields = self.fields.iter();
+        let trailers = self.trailers.iter().flat_map(|fields| fields.iter());
+        let lines = fields
+            .chain(trailers)
+            .map(|(_, value)| value.len() + PER_LINE);
+        lines.sum::<usize>()
             + self.key.len()
             + self.selection.len()
-            + self.targets.len() * 8
+            + (self.said.len() + KNOWN_TARGETS) * size_of::<Target>()
             + self.names.as_text().len()
     }
 }
@@ -210,7 +219,8 @@ impl Default for Head {
             key: Box::default(),
             names: Names::default(),
             selection: Box::default(),
-            targets: Box::default(),
+            said: Box::default(),
+            known: OnceLock::new(),
             fields: HeaderMap::new(),
             trailers: None,
         }
@@ -229,22 +239,17 @@ impl fmt::Debug for Head {
     }
 }
 
-/// Age and `Cache-Status` of a hit: the same for all hits of one second by caches of one name.
-#[derive(Clone)]
-pub(super) struct Written {
-    pub(super) name: &'static str,
-    pub(super) age: u64,
-    pub(super) ttl: i64,
-    pub(super) age_value: HeaderValue,
-    pub(super) status_value: HeaderValue,
-}
+/// What one line of a header map takes beside its value, empty places of the map included.
+const PER_LINE: usize = 160;
+/// As many targets as most requests name.
+const KNOWN_TARGETS: usize = 8;
 
 /// A stored response. Cloning the `Arc` around it and its body copies nothing.
 pub struct Entry {
-    head: Arc<Head>,
+    head: Head,
     body: Bytes,
-    /// The two values that change with the second, as they were last written.
-    written: Mutex<Option<Written>>,
+    /// The bytes it accounts for.
+    weight: usize,
     /// The version of the stamps that it was last judged live at.
     checked: AtomicU64,
 }
@@ -252,67 +257,43 @@ pub struct Entry {
 impl Entry {
     /// Puts a head and its body together.
     #[must_use]
-    pub const fn new(head: Arc<Head>, body: Bytes) -> Self {
+    pub fn new(head: Head, body: Bytes) -> Self {
+        let weight = size_of::<Self>() + head.weight() + body.len();
         let checked = AtomicU64::new(0);
         Self {
             head,
             body,
-            written: Mutex::new(None),
+            weight,
             checked,
         }
     }
 
     /// Returns the same body under a new head.
     #[must_use]
-    pub fn with_head(&self, head: Arc<Head>) -> Self {
+    pub fn with_head(&self, head: Head) -> Self {
         Self::new(head, self.body.clone())
     }
 
     /// Returns the head.
     #[must_use]
-    pub fn head(&self) -> &Head {
+    pub const fn head(&self) -> &Head {
         &self.head
     }
 
     /// Returns this version's name.
     #[must_use]
-    pub fn id(&self) -> EntryId {
+    pub const fn id(&self) -> EntryId {
         self.head.id
     }
 
     /// Returns the body.
     #[must_use]
-    pub fn body(&self) -> &Bytes {
+    pub const fn body(&self) -> &Bytes {
         &self.body
     }
 
     pub(super) fn trailers(&self) -> Option<&HeaderMap> {
         self.head.trailers.as_deref()
-    }
-
-    /// Returns Age and `Cache-Status` of a hit, written anew only when a second has passed.
-    pub(super) fn written(
-        &self,
-        name: &'static str,
-        age: u64,
-        ttl: i64,
-        write: impl FnOnce() -> HeaderValue,
-    ) -> (HeaderValue, HeaderValue) {
-        let mut written = self.written.lock();
-        if let Some(last) = &*written
-            && (last.age, last.ttl, last.name) == (age, ttl, name)
-        {
-            return (last.age_value.clone(), last.status_value.clone());
-        }
-        let (age_value, status_value) = (HeaderValue::from(age), write());
-        *written = Some(Written {
-            name,
-            age,
-            ttl,
-            age_value: age_value.clone(),
-            status_value: status_value.clone(),
-        });
-        (age_value, status_value)
     }
 
     pub(super) fn checked_at(&self, version: u64) -> bool {
@@ -324,8 +305,8 @@ impl Entry {
     }
 
     /// The bytes it accounts for; 256 more are counted for each entry by whoever keeps it.
-    pub(super) fn weight(&self) -> usize {
-        self.head.weight() + self.body.len()
+    pub(super) const fn weight(&self) -> usize {
+        self.weight
     }
 }
 
@@ -348,7 +329,7 @@ pub(crate) fn sample(
     body: &str,
 ) -> Entry {
     let id = EntryId::draw();
-    let mut head = Head {
+    let head = Head {
         id,
         body_id: id,
         begun: ticket.begun,
@@ -358,21 +339,21 @@ pub(crate) fn sample(
         expires_at: ticket.at.saturating_add(lives_micros),
         key: b"sample".to_vec().into(),
         names: names.clone(),
+        fields: Head::room(0),
         ..Head::default()
     };
-    Head::keep_room(&mut head.fields);
-    Entry::new(Arc::new(head), Bytes::copy_from_slice(body.as_bytes()))
+    Entry::new(head, Bytes::copy_from_slice(body.as_bytes()))
 }
 
-/// Makes a new head for the body of `entry`, for the published suite.
+/// Makes an entry of the same body under a new head, for the published suite.
 #[cfg(feature = "conformance")]
-pub(crate) fn sample_head(entry: &Entry, ticket: super::store::Ticket, lives_micros: u64) -> Head {
-    Head {
+pub(crate) fn freshened(entry: &Entry, ticket: super::store::Ticket, lives_micros: u64) -> Entry {
+    entry.with_head(Head {
         id: EntryId::draw(),
         at: ticket.at,
         begun: ticket.begun,
         received: ticket.at,
         expires_at: ticket.at.saturating_add(lives_micros),
         ..entry.head().clone()
-    }
+    })
 }

@@ -11,6 +11,18 @@ pub struct EntryKey {
     pub(super) row: u64,
 }
 
+impl EntryKey {
+    /// Makes the key from 128 bits that are a seeded hash already: nobody outside can have chosen them.
+    #[must_use]
+    pub const fn from_hash(hash: [u8; 16]) -> Self {
+        let bits = u128::from_le_bytes(hash);
+        Self {
+            shard: bits as u64,
+            row: (bits >> 64) as u64,
+        }
+    }
+}
+
 /// Takes in the parts of a key, each with its length, so that different parts never look the same.
 #[derive(Clone, Copy, Debug)]
 pub struct KeyHasher {
