@@ -10,7 +10,7 @@ use crate::response_cache::store::{
     Stored, Ticket, Want,
 };
 use crate::response_cache::{
-    Change, ChangeKind, Entry, EntryId, Names, Stamp, Target, sample, sample_head,
+    Change, ChangeKind, Entry, EntryId, Names, Stamp, Target, freshened, sample,
 };
 
 const SECOND: u64 = 1_000_000;
@@ -263,6 +263,7 @@ impl Suite<'_> {
         let found = self.look(key, Want::Entry).await;
         let ticket = Ticket {
             token: 0,
+            selector: key.selector,
             begun: found.highest,
             at: found.now,
         };
@@ -356,6 +357,7 @@ impl Suite<'_> {
             let at = self.clock.now_micros();
             let ticket = Ticket {
                 token: 0,
+                selector: key.selector,
                 begun: self.highest().await,
                 at,
             };
@@ -434,9 +436,9 @@ impl Suite<'_> {
         let key = fresh_key();
         let old = self.put(key, 60).await;
         let ticket = self.lead_anyway(key).await;
-        let head = Arc::new(sample_head(&old, ticket, 120 * SECOND));
+        let renewed = Arc::new(freshened(&old, ticket, 120 * SECOND));
         assert_eq!(
-            answer(self.store.freshen(key, ticket, Arc::clone(&head)).await),
+            answer(self.store.freshen(key, ticket, Arc::clone(&renewed)).await),
             Stored::Yes
         );
         self.clock.advance(Duration::from_secs(119));
@@ -449,13 +451,13 @@ impl Suite<'_> {
         }
         self.clock.advance(Duration::from_secs(1));
         assert_eq!(
-            answer(self.store.freshen(key, ticket, head).await),
+            answer(self.store.freshen(key, ticket, renewed).await),
             Stored::Superseded
         );
         let new = self.put(key, 60).await;
-        let head = Arc::new(sample_head(&old, ticket, 600 * SECOND));
+        let renewed = Arc::new(freshened(&old, ticket, 600 * SECOND));
         assert_eq!(
-            answer(self.store.freshen(key, ticket, head).await),
+            answer(self.store.freshen(key, ticket, renewed).await),
             Stored::Superseded
         );
         assert_eq!(self.found_id(key).await, Some(new.id()));
@@ -525,10 +527,10 @@ impl Suite<'_> {
                 Stored::Yes
             );
         }
-        let head = Arc::new(sample_head(&entry, ticket, 90 * SECOND));
+        let renewed = Arc::new(freshened(&entry, ticket, 90 * SECOND));
         for _ in 0..2 {
             assert_eq!(
-                answer(self.store.freshen(key, ticket, Arc::clone(&head)).await),
+                answer(self.store.freshen(key, ticket, Arc::clone(&renewed)).await),
                 Stored::Yes
             );
         }

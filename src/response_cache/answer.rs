@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::header::{self, AGE, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};
 
+use super::age;
 use super::body::ResponseBody;
 use super::config::Config;
 use super::entry::{Entry, Flags, Head};
@@ -23,26 +24,37 @@ pub(super) struct Form {
     pub(super) conditions: Option<Box<HeaderMap>>,
 }
 
+impl Form {
+    pub(super) fn asked(&self) -> Asked<'_> {
+        Asked {
+            head: self.head,
+            conditions: self.conditions.as_deref(),
+        }
+    }
+}
+
+/// The same, lent: a hit copies nothing of its request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked<'a> {
+    pub(super) head: bool,
+    /// The request's fields, where conditions or a range are among them.
+    pub(super) conditions: Option<&'a HeaderMap>,
+}
+
 /// Answers a hit: nothing is written but what changes with the second.
 pub(super) fn hit<R>(
     entry: &Entry,
-    form: &Form,
+    asked: Asked<'_>,
     config: &Config,
     now: u64,
     outcome: ResponseCacheOutcome,
 ) -> Response<ResponseBody<R>> {
     let head = entry.head();
-    let (name, ttl) = (config.status.name(), ttl(head, now));
-    let write = || config.status.value(Said::Hit(ttl));
-    let (age, status) = entry.written(name, age_seconds(head, now), ttl, write);
-    finish(
-        entry,
-        form,
-        config,
-        head.fields.clone(),
-        (Some(age), status),
-        outcome,
-    )
+    let written = (
+        Some(age::value(age_seconds(head, now))),
+        config.status.hit(ttl(head, now)),
+    );
+    finish(entry, asked, config, head.fields.clone(), written, outcome)
 }
 
 /// Answers from `entry`, with its age.
@@ -55,9 +67,10 @@ pub(super) fn stored<R>(
     outcome: ResponseCacheOutcome,
 ) -> Response<ResponseBody<R>> {
     let head = entry.head();
-    let age = HeaderValue::from(age_seconds(head, now));
+    let age = age::value(age_seconds(head, now));
     let written = (Some(age), config.status.value(said));
-    finish(entry, form, config, head.fields.clone(), written, outcome)
+    let asked = form.asked();
+    finish(entry, asked, config, head.fields.clone(), written, outcome)
 }
 
 fn age_seconds(head: &Head, now: u64) -> u64 {
@@ -75,26 +88,22 @@ pub(super) fn fetched<R>(
 ) -> Response<ResponseBody<R>> {
     fields.remove(AGE);
     let written = (None, config.status.value(said));
-    finish(entry, form, config, fields, written, outcome)
+    finish(entry, form.asked(), config, fields, written, outcome)
 }
 
 fn finish<R>(
     entry: &Entry,
-    form: &Form,
+    asked: Asked<'_>,
     config: &Config,
     mut fields: HeaderMap,
     (age, said): (Option<HeaderValue>, HeaderValue),
     outcome: ResponseCacheOutcome,
 ) -> Response<ResponseBody<R>> {
-    if let (Some(value), Some(age)) = (fields.get_mut(AGE), age) {
-        *value = age;
-    }
     if config.status.is_hidden() {
         fields.remove(CACHE_STATUS);
-    } else if let Some(value) = fields.get_mut(CACHE_STATUS) {
-        *value = said;
     }
-    let (status, body) = shape(entry, form, &mut fields);
+    fill_room(&mut fields, age, said);
+    let (status, body) = shape(entry, asked, &mut fields);
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = fields;
@@ -102,23 +111,38 @@ fn finish<R>(
     response
 }
 
+/// Writes the two values that change with each answer into the room that is kept for them.
+fn fill_room(fields: &mut HeaderMap, age: Option<HeaderValue>, said: HeaderValue) {
+    let (mut age, mut said) = (age, Some(said));
+    // Stored maps are led by them: two steps of the iterator where looking them up would hash twice.
+    for (name, value) in fields.iter_mut().take(2) {
+        if *name == AGE {
+            *value = age.take().unwrap_or_else(|| value.clone());
+        } else if *name == CACHE_STATUS {
+            *value = said.take().unwrap_or_else(|| value.clone());
+        }
+    }
+    if let (Some(age), Some(value)) = (age, fields.get_mut(AGE)) {
+        *value = age;
+    }
+    if let (Some(said), Some(value)) = (said, fields.get_mut(CACHE_STATUS)) {
+        *value = said;
+    }
+}
+
 /// Evaluates conditions and range on a complete answer (RFC 9110 §13, §14).
 pub(super) fn shape<R>(
     entry: &Entry,
-    form: &Form,
+    asked: Asked<'_>,
     fields: &mut HeaderMap,
 ) -> (StatusCode, ResponseBody<R>) {
     let (status, body) = (entry.head().status, entry.body());
-    if let Some(conditions) = form
-        .conditions
-        .as_deref()
-        .filter(|_| status == StatusCode::OK)
-    {
+    if let Some(conditions) = asked.conditions.filter(|_| status == StatusCode::OK) {
         if revalidate::is_not_modified(conditions, fields) {
             revalidate::without_body(fields);
             return (StatusCode::NOT_MODIFIED, ResponseBody::empty());
         }
-        if !form.head {
+        if !asked.head {
             match range::part(conditions, fields, body.len() as u64) {
                 Part::Whole => {}
                 Part::Bytes(first, last) => return part(fields, body, first, last),
@@ -126,7 +150,7 @@ pub(super) fn shape<R>(
             }
         }
     }
-    if form.head {
+    if asked.head {
         if !fields.contains_key(header::CONTENT_LENGTH) && entry.trailers().is_none() {
             fields.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
         }

@@ -1,14 +1,16 @@
 //! What one considered request asks for.
 
 use http::header::HeaderMap;
+use http::{Method, Request};
 
 use crate::core::Visitor;
 
-use super::answer::Form;
+use super::answer::{Asked, Form};
+use super::config::Config;
 use super::consider::{Demands, Signals};
 use super::entry::{Entry, Flags};
 use super::flight::FlightKey;
-use super::key::{Key, seeded, sha128};
+use super::key::{self, Key, seeded, sha128};
 use super::range;
 use super::store::{EntryKey, Hash128, Place};
 use super::target::{self, Target};
@@ -30,25 +32,39 @@ pub(super) struct Ask {
 }
 
 impl Ask {
-    pub(super) fn new(
-        key: Key,
-        demands: Demands,
+    /// Reads `request`, and rewrites its URI by the key rules. Its body has ended. `None` if its key is too long.
+    pub(super) fn of<B>(
+        config: &Config,
+        request: &mut Request<B>,
         signals: Signals,
-        form: Form,
-        private: bool,
-    ) -> Self {
-        Self {
+        principal: Option<[u8; 16]>,
+    ) -> Option<Self> {
+        if let Some(rewritten) = key::rewritten(&config.key, request.uri()) {
+            *request.uri_mut() = rewritten;
+        }
+        let own = config.key.own_parts(request);
+        let uri = request.uri();
+        let key = Key::of(&config.key, request, uri, &own, signals.poison, principal)?;
+        let demands = if signals.directives {
+            Demands::of(request.headers(), config.allow_reload)
+        } else {
+            Demands::default()
+        };
+        Some(Self {
             key,
             names: Names::default(),
             selection: Vec::new(),
             selector: Hash128::default(),
             demands,
             signals,
-            form,
-            private,
+            form: Form {
+                head: *request.method() == Method::HEAD,
+                conditions: None,
+            },
+            private: config.private(),
             visitor: None,
             inner_visitor: None,
-        }
+        })
     }
 
     /// Selects the variant by `names`.
@@ -97,6 +113,22 @@ impl Ask {
             primary: self.key.local,
             selector: self.selector,
             reload: self.demands.reload(),
+        }
+    }
+
+    /// What shapes the form of its answer, lent from the request.
+    pub(super) fn asked<'a>(&self, request: &'a HeaderMap) -> Asked<'a> {
+        let conditions = self.signals.conditional || self.signals.range;
+        Asked {
+            head: self.form.head,
+            conditions: conditions.then_some(request),
+        }
+    }
+
+    /// Keeps its conditions: a fetch will be made without them.
+    pub(super) fn keep_conditions(&mut self, request: &HeaderMap) {
+        if self.signals.conditional || self.signals.range {
+            self.form.conditions = Some(Box::new(request.clone()));
         }
     }
 

@@ -97,6 +97,7 @@ impl Cache {
     pub(super) fn ticket(&self) -> Ticket {
         Ticket {
             token: 0,
+            selector: Hash128::default(),
             begun: self.stamps.highest(),
             at: self.now(),
         }
@@ -168,7 +169,7 @@ impl Cache {
         want: Want,
     ) -> Result<Looked, StoreError> {
         self.tell_queued().await?;
-        let not_before = self.stamps.not_before(&ask.targets());
+        let not_before = self.stamps.not_before(|| ask.targets());
         loop {
             let copy = self.copy_of(ask, request);
             let before = self.real.now_micros();

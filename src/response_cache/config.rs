@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
 
+use super::cache::Cache;
 use super::key::KeyRules;
 use super::rejection::ResponseCacheRejection;
 use super::status::Names;
@@ -97,6 +98,12 @@ impl CachePolicy {
 
 pub(super) type OnRejection =
     Arc<dyn Fn(&ResponseCacheRejection, &mut Response<Bytes>) + Send + Sync>;
+
+/// What the services of one layer share, behind one `Arc`.
+pub(super) struct Setup {
+    pub(super) cache: Arc<Cache>,
+    pub(super) config: Config,
+}
 
 /// Everything that one route's layer was told.
 #[derive(Clone)]

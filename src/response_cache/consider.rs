@@ -88,9 +88,21 @@ fn is_host(uri: &Uri, fields: &HeaderMap) -> bool {
     if let Some(authority) = uri.authority() {
         return authority.as_str().as_bytes().eq_ignore_ascii_case(host);
     }
-    // An empty field is what a target without authority has (RFC 9110 §7.2).
+    // An empty field is what a target without authority has (RFC 9110 §7.2); most others are plain names.
     host.is_empty()
+        || is_plain_host(host)
         || http::uri::Authority::try_from(host).is_ok_and(|host| !host.as_str().contains('@'))
+}
+
+/// Letters, digits, dots and hyphens, then perhaps a port: what needs no parser.
+fn is_plain_host(host: &[u8]) -> bool {
+    let colon = host.iter().position(|byte| *byte == b':');
+    let (name, port) = host.split_at(colon.unwrap_or(host.len()));
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
+    !name.is_empty()
+        && name.iter().all(plain)
+        && matches!(port.len(), 0 | 2..=5)
+        && port.iter().skip(1).all(u8::is_ascii_digit)
 }
 
 /// Says whether a method may change what is stored: all but the safe ones (RFC 9110 §9.2.1).

@@ -173,7 +173,7 @@ impl Head {
     }
 
     /// Returns everything an invalidation may name to hit it.
-    pub(super) fn targets(&self) -> impl Iterator<Item = &Target> {
+    pub(super) fn targets(&self) -> impl Iterator<Item = &Target> + Clone {
         let known = self.known.get_or_init(|| target::known_from_key(&self.key));
         self.said.iter().chain(known)
     }

@@ -119,13 +119,13 @@ impl<S> Run<S> {
         let mut lease = LeaseHold::new(&self, &fetch);
         let mut validate = true;
         loop {
-            let asked = self.cache.now();
+            let asked = self.setup.cache.now();
             let (request, conditional) = self.request::<B>(&fetch, validate);
             let response = match self.inner.call(request).await {
                 Ok(response) => response,
                 Err(error) => return self.failed(fetch, error),
             };
-            let received = self.cache.now();
+            let received = self.setup.cache.now();
             if conditional
                 && response.status() == StatusCode::NOT_MODIFIED
                 && let Some((stale, _)) = fetch.stale.clone()
@@ -180,7 +180,7 @@ impl<S> Run<S> {
         mut fetch: Fetch,
         status: Option<StatusCode>,
     ) -> Response<ResponseBody<R>> {
-        self.cache.stands_in(&self.ask);
+        self.setup.cache.stands_in(&self.ask);
         let stale = fetch.stale.take();
         // The caller has just looked at it.
         let Some((stale, _)) = stale else {
@@ -199,7 +199,7 @@ impl<S> Run<S> {
         times: (u64, u64),
     ) -> Result<Plan, Reason> {
         let plan = policy::plan(&Offer {
-            config: &self.config,
+            config: &self.setup.config,
             request: &self.parts.headers,
             host: self.ask.key.host(),
             status,
@@ -248,11 +248,11 @@ impl<S> Run<S> {
                     None => fetch.land(Outcome::Released),
                 }
                 let outcome = ResponseCacheOutcome::Uncacheable;
-                self.cache.counters.count(outcome);
+                self.setup.cache.counters.count(outcome);
                 return answer::fetched(
                     stale,
                     &self.ask.form,
-                    &self.config,
+                    &self.setup.config,
                     fields,
                     said(Err(reason)),
                     outcome,
@@ -262,33 +262,45 @@ impl<S> Run<S> {
         let names = self.ask.names.union(&plan.names);
         self.ask.select(&names, &self.parts.headers);
         let draft = Draft::new(&self, plan, ticket, status, &fields, times.1);
-        let head = Arc::new(draft.confirm(stale.head()));
-        let entry = Arc::new(stale.with_head(Arc::clone(&head)));
-        let said = said(Ok(answer::ttl(&head, times.1)));
-        self.cache.keep_copy(&self.ask, &entry);
-        let key = self.ask.entry_key(self.cache.place);
-        self.cache
-            .finish("freshen", self.cache.store.freshen(key, ticket, head));
+        let entry = Arc::new(stale.with_head(draft.confirm(stale.head())));
+        let said = said(Ok(answer::ttl(entry.head(), times.1)));
+        self.setup.cache.keep_copy(&self.ask, &entry);
+        let key = self.ask.entry_key(self.setup.cache.place);
+        self.setup.cache.finish(
+            "freshen",
+            self.setup
+                .cache
+                .store
+                .freshen(key, ticket, Arc::clone(&entry)),
+        );
         fetch.land(Outcome::Done(Arc::clone(&entry)));
         let outcome = ResponseCacheOutcome::Validated;
-        self.cache.counters.count(outcome);
+        self.setup.cache.counters.count(outcome);
         let mut fields = entry.head().fields.clone();
         for cookie in confirmed.headers().get_all(header::SET_COOKIE) {
             fields.append(header::SET_COOKIE, cookie.clone());
         }
-        answer::fetched(&entry, &self.ask.form, &self.config, fields, said, outcome)
+        answer::fetched(
+            &entry,
+            &self.ask.form,
+            &self.setup.config,
+            fields,
+            said,
+            outcome,
+        )
     }
 
     /// Not storable: all who wait are released at once, and the key is known as uncacheable for a while.
     pub(super) fn refuse(&self, fetch: &mut Fetch, status: StatusCode, reason: Reason) {
-        self.cache.counters.refused(reason);
+        self.setup.cache.counters.refused(reason);
         // What only this request's cookies or credentials cause, or a cut, says nothing about the key;
         // and only who holds its lease speaks for it.
         let of_request = matches!(reason, Reason::Authorization | Reason::Cut)
             || (reason == Reason::Lifetime && self.ask.signals.cookie);
         if let Some(ticket) = fetch.ticket {
             let speaks = ticket.token != 0 && !of_request;
-            self.cache
+            self.setup
+                .cache
                 .release(&self.ask, ticket, speaks.then(|| Cache::mark_for(status)));
         }
         fetch.land(Outcome::Released);
@@ -317,8 +329,8 @@ pub(super) struct LeaseHold {
 impl LeaseHold {
     pub(super) fn new<S>(run: &Run<S>, fetch: &Fetch) -> Self {
         Self {
-            cache: Arc::clone(&run.cache),
-            key: run.ask.entry_key(run.cache.place),
+            cache: Arc::clone(&run.setup.cache),
+            key: run.ask.entry_key(run.setup.cache.place),
             ticket: fetch.ticket,
         }
     }

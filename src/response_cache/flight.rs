@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use super::entry::{Entry, Head};
+use super::entry::Entry;
 use super::stamps::{Stamp, Stamps, Verdict};
 use super::store::Hash128;
 use super::target::Target;
@@ -47,8 +47,8 @@ pub(super) struct Flight {
     overdue: Instant,
     /// The version of the stamps when it started: what was known then it cannot miss.
     version: u64,
-    /// The answer's head, once it is known.
-    head: OnceLock<Box<Head>>,
+    /// When the answer's fetch began and what may hit it, once its head is known.
+    head: OnceLock<(Stamp, Box<[Target]>)>,
 }
 
 impl Flight {
@@ -58,13 +58,17 @@ impl Flight {
     }
 
     /// Says whether an invalidation since it began may hit what it brings.
-    fn is_outdated(&self, stamps: &Stamps, targets: &[Target]) -> bool {
+    fn is_outdated(&self, stamps: &Stamps, known: impl FnOnce() -> Vec<Target>) -> bool {
         if self.version == stamps.version() {
             return false;
         }
+        let known = known();
         match self.head.get() {
-            Some(head) => stamps.judge_head(head) != Verdict::Live,
-            None => stamps.may_hit(Stamp(self.begun.load(Ordering::Acquire)), targets),
+            Some((begun, said)) => {
+                let targets = known.iter().chain(said);
+                stamps.judge_targets(*begun, targets) != Verdict::Live
+            }
+            None => stamps.may_hit(Stamp(self.begun.load(Ordering::Acquire)), &known),
         }
     }
 }
@@ -96,7 +100,7 @@ impl Flights {
         let mut running = self.running.lock();
         if let Some(flight) = running.get(&key)
             && now < flight.overdue
-            && !flight.is_outdated(stamps, &targets())
+            && !flight.is_outdated(stamps, targets)
         {
             return Entered::Wait(Waiter {
                 outcome: flight.outcome.subscribe(),
@@ -143,14 +147,9 @@ impl Leader {
     }
 
     /// Notes the head, so that newcomers know its targets.
-    pub(super) fn heads_for(&self, begun: Stamp, targets: &[Target]) {
-        let head = Head {
-            begun,
-            targets: targets.into(),
-            ..Head::default()
-        };
+    pub(super) fn heads_for(&self, begun: Stamp, said: &[Target]) {
         // A flight has one head; a second one would be the same fetch's.
-        let _ = self.flight.head.set(Box::new(head));
+        let _ = self.flight.head.set((begun, said.into()));
     }
 
     /// Ends the flight for all who wait.

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use crate::core::ResponseCacheOutcome;
 
 use super::body::ResponseBody;
-use super::config::Config;
+use super::config::Setup;
 use super::flight::Leading;
 use super::run::Answer;
 use super::status::Bypass;
@@ -50,7 +50,7 @@ pin_project! {
         E: 'static,
     {
         Hit { response: Option<Response<ResponseBody<R>>> },
-        Pass { #[pin] call: F, config: Arc<Config>, why: Bypass },
+        Pass { #[pin] call: F, setup: Arc<Setup>, why: Bypass },
         Run { run: Shared<R, E> },
     }
 }
@@ -64,9 +64,9 @@ impl<F, R: Send + 'static, E: 'static> ResponseFuture<F, R, E> {
         }
     }
 
-    pub(super) const fn pass(call: F, config: Arc<Config>, why: Bypass) -> Self {
+    pub(super) const fn pass(call: F, setup: Arc<Setup>, why: Bypass) -> Self {
         Self {
-            kind: Kind::Pass { call, config, why },
+            kind: Kind::Pass { call, setup, why },
         }
     }
 
@@ -95,9 +95,9 @@ where
             KindProj::Hit { response } => response
                 .take()
                 .map_or(Poll::Pending, |found| Poll::Ready(Ok(found))),
-            KindProj::Pass { call, config, why } => {
+            KindProj::Pass { call, setup, why } => {
                 let mut response = ready!(call.poll(cx))?;
-                config.status.pass(response.headers_mut(), *why);
+                setup.config.status.pass(response.headers_mut(), *why);
                 response
                     .extensions_mut()
                     .insert(ResponseCacheOutcome::Bypass);

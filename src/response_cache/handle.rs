@@ -1,7 +1,7 @@
 //! The application's hand on a cache: invalidation and numbers.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::core::{ResponseCacheOutcome, telemetry};
 
@@ -69,7 +69,7 @@ impl ResponseCacheHandle {
     #[must_use]
     pub fn stats(&self) -> ResponseCacheStats {
         let (cache, counters) = (&self.cache, &self.cache.counters);
-        let of = |outcome| counters.outcomes[index(outcome)].load(Ordering::Relaxed);
+        let of = |outcome| counters.of(outcome);
         ResponseCacheStats {
             hits: of(ResponseCacheOutcome::Hit),
             stale_hits: of(ResponseCacheOutcome::StaleHit),
@@ -146,10 +146,24 @@ impl ResponseCacheStats {
     }
 }
 
+/// Threads count in stripes, so that they do not pass one cache line to and fro on every hit.
+const STRIPES: usize = 8;
+
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    outcomes: [AtomicU64; 9],
+    stripes: [Stripe; STRIPES],
     pub(super) store_errors: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Stripe([AtomicU64; 9]);
+
+/// This thread's stripe.
+fn stripe() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local!(static OWN: usize = NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES);
+    OWN.with(|own| *own)
 }
 
 const fn index(outcome: ResponseCacheOutcome) -> usize {
@@ -181,8 +195,15 @@ const LABELS: [&str; 9] = [
 impl Counters {
     pub(super) fn count(&self, outcome: ResponseCacheOutcome) {
         let at = index(outcome);
-        self.outcomes[at].fetch_add(1, Ordering::Relaxed);
+        self.stripes[stripe()].0[at].fetch_add(1, Ordering::Relaxed);
         telemetry::count!("keep_response_cache_requests_total", 1, "outcome" => LABELS[at]);
+    }
+
+    fn of(&self, outcome: ResponseCacheOutcome) -> u64 {
+        let stripes = self.stripes.iter();
+        stripes
+            .map(|stripe| stripe.0[index(outcome)].load(Ordering::Relaxed))
+            .sum()
     }
 
     pub(super) fn refused(&self, reason: Reason) {

@@ -1,7 +1,7 @@
 //! Keeps a fetched answer: in place where its body is complete at once, else by a task that pulls it.
 
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -45,8 +45,6 @@ impl Draft {
         fields: &HeaderMap,
         received: u64,
     ) -> Self {
-        let mut targets = run.ask.targets();
-        targets.extend(plan.targets);
         let id = EntryId::draw();
         let mut head = Head {
             id,
@@ -65,8 +63,9 @@ impl Draft {
             key: run.ask.key.text().into(),
             names: run.ask.names.clone(),
             selection: run.ask.selection.as_slice().into(),
-            targets: targets.into(),
-            fields: HeaderMap::with_capacity(fields.keys_len() + 5),
+            said: plan.targets.into(),
+            known: OnceLock::new(),
+            fields: Head::room(fields.keys_len() + 2),
             trailers: None,
         };
         for (name, value) in fields {
@@ -81,8 +80,7 @@ impl Draft {
         {
             head.fields.insert(header::DATE, date);
         }
-        answer::put_downstream(&mut head.fields, head.flags, &run.config);
-        Head::keep_room(&mut head.fields);
+        answer::put_downstream(&mut head.fields, head.flags, &run.setup.config);
         Self {
             head,
             ticket,
@@ -102,16 +100,11 @@ impl Draft {
             self.head.fields.insert(header::ETAG, tag.clone());
         }
         // The tags that the handler set then are not said again by a 304.
-        let mut targets = self.head.targets.into_vec();
-        targets.extend(
-            stale
-                .targets
-                .iter()
-                .filter(|target| target.is_said_by_answers()),
-        );
-        targets.sort_unstable();
-        targets.dedup();
-        self.head.targets = targets.into();
+        let mut said = self.head.said.into_vec();
+        said.extend_from_slice(&stale.said);
+        said.sort_unstable();
+        said.dedup();
+        self.head.said = said.into();
         self.head
     }
 
@@ -128,7 +121,7 @@ impl Draft {
             fields.insert(header::ETAG, own_etag(fields, &body));
             self.head.flags.set(Flags::OWN_ETAG, true);
         }
-        (self.ticket, Arc::new(Entry::new(Arc::new(self.head), body)))
+        (self.ticket, Arc::new(Entry::new(self.head, body)))
     }
 }
 
@@ -172,16 +165,20 @@ impl<S> Run<S> {
         let names = self.ask.names.union(&plan.names);
         self.ask.select(&names, &self.parts.headers);
         // Without a ticket the store is down: the answer may still be shared with those who wait.
-        let ticket = fetch.ticket.unwrap_or_else(|| self.cache.ticket());
+        let ticket = fetch.ticket.unwrap_or_else(|| self.setup.cache.ticket());
         let mut draft = Draft::new(&self, plan, ticket, status, response.headers(), times.1);
         draft.keep = fetch.ticket.is_some();
         if let Some((leader, _)) = &fetch.leader {
-            leader.heads_for(ticket.begun, &draft.head.targets);
+            leader.heads_for(ticket.begun, &draft.head.said);
         }
         let (parts, body) = response.into_parts();
         let expected = policy::content_length(&parts.headers);
-        let mut collector =
-            Collector::new(body, self.config.max_body, expected, &self.cache.unfinished);
+        let mut collector = Collector::new(
+            body,
+            self.setup.config.max_body,
+            expected,
+            &self.setup.cache.unfinished,
+        );
         match poll_fn(|cx| Poll::Ready(collector.poll_first(cx))).await {
             Some(Collected::Whole(trailers, true)) if self.may_keep(&draft) => {
                 self.kept(fetch, draft, parts, collector.bytes(), trailers)
@@ -216,17 +213,17 @@ impl<S> Run<S> {
         let keep = draft.keep;
         let (ticket, entry) = draft.entry(body, trailers);
         if keep {
-            self.cache.put(&self.ask, ticket, &entry);
+            self.setup.cache.put(&self.ask, ticket, &entry);
         }
         fetch.land(Outcome::Done(Arc::clone(&entry)));
         let head = entry.head();
-        answer::put_downstream(&mut parts.headers, head.flags, &self.config);
+        answer::put_downstream(&mut parts.headers, head.flags, &self.setup.config);
         if head.flags.has(Flags::OWN_ETAG)
             && let Some(tag) = head.fields.get(header::ETAG)
         {
             parts.headers.insert(header::ETAG, tag.clone());
         }
-        let (status, body) = answer::shape(&entry, &self.ask.form, &mut parts.headers);
+        let (status, body) = answer::shape(&entry, self.ask.form.asked(), &mut parts.headers);
         parts.status = status;
         self.say_stored(&mut parts, &fetch, head, keep);
         Response::from_parts(parts, body)
@@ -245,7 +242,7 @@ impl<S> Run<S> {
         R: http_body::Body<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
-        answer::put_downstream(&mut parts.headers, draft.head.flags, &self.config);
+        answer::put_downstream(&mut parts.headers, draft.head.flags, &self.setup.config);
         self.say_stored(&mut parts, &fetch, &draft.head, draft.keep);
         let conditions = self.ask.form.conditions.as_deref();
         let unmodified = parts.status == StatusCode::OK
@@ -277,7 +274,7 @@ impl<S> Run<S> {
                 let keep = draft.keep;
                 let (ticket, entry) = draft.entry(pull.bytes(), trailers.clone());
                 if keep {
-                    self.cache.put(&self.ask, ticket, &entry);
+                    self.setup.cache.put(&self.ask, ticket, &entry);
                 }
                 fetch.land(Outcome::Done(entry));
                 pull.finish(Collected::Whole(trailers, true));
@@ -312,8 +309,8 @@ impl<S> Run<S> {
         } else {
             ResponseCacheOutcome::Bypass
         };
-        self.cache.counters.count(outcome);
-        self.config.status.say(&mut parts.headers, said);
+        self.setup.cache.counters.count(outcome);
+        self.setup.config.status.say(&mut parts.headers, said);
         parts.extensions.insert(outcome);
     }
 
@@ -331,9 +328,9 @@ impl<S> Run<S> {
                 stored: Err(Some(reason)),
             },
         };
-        self.config.status.say(response.headers_mut(), said);
+        self.setup.config.status.say(response.headers_mut(), said);
         let outcome = ResponseCacheOutcome::Uncacheable;
-        self.cache.counters.count(outcome);
+        self.setup.cache.counters.count(outcome);
         response.extensions_mut().insert(outcome);
         response
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::hash::Hasher as _;
+use std::mem::swap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -9,11 +10,12 @@ use std::sync::{Arc, LazyLock};
 use http::header::{COOKIE, HeaderMap};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderName, HeaderValue, Uri};
+use http::{HeaderName, HeaderValue, Request, Uri};
 use sha2::{Digest, Sha256};
 use siphasher::sip128::{Hasher128, SipHasher13};
 use smallvec::SmallVec;
 
+use super::extract;
 use super::store::Hash128;
 
 /// Query parameters by which campaigns follow clicks; they select no content.
@@ -26,6 +28,7 @@ const VERSION: u8 = 1;
 /// Longer keys are not looked up.
 const LONGEST_KEY: usize = 8 * 1_024;
 
+type Text = SmallVec<[u8; 96]>;
 type By = Arc<dyn Fn(&Parts) -> Option<String> + Send + Sync>;
 
 /// Says what belongs to a route's key beside scheme, host, path and query.
@@ -101,6 +104,26 @@ impl KeyRules {
         self
     }
 
+    /// Asks the route's own functions for their parts of the key.
+    pub(super) fn own_parts<B>(&self, request: &mut Request<B>) -> Vec<Option<String>> {
+        if self.by.is_empty() {
+            return Vec::new();
+        }
+        // They read a request's head in one piece; it is taken out for that, and put back.
+        let (mut parts, ()) = Request::new(()).into_parts();
+        let mut swap = |parts: &mut Parts| {
+            swap(&mut parts.method, request.method_mut());
+            swap(&mut parts.uri, request.uri_mut());
+            swap(&mut parts.version, request.version_mut());
+            swap(&mut parts.headers, request.headers_mut());
+            swap(&mut parts.extensions, request.extensions_mut());
+        };
+        swap(&mut parts);
+        let found = self.by.iter().map(|part| part(&parts)).collect();
+        swap(&mut parts);
+        found
+    }
+
     /// Rewrites the query by these rules; `None` where nothing changes.
     fn rewrite(&self, query: &str) -> Option<String> {
         if !self.sort && self.query == QueryRule::All {
@@ -149,11 +172,9 @@ fn matches(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// Takes what is not part of the key out of the URI that the inner service will see.
-pub(super) fn rewrite_uri(rules: &KeyRules, uri: &mut Uri) {
-    let Some(query) = uri.query().and_then(|query| rules.rewrite(query)) else {
-        return;
-    };
+/// Takes what is not part of the key out of a URI; `None` where nothing changes.
+pub(super) fn rewritten(rules: &KeyRules, uri: &Uri) -> Option<Uri> {
+    let query = rules.rewrite(uri.query()?)?;
     let path = if query.is_empty() {
         uri.path().to_owned()
     } else {
@@ -162,9 +183,7 @@ pub(super) fn rewrite_uri(rules: &KeyRules, uri: &mut Uri) {
     let mut parts = uri.clone().into_parts();
     parts.path_and_query = PathAndQuery::try_from(path).ok();
     // Fewer or reordered parameters of a valid URI make a valid one.
-    if let Ok(rewritten) = Uri::from_parts(parts) {
-        *uri = rewritten;
-    }
+    Uri::from_parts(parts).ok()
 }
 
 /// Fields that some services build links or decisions from though no `Vary` names them: part of the key when present.
@@ -187,7 +206,7 @@ pub(super) fn is_poison(name: &str) -> bool {
 /// A key: its text, and where host, path and query lie in it.
 #[derive(Clone)]
 pub(super) struct Key {
-    text: SmallVec<[u8; 128]>,
+    text: Text,
     host: Range<usize>,
     target: Range<usize>,
     pub(super) principal: Option<[u8; 16]>,
@@ -195,27 +214,38 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// Builds the key of a request whose URI is already rewritten; `None` if it is too long.
-    pub(super) fn of(
+    /// Builds the key of a request with the URI that the inner service sees; `None` if it is too long.
+    pub(super) fn of<B>(
         rules: &KeyRules,
-        parts: &Parts,
-        original: Option<&Uri>,
+        request: &Request<B>,
+        uri: &Uri,
+        own_parts: &[Option<String>],
         has_poison: bool,
         principal: Option<[u8; 16]>,
     ) -> Option<Self> {
-        let mut text = SmallVec::new();
+        let mut text = Text::new();
         text.push(VERSION);
-        let scheme = parts.uri.scheme_str().unwrap_or("");
+        let (fields, original) = (
+            request.headers(),
+            extract::original_uri(request.extensions()),
+        );
+        let scheme = uri.scheme_str().unwrap_or("");
         put(&mut text, scheme.as_bytes());
-        let host = put_host(&mut text, scheme, parts);
-        let target = put_target(&mut text, &parts.uri, original);
+        let host = put_host(&mut text, scheme, uri, fields);
+        let target = put_target(&mut text, uri, original);
         // Where a router has cut its prefix away, the rest alone would mean different things.
-        if original.is_some_and(|original| original.path() != parts.uri.path()) {
-            put(&mut text, parts.uri.path().as_bytes());
+        if original.is_some_and(|original| original.path() != uri.path()) {
+            put(&mut text, uri.path().as_bytes());
         }
-        put_rules(&mut text, rules, parts);
+        put_rules(&mut text, rules, fields);
+        for value in own_parts {
+            text.push(b'B');
+            if let Some(value) = value {
+                put(&mut text, value.as_bytes());
+            }
+        }
         if has_poison {
-            put_poison(&mut text, &parts.headers);
+            put_poison(&mut text, fields);
         }
         if let Some(digest) = &principal {
             text.push(b'P');
@@ -247,20 +277,16 @@ impl Key {
     }
 }
 
-fn put(text: &mut SmallVec<[u8; 128]>, part: &[u8]) {
+fn put(text: &mut Text, part: &[u8]) {
     text.extend_from_slice(&(part.len() as u32).to_be_bytes());
     text.extend_from_slice(part);
 }
 
-fn put_host(text: &mut SmallVec<[u8; 128]>, scheme: &str, parts: &Parts) -> Range<usize> {
-    let authority = parts
-        .uri
+fn put_host(text: &mut Text, scheme: &str, uri: &Uri, fields: &HeaderMap) -> Range<usize> {
+    let authority = uri
         .authority()
         .map(|authority| authority.as_str().as_bytes());
-    let field = parts
-        .headers
-        .get(http::header::HOST)
-        .map(HeaderValue::as_bytes);
+    let field = fields.get(http::header::HOST).map(HeaderValue::as_bytes);
     let host = authority.or(field).unwrap_or(b"");
     let host = host.rsplit(|byte| *byte == b'@').next().unwrap_or(host);
     let port: &[u8] = if scheme == "https" { b":443" } else { b":80" };
@@ -271,7 +297,7 @@ fn put_host(text: &mut SmallVec<[u8; 128]>, scheme: &str, parts: &Parts) -> Rang
     range
 }
 
-fn put_target(text: &mut SmallVec<[u8; 128]>, uri: &Uri, original: Option<&Uri>) -> Range<usize> {
+fn put_target(text: &mut Text, uri: &Uri, original: Option<&Uri>) -> Range<usize> {
     let path = original.unwrap_or(uri).path();
     let query = uri.query();
     let length = path.len() + query.map_or(0, |query| query.len() + 1);
@@ -285,11 +311,11 @@ fn put_target(text: &mut SmallVec<[u8; 128]>, uri: &Uri, original: Option<&Uri>)
     start..text.len()
 }
 
-fn put_rules(text: &mut SmallVec<[u8; 128]>, rules: &KeyRules, parts: &Parts) {
+fn put_rules(text: &mut Text, rules: &KeyRules, fields: &HeaderMap) {
     for name in &rules.headers {
         text.push(b'H');
         put(text, name.as_str().as_bytes());
-        for value in parts.headers.get_all(name) {
+        for value in fields.get_all(name) {
             put(text, value.as_bytes());
         }
     }
@@ -297,14 +323,8 @@ fn put_rules(text: &mut SmallVec<[u8; 128]>, rules: &KeyRules, parts: &Parts) {
         text.push(b'C');
         put(text, name.as_bytes());
         // Sent twice, one reader takes the first and another the last: every value counts.
-        for value in cookies(&parts.headers, name) {
+        for value in cookies(fields, name) {
             put(text, value);
-        }
-    }
-    for part in &rules.by {
-        text.push(b'B');
-        if let Some(value) = part(parts) {
-            put(text, value.as_bytes());
         }
     }
 }
@@ -322,7 +342,7 @@ fn cookies<'a>(fields: &'a HeaderMap, name: &'a str) -> impl Iterator<Item = &'a
         .filter_map(|(own, value)| (own == name.as_bytes()).then_some(value))
 }
 
-fn put_poison(text: &mut SmallVec<[u8; 128]>, fields: &HeaderMap) {
+fn put_poison(text: &mut Text, fields: &HeaderMap) {
     let mut found: SmallVec<[(&str, &[u8]); 4]> = fields
         .iter()
         .filter(|(name, _)| is_poison(name.as_str()))
@@ -337,7 +357,30 @@ fn put_poison(text: &mut SmallVec<[u8; 128]>, fields: &HeaderMap) {
     }
 }
 
+/// Reads host, path with query, and principal back out of a key's text.
+pub(super) fn named_by(text: &[u8]) -> Option<(&str, &str, Option<[u8; 16]>)> {
+    let (_scheme, rest) = part(text.strip_prefix(&[VERSION])?)?;
+    let (host, rest) = part(rest)?;
+    let (target, _) = part(rest)?;
+    // Last in the text. Other parts that happen to end so only make one target more.
+    let principal = match text.split_last_chunk::<21>() {
+        Some((_, [b'P', 0, 0, 0, 16, digest @ ..])) => Some(*digest),
+        _ => None,
+    };
+    Some((
+        std::str::from_utf8(host).ok()?,
+        std::str::from_utf8(target).ok()?,
+        principal,
+    ))
+}
+
+fn part(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = text.split_first_chunk()?;
+    rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)
+}
+
 static SEED: LazyLock<(u64, u64)> = LazyLock::new(|| (entropy(), entropy()));
+static DRAWS: LazyLock<(u64, u64)> = LazyLock::new(|| (entropy(), entropy()));
 
 /// Hashes under this process's own random seed: for tables that nobody else reads.
 pub(super) fn seeded(bytes: &[u8]) -> Hash128 {
@@ -358,14 +401,21 @@ pub(super) fn sha128(parts: &[&[u8]]) -> Hash128 {
     Hash128(cut)
 }
 
-/// Draws 64 bits that nobody can guess and that no other draw of any process is likely to repeat.
+/// Draws 64 bits that no other draw of this process repeats, and none of any other is likely to.
 ///
-/// A keyed hash of a counter: a miss draws several, and the system's random source costs a call each.
+/// A counter from a random start, mixed one to one: a miss draws several, and nobody profits by guessing them.
 pub(super) fn random() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let mut sip = SipHasher13::new_with_keys(SEED.1, SEED.0);
-    sip.write_u64(NEXT.fetch_add(1, Ordering::Relaxed));
-    sip.finish128().h1
+    let drawn = DRAWS.1.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+    // The finalizer of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+    let mixed = (drawn ^ (drawn >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+/// Draws the token of a lease.
+pub(super) fn token() -> u128 {
+    u128::from(DRAWS.0) << 64 | u128::from(random())
 }
 
 fn entropy() -> u64 {
@@ -383,10 +433,13 @@ mod tests {
         for (name, value) in fields {
             request = request.header(*name, *value);
         }
-        let (mut parts, ()) = request.body(()).unwrap().into_parts();
-        rewrite_uri(rules, &mut parts.uri);
+        let mut request = request.body(()).unwrap();
+        if let Some(uri) = rewritten(rules, request.uri()) {
+            *request.uri_mut() = uri;
+        }
+        let own = rules.own_parts(&mut request);
         let poison = fields.iter().any(|(name, _)| is_poison(name));
-        Key::of(rules, &parts, None, poison, None)
+        Key::of(rules, &request, request.uri(), &own, poison, None)
             .unwrap()
             .text()
             .to_vec()
@@ -432,9 +485,8 @@ mod tests {
     #[test]
     fn query_rules_rewrite_the_uri_stably() {
         let rewritten = |rules: &KeyRules, uri: &str| {
-            let mut uri: Uri = uri.parse().unwrap();
-            rewrite_uri(rules, &mut uri);
-            uri.to_string()
+            let uri: Uri = uri.parse().unwrap();
+            rewritten(rules, &uri).unwrap_or(uri).to_string()
         };
         let sorted = KeyRules::new().sort_query().ignore_query(TRACKING);
         assert_eq!(

@@ -12,7 +12,7 @@ use tower_layer::Layer;
 use crate::core::{Clock, telemetry};
 
 use super::cache::Cache;
-use super::config::Config;
+use super::config::{Config, Setup};
 use super::handle::ResponseCacheHandle;
 use super::key::KeyRules;
 use super::rejection::ResponseCacheRejection;
@@ -222,7 +222,11 @@ impl<S> Layer<S> for ResponseCacheLayer {
     type Service = ResponseCache<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        ResponseCache::new(inner, Arc::clone(&self.cache), Arc::clone(&self.config))
+        let setup = Setup {
+            cache: Arc::clone(&self.cache),
+            config: Config::clone(&self.config),
+        };
+        ResponseCache::new(inner, Arc::new(setup))
     }
 }
 

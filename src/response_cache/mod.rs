@@ -47,6 +47,7 @@
 //! interim responses, and compresses nothing. A request that waits for somebody else's fetch gets its
 //! answer when the body is complete, not while it streams. It keeps no file on disk.
 
+mod age;
 mod answer;
 mod ask;
 mod body;
@@ -84,7 +85,7 @@ mod target;
 mod vary;
 
 #[cfg(feature = "conformance")]
-pub(crate) use entry::{sample, sample_head};
+pub(crate) use entry::{freshened, sample};
 
 pub use body::{BoxError, ResponseBody};
 pub use config::CachePolicy;

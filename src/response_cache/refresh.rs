@@ -51,7 +51,7 @@ impl<S> Run<S> {
 
     pub(super) fn give_back(&self, looked: &Looked) {
         if let Some(Lease::Granted(ticket)) = looked.lease {
-            self.cache.release(&self.ask, ticket, None);
+            self.setup.cache.release(&self.ask, ticket, None);
         }
     }
 
@@ -67,12 +67,12 @@ impl<S> Run<S> {
         let Some(Lease::Granted(ticket)) = looked.lease else {
             return;
         };
-        let Some(place) = self.cache.begin_refresh() else {
+        let Some(place) = self.setup.cache.begin_refresh() else {
             return self.give_back(looked);
         };
         // The refresh is for everybody: nothing of this client's conditions goes along.
         self.ask.form = answer::Form::default();
-        let (cache, lease) = (Arc::clone(&self.cache), self.config.lease);
+        let (cache, lease) = (Arc::clone(&self.setup.cache), self.setup.config.lease);
         let key = self.ask.entry_key(cache.place);
         let ran = super::cache::spawn(async move {
             let fetch =

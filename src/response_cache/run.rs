@@ -9,13 +9,13 @@ use http::{Method, Request, Response};
 use tokio::time::{Instant, sleep, timeout_at};
 use tower_service::Service;
 
-use crate::core::{Body, ResponseCacheOutcome};
+use crate::core::{Body, ResponseCacheOutcome, Visitor};
 
-use super::answer;
+use super::answer::{self, Asked};
 use super::ask::Ask;
 use super::body::{BoxError, ResponseBody};
 use super::cache::{Cache, Looked};
-use super::config::Config;
+use super::config::{Config, Setup};
 use super::entry::Entry;
 use super::fetch::Fetch;
 use super::flight::{Entered, Leader, Leading, LeadingMark, Outcome};
@@ -24,7 +24,7 @@ use super::policy::{self, Use};
 use super::rejection::ResponseCacheRejection;
 use super::stamps::Verdict;
 use super::status::{Forward, Said};
-use super::store::{Lease, Ticket, Want};
+use super::store::{Hash128, Lease, Ticket, Want};
 
 /// The first waits for somebody else's lease; the last one repeats.
 const WAITS: [u64; 4] = [25, 50, 100, 200];
@@ -46,8 +46,7 @@ enum Step {
 
 /// One request on its way.
 pub(super) struct Run<S> {
-    pub(super) cache: Arc<Cache>,
-    pub(super) config: Arc<Config>,
+    pub(super) setup: Arc<Setup>,
     pub(super) inner: Inner<S>,
     pub(super) ask: Ask,
     pub(super) parts: Parts,
@@ -55,6 +54,27 @@ pub(super) struct Run<S> {
 }
 
 impl<S> Run<S> {
+    pub(super) fn new<B>(
+        setup: &Arc<Setup>,
+        inner: S,
+        mut ask: Ask,
+        request: Request<B>,
+        leading: &Arc<Leading>,
+    ) -> Self
+    where
+        S: Clone,
+    {
+        ask.keep_conditions(request.headers());
+        ask.visitor = request.extensions().get::<Visitor>().cloned();
+        Self {
+            setup: Arc::clone(setup),
+            inner: Inner::new(inner),
+            ask,
+            parts: request.into_parts().0,
+            leading: Arc::clone(leading),
+        }
+    }
+
     /// Finds an answer, or makes the inner service give one.
     pub(super) async fn go<B, R>(mut self) -> Answer<R, S::Error>
     where
@@ -71,21 +91,22 @@ impl<S> Run<S> {
             return self.alone().await;
         }
         // The one thing that is measured in real time here.
-        let until = sleep(2 * self.config.lease).deadline();
+        let until = sleep(2 * self.setup.config.lease).deadline();
         loop {
             let (key, ask) = (self.ask.flight_key(), &self.ask);
-            match self
-                .cache
-                .flights
-                .enter(key, &self.cache.stamps, self.config.lease, || ask.targets())
-            {
+            match self.setup.cache.flights.enter(
+                key,
+                &self.setup.cache.stamps,
+                self.setup.config.lease,
+                || ask.targets(),
+            ) {
                 Entered::Lead(leader) => {
                     let mark = self.leading.lead(&leader);
                     return self.lead(leader, mark, until).await;
                 }
                 Entered::Wait(waiter) => match timeout_at(until, waiter.wait()).await {
                     Err(_) => {
-                        let fetch = Fetch::alone(self.cache.ticket(), Forward::UriMiss);
+                        let fetch = Fetch::alone(self.setup.cache.ticket(), Forward::UriMiss);
                         return self.fetch(fetch.impatient()).await;
                     }
                     Ok(Outcome::Lost) => {}
@@ -95,7 +116,7 @@ impl<S> Run<S> {
                             return Ok(self.collapsed(&entry));
                         }
                         if self.ask.flight_key() == key {
-                            let fetch = Fetch::alone(self.cache.ticket(), Forward::VaryMiss);
+                            let fetch = Fetch::alone(self.setup.cache.ticket(), Forward::VaryMiss);
                             return self.fetch(fetch).await;
                         }
                     }
@@ -105,7 +126,7 @@ impl<S> Run<S> {
                             return Ok(self.collapsed(&entry));
                         }
                         if self.ask.flight_key() == key && !self.ask.matches(&entry) {
-                            let fetch = Fetch::alone(self.cache.ticket(), Forward::VaryMiss);
+                            let fetch = Fetch::alone(self.setup.cache.ticket(), Forward::VaryMiss);
                             return self.fetch(fetch).await;
                         }
                     }
@@ -113,14 +134,14 @@ impl<S> Run<S> {
                         if self.ask.matches(&entry)
                             && self.may_stand_in(
                                 &entry,
-                                self.cache.stamps.judge(&entry),
+                                self.setup.cache.stamps.judge(&entry),
                                 status,
                             ) =>
                     {
                         return Ok(self.stand_in(&entry, status));
                     }
                     Ok(Outcome::StandIn(..) | Outcome::Released) => {
-                        let fetch = Fetch::alone(self.cache.ticket(), Forward::UriMiss);
+                        let fetch = Fetch::alone(self.setup.cache.ticket(), Forward::UriMiss);
                         return self.fetch(fetch.collapsed()).await;
                     }
                 },
@@ -131,6 +152,7 @@ impl<S> Run<S> {
     /// `only-if-cached`: what is stored, or 504.
     async fn only_stored<R>(mut self) -> Response<ResponseBody<R>> {
         let looked = self
+            .setup
             .cache
             .look(&mut self.ask, &self.parts.headers, Want::Entry)
             .await;
@@ -140,8 +162,11 @@ impl<S> Run<S> {
         {
             return self.stored(entry, looked.now);
         }
-        self.cache.counters.count(ResponseCacheOutcome::Refused);
-        let refused = ResponseCacheRejection::NotStored.response(&self.config);
+        self.setup
+            .cache
+            .counters
+            .count(ResponseCacheOutcome::Refused);
+        let refused = ResponseCacheRejection::NotStored.response(&self.setup.config);
         refused.map(|document| ResponseBody::bytes(document, None))
     }
 
@@ -155,6 +180,7 @@ impl<S> Run<S> {
         R::Error: Into<BoxError>,
     {
         let looked = self
+            .setup
             .cache
             .look(&mut self.ask, &self.parts.headers, Want::Entry)
             .await;
@@ -167,7 +193,7 @@ impl<S> Run<S> {
                 None => (Some(Self::ticket_of(looked)), Forward::UriMiss),
             },
             Err(_) => {
-                self.cache.failed("lookup");
+                self.setup.cache.failed("lookup");
                 (None, Forward::Store)
             }
         };
@@ -181,13 +207,14 @@ impl<S> Run<S> {
             };
             return self.pass(forward).await;
         }
-        let fetch = Fetch::alone(self.cache.ticket(), forward).with_ticket(ticket);
+        let fetch = Fetch::alone(self.setup.cache.ticket(), forward).with_ticket(ticket);
         self.fetch(fetch).await
     }
 
-    const fn ticket_of(looked: &Looked) -> Ticket {
+    fn ticket_of(looked: &Looked) -> Ticket {
         Ticket {
             token: 0,
+            selector: Hash128::default(),
             begun: looked.highest,
             at: looked.now,
         }
@@ -207,15 +234,16 @@ impl<S> Run<S> {
         R: http_body::Body<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
-        let mut want = Want::EntryOrLease(self.config.lease);
+        let mut want = Want::EntryOrLease(self.setup.config.lease);
         let mut waited = 0;
         loop {
             let looked = self
+                .setup
                 .cache
                 .look(&mut self.ask, &self.parts.headers, want)
                 .await;
             let Ok(looked) = looked else {
-                self.cache.failed("lookup");
+                self.setup.cache.failed("lookup");
                 let fetch = Fetch::led(leader, mark, None, Forward::Store);
                 return self.fetch(fetch).await;
             };
@@ -239,9 +267,9 @@ impl<S> Run<S> {
                     let fetch = Fetch::led(leader, mark, Some(ticket), forward);
                     return self.fetch(fetch.validating(stale)).await;
                 }
-                Step::Insist => want = Want::Lease(self.config.lease),
+                Step::Insist => want = Want::Lease(self.setup.config.lease),
                 Step::Wait(left, stale) => {
-                    want = Want::EntryOrLease(self.config.lease);
+                    want = Want::EntryOrLease(self.setup.config.lease);
                     if timeout_at(until, sleep(wait(waited, left))).await.is_err() {
                         leader.land(Outcome::Released);
                         let forward = self.forward(stale.is_some());
@@ -271,7 +299,7 @@ impl<S> Run<S> {
             None => None,
         };
         if let Some((entry, verdict)) = &stale
-            && self.cache.is_standing_in(&self.ask)
+            && self.setup.cache.is_standing_in(&self.ask)
             && self.may_stand_in(entry, *verdict, None)
         {
             return Step::StandIn(Arc::clone(entry));
@@ -294,8 +322,13 @@ impl<S> Run<S> {
 
     /// Says whether a stored answer that somebody else found will do for this request's own demands.
     fn may_use(&self, entry: &Entry) -> bool {
-        let verdict = self.cache.stamps.judge(entry);
-        let usable = policy::use_of(entry.head(), self.cache.now(), verdict, &self.ask.demands);
+        let verdict = self.setup.cache.stamps.judge(entry);
+        let usable = policy::use_of(
+            entry.head(),
+            self.setup.cache.now(),
+            verdict,
+            &self.ask.demands,
+        );
         !matches!(usable, Use::Validate | Use::Gone)
     }
 
@@ -306,12 +339,18 @@ impl<S> Run<S> {
         error: Option<http::StatusCode>,
     ) -> bool {
         let asked = self.ask.demands.stale_if_error;
-        policy::may_stand_in(entry.head(), self.cache.now(), verdict, asked, error)
+        policy::may_stand_in(entry.head(), self.setup.cache.now(), verdict, asked, error)
     }
 
     pub(super) fn stored<R>(&self, entry: &Entry, now: u64) -> Response<ResponseBody<R>> {
         self.mark_personal();
-        hit(&self.cache, &self.config, &self.ask, entry, now)
+        hit(
+            &self.setup.cache,
+            &self.setup.config,
+            self.ask.form.asked(),
+            entry,
+            now,
+        )
     }
 
     fn collapsed<R>(&self, entry: &Entry) -> Response<ResponseBody<R>> {
@@ -326,7 +365,7 @@ impl<S> Run<S> {
         status: Option<http::StatusCode>,
     ) -> Response<ResponseBody<R>> {
         self.mark_personal();
-        let said = Said::StandIn(status, answer::ttl(entry.head(), self.cache.now()));
+        let said = Said::StandIn(status, answer::ttl(entry.head(), self.setup.cache.now()));
         self.answer(entry, said, ResponseCacheOutcome::StandIn)
     }
 
@@ -336,12 +375,12 @@ impl<S> Run<S> {
         said: Said,
         outcome: ResponseCacheOutcome,
     ) -> Response<ResponseBody<R>> {
-        self.cache.counters.count(outcome);
+        self.setup.cache.counters.count(outcome);
         answer::stored(
             entry,
             &self.ask.form,
-            &self.config,
-            self.cache.now(),
+            &self.setup.config,
+            self.setup.cache.now(),
             said,
             outcome,
         )
@@ -372,8 +411,11 @@ impl<S> Run<S> {
             status: None,
             stored: Err(None),
         };
-        self.config.status.say(response.headers_mut(), said);
-        self.cache.counters.count(ResponseCacheOutcome::Bypass);
+        self.setup.config.status.say(response.headers_mut(), said);
+        self.setup
+            .cache
+            .counters
+            .count(ResponseCacheOutcome::Bypass);
         response
             .extensions_mut()
             .insert(ResponseCacheOutcome::Bypass);
@@ -385,7 +427,7 @@ impl<S> Run<S> {
 pub(super) fn hit<R>(
     cache: &Cache,
     config: &Config,
-    ask: &Ask,
+    asked: Asked<'_>,
     entry: &Entry,
     now: u64,
 ) -> Response<ResponseBody<R>> {
@@ -396,7 +438,7 @@ pub(super) fn hit<R>(
         ResponseCacheOutcome::StaleHit
     };
     cache.counters.count(outcome);
-    answer::hit(entry, &ask.form, config, now, outcome)
+    answer::hit(entry, asked, config, now, outcome)
 }
 
 /// How long to wait for somebody else's lease: a little longer each time, never past its end, and not all at once.

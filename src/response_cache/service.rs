@@ -5,24 +5,20 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::request::Parts;
-use http::{Method, Request, Response};
+use http::{Request, Response};
 use tower_service::Service;
 
 use crate::core::{Body, Principal, ResponseCacheOutcome, Visitor, take_ready};
 
-use super::answer::Form;
 use super::ask::Ask;
 use super::body::{BoxError, ResponseBody};
-use super::cache::Cache;
-use super::config::Config;
-use super::consider::{self, Demands, Signals};
-use super::extract;
+use super::config::Setup;
+use super::consider::{self, Signals};
+use super::entry::Entry;
 use super::fetch::Fetch;
 use super::flight::Leading;
 use super::future::ResponseFuture;
 use super::hit::Tried;
-use super::inner::Inner;
 use super::key::{self, Key};
 use super::policy;
 use super::run::{self, Answer, Run};
@@ -34,17 +30,12 @@ use super::target::{self, Target};
 #[derive(Clone)]
 pub struct ResponseCache<S> {
     inner: S,
-    cache: Arc<Cache>,
-    config: Arc<Config>,
+    setup: Arc<Setup>,
 }
 
 impl<S> ResponseCache<S> {
-    pub(super) const fn new(inner: S, cache: Arc<Cache>, config: Arc<Config>) -> Self {
-        Self {
-            inner,
-            cache,
-            config,
-        }
+    pub(super) const fn new(inner: S, setup: Arc<Setup>) -> Self {
+        Self { inner, setup }
     }
 }
 
@@ -66,7 +57,6 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let inner = take_ready(&mut self.inner);
         let signals = Signals::scan(request.headers());
         let ended = request.body().is_end_stream();
         match consider::consider(
@@ -76,9 +66,9 @@ where
             &signals,
             ended,
         ) {
-            Err(_) if consider::is_unsafe(request.method()) => self.change(inner, request),
-            Err(why) => self.pass(inner, request, why),
-            Ok(()) => self.consider(inner, request, signals),
+            Err(_) if consider::is_unsafe(request.method()) => self.change(request),
+            Err(why) => self.pass(request, why),
+            Ok(()) => self.consider(request, signals),
         }
     }
 }
@@ -86,8 +76,7 @@ where
 impl<S> ResponseCache<S> {
     /// Sends the request inwards with its own body, and says so.
     fn pass<B, R>(
-        &self,
-        mut inner: S,
+        &mut self,
         request: Request<B>,
         why: Bypass,
     ) -> ResponseFuture<S::Future, R, S::Error>
@@ -95,17 +84,16 @@ impl<S> ResponseCache<S> {
         S: Service<Request<Body<B>>, Response = Response<R>>,
         R: Send + 'static,
     {
-        self.cache.counters.count(ResponseCacheOutcome::Bypass);
-        let call = inner.call(request.map(Body::pass));
-        ResponseFuture::pass(call, Arc::clone(&self.config), why)
+        self.setup
+            .cache
+            .counters
+            .count(ResponseCacheOutcome::Bypass);
+        let call = self.inner.call(request.map(Body::pass));
+        ResponseFuture::pass(call, Arc::clone(&self.setup), why)
     }
 
     /// A request that may change things: a good answer invalidates what it names.
-    fn change<B, R>(
-        &self,
-        mut inner: S,
-        request: Request<B>,
-    ) -> ResponseFuture<S::Future, R, S::Error>
+    fn change<B, R>(&mut self, request: Request<B>) -> ResponseFuture<S::Future, R, S::Error>
     where
         S: Service<Request<Body<B>>, Response = Response<R>> + Send + 'static,
         S::Future: Send,
@@ -113,25 +101,25 @@ impl<S> ResponseCache<S> {
         B: Send + 'static,
         R: Send + 'static,
     {
-        let (cache, config) = (Arc::clone(&self.cache), Arc::clone(&self.config));
-        let (mut parts, body) = request.into_parts();
-        let original = extract::original_uri(&parts.extensions).cloned();
+        let setup = Arc::clone(&self.setup);
+        let rules = &setup.config.key;
         // The handler gets what the client sent; only the target is named in the key's form.
-        let sent = parts.uri.clone();
-        key::rewrite_uri(&config.key, &mut parts.uri);
-        let site = Key::of(&config.key, &parts, original.as_ref(), false, None);
-        parts.uri = sent;
-        let request = Request::from_parts(parts, Body::pass(body));
-        let call = inner.call(request);
+        let rewritten = key::rewritten(rules, request.uri());
+        let uri = rewritten.as_ref().unwrap_or(request.uri());
+        let site = Key::of(rules, &request, uri, &[], false, None);
+        let call = self.inner.call(request.map(Body::pass));
         let run = Box::pin(async move {
             let mut response = call.await?;
             let status = response.status();
             if let Some(site) = site.filter(|_| status.is_success() || status.is_redirection()) {
                 let changes = changed_by(&site, response.headers());
-                cache.invalidate(changes).await;
+                setup.cache.invalidate(changes).await;
             }
-            cache.counters.count(ResponseCacheOutcome::Bypass);
-            config.status.pass(response.headers_mut(), Bypass::Method);
+            setup.cache.counters.count(ResponseCacheOutcome::Bypass);
+            setup
+                .config
+                .status
+                .pass(response.headers_mut(), Bypass::Method);
             response
                 .extensions_mut()
                 .insert(ResponseCacheOutcome::Bypass);
@@ -141,9 +129,8 @@ impl<S> ResponseCache<S> {
     }
 
     fn consider<B, R>(
-        &self,
-        inner: S,
-        request: Request<B>,
+        &mut self,
+        mut request: Request<B>,
         signals: Signals,
     ) -> ResponseFuture<S::Future, R, S::Error>
     where
@@ -154,32 +141,27 @@ impl<S> ResponseCache<S> {
         R: http_body::Body<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
-        let private = self.config.private();
-        let named = request.extensions().get::<Principal>().filter(|_| private);
-        let named = named.map(|own| target::principal_digest(own.id()));
-        if private && named.is_none() {
-            let visitor = request.extensions().get::<Visitor>().cloned();
-            return match visitor {
-                Some(visitor) => self.identify(inner, request, signals, visitor),
-                None => self.pass(inner, request, Bypass::Principal),
-            };
-        }
-        let mut question = match Question::new(&self.config, request, signals, named) {
-            Ok(question) => question,
-            Err(request) => return self.pass(inner, request, Bypass::Length),
+        let setup = &self.setup;
+        let principal = if setup.config.private() {
+            let named = request.extensions().get::<Principal>();
+            match named.map(|own| target::principal_digest(own.id())) {
+                None => return self.identify(request, signals),
+                digest => digest,
+            }
+        } else {
+            None
         };
-        match self
-            .cache
-            .try_now(&mut question.ask, &question.parts.headers)
-        {
+        let Some(mut ask) = Ask::of(&setup.config, &mut request, signals, principal) else {
+            return self.pass(request, Bypass::Length);
+        };
+        match setup.cache.try_now(&mut ask, request.headers()) {
             Tried::Hit(entry, now) => {
-                let ask = &question.ask;
-                ask.mark_personal();
-                ResponseFuture::hit(run::hit(&self.cache, &self.config, ask, &entry, now))
+                ResponseFuture::hit(answer(setup, &ask, &request, &entry, now))
             }
             tried => {
                 let leading = Arc::<Leading>::default();
-                let run = question.run(&self.cache, &self.config, inner, &leading);
+                let inner = take_ready(&mut self.inner);
+                let run = Run::new(&self.setup, inner, ask, request, &leading);
                 ResponseFuture::run(Box::pin(go(run, tried)), leading)
             }
         }
@@ -187,11 +169,9 @@ impl<S> ResponseCache<S> {
 
     /// Asks the session who is asking; nobody, or a failing session store, is passed.
     fn identify<B, R>(
-        &self,
-        mut inner: S,
-        request: Request<B>,
+        &mut self,
+        mut request: Request<B>,
         signals: Signals,
-        visitor: Visitor,
     ) -> ResponseFuture<S::Future, R, S::Error>
     where
         S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
@@ -201,29 +181,29 @@ impl<S> ResponseCache<S> {
         R: http_body::Body<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
-        let (cache, config) = (Arc::clone(&self.cache), Arc::clone(&self.config));
+        let Some(visitor) = request.extensions().get::<Visitor>().cloned() else {
+            return self.pass(request, Bypass::Principal);
+        };
+        let (mut inner, setup) = (take_ready(&mut self.inner), Arc::clone(&self.setup));
         let leading = Arc::<Leading>::default();
         let own = Arc::clone(&leading);
         let run = Box::pin(async move {
             let principal = visitor.principal().await.ok().flatten();
             let digest = principal.map(|own| target::principal_digest(own.id()));
-            let (request, why) = match digest {
-                None => (request, Bypass::Principal),
-                digest => match Question::new(&config, request, signals, digest) {
-                    Err(request) => (request, Bypass::Length),
-                    Ok(mut question) => {
-                        let tried = cache.try_now(&mut question.ask, &question.parts.headers);
-                        if let Tried::Hit(entry, now) = tried {
-                            question.ask.mark_personal();
-                            return Ok(run::hit(&cache, &config, &question.ask, &entry, now));
-                        }
-                        return go(question.run(&cache, &config, inner, &own), tried).await;
+            let mut why = Bypass::Principal;
+            if digest.is_some() {
+                why = Bypass::Length;
+                if let Some(mut ask) = Ask::of(&setup.config, &mut request, signals, digest) {
+                    let tried = setup.cache.try_now(&mut ask, request.headers());
+                    if let Tried::Hit(entry, now) = tried {
+                        return Ok(answer(&setup, &ask, &request, &entry, now));
                     }
-                },
-            };
-            cache.counters.count(ResponseCacheOutcome::Bypass);
+                    return go(Run::new(&setup, inner, ask, request, &own), tried).await;
+                }
+            }
+            setup.cache.counters.count(ResponseCacheOutcome::Bypass);
             let mut response = inner.call(request.map(Body::pass)).await?;
-            config.status.pass(response.headers_mut(), why);
+            setup.config.status.pass(response.headers_mut(), why);
             response
                 .extensions_mut()
                 .insert(ResponseCacheOutcome::Bypass);
@@ -233,62 +213,21 @@ impl<S> ResponseCache<S> {
     }
 }
 
-/// A considered request, read.
-struct Question {
-    ask: Ask,
-    parts: Parts,
-}
-
-impl Question {
-    /// Reads `request`, and rewrites its URI by the key rules. Its body has ended. Given back if its key is too long.
-    #[allow(
-        clippy::result_large_err,
-        reason = "the request goes on its way by value"
-    )]
-    fn new<B>(
-        config: &Config,
-        request: Request<B>,
-        signals: Signals,
-        principal: Option<[u8; 16]>,
-    ) -> Result<Self, Request<B>> {
-        let (mut parts, body) = request.into_parts();
-        let original = extract::original_uri(&parts.extensions);
-        key::rewrite_uri(&config.key, &mut parts.uri);
-        let key = Key::of(&config.key, &parts, original, signals.poison, principal);
-        let Some(key) = key else {
-            return Err(Request::from_parts(parts, body));
-        };
-        let demands = if signals.directives {
-            Demands::of(&parts.headers, config.allow_reload)
-        } else {
-            Demands::default()
-        };
-        let form = Form {
-            head: parts.method == Method::HEAD,
-            conditions: (signals.conditional || signals.range)
-                .then(|| Box::new(parts.headers.clone())),
-        };
-        let mut ask = Ask::new(key, demands, signals, form, config.private());
-        ask.visitor = parts.extensions.get::<Visitor>().cloned();
-        Ok(Self { ask, parts })
+/// Answers with what is there.
+fn answer<B, R>(
+    setup: &Setup,
+    ask: &Ask,
+    request: &Request<B>,
+    entry: &Entry,
+    now: u64,
+) -> Response<ResponseBody<R>> {
+    if ask.private
+        && let Some(visitor) = request.extensions().get::<Visitor>()
+    {
+        visitor.mark_personal();
     }
-
-    fn run<S: Clone>(
-        self,
-        cache: &Arc<Cache>,
-        config: &Arc<Config>,
-        inner: S,
-        leading: &Arc<Leading>,
-    ) -> Run<S> {
-        Run {
-            cache: Arc::clone(cache),
-            config: Arc::clone(config),
-            inner: Inner::new(inner),
-            ask: self.ask,
-            parts: self.parts,
-            leading: Arc::clone(leading),
-        }
-    }
+    let asked = ask.asked(request.headers());
+    run::hit(&setup.cache, &setup.config, asked, entry, now)
 }
 
 /// The way of a request that nothing here could answer at once.
@@ -304,7 +243,7 @@ where
     match tried {
         // Known as uncacheable: no flight and no store call; if it is storable after all, it is stored.
         Tried::Marked if !run.ask.demands.only_if_cached && !run.ask.is_alone() => {
-            let fetch = Fetch::alone(run.cache.ticket(), Forward::UriMiss);
+            let fetch = Fetch::alone(run.setup.cache.ticket(), Forward::UriMiss);
             run.fetch(fetch).await
         }
         _ => run.go().await,
@@ -345,8 +284,8 @@ impl<S: fmt::Debug> fmt::Debug for ResponseCache<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseCache")
             .field("inner", &self.inner)
-            .field("cache", &self.cache)
-            .field("config", &self.config)
+            .field("cache", &self.setup.cache)
+            .field("config", &self.setup.config)
             .finish()
     }
 }

@@ -149,24 +149,36 @@ impl Stamps {
     }
 
     pub(super) fn judge_head(&self, head: &Head) -> Verdict {
-        if head.begun < self.floor() {
+        self.judge_targets(head.begun, head.targets())
+    }
+
+    /// Judges what began at `begun` and carries `targets`.
+    pub(super) fn judge_targets<'a>(
+        &self,
+        begun: Stamp,
+        targets: impl Iterator<Item = &'a Target> + Clone,
+    ) -> Verdict {
+        if begun < self.floor() {
             return Verdict::Gone;
         }
         let mut verdict = Verdict::Live;
         if self.any_queued.load(Ordering::Acquire) {
             for change in self.queued.lock().iter() {
-                if head.targets.contains(&change.target) {
+                if targets.clone().any(|target| *target == change.target) {
                     verdict = worse(verdict, change.kind);
                 }
             }
         }
         let raised = self.raised.read();
-        for target in &head.targets {
+        if raised.is_empty() {
+            return verdict;
+        }
+        for target in targets {
             if let Some([gone, stale]) = raised.get(target) {
-                if *gone > head.begun {
+                if *gone > begun {
                     return Verdict::Gone;
                 }
-                if *stale > head.begun {
+                if *stale > begun {
                     verdict = worse(verdict, ChangeKind::Stale);
                 }
             }
@@ -175,8 +187,12 @@ impl Stamps {
     }
 
     /// Returns the highest stamp at which one of `targets` went; entries begun before it are gone.
-    pub(super) fn not_before(&self, targets: &[Target]) -> Stamp {
+    pub(super) fn not_before(&self, targets: impl FnOnce() -> Vec<Target>) -> Stamp {
         let raised = self.raised.read();
+        if raised.is_empty() {
+            return Stamp::default();
+        }
+        let targets = targets();
         let gone = targets
             .iter()
             .filter_map(|target| Some(raised.get(target)?[0]));
@@ -266,7 +282,7 @@ mod tests {
         let judge = |begun, tag| {
             stamps.judge_head(&Head {
                 begun: Stamp(begun),
-                targets: vec![Target::everything(), Target::tag(tag)].into(),
+                said: vec![Target::everything(), Target::tag(tag)].into(),
                 ..Head::default()
             })
         };
@@ -293,7 +309,7 @@ mod tests {
         let stamps = Stamps::default();
         let head = Head {
             begun: Stamp(5),
-            targets: vec![Target::tag("a")].into(),
+            said: vec![Target::tag("a")].into(),
             ..Head::default()
         };
         stamps.queue(&[change("a", ChangeKind::Gone)]);

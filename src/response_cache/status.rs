@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use crate::core::fields::CACHE_STATUS;
@@ -95,8 +96,6 @@ impl Forward {
 /// One member of `Cache-Status` for a considered request.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Said {
-    /// Answered from the store; seconds left, negative when stale.
-    Hit(i64),
     /// Fetched; with what is left of its lifetime where it was stored, else with the reason.
     Fetched {
         forward: Forward,
@@ -137,10 +136,6 @@ impl Names {
         self.hidden
     }
 
-    pub(super) const fn name(&self) -> &'static str {
-        self.name
-    }
-
     /// Appends the member for a passed request, after those of inner caches.
     pub(super) fn pass(&self, fields: &mut HeaderMap, why: Bypass) {
         let at = BYPASSES.iter().position(|(bypass, _)| *bypass == why);
@@ -156,13 +151,33 @@ impl Names {
         }
     }
 
+    /// Makes the member of a hit: the commonest, so it is written by hand.
+    pub(super) fn hit(&self, ttl: i64) -> HeaderValue {
+        let mut digits = [0; 20];
+        let (mut at, mut rest) = (digits.len(), ttl.unsigned_abs());
+        loop {
+            at -= 1;
+            digits[at] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+            if rest == 0 {
+                break;
+            }
+        }
+        let (sign, digits): (&[u8], _) = (if ttl < 0 { b"-" } else { b"" }, &digits[at..]);
+        let parts = [self.name.as_bytes(), b";hit;ttl=", sign, digits];
+        // An exact allocation: what is larger is shrunk by another one.
+        let mut out = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
+        parts.iter().for_each(|part| out.extend_from_slice(part));
+        HeaderValue::from_maybe_shared(Bytes::from(out))
+            .unwrap_or_else(|_| HeaderValue::from_static("tower-keep"))
+    }
+
     /// Makes the member.
     pub(super) fn value(&self, said: Said) -> HeaderValue {
         let mut out = String::with_capacity(self.name.len() + 40);
         out.push_str(self.name);
         // Writing to a `String` cannot fail.
         let _ = match said {
-            Said::Hit(ttl) => write!(out, ";hit;ttl={ttl}"),
             Said::Fetched {
                 forward,
                 status,

@@ -140,6 +140,13 @@ pub(super) fn known_from_request(
     targets
 }
 
+/// The same, read out of a key's text.
+pub(super) fn known_from_key(key: &[u8]) -> Box<[Target]> {
+    let known = super::key::named_by(key)
+        .map(|(host, target, principal)| known_from_request(host, target, principal.as_ref()));
+    known.unwrap_or_else(|| vec![Target::everything()]).into()
+}
+
 /// Says whether `tag` is 1 to 128 bytes without control characters.
 pub(super) const fn is_tag(tag: &str) -> bool {
     let bytes = tag.as_bytes();

@@ -283,6 +283,9 @@ impl<V: Entry> Slots<'_, V> {
     /// [`Full`]: nothing was changed.
     pub fn reserve(&mut self, index: usize, bytes: usize) -> Result<(), Full> {
         let bytes = isize::try_from(bytes).map_err(|_| Full)?;
+        if bytes > self.table.max_bytes {
+            return Err(Full);
+        }
         // What has grown in this step so far counts, too.
         self.settle();
         let most_barren = self

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::backend::fallback::Fallback;
 use crate::core::{Clock, StoreFuture};
-use crate::response_cache::entry::{Entry, Head};
+use crate::response_cache::entry::Entry;
 use crate::response_cache::stamps::{Change, Changes, Stamp};
 
 use super::{EntryKey, Found, Lookup, Place, ResponseStore, Stored, Ticket};
@@ -24,8 +24,8 @@ where
         self.primary().store(key, ticket, entry)
     }
 
-    fn freshen(&self, key: EntryKey, ticket: Ticket, head: Arc<Head>) -> StoreFuture<Stored> {
-        self.primary().freshen(key, ticket, head)
+    fn freshen(&self, key: EntryKey, ticket: Ticket, entry: Arc<Entry>) -> StoreFuture<Stored> {
+        self.primary().freshen(key, ticket, entry)
     }
 
     fn release(&self, key: EntryKey, ticket: Ticket, mark: Option<Duration>) -> StoreFuture<()> {

@@ -1,8 +1,9 @@
 -- Gives an entry a new head and leaves its body; drops the ticket's lease.
 -- KEYS: 1 primary, 2 entry.
--- ARGV: 2 selector, 3 token, 4 at, 5 due, 6 expires, 7 begun, 8 id, 9 body id, 10 milliseconds to keep, 11 head.
+-- ARGV: 2 selector, 3 token, 4 at, 5 due, 6 expires, 7 begun, 8 id, 9 body id, 10 milliseconds to keep, 11 head,
+--       12 the lease's selector.
 -- Reply: 1 written, 0 another entry is there, or none.
-local lease_field = 'l:' .. ARGV[2]
+local lease_field = 'l:' .. ARGV[12]
 local primary = redis.call('HMGET', KEYS[1], lease_field, 'v:' .. ARGV[2])
 if primary[1] and string.match(primary[1], '^%x+') == ARGV[3] then redis.call('HDEL', KEYS[1], lease_field) end
 local there = redis.call('HMGET', KEYS[2], 'body_id', 'at', 'expires')

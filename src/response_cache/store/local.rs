@@ -13,7 +13,7 @@ use crate::response_cache::vary::Names;
 use super::{Hash128, MOST_VARIANTS};
 
 /// What each entry costs beside its own bytes.
-const OVERHEAD: usize = 256;
+pub(super) const OVERHEAD: usize = 256;
 /// How long a row outlives what it keeps, in microseconds.
 pub(super) const LINGER: u64 = 60_000_000;
 /// What a level without copies may remember, in bytes.
@@ -27,17 +27,9 @@ pub(super) struct Row {
     pub(super) names: Names,
     /// Until when the key is known as uncacheable.
     pub(super) mark_until: u64,
-    pub(super) leases: SmallVec<[LeaseRow; 1]>,
     pub(super) variants: SmallVec<[(Hash128, Arc<Entry>); 1]>,
     used: Cell<u64>,
     hits: Cell<u32>,
-}
-
-#[derive(Clone, Copy)]
-pub(super) struct LeaseRow {
-    pub(super) selector: Hash128,
-    pub(super) token: u128,
-    pub(super) until: u64,
 }
 
 impl Row {
@@ -79,13 +71,8 @@ impl Row {
             .variants
             .iter()
             .map(|(_, entry)| entry.head().expires_at);
-        let leases = self.leases.iter().map(|lease| lease.until);
-        let last = entries
-            .chain(leases)
-            .chain([self.mark_until])
-            .max()
-            .unwrap_or(0);
-        last.saturating_add(LINGER)
+        let last = entries.chain([self.mark_until]).max();
+        last.unwrap_or(0).saturating_add(LINGER)
     }
 }
 
@@ -133,7 +120,7 @@ impl Local {
         now: u64,
         change: impl FnOnce(&mut memory::Slot<'_, Row>) -> R,
     ) -> R {
-        let key = self.rows.hash(|hasher| hasher.part(&key.0));
+        let key = memory::EntryKey::from_hash(key.0);
         self.rows.table::<Row>().update_one(key, now, change)
     }
 
@@ -144,8 +131,9 @@ impl Local {
         now: u64,
         select: impl FnOnce(&Names) -> Hash128,
     ) -> LocalFound {
-        self.with(key, now, |slot| {
-            let Some(row) = slot.get() else {
+        let rows = self.rows.table::<Row>();
+        rows.read_one(memory::EntryKey::from_hash(key.0), now, |row| {
+            let Some(row) = row else {
                 return LocalFound::default();
             };
             row.touch(now);

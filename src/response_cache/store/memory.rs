@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::backend::memory::{MemoryStore, Part, PartSetup, Slot};
+use crate::backend::memory::{self, Full, MemoryStore, Part, PartSetup, Slot};
 use crate::core::{Clock, StoreFuture};
-use crate::response_cache::entry::{Entry, Head};
-use crate::response_cache::key::random;
+use crate::response_cache::entry::Entry;
+use crate::response_cache::key::token;
 use crate::response_cache::stamps::{Change, ChangeKind, Changes, Stamp, is_superseded};
 use crate::response_cache::target::Target;
+use crate::response_cache::vary::Names;
 
-use super::local::{LINGER, LeaseRow, Row};
+use super::local::{LINGER, OVERHEAD, Row};
 use super::{
     EntryKey, Found, FoundEntry, Hash128, Lease, Lookup, MOST_STAMPS, Place, ResponseStore,
     STAMPS_LEAVING, Stored, Ticket, Want,
@@ -24,19 +25,26 @@ impl ResponseStore for MemoryStore {
     fn lookup(&self, lookup: Lookup) -> StoreFuture<Found> {
         let now = self.now_micros();
         let stamps = self.part::<MemoryStamps>();
-        let found = with_row(self, lookup.key.primary, now, |slot| {
+        let rows = self.table::<Row>();
+        let found = rows.read_one(row_key(lookup.key.primary), now, |row| {
             // Read under the lock: whoever invalidates before this moment is seen.
             let (highest, floor) = stamps.head();
-            let found = Found {
+            let mut found = Found {
                 now,
                 highest,
                 floor,
-                names: lookup.names.clone(),
+                names: Names::default(),
                 entry: FoundEntry::None,
                 lease: None,
                 mark: None,
             };
-            look(slot, &lookup, found)
+            if look(row, &lookup, &mut found) {
+                found.lease = lease(self, &lookup, &found);
+            }
+            if found.names.is_empty() {
+                found.names = lookup.names;
+            }
+            found
         });
         StoreFuture::ok(found)
     }
@@ -44,57 +52,67 @@ impl ResponseStore for MemoryStore {
     fn store(&self, key: EntryKey, ticket: Ticket, entry: Arc<Entry>) -> StoreFuture<Stored> {
         let now = self.now_micros();
         let stored = with_row(self, key.primary, now, |slot| {
-            let mut row = slot.remove().unwrap_or_default();
-            drop_lease(&mut row, ticket);
+            drop_lease(self, key.primary, ticket, now);
+            let more = entry.weight() + OVERHEAD;
+            if slot.get().is_some() && slot.reserve(more).is_err() {
+                // What was there is not what the inner service says any more.
+                if let Some(row) = slot.get_mut() {
+                    row.variants.retain(|(own, _)| *own != key.selector);
+                }
+                return Stored::TooLarge;
+            }
+            let Some(row) = slot.get_mut() else {
+                let mut row = Row::default();
+                let until = entry.head().expires_at.saturating_add(LINGER);
+                row.put(key.selector, entry);
+                row.touch(now);
+                return stored(slot.set(row, until));
+            };
+            row.touch(now);
             let names = row.names.union(&entry.head().names);
             let there = row.variant(key.selector);
-            let stored = if there.is_some_and(|there| is_superseded(there.head(), ticket.at, now)) {
-                Stored::Superseded
-            } else if names != entry.head().names {
+            if there.is_some_and(|there| is_superseded(there.head(), ticket.at, now)) {
+                return Stored::Superseded;
+            }
+            if names != entry.head().names {
                 // Somebody learned of more names meanwhile: under fewer this entry would never be found.
                 row.names = names;
                 row.variants.clear();
-                Stored::Superseded
-            } else {
-                row.mark_until = 0;
-                row.put(key.selector, entry);
-                Stored::Yes
-            };
-            row.touch(now);
-            let until = row.expires_at();
-            match slot.set(row, until) {
-                Ok(()) => stored,
-                Err(_) => Stored::TooLarge,
+                return Stored::Superseded;
             }
+            row.mark_until = 0;
+            row.put(key.selector, entry);
+            let until = row.expires_at();
+            slot.set_expiry(until);
+            Stored::Yes
         });
         StoreFuture::ok(stored)
     }
 
-    fn freshen(&self, key: EntryKey, ticket: Ticket, head: Arc<Head>) -> StoreFuture<Stored> {
+    fn freshen(&self, key: EntryKey, ticket: Ticket, entry: Arc<Entry>) -> StoreFuture<Stored> {
         let now = self.now_micros();
         let stored = with_row(self, key.primary, now, |slot| {
-            let Some(mut row) = slot.remove() else {
+            drop_lease(self, key.primary, ticket, now);
+            // A longer head is no more than what entries may weigh beside their bodies.
+            if slot.get().is_some() && slot.reserve(entry.weight() - entry.body().len()).is_err() {
+                return Stored::TooLarge;
+            }
+            let Some(row) = slot.get_mut() else {
                 return Stored::Superseded;
             };
-            drop_lease(&mut row, ticket);
-            let fresh = row
-                .variant(key.selector)
-                .filter(|there| there.head().body_id == head.body_id)
-                .filter(|there| there.head().expires_at > now)
-                .filter(|there| !is_superseded(there.head(), ticket.at, now))
-                .map(|there| Arc::new(there.with_head(Arc::clone(&head))));
-            let stored = match fresh {
-                Some(entry) => {
-                    row.put(key.selector, entry);
-                    Stored::Yes
-                }
-                None => Stored::Superseded,
-            };
-            let until = row.expires_at();
-            match slot.set(row, until) {
-                Ok(()) => stored,
-                Err(_) => Stored::TooLarge,
+            let there = row.variant(key.selector).map(|there| there.head());
+            let same = there.is_some_and(|there| {
+                there.body_id == entry.head().body_id
+                    && there.expires_at > now
+                    && !is_superseded(there, ticket.at, now)
+            });
+            if !same {
+                return Stored::Superseded;
             }
+            row.put(key.selector, entry);
+            let until = row.expires_at();
+            slot.set_expiry(until);
+            Stored::Yes
         });
         StoreFuture::ok(stored)
     }
@@ -102,18 +120,23 @@ impl ResponseStore for MemoryStore {
     fn release(&self, key: EntryKey, ticket: Ticket, mark: Option<Duration>) -> StoreFuture<()> {
         let now = self.now_micros();
         with_row(self, key.primary, now, |slot| {
-            if mark.is_none() && slot.get().is_none() {
+            drop_lease(self, key.primary, ticket, now);
+            let Some(mark) = mark else {
                 return;
-            }
-            let mut row = slot.remove().unwrap_or_default();
-            drop_lease(&mut row, ticket);
-            if let Some(mark) = mark {
-                row.mark_until = now.saturating_add(micros(mark));
+            };
+            let mark_until = now.saturating_add(micros(mark));
+            if let Some(row) = slot.get_mut() {
+                row.mark_until = mark_until;
                 row.variants.retain(|(own, _)| *own != key.selector);
+                let until = row.expires_at();
+                slot.set_expiry(until);
+            } else {
+                let mut row = Row::default();
+                row.mark_until = mark_until;
+                row.touch(now);
+                // A mark that finds no room costs a fetch that waiters share in vain.
+                let _ = slot.set(row, mark_until.saturating_add(LINGER));
             }
-            let until = row.expires_at();
-            // A mark that finds no room costs a fetch that waiters share in vain.
-            let _ = slot.set(row, until);
         });
         StoreFuture::ok(())
     }
@@ -136,82 +159,123 @@ impl ResponseStore for MemoryStore {
     }
 }
 
+/// A primary hash is seeded already, and all other stores' are never used here.
+const fn row_key(primary: Hash128) -> memory::EntryKey {
+    memory::EntryKey::from_hash(primary.0)
+}
+
 fn with_row<R>(
     store: &MemoryStore,
     primary: Hash128,
     now: u64,
     change: impl FnOnce(&mut Slot<'_, Row>) -> R,
 ) -> R {
-    let key = store.hash(|hasher| hasher.part(&primary.0));
-    store.table::<Row>().update_one(key, now, change)
+    let rows = store.table::<Row>();
+    rows.update_one(row_key(primary), now, change)
 }
 
-fn look(slot: &mut Slot<'_, Row>, lookup: &Lookup, mut found: Found) -> Found {
-    let now = found.now;
-    if let Some(row) = slot.get() {
-        row.touch(now);
-        let left = row.mark_until.saturating_sub(now);
-        found.mark = (left > 0).then(|| Duration::from_micros(left));
-        if row.names != lookup.names && !row.names.is_empty() {
-            found.names = row.names.clone();
-            return found;
-        }
-        if let Some(entry) = row.variant(lookup.key.selector) {
-            let head = entry.head();
-            let oldest = lookup.not_before.max(found.floor);
-            if head.expires_at > now && head.begun >= oldest && head.names == lookup.names {
-                found.entry = match lookup.have {
-                    Some(have) if have == head.id => FoundEntry::Same,
-                    _ => FoundEntry::Entry(Arc::clone(entry)),
-                };
-                if now < head.due_at() && !matches!(lookup.want, Want::Lease(_)) {
-                    return found;
-                }
-            }
-        }
+const fn stored(set: Result<(), Full>) -> Stored {
+    match set {
+        Ok(()) => Stored::Yes,
+        Err(Full) => Stored::TooLarge,
     }
-    if let Want::EntryOrLease(length) | Want::Lease(length) = lookup.want
-        && found.mark.is_none()
-    {
-        found.lease = Some(lease(slot, lookup.key.selector, length, &found));
-    }
-    found
 }
 
-/// Grants the lease, or says how long it is held.
-fn lease(slot: &mut Slot<'_, Row>, selector: Hash128, length: Duration, found: &Found) -> Lease {
-    let now = found.now;
-    let token = u128::from(random()) << 64 | u128::from(random());
-    let until = now.saturating_add(micros(length));
-    let row = LeaseRow {
-        selector,
-        token,
-        until,
+/// Fills in what the row says; returns whether the lease is wanted and due.
+fn look(row: Option<&Row>, lookup: &Lookup, found: &mut Found) -> bool {
+    let Some(row) = row else {
+        return lookup.want != Want::Entry;
     };
-    if let Some(known) = slot.get_mut() {
-        known.leases.retain(|lease| lease.until > now);
-        if let Some(held) = known.leases.iter().find(|lease| lease.selector == selector) {
-            return Lease::Held(Duration::from_micros(held.until - now));
-        }
-        known.leases.push(row);
-        let expires_at = known.expires_at();
-        slot.set_expiry(expires_at);
-    } else {
-        let mut known = Row::default();
-        known.leases.push(row);
-        known.touch(now);
-        // Without room for a lease everybody leads: more calls than one, but an answer for each.
-        let _ = slot.set(known, until.saturating_add(LINGER));
+    let now = found.now;
+    row.touch(now);
+    let left = row.mark_until.saturating_sub(now);
+    found.mark = (left > 0).then(|| Duration::from_micros(left));
+    if row.names != lookup.names && !row.names.is_empty() {
+        found.names = row.names.clone();
+        return false;
     }
-    Lease::Granted(Ticket {
-        token,
-        begun: found.highest,
-        at: now,
+    let mut due = true;
+    if let Some(entry) = row.variant(lookup.key.selector) {
+        let head = entry.head();
+        let oldest = lookup.not_before.max(found.floor);
+        if head.expires_at > now && head.begun >= oldest && head.names == lookup.names {
+            found.entry = match lookup.have {
+                Some(have) if have == head.id => FoundEntry::Same,
+                _ => FoundEntry::Entry(Arc::clone(entry)),
+            };
+            due = now >= head.due_at();
+        }
+    }
+    let wanted = match lookup.want {
+        Want::Entry => false,
+        Want::EntryOrLease(_) => due,
+        Want::Lease(_) => true,
+    };
+    wanted && found.mark.is_none()
+}
+
+/// The right to fetch for one variant, held for a while. A table of its own: it stays small, and never makes room
+/// for responses to be evicted. Always locked after the row that it is for.
+struct LeaseRow {
+    token: u128,
+}
+
+impl memory::Entry for LeaseRow {
+    fn weight(&self) -> usize {
+        size_of::<Self>()
+    }
+
+    /// Without room for a lease everybody leads: more calls than one, but an answer for each.
+    fn eviction_rank(&self, _: u64) -> Option<u64> {
+        Some(0)
+    }
+}
+
+fn lease_key(store: &MemoryStore, primary: Hash128, selector: Hash128) -> memory::EntryKey {
+    if selector == Hash128::default() {
+        return row_key(primary);
+    }
+    store.hash(|hasher| {
+        hasher.part(&primary.0);
+        hasher.part(&selector.0);
     })
 }
 
-fn drop_lease(row: &mut Row, ticket: Ticket) {
-    row.leases.retain(|lease| lease.token != ticket.token);
+/// Grants the lease, or says how long it is held.
+fn lease(store: &MemoryStore, lookup: &Lookup, found: &Found) -> Option<Lease> {
+    let (Want::EntryOrLease(length) | Want::Lease(length)) = lookup.want else {
+        return None;
+    };
+    let now = found.now;
+    let leases = store.table::<LeaseRow>();
+    let key = lease_key(store, lookup.key.primary, lookup.key.selector);
+    let lease = leases.update_one(key, now, |slot| {
+        if let Some(until) = slot.expires_at() {
+            return Lease::Held(Duration::from_micros(until - now));
+        }
+        let (token, selector) = (token(), lookup.key.selector);
+        let _ = slot.set(LeaseRow { token }, now.saturating_add(micros(length)));
+        Lease::Granted(Ticket {
+            token,
+            selector,
+            begun: found.highest,
+            at: now,
+        })
+    });
+    Some(lease)
+}
+
+fn drop_lease(store: &MemoryStore, primary: Hash128, ticket: Ticket, now: u64) {
+    if ticket.token == 0 {
+        return;
+    }
+    let leases = store.table::<LeaseRow>();
+    let key = lease_key(store, primary, ticket.selector);
+    leases.update_one(key, now, |slot| {
+        if slot.get().is_some_and(|lease| lease.token == ticket.token) {
+            slot.remove();
+        }
+    });
 }
 
 fn micros(length: Duration) -> u64 {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::core::{Clock, StoreFuture};
 
-use super::entry::{Entry, EntryId, Head};
+use super::entry::{Entry, EntryId};
 use super::stamps::{Change, Changes, Stamp};
 use super::vary::Names;
 
@@ -101,6 +101,8 @@ pub struct Found {
 pub struct Ticket {
     /// Names the lease; zero for a fetch that holds none.
     pub token: u128,
+    /// The variant that the lease was taken for; the answer may turn out to be another one's.
+    pub selector: Hash128,
     /// The highest stamp when the fetch began.
     pub begun: Stamp,
     /// The store's time when the fetch began, in UTC microseconds.
@@ -154,11 +156,11 @@ pub trait ResponseStore: fmt::Debug + Send + Sync + 'static {
     /// Any [`StoreErrorKind`](crate::core::StoreErrorKind).
     fn store(&self, key: EntryKey, ticket: Ticket, entry: Arc<Entry>) -> StoreFuture<Stored>;
 
-    /// Gives the entry a new head and leaves its body; drops the ticket's lease.
+    /// Gives the entry the head of this one and leaves its body, which is the same; drops the ticket's lease.
     ///
     /// # Errors
     /// Any [`StoreErrorKind`](crate::core::StoreErrorKind).
-    fn freshen(&self, key: EntryKey, ticket: Ticket, head: Arc<Head>) -> StoreFuture<Stored>;
+    fn freshen(&self, key: EntryKey, ticket: Ticket, entry: Arc<Entry>) -> StoreFuture<Stored>;
 
     /// Drops the ticket's lease; with `mark` the key is known as uncacheable for that long, and its entry is gone.
     ///
@@ -201,8 +203,8 @@ impl<T: ?Sized + ResponseStore> ResponseStore for Arc<T> {
         (**self).store(key, ticket, entry)
     }
 
-    fn freshen(&self, key: EntryKey, ticket: Ticket, head: Arc<Head>) -> StoreFuture<Stored> {
-        (**self).freshen(key, ticket, head)
+    fn freshen(&self, key: EntryKey, ticket: Ticket, entry: Arc<Entry>) -> StoreFuture<Stored> {
+        (**self).freshen(key, ticket, entry)
     }
 
     fn release(&self, key: EntryKey, ticket: Ticket, mark: Option<Duration>) -> StoreFuture<()> {

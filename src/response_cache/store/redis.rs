@@ -11,14 +11,14 @@ use crate::core::{
     Clock, StoreError, StoreErrorKind, StoreFuture, SystemClock, base64url, telemetry,
 };
 use crate::response_cache::entry::{Entry, Head};
-use crate::response_cache::key::random;
+use crate::response_cache::key::token;
 use crate::response_cache::stamps::{Change, ChangeKind, Changes, Stamp};
 use crate::response_cache::target::Target;
 use crate::response_cache::vary::Names;
 
 use super::{
-    EntryKey, Found, FoundEntry, Lease, Lookup, MOST_STAMPS, Place, ResponseStore, STAMPS_LEAVING,
-    Stored, Ticket, Want,
+    EntryKey, Found, FoundEntry, Hash128, Lease, Lookup, MOST_STAMPS, Place, ResponseStore,
+    STAMPS_LEAVING, Stored, Ticket, Want,
 };
 
 static LOOKUP: Script = Script::new(include_str!("lookup.lua"));
@@ -41,7 +41,7 @@ impl ResponseStore for RedisStore {
             Want::EntryOrLease(length) => (1, length),
             Want::Lease(length) => (2, length),
         };
-        let token = u128::from(random()) << 64 | u128::from(random());
+        let token = token();
         let [primary, entry] = keys(self, lookup.key);
         let have = lookup.have.map(|id| id.0.to_string()).unwrap_or_default();
         self.script(&LOOKUP, &[primary, entry, stamps_key(self)])
@@ -53,7 +53,7 @@ impl ResponseStore for RedisStore {
             .num(micros(length))
             .arg(hex(token))
             .timeout(self.timeout() / LOOKUP_SHARE)
-            .run(move |reply| found(reply, token))
+            .run(move |reply| found(reply, token, lookup.key.selector))
     }
 
     fn store(&self, key: EntryKey, ticket: Ticket, entry: Arc<Entry>) -> StoreFuture<Stored> {
@@ -72,11 +72,12 @@ impl ResponseStore for RedisStore {
             .num(kept_millis(head, &*clock))
             .arg(head.encode())
             .arg(entry.body())
+            .arg(base64url(&ticket.selector.0))
             .run(stored)
     }
 
-    fn freshen(&self, key: EntryKey, ticket: Ticket, head: Arc<Head>) -> StoreFuture<Stored> {
-        let clock = ResponseStore::clock(self);
+    fn freshen(&self, key: EntryKey, ticket: Ticket, entry: Arc<Entry>) -> StoreFuture<Stored> {
+        let (head, clock) = (entry.head(), ResponseStore::clock(self));
         self.script(&FRESHEN, &keys(self, key))
             .arg(base64url(&key.selector.0))
             .arg(hex(ticket.token))
@@ -86,8 +87,9 @@ impl ResponseStore for RedisStore {
             .num(head.begun.0)
             .num(head.id.0)
             .num(head.body_id.0)
-            .num(kept_millis(&head, &*clock))
+            .num(kept_millis(head, &*clock))
             .arg(head.encode())
+            .arg(base64url(&ticket.selector.0))
             .run(stored)
     }
 
@@ -96,6 +98,7 @@ impl ResponseStore for RedisStore {
             .arg(base64url(&key.selector.0))
             .arg(hex(ticket.token))
             .num(micros(mark.unwrap_or_default()))
+            .arg(base64url(&ticket.selector.0))
             .run(|_| Ok(()))
     }
 
@@ -150,7 +153,7 @@ fn stamps_key(store: &RedisStore) -> String {
     store.key(PART).tag(["stamps"]).plain("set").finish()
 }
 
-fn found(reply: Reply, token: u128) -> Result<Found, StoreError> {
+fn found(reply: Reply, token: u128, selector: Hash128) -> Result<Found, StoreError> {
     let mut parts = reply.array()?.into_iter();
     let mut next = || parts.next().ok_or_else(unexpected);
     let now = number(next()?)?;
@@ -167,6 +170,7 @@ fn found(reply: Reply, token: u128) -> Result<Found, StoreError> {
     let lease = match granted {
         1 => Some(Lease::Granted(Ticket {
             token,
+            selector,
             begun: highest,
             at: now,
         })),
@@ -188,7 +192,7 @@ fn found(reply: Reply, token: u128) -> Result<Found, StoreError> {
 /// A record that cannot be read is a miss; whoever fetches next writes over it.
 fn decoded(head: &[u8], body: Bytes) -> FoundEntry {
     match Head::decode(head) {
-        Some(head) => FoundEntry::Entry(Arc::new(Entry::new(Arc::new(head), body))),
+        Some(head) => FoundEntry::Entry(Arc::new(Entry::new(head, body))),
         None => {
             telemetry::count!("keep_response_cache_undecodable_total", 1);
             FoundEntry::None

@@ -1,6 +1,7 @@
 -- Drops the ticket's lease; with a mark the key is known as uncacheable and its entry is gone.
--- KEYS: 1 primary, 2 entry. ARGV: 2 selector, 3 token, 4 microseconds of the mark or 0. Reply: 1.
-local lease_field = 'l:' .. ARGV[2]
+-- KEYS: 1 primary, 2 entry. ARGV: 2 selector, 3 token, 4 microseconds of the mark or 0,
+--       5 the lease's selector. Reply: 1.
+local lease_field = 'l:' .. ARGV[5]
 local lease = redis.call('HGET', KEYS[1], lease_field)
 if lease and string.match(lease, '^%x+') == ARGV[3] then redis.call('HDEL', KEYS[1], lease_field) end
 local mark = tonumber(ARGV[4])

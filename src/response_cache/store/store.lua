@@ -1,9 +1,10 @@
 -- Writes an entry; drops the ticket's lease and the mark. The later-begun of two fetches stays.
 -- KEYS: 1 primary, 2 entry.
--- ARGV: 2 selector, 3 names, 4 token, 5 at, 6 due, 7 expires, 8 begun, 9 id, 10 body id, 11 milliseconds to keep, 12 head, 13 body.
+-- ARGV: 2 selector, 3 names, 4 token, 5 at, 6 due, 7 expires, 8 begun, 9 id, 10 body id, 11 milliseconds to keep, 12 head, 13 body,
+--       14 the lease's selector.
 -- Reply: 1 written, 0 superseded.
 local MOST_VARIANTS = 32
-local lease_field = 'l:' .. ARGV[2]
+local lease_field = 'l:' .. ARGV[14]
 local primary = redis.call('HMGET', KEYS[1], 'names', lease_field, 'v:' .. ARGV[2])
 if primary[2] and string.match(primary[2], '^%x+') == ARGV[4] then redis.call('HDEL', KEYS[1], lease_field) end
 local keep_ms = tonumber(ARGV[11]) + 60000
