@@ -100,6 +100,7 @@ pub(super) type OnRejection =
     Arc<dyn Fn(&ResponseCacheRejection, &mut Response<Bytes>) + Send + Sync>;
 
 /// What the services of one layer share, behind one `Arc`.
+#[derive(Clone)]
 pub(super) struct Setup {
     pub(super) cache: Arc<Cache>,
     pub(super) config: Config,

@@ -30,25 +30,29 @@ const LOCAL_BYTES: usize = 64 * 1_024 * 1_024;
 #[derive(Clone)]
 #[must_use]
 pub struct ResponseCacheLayer {
-    store: Arc<dyn ResponseStore>,
-    cache: Arc<Cache>,
-    config: Arc<Config>,
+    /// One `Arc` only: axum clones layers, and applies them, for every request.
+    setup: Arc<Setup>,
 }
 
 impl ResponseCacheLayer {
     /// Makes a cache that obeys the headers of responses and nothing else.
     pub fn new(store: impl ResponseStore) -> Self {
-        let store: Arc<dyn ResponseStore> = Arc::new(store);
-        let cache = Arc::new(Cache::new(Arc::clone(&store), LOCAL_BYTES, None));
+        let cache = Arc::new(Cache::new(Arc::new(store), LOCAL_BYTES, None));
+        let config = Config::default();
         Self {
-            store,
-            cache,
-            config: Arc::default(),
+            setup: Arc::new(Setup { cache, config }),
         }
     }
 
     fn set(mut self, change: impl FnOnce(&mut Config)) -> Self {
-        change(Arc::make_mut(&mut self.config));
+        change(&mut Arc::make_mut(&mut self.setup).config);
+        self
+    }
+
+    fn with_cache(mut self, local_bytes: usize, clock: Option<Arc<dyn Clock>>) -> Self {
+        let setup = Arc::make_mut(&mut self.setup);
+        let store = Arc::clone(&setup.cache.store);
+        setup.cache = Arc::new(Cache::new(store, local_bytes, clock));
         self
     }
 
@@ -56,21 +60,14 @@ impl ResponseCacheLayer {
     ///
     /// With 0 there are none, and every hit is one exact shared read. Call it before cloning: it begins
     /// a local level of its own. A [`MemoryStore`](crate::backend::memory::MemoryStore) has its own bound.
-    pub fn local_bytes(mut self, bytes: usize) -> Self {
-        self.cache = Arc::new(Cache::new(Arc::clone(&self.store), bytes, None));
-        self
+    pub fn local_bytes(self, bytes: usize) -> Self {
+        self.with_cache(bytes, None)
     }
 
     /// Follows `clock` for the staleness bound and marks instead of the machine's; for tests of exactly these.
     #[doc(hidden)]
-    pub fn real_clock(mut self, local_bytes: usize, clock: impl Clock) -> Self {
-        let clock: Arc<dyn Clock> = Arc::new(clock);
-        self.cache = Arc::new(Cache::new(
-            Arc::clone(&self.store),
-            local_bytes,
-            Some(clock),
-        ));
-        self
+    pub fn real_clock(self, local_bytes: usize, clock: impl Clock) -> Self {
+        self.with_cache(local_bytes, Some(Arc::new(clock)))
     }
 
     /// Makes answers fresh for this long where nothing else says so; for the statuses 200 203 204 300 301 308.
@@ -91,7 +88,7 @@ impl ResponseCacheLayer {
     }
 
     fn check_refresh(self) -> Self {
-        let route = &self.config.route;
+        let route = &self.setup.config.route;
         if let (Some(ttl), Some(after)) = (route.ttl, route.refresh_after)
             && after >= ttl
         {
@@ -137,7 +134,7 @@ impl ResponseCacheLayer {
     }
 
     fn check_privacy(self) -> Self {
-        if self.config.route.private && self.config.route.public {
+        if self.setup.config.route.private && self.setup.config.route.public {
             telemetry::warn!(
                 "response cache: a route is both private and public, and is kept private"
             );
@@ -214,7 +211,7 @@ impl ResponseCacheLayer {
     /// Returns the handle to invalidate and observe this cache by; all clones have the same.
     #[must_use]
     pub fn handle(&self) -> ResponseCacheHandle {
-        ResponseCacheHandle::new(Arc::clone(&self.cache))
+        ResponseCacheHandle::new(Arc::clone(&self.setup.cache))
     }
 }
 
@@ -222,19 +219,15 @@ impl<S> Layer<S> for ResponseCacheLayer {
     type Service = ResponseCache<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let setup = Setup {
-            cache: Arc::clone(&self.cache),
-            config: Config::clone(&self.config),
-        };
-        ResponseCache::new(inner, Arc::new(setup))
+        ResponseCache::new(inner, Arc::clone(&self.setup))
     }
 }
 
 impl fmt::Debug for ResponseCacheLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseCacheLayer")
-            .field("store", &self.store)
-            .field("config", &self.config)
+            .field("store", &self.setup.cache.store)
+            .field("config", &self.setup.config)
             .finish_non_exhaustive()
     }
 }

@@ -111,23 +111,20 @@ impl<S> Run<S> {
                     }
                     Ok(Outcome::Lost) => {}
                     Ok(Outcome::Done(entry)) => {
-                        self.ask.select(&entry.head().names, &self.parts.headers);
-                        if self.ask.matches(&entry) {
+                        if self.takes(&entry) {
                             return Ok(self.collapsed(&entry));
                         }
                         if self.ask.flight_key() == key {
-                            let fetch = Fetch::alone(self.setup.cache.ticket(), Forward::VaryMiss);
-                            return self.fetch(fetch).await;
+                            return self.fetch(self.apart()).await;
                         }
                     }
                     Ok(Outcome::Found(entry)) => {
-                        self.ask.select(&entry.head().names, &self.parts.headers);
-                        if self.ask.matches(&entry) && self.may_use(&entry) {
+                        let takes = self.takes(&entry);
+                        if takes && self.may_use(&entry) {
                             return Ok(self.collapsed(&entry));
                         }
-                        if self.ask.flight_key() == key && !self.ask.matches(&entry) {
-                            let fetch = Fetch::alone(self.setup.cache.ticket(), Forward::VaryMiss);
-                            return self.fetch(fetch).await;
+                        if !takes && self.ask.flight_key() == key {
+                            return self.fetch(self.apart()).await;
                         }
                     }
                     Ok(Outcome::StandIn(entry, status))
@@ -147,6 +144,17 @@ impl<S> Run<S> {
                 },
             }
         }
+    }
+
+    /// Says whether what somebody else's flight brought is an answer to this request, too.
+    fn takes(&mut self, entry: &Entry) -> bool {
+        self.ask.select(&entry.head().names, &self.parts.headers);
+        self.ask.matches(entry)
+    }
+
+    /// A fetch for this request only, as the flight brought another variant.
+    fn apart(&self) -> Fetch {
+        Fetch::alone(self.setup.cache.ticket(), Forward::VaryMiss)
     }
 
     /// `only-if-cached`: what is stored, or 504.
