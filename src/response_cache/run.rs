@@ -115,7 +115,8 @@ impl<S> Run<S> {
                             return Ok(self.collapsed(&entry));
                         }
                         if self.ask.flight_key() == key {
-                            return self.fetch(self.apart()).await;
+                            let fetch = self.apart();
+                            return self.fetch(fetch).await;
                         }
                     }
                     Ok(Outcome::Found(entry)) => {
@@ -124,7 +125,8 @@ impl<S> Run<S> {
                             return Ok(self.collapsed(&entry));
                         }
                         if !takes && self.ask.flight_key() == key {
-                            return self.fetch(self.apart()).await;
+                            let fetch = self.apart();
+                            return self.fetch(fetch).await;
                         }
                     }
                     Ok(Outcome::StandIn(entry, status))
