@@ -13,6 +13,7 @@ pub mod backend;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod core;
+pub mod data;
 pub mod idempotency;
 pub mod problem_codes;
 pub mod rate_limit;

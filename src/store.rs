@@ -19,6 +19,8 @@ use std::sync::Arc;
 use crate::backend::health::StoreHealth;
 use crate::backend::memory::MemoryStore;
 use crate::core::Clock;
+use crate::data::lock::LockStore;
+use crate::data::queue::QueueStore;
 use crate::idempotency::IdempotencyStore;
 use crate::rate_limit::RateLimitStore;
 use crate::response_cache::ResponseStore;
@@ -28,12 +30,25 @@ use crate::session::SessionStore;
 ///
 /// Implemented for every type that has all the traits; you never implement it by hand.
 pub trait Store:
-    RateLimitStore + IdempotencyStore + SessionStore + ResponseStore + StoreHealth
+    RateLimitStore
+    + IdempotencyStore
+    + SessionStore
+    + ResponseStore
+    + LockStore
+    + QueueStore
+    + StoreHealth
 {
 }
 
 impl<T> Store for T where
-    T: RateLimitStore + IdempotencyStore + SessionStore + ResponseStore + StoreHealth + ?Sized
+    T: RateLimitStore
+        + IdempotencyStore
+        + SessionStore
+        + ResponseStore
+        + LockStore
+        + QueueStore
+        + StoreHealth
+        + ?Sized
 {
 }
 

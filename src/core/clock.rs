@@ -41,6 +41,12 @@ impl SystemClock {
     }
 }
 
+/// Reads the monotonic clock, for deadlines of our own: a lease that we hold, a wait that we promised.
+#[must_use]
+pub(crate) fn monotonic() -> tokio::time::Instant {
+    tokio::time::Instant::now()
+}
+
 struct Anchor {
     started: Instant,
     /// Microseconds to add to the monotonic time since `started`; only ever grows.

@@ -50,6 +50,14 @@ impl KeyBuilder {
         self
     }
 
+    /// Appends a cluster hash tag that is escaped already.
+    pub(super) fn whole_tag(mut self, tag: &str) -> Self {
+        self.text.push_str(":{");
+        self.text.push_str(tag);
+        self.text.push('}');
+        self
+    }
+
     /// Appends one segment.
     pub fn segment(mut self, segment: impl AsRef<str>) -> Self {
         self.text.push(':');

@@ -1,0 +1,571 @@
+//! Random steps of three workers, held against a list of jobs that is sorted anew for every question.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{digest, job};
+use crate::conformance::Dice;
+use crate::core::{Clock, IntoKey, Key, ManualClock, StoreErrorKind, Timestamp};
+use crate::data::queue::store::{
+    Again, Claim, DigestWish, Due, EnqueueOutcome, JobId, JobState, Listing, NewJob, Priority,
+    QueueStore, Rules, Settle, Settled, Token,
+};
+
+/// Lets three workers and their customers do anything in random order while the clock jumps. After every step the store
+/// must have said what a sorted list says.
+///
+/// # Panics
+/// When the store says anything else.
+pub async fn histories(store: Arc<dyn QueueStore>, clock: &ManualClock, seed: u64, steps: usize) {
+    let mut dice = Dice::new(seed);
+    let rules = Rules {
+        capacity: 40,
+        per_recipient: 15,
+        attempts: 3,
+        expire_after: Duration::from_millis(3_000),
+        remember_for: Duration::from_millis(2_000),
+        aging: Duration::from_millis([0, 700][dice.below(2) as usize]),
+    };
+    let mut model = Model {
+        store,
+        clock: clock.clone(),
+        name: Arc::from(format!("model.{seed}")),
+        rules,
+        jobs: Vec::new(),
+        once: HashMap::new(),
+        last: 0,
+        tokens: 0,
+    };
+    for step in 0..steps {
+        model
+            .step(&mut dice, &format!("seed {seed}, step {step}"))
+            .await;
+    }
+}
+
+struct Model {
+    store: Arc<dyn QueueStore>,
+    clock: ManualClock,
+    name: Arc<str>,
+    rules: Rules,
+    jobs: Vec<Job>,
+    once: HashMap<[u8; 32], (u64, u64)>,
+    last: u64,
+    tokens: u8,
+}
+
+#[derive(Clone, Debug)]
+struct Job {
+    id: u64,
+    to: Key,
+    rank: u8,
+    due: u64,
+    expires: u64,
+    attempts: u32,
+    items: Vec<Bytes>,
+    state: State,
+    collects: Option<Key>,
+    error: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Leased { token: u8, until: u64 },
+    Dead { at: u64 },
+}
+
+fn ms(duration: Duration) -> u64 {
+    duration.as_millis() as u64
+}
+
+#[allow(clippy::unwrap_used)]
+impl Model {
+    fn now(&self) -> u64 {
+        self.clock.now_micros() / 1_000
+    }
+
+    fn score(&self, job: &Job) -> (u64, u64, u64) {
+        match ms(self.rules.aging) {
+            0 => (u64::from(job.rank), job.due, job.id),
+            aging => (0, job.due + u64::from(job.rank) * aging, job.id),
+        }
+    }
+
+    fn find(&mut self, id: u64) -> Option<&mut Job> {
+        self.jobs.iter_mut().find(|job| job.id == id)
+    }
+
+    fn sweep(&mut self, now: u64) {
+        let most = self.rules.attempts;
+        for job in &mut self.jobs {
+            let bury = |job: &mut Job, why: &str| {
+                job.state = State::Dead { at: now };
+                job.collects = None;
+                job.error = Some(why.to_owned());
+            };
+            match job.state {
+                State::Leased { until, .. } if until <= now => {
+                    if job.attempts >= most {
+                        bury(job, "the lease of the last attempt ended");
+                    } else if job.expires <= now {
+                        bury(job, "expired");
+                    } else {
+                        job.state = State::Waiting;
+                    }
+                }
+                State::Waiting if job.expires <= now => bury(job, "expired"),
+                _ => {}
+            }
+        }
+        let jobs = &self.jobs;
+        // An id that is over is forgotten unless its job lives, and stays so if the job is revived.
+        self.once.retain(|_, (number, until)| {
+            let job = jobs.iter().find(|job| job.id == *number);
+            now < *until || job.is_some_and(|job| !matches!(job.state, State::Dead { .. }))
+        });
+    }
+
+    async fn step(&mut self, dice: &mut Dice, at: &str) {
+        match dice.below(12) {
+            0..=3 => self.enqueue(dice, at).await,
+            4..=5 => self.lease(dice, at).await,
+            6..=7 => self.settle(dice, at).await,
+            8 => self.look(at).await,
+            9 => self.cancel_or_revive(dice, at).await,
+            _ => {
+                let wait = [1, 50, 500, 2_000][dice.below(4) as usize];
+                self.clock.advance(Duration::from_millis(dice.below(wait)));
+            }
+        }
+    }
+
+    fn wish(dice: &mut Dice) -> NewJob {
+        let (to, item) = (
+            ["a", "b"][dice.below(2) as usize],
+            dice.below(1_000).to_string(),
+        );
+        let mut new = match dice.below(3) {
+            0 => NewJob {
+                digest: Some(DigestWish {
+                    key: "d".into_key(),
+                    window: Duration::from_millis(300),
+                    max: 3,
+                }),
+                ..digest(to, &item, 3)
+            },
+            _ => job(to, &item),
+        };
+        new.priority = Priority::of_rank(dice.below(3) as u8);
+        if dice.below(3) == 0 {
+            new.due = Due::After(Duration::from_millis(dice.below(800)));
+        }
+        if dice.below(3) == 0 {
+            new.once = Some([dice.below(6) as u8; 32]);
+            new.again = [Again::Keep, Again::Replace][dice.below(2) as usize];
+        }
+        new
+    }
+
+    async fn enqueue(&mut self, dice: &mut Dice, at: &str) {
+        let now = self.now();
+        let jobs: Vec<_> = (0..=dice.below(4)).map(|_| Self::wish(dice)).collect();
+        let answer = self
+            .store
+            .enqueue(&self.name, jobs.clone(), &self.rules)
+            .await;
+        if !self.has_room(&jobs, now) {
+            self.sweep(now);
+            if !self.has_room(&jobs, now) {
+                assert_eq!(answer.unwrap_err().kind(), StoreErrorKind::Full, "{at}");
+                return;
+            }
+        }
+        let expected: Vec<_> = jobs.iter().map(|job| self.add(job, now)).collect();
+        assert_eq!(answer.unwrap(), expected, "{at}");
+    }
+
+    fn known(&self, id: &[u8; 32], now: u64) -> Option<u64> {
+        let (number, until) = *self.once.get(id)?;
+        let job = self.jobs.iter().find(|job| job.id == number);
+        let lives = job.is_some_and(|job| !matches!(job.state, State::Dead { .. }));
+        (lives || now < until).then_some(number)
+    }
+
+    fn has_room(&self, jobs: &[NewJob], now: u64) -> bool {
+        let (mut seen, mut open) = (BTreeSet::new(), BTreeSet::new());
+        let mut new: Vec<&Key> = Vec::new();
+        for job in jobs {
+            if let Some(id) = &job.once
+                && (self.known(id, now).is_some() || !seen.insert(*id))
+            {
+                continue;
+            }
+            let opens = job.digest.is_none() || {
+                let is_open = self
+                    .jobs
+                    .iter()
+                    .any(|old| old.to == job.recipient && old.collects.is_some());
+                !is_open && open.insert(job.recipient.as_str().to_owned())
+            };
+            if opens {
+                new.push(&job.recipient);
+            }
+        }
+        let live = |to: Option<&Key>| {
+            let live = self
+                .jobs
+                .iter()
+                .filter(|job| !matches!(job.state, State::Dead { .. }));
+            live.filter(|job| to.is_none_or(|to| job.to == *to)).count()
+        };
+        let each = |to: &&Key| {
+            let more = new.iter().filter(|new| *new == to).count();
+            (live(Some(to)) + more) as u64 <= self.rules.per_recipient
+        };
+        new.is_empty()
+            || (live(None) + new.len()) as u64 <= self.rules.capacity && new.iter().all(each)
+    }
+
+    fn add(&mut self, new: &NewJob, now: u64) -> EnqueueOutcome {
+        let mut due = match new.due {
+            Due::After(wait) => now + ms(wait),
+            Due::At(time) => time.as_millis().max(now),
+        };
+        let expire = ms(self.rules.expire_after);
+        if let Some(number) = new.once.and_then(|id| self.known(&id, now)) {
+            if let Some(job) = self.find(number)
+                && (new.again, job.state, job.attempts) == (Again::Replace, State::Waiting, 0)
+            {
+                job.items = vec![new.item.clone()];
+                job.rank = new.priority.rank();
+                (job.due, job.expires) = (due, due + expire);
+                job.collects = None;
+                return EnqueueOutcome::Replaced(JobId(number));
+            }
+            return EnqueueOutcome::Duplicate(JobId(number));
+        }
+        let key = new.digest.as_ref().map(|wish| wish.key.clone());
+        let open = self
+            .jobs
+            .iter_mut()
+            .find(|job| key.is_some() && job.collects == key && job.to == new.recipient);
+        let outcome = match (open, &new.digest) {
+            (Some(job), Some(wish)) if now < job.expires => {
+                job.items.push(new.item.clone());
+                if job.items.len() >= wish.max as usize {
+                    job.collects = None;
+                    job.due = job.due.min(now);
+                    job.expires = job.due + expire;
+                }
+                EnqueueOutcome::Joined(JobId(job.id))
+            }
+            (open, wish) => {
+                if let Some(job) = open {
+                    job.state = State::Dead { at: now };
+                    job.collects = None;
+                    job.error = Some("expired".to_owned());
+                }
+                if let Some(wish) = wish {
+                    due += ms(wish.window);
+                }
+                self.last += 1;
+                self.jobs.push(Job {
+                    id: self.last,
+                    to: new.recipient.clone(),
+                    rank: new.priority.rank(),
+                    due,
+                    expires: due + expire,
+                    attempts: 0,
+                    items: vec![new.item.clone()],
+                    state: State::Waiting,
+                    collects: key,
+                    error: None,
+                });
+                EnqueueOutcome::New(JobId(self.last))
+            }
+        };
+        if let Some(id) = new.once {
+            let until = now + ms(self.rules.remember_for);
+            self.once.insert(id, (outcome.id().0, until));
+        }
+        outcome
+    }
+
+    async fn lease(&mut self, dice: &mut Dice, at: &str) {
+        let now = self.now();
+        self.tokens = self.tokens.wrapping_add(1);
+        let lease = Duration::from_millis(1 + dice.below(1_500));
+        let claim = Claim {
+            token: Token([self.tokens; 16]),
+            most: 1 + dice.below(4) as usize,
+            lease,
+            recipient: (dice.below(3) == 0).then(|| "a".into_key()),
+        };
+        let answer = self
+            .store
+            .lease(&self.name, claim.clone(), &self.rules)
+            .await
+            .unwrap();
+        self.sweep(now);
+        let mut ready: Vec<&Job> = self
+            .jobs
+            .iter()
+            .filter(|job| job.state == State::Waiting && job.due <= now)
+            .collect();
+        ready.sort_by_key(|job| self.score(job));
+        let batch: Vec<u64> = match &claim.recipient {
+            Some(to) => ready
+                .iter()
+                .filter(|job| job.to == *to)
+                .map(|job| job.id)
+                .collect(),
+            None => {
+                let first = ready.first().map(|job| (job.to.clone(), job.rank));
+                let alike = ready
+                    .iter()
+                    .filter(|job| first == Some((job.to.clone(), job.rank)));
+                alike.map(|job| job.id).collect()
+            }
+        };
+        let batch = &batch[..batch.len().min(claim.most)];
+        let leased: Vec<u64> = answer.jobs.iter().map(|job| job.id.0).collect();
+        assert_eq!(leased, batch, "{at}");
+        for given in answer.jobs {
+            let token = self.tokens;
+            let job = self.find(given.id.0).unwrap();
+            job.attempts += 1;
+            job.collects = None;
+            job.state = State::Leased {
+                token,
+                until: now + ms(lease),
+            };
+            assert_eq!(
+                (given.attempt, given.items),
+                (job.attempts, job.items.clone()),
+                "{at}"
+            );
+            assert_eq!(
+                (given.due.as_millis(), given.priority.rank()),
+                (job.due, job.rank),
+                "{at}"
+            );
+        }
+    }
+
+    async fn settle(&mut self, dice: &mut Dice, at: &str) {
+        let now = self.now();
+        let leased: Vec<(u64, u8)> = self
+            .jobs
+            .iter()
+            .filter_map(|job| match job.state {
+                State::Leased { token, .. } => Some((job.id, token)),
+                _ => None,
+            })
+            .collect();
+        if leased.is_empty() {
+            return;
+        }
+        let (id, own) = leased[dice.below(leased.len() as u64) as usize];
+        let token = if dice.below(5) == 0 {
+            own.wrapping_add(1)
+        } else {
+            own
+        };
+        let (most, expire) = (self.rules.attempts, ms(self.rules.expire_after));
+        let job = self.find(id).unwrap();
+        let State::Leased { until, .. } = job.state else {
+            return;
+        };
+        let ours = token == own && now < until;
+        let extra = Duration::from_millis(dice.below(900));
+        let (key, number) = (Token([token; 16]), JobId(id));
+        let lost = Settled::Lost;
+        let (got, expected) = match dice.below(6) {
+            0 | 1 => {
+                if ours {
+                    self.jobs.retain(|job| job.id != id);
+                }
+                let got = self.store.ack(&self.name, key, vec![number]).await.unwrap()[0];
+                (got, if ours { Settled::Done } else { lost })
+            }
+            2 => {
+                if ours {
+                    job.state = State::Leased {
+                        token,
+                        until: now + ms(extra),
+                    };
+                }
+                let got = self
+                    .store
+                    .extend(&self.name, key, vec![number], extra)
+                    .await
+                    .unwrap()[0];
+                (got, if ours { Settled::Done } else { lost })
+            }
+            kind => {
+                let how = match kind {
+                    3 => Settle::After(extra, "after".to_owned()),
+                    4 => Settle::At(Timestamp::from_millis(now) + extra, "at".to_owned()),
+                    _ if dice.below(2) == 0 => Settle::Dead("dead".to_owned()),
+                    _ => Settle::GiveBack,
+                };
+                let mut expected = Settled::Done;
+                if !ours {
+                    expected = lost;
+                } else if how == Settle::GiveBack {
+                    job.attempts -= 1;
+                    job.state = State::Waiting;
+                } else {
+                    let error = ["after", "at", "dead"][(kind - 3) as usize];
+                    job.error = Some(error.to_owned());
+                    if job.attempts >= most || error == "dead" {
+                        job.state = State::Dead { at: now };
+                        expected = Settled::Died;
+                    } else {
+                        job.state = State::Waiting;
+                        job.due = now + ms(extra);
+                        job.expires = job.due + expire;
+                    }
+                }
+                let jobs = vec![(number, how)];
+                let got = self
+                    .store
+                    .nack(&self.name, key, jobs, &self.rules)
+                    .await
+                    .unwrap()[0];
+                (got, expected)
+            }
+        };
+        assert_eq!(got, expected, "{at}");
+    }
+
+    async fn look(&mut self, at: &str) {
+        let now = self.now();
+        self.sweep(now);
+        let counted = self
+            .store
+            .count(&self.name, None, &self.rules)
+            .await
+            .unwrap();
+        let of = |is: &dyn Fn(&Job) -> bool| self.jobs.iter().filter(|job| is(job)).count() as u64;
+        let waits = |job: &Job| job.state == State::Waiting;
+        assert_eq!(
+            counted.ready,
+            of(&|job| waits(job) && job.due <= now),
+            "{at}"
+        );
+        assert_eq!(
+            counted.delayed,
+            of(&|job| waits(job) && job.due > now),
+            "{at}"
+        );
+        assert_eq!(
+            counted.leased,
+            of(&|job| matches!(job.state, State::Leased { .. })),
+            "{at}"
+        );
+        assert_eq!(
+            counted.dead,
+            of(&|job| matches!(job.state, State::Dead { .. })),
+            "{at}"
+        );
+        let listing = Listing::Of("a".into_key(), 100);
+        let listed = self
+            .store
+            .list(&self.name, listing, &self.rules)
+            .await
+            .unwrap();
+        let mut own: Vec<&Job> = self
+            .jobs
+            .iter()
+            .filter(|job| job.to == "a".into_key() && !matches!(job.state, State::Dead { .. }))
+            .collect();
+        own.sort_by_key(|job| match job.state {
+            State::Leased { until, .. } => (0, u64::from(job.rank), until, job.id),
+            _ if job.due <= now => (1, u64::from(job.rank), job.due, job.id),
+            _ => (2, u64::from(job.rank), job.due, job.id),
+        });
+        let shown: Vec<_> = listed
+            .iter()
+            .map(|job| (job.id.0, job.attempts, job.last_error.clone()))
+            .collect();
+        let expected: Vec<_> = own
+            .iter()
+            .map(|job| (job.id, job.attempts, job.error.clone()))
+            .collect();
+        assert_eq!(shown, expected, "{at}");
+        let listed = self
+            .store
+            .list(&self.name, Listing::Dead(100), &self.rules)
+            .await
+            .unwrap();
+        let mut dead: Vec<(u64, u64)> = self
+            .jobs
+            .iter()
+            .filter_map(|job| match job.state {
+                State::Dead { at } => Some((at, job.id)),
+                _ => None,
+            })
+            .collect();
+        dead.sort_unstable();
+        let dead: Vec<u64> = dead.into_iter().rev().map(|(_, id)| id).collect();
+        let shown: Vec<u64> = listed.iter().map(|job| job.id.0).collect();
+        assert_eq!(shown, dead, "{at}");
+        assert!(listed.iter().all(|job| job.state == JobState::Dead), "{at}");
+    }
+
+    async fn cancel_or_revive(&mut self, dice: &mut Dice, at: &str) {
+        let now = self.now();
+        let ids: Vec<JobId> = (0..4)
+            .map(|_| JobId(1 + dice.below(self.last.max(1))))
+            .collect();
+        let mut unique = ids.clone();
+        let mut seen = BTreeSet::new();
+        unique.retain(|id| seen.insert(*id));
+        if dice.below(2) == 0 {
+            let to = "a".into_key();
+            let cancelled = self.store.cancel(&self.name, &to, ids).await.unwrap();
+            let waits = |id: &JobId| {
+                self.jobs
+                    .iter()
+                    .any(|job| job.id == id.0 && job.to == to && job.state == State::Waiting)
+            };
+            unique.retain(waits);
+            assert_eq!(cancelled, unique, "{at}");
+            self.jobs.retain(|job| !unique.contains(&JobId(job.id)));
+            return;
+        }
+        let answer = self.store.revive(&self.name, ids, &self.rules).await;
+        unique.retain(|id| {
+            self.jobs
+                .iter()
+                .any(|job| job.id == id.0 && matches!(job.state, State::Dead { .. }))
+        });
+        let of = |to: Option<&Key>| {
+            let live = self.jobs.iter().filter(|job| {
+                !matches!(job.state, State::Dead { .. }) || unique.contains(&JobId(job.id))
+            });
+            live.filter(|job| to.is_none_or(|to| job.to == *to)).count() as u64
+        };
+        let crowded = unique.iter().any(|id| {
+            let job = self.jobs.iter().find(|job| job.id == id.0).unwrap();
+            of(Some(&job.to)) > self.rules.per_recipient
+        });
+        if !unique.is_empty() && (of(None) > self.rules.capacity || crowded) {
+            assert_eq!(answer.unwrap_err().kind(), StoreErrorKind::Full, "{at}");
+            return;
+        }
+        assert_eq!(answer.unwrap(), unique, "{at}");
+        let expire = ms(self.rules.expire_after);
+        for id in unique {
+            let job = self.find(id.0).unwrap();
+            job.state = State::Waiting;
+            job.attempts = 0;
+            (job.due, job.expires) = (now, now + expire);
+        }
+    }
+}

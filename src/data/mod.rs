@@ -1,0 +1,12 @@
+//! Data services on the stores of the layers: typed handles, no tower in them.
+//!
+//! - [`lock`]: mutual exclusion over processes, with fencing and a signal of loss.
+//! - [`queue`]: jobs that are delivered at least once.
+
+mod again;
+mod bell;
+pub mod lock;
+pub mod queue;
+mod record;
+
+pub(crate) use again::once_more;

@@ -1,0 +1,137 @@
+-- Adds jobs, all or none.
+-- KEYS and ARGV[2..7]: queue.lua. ARGV: 8 capacity, 9 of a recipient, 10 remember ms, 11 bytes of a digest, then for each
+-- job 10: recipient, rank, '1' at or '0' after, ms, item, id given once or '', '1' to replace, digest or '', window ms,
+-- most items.
+-- Reply: {code, id, ...}: 0 new, 1 duplicate, 2 replaced, 3 joined | nil no room.
+local FIRST, WIDTH = 12, 10
+local count = (#ARGV - FIRST + 1) / WIDTH
+local function wish(index)
+  local at = FIRST + (index - 1) * WIDTH
+  local due = tonumber(ARGV[at + 3])
+  return {
+    to = ARGV[at], rank = tonumber(ARGV[at + 1]), item = ARGV[at + 4], once = ARGV[at + 5],
+    due = ARGV[at + 2] == '1' and math.max(due, now_ms) or now_ms + due,
+    replaces = ARGV[at + 6] == '1', digest = ARGV[at + 7],
+    window = tonumber(ARGV[at + 8]), most = tonumber(ARGV[at + 9]),
+  }
+end
+
+local function has_room()
+  local new, of, seen = 0, {}, {}
+  for index = 1, count do
+    local job = wish(index)
+    local is_known = job.once ~= '' and (seen['o' .. job.once] or known(job.once))
+    if job.once ~= '' then
+      seen['o' .. job.once] = true
+    end
+    if not is_known then
+      local digest = job.digest ~= '' and job.to .. '\0' .. job.digest
+      local joins = digest and (seen['d' .. digest] or redis.call('HEXISTS', DIGEST, digest) == 1)
+      if digest then
+        seen['d' .. digest] = true
+      end
+      if not joins then
+        new = new + 1
+        of[job.to] = (of[job.to] or 0) + 1
+      end
+    end
+  end
+  return fits(new, of, tonumber(ARGV[8]), tonumber(ARGV[9]))
+end
+
+local function framed(item)
+  return struct.pack('>I4', #item) .. item
+end
+
+-- Adds the item to an open digest; one without room is closed and due.
+local function join(new)
+  local id = redis.call('HGET', DIGEST, new.to .. '\0' .. new.digest)
+  if not id then
+    return nil
+  end
+  local job = load(id)
+  if not job or now_ms >= job[EXPIRES] then
+    -- Dead already, and only not yet noticed: what is new must not be buried with it.
+    if job then
+      expire(id, job)
+    end
+    return nil
+  end
+  local size = #new.item + 32
+  local has_space = job[BYTES] + size <= tonumber(ARGV[11])
+  if has_space then
+    redis.call('HSET', ITEMS, id, redis.call('HGET', ITEMS, id) .. framed(new.item))
+    job[COUNT], job[BYTES] = job[COUNT] + 1, job[BYTES] + size
+  end
+  if not has_space or job[COUNT] >= new.most then
+    close_digest(id, job)
+    leave(id, job)
+    set_due(job, math.min(now_ms, job[DUE]))
+    settle_in(id, job)
+  else
+    redis.call('HSET', JOBS, id, cmsgpack.pack(job))
+  end
+  return has_space and id or nil
+end
+
+local function insert(new)
+  local id = string.format('%016x', redis.call('INCR', LAST))
+  local collects = new.digest ~= '' and new.most > 1
+  local job = {new.to, new.rank, 'c', 0, 0, 0, 0, '', '', '', 1, #new.item + 32}
+  set_due(job, collects and new.due + new.window or new.due)
+  if collects then
+    job[JOINS] = new.digest
+    redis.call('HSET', DIGEST, new.to .. '\0' .. new.digest, id)
+  end
+  redis.call('HSET', ITEMS, id, framed(new.item))
+  settle_in(id, job)
+  return id
+end
+
+-- A job with a known id comes again.
+local function again(id, job, new)
+  if not new.replaces or not job or job[TRIES] > 0 or (job[STATE] ~= 'b' and job[STATE] ~= 'c') then
+    return 1
+  end
+  close_digest(id, job)
+  leave(id, job)
+  job[RANK], job[COUNT], job[BYTES] = new.rank, 1, #new.item + 32
+  redis.call('HSET', ITEMS, id, framed(new.item))
+  set_due(job, new.due)
+  settle_in(id, job)
+  return 2
+end
+
+local before = alarm()
+if not has_room() then
+  sweep()
+  if not has_room() then
+    return false
+  end
+end
+local reply = {}
+for index = 1, count do
+  local new = wish(index)
+  local code = 1
+  local id, job
+  if new.once ~= '' then
+    id, job = known(new.once)
+  end
+  if id then
+    code = again(id, job, new)
+  else
+    id, code = new.digest ~= '' and join(new) or nil, 3
+    if not id then
+      id, code = insert(new), 0
+    end
+    if new.once ~= '' then
+      local til = string.format('%.0f', now_ms + tonumber(ARGV[10]))
+      redis.call('HSET', ONCE, new.once, id .. ' ' .. til)
+      redis.call('ZADD', REMEMBER, til, new.once)
+    end
+  end
+  reply[#reply + 1] = code
+  reply[#reply + 1] = id
+end
+ring(before)
+return reply

@@ -1,0 +1,84 @@
+-- Leases the first ready job and more of its recipient and priority, or of a given recipient of any.
+-- KEYS and ARGV[2..7]: queue.lua. ARGV: 8 token, 9 most jobs, 10 lease ms, 11 most bytes, 12 recipient or ''.
+-- Reply: {now, until, next due or '', recipient, ended, died, expired, dropped, ready, delayed, leased, dead,
+-- {id, rank, attempt, due, items}, ...}.
+local most, bytes = tonumber(ARGV[9]), 0
+local recipient = ARGV[12]
+
+-- The ready ones of a recipient and rank, in order.
+local function ready_of(to, rank)
+  local start = to .. '\0b'
+  return redis.call('ZRANGEBYLEX', WHO, '[' .. start .. rank, '(' .. start .. (rank + 1), 'LIMIT', 0, most)
+end
+
+local function first_of(to)
+  local all = {}
+  for rank = 0, 2 do
+    for _, member in ipairs(ready_of(to, rank)) do
+      all[#all + 1] = member
+    end
+  end
+  table.sort(all, function(a, b) return string.sub(a, -32) < string.sub(b, -32) end)
+  return all
+end
+
+-- Of the first ready job of all; those that expired are buried on the way.
+local function first()
+  for _ = 0, AT_ONCE do
+    local id = redis.call('ZRANGE', READY, 0, 0)[1]
+    if not id then
+      return {}
+    end
+    local job = load(id)
+    if not job then
+      redis.call('ZREM', READY, id)
+    elseif now_ms < job[EXPIRES] then
+      recipient = job[TO]
+      return ready_of(recipient, job[RANK])
+    else
+      expire(id, job)
+    end
+  end
+  return {}
+end
+
+sweep()
+local til = now_ms + tonumber(ARGV[10])
+local taken = {}
+for _, member in ipairs(recipient ~= '' and first_of(recipient) or first()) do
+  local id = string.sub(member, -16)
+  local job = load(id)
+  if not job then
+    redis.call('ZREM', WHO, member)
+  elseif now_ms >= job[EXPIRES] then
+    expire(id, job)
+  else
+    bytes = bytes + job[BYTES]
+    if #taken >= most or (bytes > tonumber(ARGV[11]) and #taken > 0) then
+      break
+    end
+    leave(id, job)
+    close_digest(id, job)
+    job[TRIES], job[TOKEN] = job[TRIES] + 1, ARGV[8]
+    enter(id, job, 'a', til)
+    taken[#taken + 1] = {id, job[RANK], job[TRIES], string.format('%.0f', job[DUE]), redis.call('HGET', ITEMS, id)}
+  end
+end
+local ready = redis.call('ZCARD', READY)
+local next_due = ''
+if ready > 0 then
+  next_due = string.format('%.0f', now_ms)
+else
+  local due = tonumber(redis.call('ZRANGE', DELAYED, 0, 0, 'WITHSCORES')[2])
+  local ends = tonumber(redis.call('ZRANGE', LEASED, 0, 0, 'WITHSCORES')[2])
+  if due or ends then
+    next_due = string.format('%.0f', math.min(due or ends, ends or due))
+  end
+end
+local reply = {string.format('%.0f', now_ms), string.format('%.0f', til), next_due, recipient,
+  swept[1], swept[2], swept[3], swept[4],
+  ready, redis.call('ZCARD', DELAYED), redis.call('ZCARD', LEASED), redis.call('ZCARD', DEAD)}
+for _, job in ipairs(taken) do
+  reply[#reply + 1] = job
+end
+return reply

@@ -1,0 +1,113 @@
+//! What every look at a queue tidies up first: ended leases, due and expired jobs, dead letters, ids; 100 each.
+
+use super::super::super::{DEAD_KEPT, DEAD_KEPT_FOR, JobState, Rules, SWEPT_AT_ONCE, Swept};
+use super::{Board, ID};
+use crate::data::queue::policy::{is_expired, millis};
+
+impl Board {
+    pub(crate) fn sweep(&mut self, rules: &Rules, now: u64) -> Swept {
+        let mut swept = Swept::default();
+        self.reclaim(&mut swept, rules, now);
+        for number in over(&self.delayed, now) {
+            self.leave(number);
+            self.settle_in(number, rules, now);
+        }
+        self.expire(&mut swept, now);
+        swept.dropped += self.forget_dead(now);
+        self.forget_ids(now);
+        swept
+    }
+
+    fn reclaim(&mut self, swept: &mut Swept, rules: &Rules, now: u64) {
+        for number in over(&self.leased, now) {
+            let Some(job) = self.jobs.get(&number) else {
+                continue;
+            };
+            let (attempts, expires) = (job.attempts, job.expires);
+            swept.lost += 1;
+            if attempts >= rules.attempts {
+                self.bury(number, "the lease of the last attempt ended", now);
+                swept.dead += 1;
+            } else if is_expired(expires, now) {
+                self.bury(number, "expired", now);
+                swept.expired += 1;
+            } else {
+                self.leave(number);
+                self.settle_in(number, rules, now);
+            }
+        }
+    }
+
+    fn expire(&mut self, swept: &mut Swept, now: u64) {
+        for number in over(&self.expiry, now) {
+            let Some(job) = self.jobs.get_mut(&number) else {
+                continue;
+            };
+            if job.state == JobState::Leased {
+                // Looked at again when its lease ends; `reclaim` and `nack` know by its due time that it is over.
+                self.expiry.remove(&(job.expires, number));
+                continue;
+            }
+            self.bury(number, "expired", now);
+            swept.expired += 1;
+        }
+    }
+
+    /// Makes a job a dead letter; without a `why` the error of its last try stays.
+    pub(super) fn bury(&mut self, number: u64, why: &str, now: u64) {
+        self.leave(number);
+        self.close_digest(number);
+        let expires = self.with(number, |job| {
+            if !why.is_empty() {
+                job.error = Some(why.to_owned());
+            }
+            job.expires
+        });
+        self.expiry.remove(&(expires.unwrap_or_default(), number));
+        self.enter(number, JobState::Dead, now);
+    }
+
+    fn forget_dead(&mut self, now: u64) -> u64 {
+        let before = now.saturating_sub(millis(DEAD_KEPT_FOR));
+        let mut dropped = 0;
+        while dropped < SWEPT_AT_ONCE as u64 {
+            let Some((died, number)) = self.dead.first().copied() else {
+                break;
+            };
+            if died > before && self.dead.len() as u64 <= DEAD_KEPT {
+                break;
+            }
+            self.remove(number);
+            dropped += 1;
+        }
+        dropped
+    }
+
+    fn forget_ids(&mut self, now: u64) {
+        for _ in 0..SWEPT_AT_ONCE {
+            let Some((until, id)) = self.remember.first().copied() else {
+                break;
+            };
+            if until > now {
+                break;
+            }
+            self.remember.pop_first();
+            let job = self
+                .once
+                .get(&id)
+                .and_then(|(number, _)| self.jobs.get(number));
+            match job.filter(|job| job.state != JobState::Dead) {
+                // The id is known for as long as its job lives: look again when that may be over.
+                Some(job) => drop(self.remember.insert((job.expires.max(now + 1_000), id))),
+                None if self.once.remove(&id).is_some() => self.bytes -= ID,
+                None => {}
+            }
+        }
+    }
+}
+
+/// The first numbers of an order whose time has come.
+fn over(order: &std::collections::BTreeSet<(u64, u64)>, now: u64) -> Vec<u64> {
+    let due = order.iter().take_while(|(time, _)| *time <= now);
+    due.take(SWEPT_AT_ONCE).map(|(_, number)| *number).collect()
+}

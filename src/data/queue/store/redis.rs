@@ -1,0 +1,360 @@
+//! Queues on Redis: twelve keys under one hash tag, one script per method, so one command.
+
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+
+use super::{
+    Again, Attempt, Claim, DEAD_KEPT, DEAD_KEPT_FOR, DIGEST_BYTES, Depth, Due, EnqueueOutcome,
+    JobId, JobState, LEASE_BYTES, LONGEST_ERROR, Leased, Listed, Listing, NewJob, Priority,
+    QueueName, QueueStore, Rules, Settle, Settled, Swept, Token,
+};
+use crate::backend::redis::{Call, RedisStore, Reply, Script};
+use crate::core::{
+    Key, NoticeCallback, StoreError, StoreErrorKind, StoreFuture, Subscription, Timestamp,
+};
+use crate::data::queue::policy::millis;
+
+macro_rules! script {
+    ($file:literal) => {
+        Script::new(concat!(include_str!("queue.lua"), include_str!($file)))
+    };
+}
+
+static ENQUEUE: Script = script!("enqueue.lua");
+static LEASE: Script = script!("lease.lua");
+static ACK: Script = script!("ack.lua");
+static NACK: Script = script!("nack.lua");
+static EXTEND: Script = script!("extend.lua");
+static CANCEL: Script = script!("cancel.lua");
+static LIST: Script = script!("list.lua");
+static COUNT: Script = script!("count.lua");
+static REVIVE: Script = script!("revive.lua");
+
+/// The keys of a queue in the order of `queue.lua`.
+const PARTS: [&str; 12] = [
+    "ready", "delayed", "leased", "expiry", "dead", "who", "items", "jobs", "once", "remember",
+    "digest", "last",
+];
+
+impl QueueStore for RedisStore {
+    fn enqueue(
+        &self,
+        queue: &QueueName,
+        jobs: Vec<NewJob>,
+        rules: &Rules,
+    ) -> StoreFuture<Vec<EnqueueOutcome>> {
+        let mut call = call(self, &ENQUEUE, queue, Some(rules))
+            .num(rules.capacity)
+            .num(rules.per_recipient)
+            .num(millis(rules.remember_for))
+            .num(DIGEST_BYTES as u64);
+        for job in jobs {
+            let (kind, time) = match job.due {
+                Due::After(wait) => (0, millis(wait)),
+                Due::At(time) => (1, time.as_millis()),
+            };
+            let (digest, window, most) = job.digest.as_ref().map_or(("", 0, 0), |wish| {
+                (wish.key.as_str(), millis(wish.window), wish.max)
+            });
+            call = call
+                .arg(job.recipient.as_str())
+                .num(job.priority.rank())
+                .num(kind)
+                .num(time)
+                .arg(&job.item)
+                .arg(job.once.as_ref().map_or(&[][..], |id| &id[..]))
+                .num(u8::from(job.again == Again::Replace))
+                .arg(digest)
+                .num(window)
+                .num(most);
+        }
+        call.run(|reply| {
+            let mut outcomes = Vec::new();
+            let mut parts = room(reply)?.into_iter();
+            while let Some(code) = parts.next() {
+                let id = job_id(next(&mut parts)?)?;
+                outcomes.push(match code.int()? {
+                    0 => EnqueueOutcome::New(id),
+                    1 => EnqueueOutcome::Duplicate(id),
+                    2 => EnqueueOutcome::Replaced(id),
+                    3 => EnqueueOutcome::Joined(id),
+                    _ => return Err(unexpected()),
+                });
+            }
+            Ok(outcomes)
+        })
+    }
+
+    fn lease(&self, queue: &QueueName, claim: Claim, rules: &Rules) -> StoreFuture<Leased> {
+        call(self, &LEASE, queue, Some(rules))
+            .arg(claim.token.0)
+            .num(claim.most as u64)
+            .num(millis(claim.lease))
+            .num(LEASE_BYTES as u64)
+            .arg(claim.recipient.as_ref().map_or("", Key::as_str))
+            .run(leased)
+    }
+
+    fn ack(&self, queue: &QueueName, token: Token, ids: Vec<JobId>) -> StoreFuture<Vec<Settled>> {
+        with_ids(call(self, &ACK, queue, None).arg(token.0), &ids).run(settled)
+    }
+
+    fn nack(
+        &self,
+        queue: &QueueName,
+        token: Token,
+        jobs: Vec<(JobId, Settle)>,
+        rules: &Rules,
+    ) -> StoreFuture<Vec<Settled>> {
+        let mut call = call(self, &NACK, queue, Some(rules)).arg(token.0);
+        for (id, how) in jobs {
+            let (how, time, error) = match how {
+                Settle::After(wait, error) => (0, millis(wait), error),
+                Settle::At(time, error) => (1, time.as_millis(), error),
+                Settle::Dead(error) => (2, 0, error),
+                Settle::GiveBack => (3, 0, String::new()),
+            };
+            let error = &error.as_bytes()[..error.floor_char_boundary(LONGEST_ERROR)];
+            call = call.arg(id.to_string()).num(how).num(time).arg(error);
+        }
+        call.run(settled)
+    }
+
+    fn extend(
+        &self,
+        queue: &QueueName,
+        token: Token,
+        ids: Vec<JobId>,
+        lease: Duration,
+    ) -> StoreFuture<Vec<Settled>> {
+        let call = call(self, &EXTEND, queue, None).arg(token.0);
+        with_ids(call.num(millis(lease)), &ids).run(settled)
+    }
+
+    fn cancel(
+        &self,
+        queue: &QueueName,
+        recipient: &Key,
+        ids: Vec<JobId>,
+    ) -> StoreFuture<Vec<JobId>> {
+        let call = call(self, &CANCEL, queue, None).arg(recipient.as_str());
+        with_ids(call, &ids).run(|reply| reply.array()?.into_iter().map(job_id).collect())
+    }
+
+    fn list(&self, queue: &QueueName, listing: Listing, rules: &Rules) -> StoreFuture<Vec<Listed>> {
+        let call = call(self, &LIST, queue, Some(rules));
+        let call = match listing {
+            Listing::Of(recipient, most) => call.arg("of").arg(recipient.as_str()).num(most as u64),
+            Listing::Ids(ids) => with_ids(call.arg("ids"), &ids),
+            Listing::Dead(most) => call.arg("dead").num(most as u64),
+        };
+        call.run(|reply| reply.array()?.into_iter().map(listed).collect())
+    }
+
+    fn count(
+        &self,
+        queue: &QueueName,
+        recipient: Option<&Key>,
+        rules: &Rules,
+    ) -> StoreFuture<Depth> {
+        call(self, &COUNT, queue, Some(rules))
+            .arg(recipient.map_or("", Key::as_str))
+            .run(|reply| {
+                let mut parts = reply.array()?.into_iter();
+                let mut depth = depth(&mut parts)?;
+                depth.oldest = time_or_none(next(&mut parts)?)?;
+                Ok(depth)
+            })
+    }
+
+    fn revive(&self, queue: &QueueName, ids: Vec<JobId>, rules: &Rules) -> StoreFuture<Vec<JobId>> {
+        let call = call(self, &REVIVE, queue, Some(rules));
+        let call = call.num(rules.capacity).num(rules.per_recipient);
+        with_ids(call, &ids).run(|reply| room(reply)?.into_iter().map(job_id).collect())
+    }
+
+    fn subscribe(&self, queue: &QueueName, callback: NoticeCallback) -> StoreFuture<Subscription> {
+        Self::subscribe(self, &channel(self, queue), callback)
+    }
+}
+
+fn channel(store: &RedisStore, queue: &QueueName) -> String {
+    store.channel("queue").tag([queue]).finish()
+}
+
+/// Starts a call with what all scripts of a queue have in common.
+fn call(
+    store: &RedisStore,
+    script: &'static Script,
+    queue: &QueueName,
+    rules: Option<&Rules>,
+) -> Call {
+    let key = store.key("queue").tag([queue]);
+    let keys = PARTS.map(|part| key.clone().plain(part).finish());
+    let (attempts, expire, aging) = rules.map_or((u32::MAX, 0, 0), |rules| {
+        let (expire, aging) = (millis(rules.expire_after), millis(rules.aging));
+        (rules.attempts, expire, aging)
+    });
+    store
+        .script(script, &keys)
+        .arg(channel(store, queue))
+        .num(attempts)
+        .num(expire)
+        .num(aging)
+        .num(DEAD_KEPT)
+        .num(millis(DEAD_KEPT_FOR))
+}
+
+fn with_ids(call: Call, ids: &[JobId]) -> Call {
+    ids.iter().fold(call, |call, id| call.arg(id.to_string()))
+}
+
+/// Nothing means that there was no room.
+fn room(reply: Reply) -> Result<Vec<Reply>, StoreError> {
+    match reply {
+        Reply::Nil => Err(StoreErrorKind::Full.into()),
+        reply => reply.array(),
+    }
+}
+
+fn settled(reply: Reply) -> Result<Vec<Settled>, StoreError> {
+    let codes = reply.array()?.into_iter();
+    codes
+        .map(|code| match code.int()? {
+            0 => Ok(Settled::Lost),
+            1 => Ok(Settled::Done),
+            2 => Ok(Settled::Gone),
+            3 => Ok(Settled::Died),
+            _ => Err(unexpected()),
+        })
+        .collect()
+}
+
+fn leased(reply: Reply) -> Result<Leased, StoreError> {
+    let mut parts = reply.array()?.into_iter();
+    let (now, until) = (time(next(&mut parts)?)?, time(next(&mut parts)?)?);
+    let next_due = time_or_none(next(&mut parts)?)?;
+    let recipient = key(next(&mut parts)?)?;
+    let swept = Swept {
+        lost: number(next(&mut parts)?)?,
+        dead: number(next(&mut parts)?)?,
+        expired: number(next(&mut parts)?)?,
+        dropped: number(next(&mut parts)?)?,
+    };
+    let depth = depth(&mut parts)?;
+    let jobs: Vec<_> = parts.map(attempt).collect::<Result<_, _>>()?;
+    Ok(Leased {
+        recipient: (!jobs.is_empty()).then_some(recipient),
+        jobs,
+        until,
+        now,
+        next_due,
+        swept,
+        depth,
+    })
+}
+
+fn attempt(reply: Reply) -> Result<Attempt, StoreError> {
+    let mut parts = reply.array()?.into_iter();
+    Ok(Attempt {
+        id: job_id(next(&mut parts)?)?,
+        priority: priority(next(&mut parts)?)?,
+        attempt: tries(next(&mut parts)?)?,
+        due: time(next(&mut parts)?)?,
+        items: items(next(&mut parts)?)?,
+    })
+}
+
+fn listed(reply: Reply) -> Result<Listed, StoreError> {
+    let mut parts = reply.array()?.into_iter();
+    Ok(Listed {
+        id: job_id(next(&mut parts)?)?,
+        recipient: key(next(&mut parts)?)?,
+        state: match &next(&mut parts)?.bytes()?[..] {
+            b"a" => JobState::Leased,
+            b"b" => JobState::Ready,
+            b"c" => JobState::Delayed,
+            b"d" => JobState::Dead,
+            _ => return Err(unexpected()),
+        },
+        priority: priority(next(&mut parts)?)?,
+        attempts: tries(next(&mut parts)?)?,
+        due: time(next(&mut parts)?)?,
+        last_error: {
+            let error = next(&mut parts)?.bytes()?;
+            let text = String::from_utf8_lossy(&error).into_owned();
+            (!text.is_empty()).then_some(text)
+        },
+        items: items(next(&mut parts)?)?,
+    })
+}
+
+fn depth(parts: &mut impl Iterator<Item = Reply>) -> Result<Depth, StoreError> {
+    Ok(Depth {
+        ready: number(next(parts)?)?,
+        delayed: number(next(parts)?)?,
+        leased: number(next(parts)?)?,
+        dead: number(next(parts)?)?,
+        oldest: None,
+    })
+}
+
+/// Each item behind its length; what is cut off is left out, and the service finds the rest undecodable or whole.
+fn items(reply: Reply) -> Result<Vec<Bytes>, StoreError> {
+    let mut packed = reply.opt_bytes()?.unwrap_or_default();
+    let mut items = Vec::new();
+    while packed.len() >= 4 {
+        let length = packed.get_u32() as usize;
+        if length > packed.len() {
+            break;
+        }
+        items.push(packed.split_to(length));
+    }
+    Ok(items)
+}
+
+fn next(parts: &mut impl Iterator<Item = Reply>) -> Result<Reply, StoreError> {
+    parts.next().ok_or_else(unexpected)
+}
+
+fn text(reply: Reply) -> Result<String, StoreError> {
+    String::from_utf8(reply.bytes()?.to_vec()).map_err(|_| unexpected())
+}
+
+fn key(reply: Reply) -> Result<Key, StoreError> {
+    Ok(Key::from_escaped(text(reply)?))
+}
+
+fn job_id(reply: Reply) -> Result<JobId, StoreError> {
+    text(reply)?.parse().map_err(|_| unexpected())
+}
+
+fn priority(reply: Reply) -> Result<Priority, StoreError> {
+    let rank = u8::try_from(reply.int()?).map_err(|_| unexpected())?;
+    Ok(Priority::of_rank(rank))
+}
+
+fn tries(reply: Reply) -> Result<u32, StoreError> {
+    u32::try_from(reply.int()?).map_err(|_| unexpected())
+}
+
+fn number(reply: Reply) -> Result<u64, StoreError> {
+    u64::try_from(reply.int()?).map_err(|_| unexpected())
+}
+
+fn time(reply: Reply) -> Result<Timestamp, StoreError> {
+    number(reply).map(Timestamp::from_millis)
+}
+
+fn time_or_none(reply: Reply) -> Result<Option<Timestamp>, StoreError> {
+    match reply {
+        Reply::Bytes(bytes) if bytes.is_empty() => Ok(None),
+        reply => time(reply).map(Some),
+    }
+}
+
+fn unexpected() -> StoreError {
+    let why = "a script answered in an unknown form";
+    StoreError::with_source(StoreErrorKind::Failed, why)
+}

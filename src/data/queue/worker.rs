@@ -1,0 +1,380 @@
+//! The worker: leases for free slots only, keeps leases alive, settles what its work says.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::fmt;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::batch::{Batch, JobError};
+use super::error::QueueError;
+use super::handle::{Claimed, Queue};
+use super::store::{JobId, Settle, Settled, Token};
+use crate::core::telemetry::{seconds, warn};
+use crate::core::ttl::SECOND;
+use crate::core::{StoreError, monotonic};
+use crate::data::bell::Bell;
+
+/// However silent the store is, a worker looks this often.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// The first pause after the store failed, doubling to [`LOOK_EVERY`].
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+type Done = Pin<Box<dyn Future<Output = Result<(), JobError>> + Send>>;
+type Work<T> = dyn Fn(Batch<T>) -> Done + Send + Sync;
+
+/// Works off a queue; any number may run, in any number of processes.
+///
+/// A batch whose work returns `Ok` is acked, but for the jobs that it failed by [`Batch::fail`]; `Err` and a panic fail the
+/// whole batch. A worker that is dropped or dies leaves its jobs to the end of their lease.
+#[must_use = "a worker does nothing unless it is run"]
+pub struct Worker<T> {
+    queue: Queue<T>,
+    work: Arc<Work<T>>,
+    concurrency: usize,
+    batch: usize,
+    drain: Duration,
+}
+
+/// What a worker did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkReport {
+    /// Jobs that were acked.
+    pub delivered: u64,
+    /// Jobs that failed and will be tried again.
+    pub retried: u64,
+    /// Jobs that failed and will not.
+    pub dead: u64,
+}
+
+impl<T: DeserializeOwned + Send + 'static> Worker<T> {
+    pub(super) fn new<W, R, E>(queue: Queue<T>, work: W) -> Self
+    where
+        W: Fn(Batch<T>) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<JobError>,
+    {
+        Self {
+            queue,
+            work: Arc::new(move |batch| {
+                let work = work(batch);
+                Box::pin(async move { work.await.map_err(Into::into) })
+            }),
+            concurrency: 4,
+            batch: 5,
+            drain: 30 * SECOND,
+        }
+    }
+
+    /// Sets how many batches are worked on at once (4), at least 1.
+    pub fn concurrency(mut self, batches: usize) -> Self {
+        self.concurrency = batches.max(1);
+        self
+    }
+
+    /// Sets the most jobs of a batch (5), at least 1.
+    pub fn batch(mut self, jobs: usize) -> Self {
+        self.batch = jobs.max(1);
+        self
+    }
+
+    /// Sets how long a shutdown waits for the work under way (30 s); what is unfinished then goes back uncounted.
+    pub fn drain(mut self, longest: Duration) -> Self {
+        self.drain = longest;
+        self
+    }
+
+    /// Works until `shutdown` resolves, then finishes what is under way.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> WorkReport {
+        let mut shutdown = pin!(shutdown);
+        let mut crew = Crew::new(self);
+        let bell = Arc::new(Bell::default());
+        // A store that cannot tell is looked at every few seconds.
+        let config = &crew.shared.queue.config;
+        let listening = config
+            .store
+            .subscribe(&config.name.shared(), bell.callback());
+        let _listening = listening.await;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut shutdown => break,
+                () = crew.slot() => {}
+            }
+            bell.hush();
+            let look_again = match crew.claim().await {
+                Ok(Claimed {
+                    batch: Some(batch), ..
+                }) => {
+                    crew.start(batch);
+                    pause = FIRST_PAUSE;
+                    continue;
+                }
+                Ok(Claimed { next_in, .. }) => {
+                    pause = FIRST_PAUSE;
+                    let soon = next_in.map(|wait| wait + Duration::from_millis(1));
+                    soon.unwrap_or(LOOK_EVERY).min(LOOK_EVERY)
+                }
+                Err(problem) => {
+                    let _ = &problem;
+                    warn!(queue = crew.shared.queue.name(), error = %problem, "a worker cannot lease");
+                    pause = (pause * 2).min(LOOK_EVERY);
+                    pause / 2
+                }
+            };
+            tokio::select! {
+                biased;
+                () = &mut shutdown => break,
+                () = bell.rung() => {}
+                () = sleep(look_again) => {}
+            }
+        }
+        crew.drain().await
+    }
+
+    /// Works until nothing is ready and nothing is under way.
+    ///
+    /// # Errors
+    /// The store's, when it cannot lease; what is under way is finished first.
+    pub async fn run_until_idle(self) -> Result<WorkReport, QueueError> {
+        let mut crew = Crew::new(self);
+        loop {
+            crew.slot().await;
+            match crew.claim().await {
+                Ok(Claimed {
+                    batch: Some(batch), ..
+                }) => crew.start(batch),
+                Ok(_) if crew.tasks.is_empty() => return Ok(crew.shared.report()),
+                // Something under way may yet give its jobs back.
+                Ok(_) => drop(crew.tasks.join_next().await),
+                Err(error) => {
+                    crew.drain().await;
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// The batches under way.
+struct Crew<T> {
+    shared: Arc<Shared<T>>,
+    tasks: JoinSet<()>,
+    concurrency: usize,
+    batch: usize,
+    drain: Duration,
+    started: u64,
+}
+
+struct Shared<T> {
+    queue: Queue<T>,
+    work: Arc<Work<T>>,
+    /// What is not yet settled, to be given back at a shutdown.
+    unsettled: Mutex<HashMap<u64, (Token, Vec<JobId>)>>,
+    delivered: AtomicU64,
+    retried: AtomicU64,
+    dead: AtomicU64,
+}
+
+impl<T: DeserializeOwned + Send + 'static> Crew<T> {
+    fn new(worker: Worker<T>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                queue: worker.queue,
+                work: worker.work,
+                unsettled: Mutex::default(),
+                delivered: AtomicU64::new(0),
+                retried: AtomicU64::new(0),
+                dead: AtomicU64::new(0),
+            }),
+            tasks: JoinSet::new(),
+            concurrency: worker.concurrency,
+            batch: worker.batch,
+            drain: worker.drain,
+            started: 0,
+        }
+    }
+
+    /// Waits for a free slot.
+    async fn slot(&mut self) {
+        while self.tasks.try_join_next().is_some() {}
+        while self.tasks.len() >= self.concurrency {
+            let _ended = self.tasks.join_next().await;
+        }
+    }
+
+    async fn claim(&self) -> Result<Claimed<T>, QueueError> {
+        self.shared.queue.claim(None::<&str>, self.batch).await
+    }
+
+    fn start(&mut self, batch: Batch<T>) {
+        self.started += 1;
+        let (shared, number) = (Arc::clone(&self.shared), self.started);
+        let kept = (batch.token, batch.ids());
+        shared.unsettled.lock().insert(number, kept);
+        self.tasks.spawn(async move {
+            shared.work_off(batch).await;
+            shared.unsettled.lock().remove(&number);
+        });
+    }
+
+    /// Waits for what is under way, then gives the rest back as if it had not been leased.
+    async fn drain(mut self) -> WorkReport {
+        let ended = async { while self.tasks.join_next().await.is_some() {} };
+        if timeout(self.drain, ended).await.is_err() {
+            self.tasks.shutdown().await;
+        }
+        let unsettled: Vec<_> = self.shared.unsettled.lock().drain().collect();
+        for (_, (token, ids)) in unsettled {
+            let back = ids.into_iter().map(|id| (id, Settle::GiveBack)).collect();
+            // Where it fails, they return at the end of their lease.
+            let _ = self.shared.queue.settle(token, back).await;
+        }
+        self.shared.report()
+    }
+}
+
+impl<T: DeserializeOwned + Send + 'static> Shared<T> {
+    async fn work_off(&self, batch: Batch<T>) {
+        let (token, ends) = (batch.token, Arc::clone(&batch.ends));
+        let jobs: Vec<_> = batch.jobs.iter().map(|job| (job.id, job.attempt)).collect();
+        let failures = Arc::clone(&batch.failures);
+        let started = monotonic();
+        let work = &self.work;
+        let mut work = pin!(caught(async move { work(batch).await }));
+        let done = loop {
+            tokio::select! {
+                biased;
+                done = &mut work => break done,
+                () = sleep(self.queue.config.lease / 3) => {
+                    let ids = jobs.iter().map(|(id, _)| *id).collect();
+                    self.extend(token, ids, &ends).await;
+                }
+            }
+        };
+        seconds!("keep_queue_run_seconds", monotonic() - started, "queue" => self.queue.name().to_owned());
+        let failed = match done {
+            Ok(()) => failures.lock().drain(..).collect(),
+            Err(error) => {
+                let error = Arc::new(error);
+                let all = 0..jobs.len();
+                all.map(|index| (index, same(&error))).collect::<Vec<_>>()
+            }
+        };
+        self.settle(token, &jobs, failed, &ends).await;
+    }
+
+    /// A lease that cannot be extended runs out; the work goes on, and its ack will be too late.
+    async fn extend(&self, token: Token, ids: Vec<JobId>, ends: &Mutex<Instant>) {
+        let sent = monotonic();
+        if let Ok(report) = self.queue.extend_all(token, ids).await
+            && !report.done.is_empty()
+        {
+            *ends.lock() = sent + self.queue.config.lease;
+        }
+    }
+
+    async fn settle(
+        &self,
+        token: Token,
+        jobs: &[(JobId, u32)],
+        failed: Vec<(usize, JobError)>,
+        ends: &Mutex<Instant>,
+    ) {
+        // The last word about a job counts.
+        let failed: HashMap<usize, JobError> = failed.into_iter().collect();
+        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        for (index, (id, attempt)) in jobs.iter().enumerate() {
+            match failed.get(&index) {
+                Some(error) => bad.push((*id, self.queue.verdict(*attempt, error))),
+                None => good.push(*id),
+            }
+        }
+        let ends = *ends.lock();
+        if !good.is_empty() {
+            let acked = until(ends, || self.queue.end(token, good.clone())).await;
+            let done = acked.map_or(0, |report| report.done.len() as u64);
+            self.delivered.fetch_add(done, Ordering::Relaxed);
+        }
+        if !bad.is_empty() {
+            let settled = until(ends, || self.queue.settle(token, bad.clone())).await;
+            let settled = settled.unwrap_or_default();
+            let of = |wanted| settled.iter().filter(|(_, one)| *one == wanted).count() as u64;
+            self.retried.fetch_add(of(Settled::Done), Ordering::Relaxed);
+            self.dead.fetch_add(of(Settled::Died), Ordering::Relaxed);
+        }
+    }
+
+    fn report(&self) -> WorkReport {
+        WorkReport {
+            delivered: self.delivered.load(Ordering::Relaxed),
+            retried: self.retried.load(Ordering::Relaxed),
+            dead: self.dead.load(Ordering::Relaxed),
+        }
+    }
+}
+
+fn same(error: &Arc<JobError>) -> JobError {
+    if error.is_worth_again() {
+        JobError::retry(error.to_string())
+    } else {
+        JobError::dead(error.to_string())
+    }
+}
+
+/// Calls until the store answers or the lease is over: what was done must not be done again for want of an ack.
+async fn until<R, F>(ends: Instant, call: impl Fn() -> F) -> Option<R>
+where
+    F: Future<Output = Result<R, StoreError>>,
+{
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match call().await {
+            Ok(answer) => return Some(answer),
+            Err(_) if monotonic() + pause < ends => {
+                sleep(pause).await;
+                pause = (pause * 2).min(SECOND);
+            }
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Turns a panic of `work` into a failure, so that it stays in its batch.
+async fn caught(work: impl Future<Output = Result<(), JobError>>) -> Result<(), JobError> {
+    let mut work = pin!(work);
+    poll_fn(
+        |cx| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
+            Ok(polled) => polled,
+            Err(panic) => Poll::Ready(Err(JobError::retry(words(&*panic)))),
+        },
+    )
+    .await
+}
+
+fn words(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    text.map_or_else(|| "panicked".to_owned(), |text| format!("panicked: {text}"))
+}
+
+impl<T> fmt::Debug for Worker<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker")
+            .field("queue", &self.queue)
+            .field("concurrency", &self.concurrency)
+            .field("batch", &self.batch)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,3 @@
+//! Queues: on every engine, over processes, with workers killed and stores away.
+
+mod stores;
