@@ -1,7 +1,9 @@
 //! What every store of rate limits promises, and a random history that all of them must tell alike.
 
 mod history;
+mod oracle;
 mod parallel;
+mod random;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +14,9 @@ use crate::rate_limit::store::{
 };
 use crate::rate_limit::{PartitionKey, Quota, RateLimitStore};
 
-pub use history::history;
+pub use history::{Told, history};
 pub use parallel::admitted_of;
+pub use random::{ALGORITHMS, histories};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -158,10 +161,8 @@ impl Suite {
             "{quota:?} too early"
         );
         self.clock.advance(Duration::from_micros(1));
-        assert!(
-            self.take(subject.charge(2)).await.admitted,
-            "{quota:?} too late"
-        );
+        let verdict = self.take(subject.charge(2)).await;
+        assert!(verdict.admitted, "{quota:?} too late: {verdict:?}");
     }
 
     async fn a_cost_of_nothing_is_admitted_and_charges_nothing(&self, quota: Quota) {

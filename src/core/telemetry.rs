@@ -48,8 +48,47 @@ macro_rules! seconds {
     }};
 }
 
+/// Measures a [`StoreFuture`](crate::core::StoreFuture) that leaves the process: a histogram of its seconds with the
+/// labels `group` and `op`, inside a span of that name. A future that is already known is given back as it is.
+#[allow(unused_macros)]
+macro_rules! measured {
+    ($future:expr, $seconds:literal, $span:literal, $group:expr, $op:expr) => {{
+        let (future, group, op) = ($future, $group, $op);
+        #[cfg(not(any(feature = "metrics", feature = "tracing")))]
+        {
+            let _ = (group, op);
+            future
+        }
+        #[cfg(any(feature = "metrics", feature = "tracing"))]
+        {
+            #[cfg(feature = "tracing")]
+            let future = {
+                let span = ::tracing::debug_span!($span, group, op);
+                if span.is_disabled() {
+                    future
+                } else {
+                    crate::core::StoreFuture::boxed(::tracing::Instrument::instrument(future, span))
+                }
+            };
+            #[cfg(feature = "metrics")]
+            let future = {
+                use crate::core::{Clock, SystemClock};
+                let (group, started) = (group.to_owned(), SystemClock.now_micros());
+                crate::core::StoreFuture::boxed(async move {
+                    let answer = future.await;
+                    let micros = SystemClock.now_micros().saturating_sub(started);
+                    let took = ::std::time::Duration::from_micros(micros);
+                    ::metrics::histogram!($seconds, "group" => group, "op" => op).record(took);
+                    answer
+                })
+            };
+            future
+        }
+    }};
+}
+
 #[allow(unused_imports)]
-pub(crate) use {count, gauge, seconds};
+pub(crate) use {count, gauge, measured, seconds};
 
 /// Lets something be said once per process or per layer, however many requests meet it.
 #[derive(Debug, Default)]

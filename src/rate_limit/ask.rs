@@ -7,6 +7,7 @@ use super::partition::{Found, Keyed};
 use super::rejection::RateLimitRejection;
 use super::rule::{Ask, Asks, Rule};
 use super::status::RateLimitStatus;
+use super::store::Mode;
 use crate::core::telemetry::{error, warn};
 use crate::core::{ClientIp, Principal, StoreError, StoreFailure};
 
@@ -61,14 +62,14 @@ pub(super) fn ask(
     principal: Result<Option<Principal>, StoreError>,
     asks: &mut Asks,
 ) -> Result<(), RateLimitRejection> {
-    let principal = match (principal, config.settings.failure) {
+    let principal = match (principal, config.failure()) {
         (Ok(principal), _) => principal,
-        (Err(fault), StoreFailure::Closed) => {
+        (Err(fault), StoreFailure::Closed) if config.principal_binds => {
             return Err(RateLimitRejection::unavailable(&fault));
         }
         (Err(_), StoreFailure::Open) => return Ok(()),
         // Counted by the address, like an anonymous request.
-        (Err(_), StoreFailure::Local) => None,
+        (Err(_), StoreFailure::Local | StoreFailure::Closed) => None,
     };
     let found = Found {
         parts,
@@ -80,7 +81,9 @@ pub(super) fn ask(
             Keyed::NotApplicable => {}
             Keyed::NoAddress => {
                 report_unkeyed(rule);
-                if config.settings.failure == StoreFailure::Closed {
+                if config.settings.failure == StoreFailure::Closed
+                    && rule.policy.mode == Mode::Enforced
+                {
                     return Err(RateLimitRejection::no_address());
                 }
             }

@@ -272,9 +272,13 @@ pub(super) struct Config {
     /// The `RateLimit-Policy` value while every policy applies at its declared limit.
     pub(super) policy_line: Option<HeaderValue>,
     pub(super) asks_principal: bool,
+    /// An enforced policy counts by the principal.
+    pub(super) principal_binds: bool,
     pub(super) refunds: bool,
     pub(super) meters: LayerMeters,
     pub(super) source_changed: Once,
+    /// A layer that only counts never refuses, whatever happens to its store.
+    pub(super) only_shadow: bool,
 }
 
 impl Config {
@@ -286,6 +290,12 @@ impl Config {
             );
         }
         let tag = settings.tag();
+        if !settings.policies.is_empty() && settings.store.splits(&settings.group, tag) {
+            warn!(
+                group = &*settings.group,
+                "one layer of this group partitions by one thing, another by several: they share no state"
+            );
+        }
         let rules: Vec<Rule> = settings
             .policies
             .iter()
@@ -303,14 +313,27 @@ impl Config {
                 .policies
                 .iter()
                 .any(|policy| policy.partition.asks_principal()),
+            principal_binds: settings
+                .policies
+                .iter()
+                .any(|policy| policy.mode == Mode::Enforced && policy.partition.asks_principal()),
             refunds: settings
                 .policies
                 .iter()
                 .any(|policy| policy.refund_when.is_some()),
             meters: LayerMeters::new(&settings.group),
             source_changed: Once::new(),
+            only_shadow: rules.iter().all(|rule| rule.policy.mode == Mode::Shadow),
             rules,
             settings,
+        }
+    }
+
+    /// What is done while the store cannot answer.
+    pub(super) fn failure(&self) -> StoreFailure {
+        match self.settings.failure {
+            StoreFailure::Closed if self.only_shadow => StoreFailure::Open,
+            mode => mode,
         }
     }
 
@@ -325,7 +348,7 @@ impl Config {
 
     pub(super) fn store_of(&self, source: Source) -> &Arc<dyn RateLimitStore> {
         match source {
-            Source::Store => &self.store,
+            Source::Store | Source::DenyCache => &self.store,
             Source::Local => self.local(),
         }
     }

@@ -2,10 +2,11 @@
 
 use super::config::Config;
 use super::headers::RateLimitFields;
+use super::meters::Decider;
 use super::rejection::RateLimitRejection;
 use super::rule::Asks;
 use super::status::{PolicyStatus, RateLimitStatus};
-use super::store::{Source, Verdict};
+use super::store::{Outcome, Source, Verdict};
 use crate::core::telemetry::{debug, warn};
 use crate::core::{StoreError, StoreFailure};
 
@@ -28,7 +29,14 @@ pub(super) fn answered(
 ) -> Result<Verdict, Failed> {
     let fault = match answer {
         Ok(mut verdict) => {
-            verdict.source = source;
+            if source == Source::Local {
+                verdict.source = source;
+            }
+            let decider = match source {
+                Source::Local => Decider::Local,
+                Source::Store | Source::DenyCache => Decider::Store,
+            };
+            config.meters.decides(&config.settings.group, decider);
             return Ok(verdict);
         }
         Err(fault) => fault,
@@ -40,12 +48,15 @@ pub(super) fn answered(
             "the rate limit's store cannot answer: the failure mode decides"
         );
     }
-    Err(match (config.settings.failure, source) {
-        (StoreFailure::Open, _) => Failed::Unguarded,
-        (StoreFailure::Local, Source::Store) => Failed::AskLocal,
-        // Also where the store inside this process has no room left.
-        _ => Failed::Refuse(fault),
-    })
+    let (failed, decider) = match (config.failure(), source) {
+        (StoreFailure::Local, Source::Store) => return Err(Failed::AskLocal),
+        (StoreFailure::Open, _) => (Failed::Unguarded, Decider::Open),
+        // Nor does a layer that only counts refuse where the store inside this process has no room left.
+        _ if config.only_shadow => (Failed::Unguarded, Decider::Open),
+        _ => (Failed::Refuse(fault), Decider::Closed),
+    };
+    config.meters.decides(&config.settings.group, decider);
+    Err(failed)
 }
 
 /// A verdict, added to the status of the request.
@@ -68,15 +79,21 @@ impl Decided {
     ) -> Self {
         let own = status.len();
         status.reserve(asks.len());
+        if verdict.source == Source::DenyCache {
+            config.meters.deny_cache_hits.add_one();
+        }
         for (ask, state) in asks.drain(..).zip(&verdict.states) {
             let rule = &config.rules[ask.rule];
+            if state.outcome == Outcome::NotAsked {
+                continue;
+            }
             rule.meters.decided(state, rule.policy.mode);
             status.push(PolicyStatus {
                 scope: rule.scope_of(verdict.source).clone(),
                 key: ask.key,
                 state: *state,
                 mode: rule.policy.mode,
-                declared: verdict.source == Source::Store || config.settings.processes == 1,
+                declared: verdict.source != Source::Local || config.settings.processes == 1,
                 now: verdict.now,
             });
         }
@@ -106,6 +123,7 @@ impl Decided {
             retry_after = ?rejection.retry_after(),
             "refused"
         );
+        #[cfg(not(feature = "tracing"))]
         let _ = config;
         rejection
     }

@@ -1,7 +1,18 @@
 //! What is counted about decisions. Counters are looked up once; without the feature `metrics` they are nothing.
 
+use std::sync::atomic::{AtomicU8, Ordering};
+
 use super::store::{Mode, Outcome, PolicyState, Refunded};
-use crate::core::telemetry::Counter;
+use crate::core::telemetry::{Counter, gauge};
+
+/// Who decides at this moment, as the gauge shows it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Decider {
+    Store = 0,
+    Local = 1,
+    Open = 2,
+    Closed = 3,
+}
 
 /// The counters of a layer.
 #[derive(Debug)]
@@ -12,9 +23,12 @@ pub(super) struct LayerMeters {
     pub(super) listed: Counter,
     pub(super) unavailable: Counter,
     pub(super) unguarded: Counter,
+    pub(super) deny_cache_hits: Counter,
     refund_applied: Counter,
     refund_too_late: Counter,
     refund_failed: Counter,
+    /// The value that the gauge shows.
+    source: AtomicU8,
 }
 
 impl LayerMeters {
@@ -38,9 +52,24 @@ impl LayerMeters {
             listed: requests("listed"),
             unavailable: requests("unavailable"),
             unguarded: requests("unguarded"),
+            deny_cache_hits: Counter::new(
+                "keep_rate_limit_deny_cache_hits_total",
+                &[("group", group)],
+            ),
+            source: AtomicU8::new(u8::MAX),
             refund_applied: refunds("applied"),
             refund_too_late: refunds("too_late"),
             refund_failed: refunds("failed"),
+        }
+    }
+
+    /// Shows who decides; told only when that changes.
+    pub(super) fn decides(&self, group: &str, decider: Decider) {
+        let decider = decider as u8;
+        if self.source.load(Ordering::Relaxed) != decider
+            && self.source.swap(decider, Ordering::Relaxed) != decider
+        {
+            gauge!("keep_rate_limit_source", f64::from(decider), "group" => group.to_owned());
         }
     }
 
@@ -95,10 +124,12 @@ impl PolicyMeters {
                     self.near.add_one();
                 }
             }
+            (Mode::Shadow, Outcome::NotAsked) => {}
             (Mode::Shadow, _) => self.shadow_denied.add_one(),
             (Mode::Enforced, Outcome::Denied) => self.denied.add_one(),
             (Mode::Enforced, Outcome::Blocked) => self.blocked.add_one(),
             (Mode::Enforced, Outcome::Never) => self.never.add_one(),
+            (Mode::Enforced, Outcome::NotAsked) => {}
         }
     }
 }

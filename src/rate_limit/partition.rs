@@ -257,7 +257,8 @@ impl PartialEq for Source {
         match (self, other) {
             (Self::ClientIp { ipv6_prefix: a }, Self::ClientIp { ipv6_prefix: b }) => a == b,
             (Self::ApiKey(a), Self::ApiKey(b)) | (Self::Header(a), Self::Header(b)) => a == b,
-            (Self::Custom(a, _), Self::Custom(b, _)) => a == b,
+            // Two closures of one name may find different keys.
+            (Self::Custom(a, key), Self::Custom(b, other)) => a == b && Arc::ptr_eq(key, other),
             (Self::Principal, Self::Principal)
             | (Self::Path, Self::Path)
             | (Self::Global, Self::Global) => true,
@@ -324,6 +325,41 @@ impl PartitionKey {
                 }
             }
         }
+    }
+
+    /// Writes the key as bytes that name it in a message to another process.
+    #[cfg(feature = "redis")]
+    pub(crate) fn write_bytes<const N: usize>(&self, out: &mut SmallVec<[u8; N]>) {
+        for segment in &self.segments {
+            match segment {
+                Segment::Global => out.push(0),
+                Segment::V4(bits) => {
+                    out.push(1);
+                    out.extend_from_slice(bits);
+                }
+                Segment::V6(bits, prefix) => {
+                    out.extend_from_slice(&[2, *prefix]);
+                    out.extend_from_slice(bits);
+                }
+                Segment::Text(digest) => {
+                    out.push(3);
+                    out.extend_from_slice(digest);
+                }
+            }
+        }
+    }
+
+    /// Returns the neighbourhood that shares an entry where there is no room for each: addresses by their /24 or /48.
+    pub(crate) fn neighbourhood(&self) -> Self {
+        let mut whole = self.clone();
+        for segment in &mut whole.segments {
+            match segment {
+                Segment::V4(bits) => bits[3] = 0,
+                Segment::V6(bits, _) => bits[6..].fill(0),
+                Segment::Global | Segment::Text(_) => {}
+            }
+        }
+        whole
     }
 
     /// Writes the key as text that names it in a shared store. It holds no identity but addresses.

@@ -62,7 +62,7 @@ impl RateLimitRejection {
             let severity = match entry.state.outcome {
                 Outcome::Never => 2,
                 Outcome::Blocked => 1,
-                Outcome::Denied | Outcome::Admitted => 0,
+                Outcome::Denied | Outcome::Admitted | Outcome::NotAsked => 0,
             };
             (severity, entry.state.retry_in())
         };

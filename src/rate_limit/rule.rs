@@ -36,12 +36,14 @@ pub(super) type Asks = SmallVec<[Ask; 1]>;
 impl Rule {
     pub(super) fn of(policy: Policy, tag: Tag, settings: &Settings) -> Self {
         let scope = |quota| {
-            let scope = Scope::new(&settings.group, tag, &policy.name, quota);
+            let mut scope = Scope::new(&settings.group, tag, &policy.name, quota);
             if policy.partition.is_global() {
-                scope.pinned()
-            } else {
-                scope
+                scope = scope.pinned();
             }
+            if policy.limit_by.is_some() {
+                scope = scope.varied();
+            }
+            scope
         };
         Self {
             scope: scope(policy.quota),
@@ -57,7 +59,7 @@ impl Rule {
 
     pub(super) fn scope_of(&self, source: Source) -> &Scope {
         match source {
-            Source::Store => &self.scope,
+            Source::Store | Source::DenyCache => &self.scope,
             Source::Local => &self.local,
         }
     }
@@ -73,7 +75,7 @@ impl Rule {
         let quota = self.scope_of(source).quota();
         match (limit, source) {
             (None, _) => quota.capacity(),
-            (Some(limit), Source::Store) => quota.capacity_at(limit),
+            (Some(limit), Source::Store | Source::DenyCache) => quota.capacity_at(limit),
             (Some(0), Source::Local) => 0,
             (Some(limit), Source::Local) => quota.capacity_at((limit / processes.max(1)).max(1)),
         }

@@ -5,6 +5,7 @@ mod cancelling;
 mod faults;
 mod fields;
 mod limiter;
+mod oracle;
 mod refusals;
 
 use std::convert::Infallible;

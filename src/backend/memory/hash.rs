@@ -21,6 +21,12 @@ impl EntryKey {
             row: (bits >> 64) as u64,
         }
     }
+
+    /// Spreads keys evenly over `0..classes`, the same key always to the same number.
+    #[must_use]
+    pub fn spread(self, classes: u64) -> u64 {
+        self.shard.checked_rem(classes).unwrap_or(0)
+    }
 }
 
 /// Takes in the parts of a key, each with its length, so that different parts never look the same.

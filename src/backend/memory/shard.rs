@@ -65,6 +65,17 @@ impl std::ops::AddAssign for Delta {
     }
 }
 
+impl std::ops::Neg for Delta {
+    type Output = Self;
+
+    fn neg(self) -> Self {
+        Self {
+            entries: -self.entries,
+            bytes: -self.bytes,
+        }
+    }
+}
+
 /// Rows that an insert looks at for expired ones; two per insert outrun any growth.
 const LOOK_PER_INSERT: usize = 2;
 /// Rows looked at for expired ones when room is needed.

@@ -76,6 +76,7 @@ impl<V: Entry> Table<V> {
                     lock: 0,
                     touched: false,
                 }]),
+                taken: Delta::default(),
             },
         };
         let answer = change(&mut slot);
@@ -138,6 +139,7 @@ impl<V: Entry> Table<V> {
             now,
             locks,
             places,
+            taken: Delta::default(),
         };
         let answer = change(&mut slots, now);
         slots.settle();
@@ -171,9 +173,16 @@ impl<V: Entry> Table<V> {
         }
     }
 
-    fn has_room_for(&self, entries: isize, bytes: isize) -> bool {
-        self.entries.load(Ordering::Relaxed) + entries <= self.max_entries
-            && self.bytes.load(Ordering::Relaxed) + bytes <= self.max_bytes
+    /// Takes room for what is about to be written, if it is there: of two that ask for the last of it, one gets it.
+    fn try_take(&self, room: Delta) -> bool {
+        let entries = self.entries.fetch_add(room.entries, Ordering::Relaxed);
+        let bytes = self.bytes.fetch_add(room.bytes, Ordering::Relaxed);
+        let taken =
+            entries + room.entries <= self.max_entries && bytes + room.bytes <= self.max_bytes;
+        if !taken {
+            self.account(-room);
+        }
+        taken
     }
 }
 
@@ -199,6 +208,8 @@ pub struct Slots<'a, V: Entry> {
     now: u64,
     locks: SmallVec<[(usize, MutexGuard<'a, Shard<V>>); 4]>,
     places: SmallVec<[Place; 4]>,
+    /// Room that was taken and is not accounted for as used yet: given back at the end, when it is.
+    taken: Delta,
 }
 
 #[derive(Clone, Copy)]
@@ -256,6 +267,18 @@ impl<V: Entry> Slots<'_, V> {
     /// [`Full`]: nothing was changed.
     pub fn set(&mut self, index: usize, value: V, expires_at: u64) -> Result<(), Full> {
         self.make_room(index, &value)?;
+        self.write(index, value, expires_at);
+        Ok(())
+    }
+
+    /// Writes the entry at `index` also where there is no room: for entries whose number is bounded by something else.
+    pub fn set_beyond_bounds(&mut self, index: usize, value: V, expires_at: u64) {
+        // Whatever room there is to be made is made.
+        let _ = self.make_room(index, &value);
+        self.write(index, value, expires_at);
+    }
+
+    fn write(&mut self, index: usize, value: V, expires_at: u64) {
         let (key, now, keep) = (self.keys[index], self.now, self.keys);
         let shard = self.shard_mut(index);
         let delta = match shard.find(key) {
@@ -263,7 +286,7 @@ impl<V: Entry> Slots<'_, V> {
             None => shard.insert(key, value, expires_at, now, keep),
         };
         self.table.account(delta);
-        Ok(())
+        self.settle();
     }
 
     /// Removes the entry at `index`.
@@ -330,7 +353,11 @@ impl<V: Entry> Slots<'_, V> {
     ) -> Result<(), Full> {
         let own = self.places[index].lock;
         let (table, mut other, mut barren) = (self.table, self.locks[own].0, 0);
-        while (entries > 0 || bytes > 0) && !table.has_room_for(entries, bytes) {
+        let room = Delta { entries, bytes };
+        if entries <= 0 && bytes <= 0 {
+            return Ok(());
+        }
+        while !table.try_take(room) {
             let mut freed = self.locks[own].1.make_room(self.now, self.keys);
             if freed.entries == 0 {
                 other = (other + 1) & (table.shards.len() - 1);
@@ -350,7 +377,12 @@ impl<V: Entry> Slots<'_, V> {
                 return Err(Full);
             }
         }
+        self.taken += room;
         Ok(())
+    }
+
+    fn give_back(&mut self) {
+        self.table.account(-std::mem::take(&mut self.taken));
     }
 
     fn live(&self, index: usize) -> Option<usize> {
@@ -379,6 +411,7 @@ impl<V: Entry> Slots<'_, V> {
                 }
             }
         }
+        self.give_back();
     }
 }
 

@@ -1,16 +1,63 @@
 //! A random history that all stores must tell alike.
 
-use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::quotas;
 use crate::core::ManualClock;
-use crate::rate_limit::store::{Bucket, Charge, Mode, Receipt, Scope, Tag};
+use crate::rate_limit::store::{
+    Bucket, Charge, Mode, Outcome, Receipt, Refunded, Scope, Source, Tag, Verdict,
+};
 use crate::rate_limit::{PartitionKey, RateLimitStore};
 
+/// One step of a history and what the store answered.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// What was asked.
+    pub asked: &'static str,
+    /// The decision, for the three methods that decide.
+    pub verdict: Option<Verdict>,
+    /// What became of a refund.
+    pub refunded: Option<Refunded>,
+}
+
+impl Told {
+    /// Says whether two stores told the same. A refusal that one knew without asking tells less: it must be a refusal by
+    /// the same policies, and name no longer wait.
+    #[must_use]
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        if (self.asked, self.refunded) != (other.asked, other.refunded) {
+            return false;
+        }
+        match (&self.verdict, &other.verdict) {
+            (Some(one), Some(two)) if one.source == Source::DenyCache => known(one, two),
+            (Some(one), Some(two)) if two.source == Source::DenyCache => known(two, one),
+            (Some(one), Some(two)) => {
+                (one.admitted, one.now, &one.states) == (two.admitted, two.now, &two.states)
+            }
+            (one, two) => one.is_none() && two.is_none(),
+        }
+    }
+}
+
+/// Holds what was known against what a store said that was asked.
+fn known(known: &Verdict, asked: &Verdict) -> bool {
+    let pairs = known.states.iter().zip(&asked.states);
+    !known.admitted
+        && !asked.admitted
+        && pairs
+            .filter(|(known, _)| known.outcome != Outcome::NotAsked)
+            .all(|(known, asked)| {
+                let never = std::time::Duration::MAX;
+                // A block that came later is not told; the refusal stands.
+                asked.outcome != Outcome::Admitted
+                    && known.limit == asked.limit
+                    && known.retry_in().unwrap_or(never) <= asked.retry_in().unwrap_or(never)
+            })
+}
+
 /// Runs `steps` random steps on one store and tells what it answered. Two stores that start at the same
-/// time of their clocks must tell the same.
+/// time of their clocks must agree on every step.
 ///
 /// # Panics
 /// When the store fails.
@@ -19,7 +66,7 @@ pub async fn history(
     clock: &ManualClock,
     seed: u64,
     steps: usize,
-) -> String {
+) -> Vec<Told> {
     let names = ["log", "buckets", "gcra", "fixed", "month"];
     let scopes: Vec<Scope> = quotas()
         .iter()
@@ -27,16 +74,13 @@ pub async fn history(
         .map(|(quota, name)| Scope::new(&format!("history{seed}"), Tag::Group, name, *quota))
         .collect();
     let keys = ["a", "b"].map(PartitionKey::from);
-    let (mut dice, mut receipts, mut told) = (Dice(seed), Vec::new(), String::new());
+    let (mut dice, mut receipts, mut told) = (Dice(seed), Vec::new(), Vec::new());
     for _ in 0..steps {
         let charges = dice.charges(&scopes, &keys);
         if charges.is_empty() {
             continue;
         }
-        let line = step(&*store, &charges, &mut receipts, &mut dice).await;
-        assert!(!line.starts_with("Err"), "the store failed: {line}");
-        // Writing to a `String` cannot fail.
-        let _ = writeln!(told, "{line}");
+        told.push(step(&*store, &charges, &mut receipts, &mut dice).await);
         // Never back: what has expired may be forgotten, so a clock that went back tells engines apart.
         match dice.roll(60) {
             0..9 => clock.advance(Duration::from_micros(dice.roll(4_000_000) as u64)),
@@ -47,37 +91,56 @@ pub async fn history(
     told
 }
 
+#[allow(clippy::unwrap_used)]
 async fn step(
     store: &dyn RateLimitStore,
     charges: &[Charge<'_>],
     receipts: &mut Vec<Receipt>,
     dice: &mut Dice,
-) -> String {
+) -> Told {
     let bucket = charges[0].bucket;
-    match dice.roll(16) {
-        0 => format!("{:?}", store.check(charges).await),
-        1 => format!("{:?}", store.record(charges).await),
-        2 => format!("{:?}", store.reset(&[bucket]).await),
-        3 => format!("{:?}", store.block(&bucket, Duration::from_secs(1)).await),
+    let (mut verdict, mut refunded) = (None, None);
+    let asked = match dice.roll(16) {
+        0 => {
+            verdict = Some(store.check(charges).await.unwrap());
+            "check"
+        }
+        1 => {
+            verdict = Some(store.record(charges).await.unwrap());
+            "record"
+        }
+        2 => {
+            store.reset(&[bucket]).await.unwrap();
+            "reset"
+        }
+        3 => {
+            store.block(&bucket, Duration::from_secs(1)).await.unwrap();
+            "block"
+        }
         4 | 5 if !receipts.is_empty() => {
             let receipt = receipts.swap_remove(dice.roll(receipts.len()));
-            format!("{:?}", store.refund(&receipt).await)
+            refunded = Some(store.refund(&receipt).await.unwrap());
+            "refund"
         }
         _ => {
-            let verdict = store.check_and_record(charges).await;
-            if let Ok(verdict) = &verdict {
-                receipts.push(Receipt::new(charges, &verdict.states));
-            }
-            format!("{verdict:?}")
+            let decided = store.check_and_record(charges).await.unwrap();
+            receipts.push(Receipt::new(charges, &decided.states));
+            verdict = Some(decided);
+            "check_and_record"
         }
+    };
+    Told {
+        asked,
+        verdict,
+        refunded,
     }
 }
 
 /// A small generator: tests have to be repeatable, not random.
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
+    pub(super) fn roll(&mut self, sides: usize) -> usize {
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)

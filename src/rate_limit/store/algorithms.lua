@@ -420,11 +420,12 @@ local function decide_all()
   return policies, admitted
 end
 
--- admitted, now, undecodable; per policy outcome, used, more and retry (-1 is none), and its entry (amount 0 is none).
+-- admitted, now, undecodable; per policy outcome, used, more and retry (-1 is none), and its entry (amount 0 is none,
+-- then the first number is what is left of a block).
 local function reply(policies, admitted)
   local out = { admitted and 1 or 0, now, undecodable }
   for _, p in ipairs(policies) do
-    local entry = p.entry or { 0, 0, 0, 0 }
+    local entry = p.entry or { p.blocked and p.blocked - now or 0, 0, 0, 0 }
     for _, number in ipairs({ p.outcome, p.used, p.more, p.retry, entry[1], entry[2], entry[3], entry[4] }) do
       out[#out + 1] = number
     end

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Bucket, Charge, RateLimitStore, Receipt, Refunded, Verdict};
+use super::{Bucket, Charge, RateLimitStore, Receipt, Refunded, Tag, Verdict};
 use crate::backend::fallback::Fallback;
 use crate::core::StoreFuture;
 
@@ -40,6 +40,10 @@ where
 
     fn within(&self, timeout: Duration) -> Option<Arc<dyn RateLimitStore>> {
         self.primary().within(timeout)
+    }
+
+    fn splits(&self, group: &str, tag: Tag) -> bool {
+        self.primary().splits(group, tag)
     }
 
     fn local(&self) -> Option<Arc<dyn RateLimitStore>> {

@@ -8,12 +8,14 @@ use smallvec::SmallVec;
 
 use super::super::policy::{self, State};
 use super::super::quota::Quota;
+use super::groups::Groups;
 use super::{
     Bucket, Charge, Mode, Outcome, PolicyState, RateLimitStore, Receipt, Refunded, Scope, Source,
-    Verdict,
+    Tag, Verdict,
 };
 use crate::backend::memory::{Entry as TableEntry, EntryKey, MemoryStore, Part, PartSetup, Slots};
-use crate::core::{StoreError, StoreFuture};
+use crate::core::telemetry::count;
+use crate::core::{StoreError, StoreErrorKind, StoreFuture};
 
 /// Blocks end within a hundred years, so that no sum overflows.
 const LONGEST_BLOCK: u64 = 100 * 366 * 86_400 * 1_000_000;
@@ -76,39 +78,25 @@ impl Part for Blocks {
     }
 }
 
+/// The keys of one policy that find no room share this many entries.
+const OVERFLOW_ENTRIES: u64 = 256;
+
 impl RateLimitStore for MemoryStore {
     fn check_and_record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
-        let keys = Keys::of(self, charges);
-        StoreFuture::ready(step(self, &keys.all, |slots, now| {
-            let mut verdict = decide_all(slots, &keys, charges, now);
-            if verdict.admitted {
-                charge_all(slots, charges, &mut verdict, |state| {
-                    state.outcome == Outcome::Admitted
-                })?;
-            } else {
-                measure_all(slots, charges, &mut verdict);
-            }
-            Ok(verdict)
-        }))
+        StoreFuture::ready(charging(self, charges, check_and_charge))
     }
 
     fn check(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
         let keys = Keys::of(self, charges);
         StoreFuture::ok(step(self, &keys.all, |slots, now| {
             let mut verdict = decide_all(slots, &keys, charges, now);
-            measure_all(slots, charges, &mut verdict);
+            measure_all(slots, &keys, charges, &mut verdict);
             verdict
         }))
     }
 
     fn record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
-        let keys = Keys::of(self, charges);
-        StoreFuture::ready(step(self, &keys.all, |slots, now| {
-            let mut verdict = decide_all(slots, &keys, charges, now);
-            charge_all(slots, charges, &mut verdict, |_| true)?;
-            verdict.admitted = true;
-            Ok(verdict)
-        }))
+        StoreFuture::ready(charging(self, charges, charge_always))
     }
 
     fn refund(&self, receipt: &Receipt) -> StoreFuture<Refunded> {
@@ -164,6 +152,10 @@ impl RateLimitStore for MemoryStore {
         StoreFuture::ready(blocked.map_err(StoreError::from))
     }
 
+    fn splits(&self, group: &str, tag: Tag) -> bool {
+        self.part::<Groups>().splits(group, tag)
+    }
+
     /// Where this store is full, another goes on by the same clock.
     fn local(&self) -> Option<Arc<dyn RateLimitStore>> {
         let builder = Self::builder().max_entries(LOCAL_ENTRIES);
@@ -171,10 +163,13 @@ impl RateLimitStore for MemoryStore {
     }
 }
 
-/// The states of all charges, and behind them their blocks while any block is live.
+/// The states of all charges, behind them their blocks while any block is live, and behind them the entries that
+/// they share with others where there is no room for their own.
 struct Keys {
     all: SmallVec<[EntryKey; 4]>,
     states: usize,
+    blocks: bool,
+    overflow: bool,
 }
 
 impl Keys {
@@ -184,7 +179,8 @@ impl Keys {
             .map(|charge| state_key(store, &charge.bucket))
             .collect();
         let until = store.part::<Blocks>().until.load(Ordering::SeqCst);
-        if until != 0 && until > store.now_micros() {
+        let blocks = until != 0 && until > store.now_micros();
+        if blocks {
             all.extend(
                 charges
                     .iter()
@@ -194,14 +190,88 @@ impl Keys {
         Self {
             all,
             states: charges.len(),
+            blocks,
+            overflow: false,
+        }
+    }
+
+    fn with_overflow(mut self, store: &MemoryStore, charges: &[Charge<'_>]) -> Self {
+        let shared = charges
+            .iter()
+            .map(|charge| overflow_key(store, &charge.bucket));
+        self.all.extend(shared);
+        self.overflow = true;
+        self
+    }
+
+    /// Where the state of a charge is counted: in its own entry if there is one, or may be one.
+    fn place(&self, slots: &Slots<'_, Kept>, index: usize) -> usize {
+        if self.overflow && slots.get(index).is_none() {
+            self.all.len() - self.states + index
+        } else {
+            index
         }
     }
 
     fn blocked_until(&self, slots: &Slots<'_, Kept>, index: usize) -> Option<u64> {
-        (self.all.len() > self.states)
+        self.blocks
             .then(|| slots.expires_at(self.states + index))
             .flatten()
     }
+}
+
+/// What a charging method does under the locks.
+type Charging = fn(&mut Slots<'_, Kept>, &Keys, &[Charge<'_>], u64) -> Result<Verdict, StoreError>;
+
+/// Charges; where there is no room for a new key it shares an entry with others of its policy.
+fn charging(
+    store: &MemoryStore,
+    charges: &[Charge<'_>],
+    act: Charging,
+) -> Result<Verdict, StoreError> {
+    let keys = Keys::of(store, charges);
+    let answer = step(store, &keys.all, |slots, now| {
+        act(slots, &keys, charges, now)
+    });
+    match answer {
+        // Nothing was changed.
+        Err(full) if full.kind() == StoreErrorKind::Full => {
+            let keys = keys.with_overflow(store, charges);
+            step(store, &keys.all, |slots, now| {
+                act(slots, &keys, charges, now)
+            })
+        }
+        answer => answer,
+    }
+}
+
+fn check_and_charge(
+    slots: &mut Slots<'_, Kept>,
+    keys: &Keys,
+    charges: &[Charge<'_>],
+    now: u64,
+) -> Result<Verdict, StoreError> {
+    let mut verdict = decide_all(slots, keys, charges, now);
+    if verdict.admitted {
+        charge_all(slots, keys, charges, &mut verdict, |state| {
+            state.outcome == Outcome::Admitted
+        })?;
+    } else {
+        measure_all(slots, keys, charges, &mut verdict);
+    }
+    Ok(verdict)
+}
+
+fn charge_always(
+    slots: &mut Slots<'_, Kept>,
+    keys: &Keys,
+    charges: &[Charge<'_>],
+    now: u64,
+) -> Result<Verdict, StoreError> {
+    let mut verdict = decide_all(slots, keys, charges, now);
+    charge_all(slots, keys, charges, &mut verdict, |_| true)?;
+    verdict.admitted = true;
+    Ok(verdict)
 }
 
 /// One step on the table. The clock is read under the locks: who read it before and came late would find
@@ -219,6 +289,16 @@ fn state_key(store: &MemoryStore, bucket: &Bucket<'_>) -> EntryKey {
     store.hash(|hasher| {
         hasher.num(bucket.scope.ids().0);
         bucket.key.feed(hasher);
+    })
+}
+
+/// The neighbours of an address share an entry, everything else is spread by a hash.
+fn overflow_key(store: &MemoryStore, bucket: &Bucket<'_>) -> EntryKey {
+    let shared = store.hash(|hasher| bucket.key.neighbourhood().feed(hasher));
+    store.hash(|hasher| {
+        hasher.num(bucket.scope.ids().0);
+        hasher.part(b"overflow");
+        hasher.num(shared.spread(OVERFLOW_ENTRIES));
     })
 }
 
@@ -247,11 +327,12 @@ fn decide_all(
         let decide = |state: Option<&State>| {
             policy::decide(state, quota, now, charge.limit, charge.cost, blocked)
         };
-        let decided = match state_at(slots, index) {
+        let place = keys.place(slots, index);
+        let decided = match state_at(slots, place) {
             // The clock went back.
             Some(state) if state.is_ahead(quota, now) => {
-                repair(slots, index, quota, now);
-                decide(state_at(slots, index))
+                repair(slots, place, quota, now);
+                decide(state_at(slots, place))
             }
             state => decide(state),
         };
@@ -268,9 +349,14 @@ fn state_at<'a>(slots: &'a Slots<'_, Kept>, index: usize) -> Option<&'a State> {
     }
 }
 
-fn measure_all(slots: &Slots<'_, Kept>, charges: &[Charge<'_>], verdict: &mut Verdict) {
+fn measure_all(
+    slots: &Slots<'_, Kept>,
+    keys: &Keys,
+    charges: &[Charge<'_>],
+    verdict: &mut Verdict,
+) {
     for (index, (charge, decided)) in charges.iter().zip(&mut verdict.states).enumerate() {
-        if let Some(state) = state_at(slots, index) {
+        if let Some(state) = state_at(slots, keys.place(slots, index)) {
             policy::measure(decided, state, charge.bucket.scope.quota(), verdict.now);
         }
     }
@@ -279,23 +365,36 @@ fn measure_all(slots: &Slots<'_, Kept>, charges: &[Charge<'_>], verdict: &mut Ve
 /// Charges what `wanted` says and measures the rest; if there is no room for one of them, none is charged.
 fn charge_all(
     slots: &mut Slots<'_, Kept>,
+    keys: &Keys,
     charges: &[Charge<'_>],
     verdict: &mut Verdict,
     wanted: impl Fn(&PolicyState) -> bool,
 ) -> Result<(), StoreError> {
     let now = verdict.now;
     for (index, charge) in charges.iter().enumerate() {
-        let decided = &mut verdict.states[index];
+        let (place, decided) = (keys.place(slots, index), &mut verdict.states[index]);
         if charge.cost == 0 || !wanted(decided) {
-            if let Some(state) = state_at(slots, index) {
+            if let Some(state) = state_at(slots, place) {
                 policy::measure(decided, state, charge.bucket.scope.quota(), now);
             }
-        } else if let Err(full) = charge_one(slots, index, charge, decided, now) {
-            undo(slots, &charges[..index], &verdict.states, now);
-            return Err(full);
+        } else {
+            // What all share, and the few entries for those without room, are there in any case.
+            let in_any_case = place != index || charge.bucket.scope.is_pinned();
+            if let Err(full) = charge_one(slots, place, charge, decided, now, in_any_case) {
+                undo(slots, keys, &charges[..index], &verdict.states, now);
+                return Err(full);
+            }
+            if place != index {
+                report_overflow(charge);
+            }
         }
     }
     Ok(())
+}
+
+fn report_overflow(charge: &Charge<'_>) {
+    let scope = charge.bucket.scope;
+    count!("keep_rate_limit_overflow_total", 1, "group" => scope.group().to_owned(), "policy" => scope.policy().to_owned());
 }
 
 fn charge_one(
@@ -304,6 +403,7 @@ fn charge_one(
     charge: &Charge<'_>,
     decided: &mut PolicyState,
     now: u64,
+    in_any_case: bool,
 ) -> Result<(), StoreError> {
     let quota = charge.bucket.scope.quota();
     let charged = |state: &mut State, decided: &mut PolicyState| {
@@ -319,7 +419,9 @@ fn charge_one(
                 slots.set_expiry(index, expires_at);
                 return Ok(());
             }
-            slots.reserve(index, growth)?;
+            if !in_any_case {
+                slots.reserve(index, growth)?;
+            }
             if let Some(Kept::State { state, .. }) = slots.get_mut(index) {
                 let expires_at = charged(state, decided);
                 slots.set_expiry(index, expires_at);
@@ -329,20 +431,31 @@ fn charge_one(
             let mut state = State::empty(quota, now);
             let expires_at = charged(&mut state, decided);
             let scope = charge.bucket.scope.clone();
-            slots.set(index, Kept::State { state, scope }, expires_at)?;
+            let kept = Kept::State { state, scope };
+            if in_any_case {
+                slots.set_beyond_bounds(index, kept, expires_at);
+            } else {
+                slots.set(index, kept, expires_at)?;
+            }
         }
     }
     Ok(())
 }
 
-fn undo(slots: &mut Slots<'_, Kept>, charges: &[Charge<'_>], states: &[PolicyState], now: u64) {
+fn undo(
+    slots: &mut Slots<'_, Kept>,
+    keys: &Keys,
+    charges: &[Charge<'_>],
+    states: &[PolicyState],
+    now: u64,
+) {
     for (index, charge) in charges.iter().enumerate() {
-        let quota = charge.bucket.scope.quota();
+        let (quota, place) = (charge.bucket.scope.quota(), keys.place(slots, index));
         if let (Some(entry), Some(Kept::State { state, .. })) =
-            (states[index].entry, slots.get_mut(index))
+            (states[index].entry, slots.get_mut(place))
         {
             state.refund(quota, now, &entry);
-            settle(slots, index, quota, now);
+            settle(slots, place, quota, now);
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Where limits are counted: one trait, and the values that go in and out.
 
+#[cfg(feature = "redis")]
+mod deny_cache;
 mod fallback;
+mod groups;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
@@ -77,6 +80,13 @@ pub trait RateLimitStore: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// Hears that a layer's policies of `group` lie under `tag`, and says whether another layer on this handle uses the
+    /// same group under the other tag: the two share nothing.
+    fn splits(&self, group: &str, tag: Tag) -> bool {
+        let _ = (group, tag);
+        false
+    }
+
     /// Returns the store that decides inside this process while this one cannot answer, if it names one.
     fn local(&self) -> Option<Arc<dyn RateLimitStore>> {
         None
@@ -112,6 +122,10 @@ impl<T: ?Sized + RateLimitStore> RateLimitStore for Arc<T> {
         (**self).within(timeout)
     }
 
+    fn splits(&self, group: &str, tag: Tag) -> bool {
+        (**self).splits(group, tag)
+    }
+
     fn local(&self) -> Option<Arc<dyn RateLimitStore>> {
         (**self).local()
     }
@@ -139,6 +153,7 @@ struct ScopeInner {
     quota: Quota,
     quota_text: String,
     pinned: bool,
+    varied: bool,
     /// Digests of the above, for states and (without the quota) for blocks.
     state_id: u64,
     block_id: u64,
@@ -166,6 +181,7 @@ impl Scope {
             quota,
             quota_text,
             pinned: false,
+            varied: false,
         };
         Self {
             inner: Arc::new(inner),
@@ -175,14 +191,24 @@ impl Scope {
     /// Marks the buckets as never to be evicted: what all requests share.
     #[must_use]
     pub fn pinned(self) -> Self {
+        self.marked(|inner| inner.pinned = true)
+    }
+
+    /// Marks the buckets as charged at limits that differ from request to request.
+    #[must_use]
+    pub fn varied(self) -> Self {
+        self.marked(|inner| inner.varied = true)
+    }
+
+    fn marked(self, mark: impl FnOnce(&mut ScopeInner)) -> Self {
         let old = &*self.inner;
-        let inner = ScopeInner {
+        let mut inner = ScopeInner {
             group: Arc::clone(&old.group),
             policy: Arc::clone(&old.policy),
             quota_text: old.quota_text.clone(),
-            pinned: true,
             ..*old
         };
+        mark(&mut inner);
         Self {
             inner: Arc::new(inner),
         }
@@ -222,6 +248,12 @@ impl Scope {
     #[must_use]
     pub fn is_pinned(&self) -> bool {
         self.inner.pinned
+    }
+
+    /// Says whether the limit differs from request to request.
+    #[must_use]
+    pub fn is_varied(&self) -> bool {
+        self.inner.varied
     }
 
     pub(super) fn policy_name(&self) -> &Arc<str> {
@@ -310,6 +342,8 @@ pub enum Source {
     Store,
     /// The store inside this process that stands in for it.
     Local,
+    /// What this process knows from an earlier answer of the store; the store was not asked.
+    DenyCache,
 }
 
 /// What one policy said.
@@ -374,6 +408,11 @@ impl PolicyState {
         self.more_in
     }
 
+    #[cfg(feature = "redis")]
+    pub(super) const fn retry_in_micros(&self) -> u64 {
+        self.retry_in
+    }
+
     pub(super) const fn decided(outcome: Outcome, limit: u32, retry_in: u64) -> Self {
         Self {
             outcome,
@@ -404,6 +443,8 @@ pub enum Outcome {
     Blocked,
     /// The cost is above the limit and will never fit.
     Never,
+    /// Nothing is known: another policy was known to refuse, so the store was not asked.
+    NotAsked,
 }
 
 /// Names a charge within its bucket: opaque to all but the store that made it.
@@ -444,10 +485,17 @@ pub struct Receipt {
 pub struct ReceiptPart {
     scope: Scope,
     key: PartitionKey,
+    limit: u32,
     entry: Entry,
 }
 
 impl ReceiptPart {
+    /// Returns the limit at which was charged.
+    #[must_use]
+    pub fn limit(&self) -> u32 {
+        self.limit
+    }
+
     /// Returns where was charged.
     #[must_use]
     pub fn bucket(&self) -> Bucket<'_> {
@@ -466,12 +514,14 @@ impl ReceiptPart {
 
 impl Receipt {
     /// Makes the receipt of a call: of those `charges` that `states` say were charged.
-    #[must_use]
-    pub fn new(charges: &[Charge<'_>], states: &[PolicyState]) -> Self {
+    ///
+    /// Only layer and limiter make one, and one for each charge: who could make two could refund twice.
+    pub(crate) fn new(charges: &[Charge<'_>], states: &[PolicyState]) -> Self {
         let parts = charges.iter().zip(states).filter_map(|(charge, state)| {
             Some(ReceiptPart {
                 scope: charge.bucket.scope.clone(),
                 key: charge.bucket.key.clone(),
+                limit: charge.limit,
                 entry: state.entry?,
             })
         });

@@ -1,7 +1,8 @@
 //! Limits on a Redis server: each method is one script, so one command.
 //!
 //! Keys are `prefix:rl:{tag}:policy:quota:key:s` for states and `prefix:rl:{tag}:policy:key:b` for blocks; the
-//! tag is the group, or group and key where all policies of a group partition by the same thing.
+//! tag is the group, or group and key where all policies of a group partition by the same thing. On one server the
+//! keys are the same, so that moving to a cluster keeps the counts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,13 +10,15 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::super::quota::{Algorithm, Quota};
+use super::deny_cache::{Asked, DenyCache, Payload};
+use super::groups::Groups;
 use super::{
     Bucket, Charge, Entry, Mode, Outcome, PolicyState, RateLimitStore, Receipt, ReceiptPart,
     Refunded, Source, Tag, Verdict,
 };
 use crate::backend::memory::MemoryStore;
-use crate::backend::redis::{RedisStore, Reply, Script};
-use crate::core::telemetry::count;
+use crate::backend::redis::{Call, RedisStore, Reply, Script};
+use crate::core::telemetry::{count, measured};
 use crate::core::{StoreError, StoreErrorKind, StoreFuture};
 
 static CHECK_AND_RECORD: Script = Script::new(concat!(
@@ -45,10 +48,11 @@ const LONGEST_BLOCK: u128 = 100 * 366 * 86_400 * 1_000_000;
 /// The store that stands in, by a name of its own among what is kept beside a handle.
 struct StandIn(MemoryStore);
 
-/// A handle with a deadline of its own for each call.
+/// A handle with a deadline of its own for each call, and the keys that are known to be refused.
 #[derive(Clone, Debug)]
 struct Hasty {
     store: RedisStore,
+    denied: Arc<DenyCache>,
     timeout: Option<Duration>,
 }
 
@@ -79,9 +83,13 @@ impl RateLimitStore for RedisStore {
 
     fn within(&self, timeout: Duration) -> Option<Arc<dyn RateLimitStore>> {
         Some(Arc::new(Hasty {
-            store: self.clone(),
             timeout: Some(timeout),
+            ..Hasty::of(self)
         }))
+    }
+
+    fn splits(&self, group: &str, tag: Tag) -> bool {
+        self.beside(Groups::default).splits(group, tag)
     }
 
     /// One for all layers on this handle, so that they share their limits in an outage too. A passed clock rules there.
@@ -100,12 +108,13 @@ impl RateLimitStore for RedisStore {
 impl Hasty {
     fn of(store: &RedisStore) -> Self {
         Self {
+            denied: DenyCache::of(store),
             store: store.clone(),
             timeout: None,
         }
     }
 
-    fn call(&self, script: &'static Script, keys: &[String]) -> crate::backend::redis::Call {
+    fn call(&self, script: &'static Script, keys: &[String]) -> Call {
         let call = self.store.script(script, keys);
         match self.timeout {
             Some(timeout) => call.timeout(timeout),
@@ -113,7 +122,12 @@ impl Hasty {
         }
     }
 
-    fn decide(&self, script: &'static Script, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
+    fn decide(
+        &self,
+        (op, script): (&'static str, &'static Script),
+        charges: &[Charge<'_>],
+        asked: Option<Asked>,
+    ) -> StoreFuture<Verdict> {
         let keys: SmallVec<[String; 6]> = charges
             .iter()
             .flat_map(|charge| {
@@ -134,7 +148,15 @@ impl Hasty {
             });
         }
         let limits: SmallVec<[u32; 4]> = charges.iter().map(|charge| charge.limit).collect();
-        call.run(move |reply| verdict(reply, &limits))
+        let answer = call.run(move |reply| {
+            let (verdict, blocks) = verdict(reply, &limits)?;
+            if let Some(asked) = asked {
+                asked.answered(&verdict, &blocks);
+            }
+            Ok(verdict)
+        });
+        let group = charges.first().map(|charge| charge.bucket);
+        observed(op, group, answer)
     }
 
     fn give_back(&self, parts: &[ReceiptPart]) -> StoreFuture<Refunded> {
@@ -144,18 +166,42 @@ impl Hasty {
             .collect();
         let mut call = self.call(&REFUND, &keys);
         for part in parts {
-            let form = Form::of(part.bucket().scope.quota());
+            let bucket = part.bucket();
+            let form = Form::of(bucket.scope.quota());
             call = form.numbers(call.arg(form.algorithm));
             for number in part.entry().numbers() {
                 call = call.num(number);
             }
+            // Where limits differ, a key that is not full at ours may be known as full at a lower one.
+            let full = if bucket.scope.is_varied() {
+                0
+            } else {
+                part.limit()
+            };
+            call = call.num(full);
         }
-        call.run(|reply| {
-            Ok(match reply.int()? {
-                0 => Refunded::TooLate,
-                _ => Refunded::Applied,
-            })
-        })
+        let freed = self.freeing(parts.iter().map(ReceiptPart::bucket));
+        let answer = self.publishing(call, &freed).run(move |reply| {
+            if reply.int()? == 0 {
+                return Ok(Refunded::TooLate);
+            }
+            freed.forget();
+            Ok(Refunded::Applied)
+        });
+        observed("refund", parts.first().map(ReceiptPart::bucket), answer)
+    }
+
+    fn freeing<'a>(&self, buckets: impl Iterator<Item = Bucket<'a>>) -> Freeing {
+        Freeing {
+            denied: Arc::clone(&self.denied),
+            payloads: buckets.map(|bucket| DenyCache::payload(&bucket)).collect(),
+        }
+    }
+
+    /// Appends the channel, and for each bucket what is published where it is freed early.
+    fn publishing(&self, call: Call, freeing: &Freeing) -> Call {
+        let call = call.arg(DenyCache::channel(&self.store));
+        freeing.payloads.iter().fold(call, Call::arg)
     }
 
     fn state_key(&self, bucket: &Bucket<'_>) -> String {
@@ -187,16 +233,23 @@ impl Hasty {
 }
 
 impl RateLimitStore for Hasty {
+    /// A key that is known to be full or blocked is refused without a command.
     fn check_and_record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
-        self.decide(&CHECK_AND_RECORD, charges)
+        self.denied.listen(&self.store);
+        if let Some(verdict) = self.denied.refuse(charges) {
+            return StoreFuture::ok(verdict);
+        }
+        let asked = self.denied.asked(charges);
+        self.decide(("check_and_record", &CHECK_AND_RECORD), charges, asked)
     }
 
+    /// Always asks the server: who checks wants to know, and a refusal would tell less.
     fn check(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
-        self.decide(&CHECK, charges)
+        self.decide(("check", &CHECK), charges, None)
     }
 
     fn record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
-        self.decide(&RECORD, charges)
+        self.decide(("record", &RECORD), charges, None)
     }
 
     /// A refund whose outcome is unknown is sent once more where every part is a log: its stamps make that harmless.
@@ -228,15 +281,54 @@ impl RateLimitStore for Hasty {
             .iter()
             .flat_map(|bucket| [self.state_key(bucket), self.block_key(bucket)])
             .collect();
-        self.call(&RESET, &keys).run(|reply| reply.int().map(drop))
+        let call = self.call(&RESET, &keys);
+        let freed = self.freeing(buckets.iter().copied());
+        let answer = self.publishing(call, &freed).run(move |reply| {
+            freed.forget();
+            reply.int().map(drop)
+        });
+        observed("reset", buckets.first().copied(), answer)
     }
 
     fn block(&self, bucket: &Bucket<'_>, duration: Duration) -> StoreFuture<()> {
         let micros = duration.as_micros().min(LONGEST_BLOCK) as u64;
-        self.call(&BLOCK, &[self.block_key(bucket)])
+        let answer = self
+            .call(&BLOCK, &[self.block_key(bucket)])
             .num(micros)
-            .run(|reply| reply.int().map(drop))
+            .run(|reply| reply.int().map(drop));
+        observed("block", Some(*bucket), answer)
     }
+}
+
+/// Buckets that are about to be freed early, as they are published.
+struct Freeing {
+    denied: Arc<DenyCache>,
+    payloads: SmallVec<[Payload; 1]>,
+}
+
+impl Freeing {
+    /// Here nobody has to wait for the notice.
+    fn forget(&self) {
+        for payload in &self.payloads {
+            self.denied.freed(payload);
+        }
+    }
+}
+
+/// Measures a call that leaves the process, inside a span.
+fn observed<T: Send + 'static>(
+    op: &'static str,
+    bucket: Option<Bucket<'_>>,
+    answer: StoreFuture<T>,
+) -> StoreFuture<T> {
+    let group = bucket.map_or("", |bucket| bucket.scope.group());
+    measured!(
+        answer,
+        "keep_rate_limit_store_seconds",
+        "rate_limit_store",
+        group,
+        op
+    )
 }
 
 /// A quota as the scripts take it.
@@ -266,7 +358,7 @@ impl Form {
         }
     }
 
-    fn numbers(&self, call: crate::backend::redis::Call) -> crate::backend::redis::Call {
+    fn numbers(&self, call: Call) -> Call {
         call.num(self.declared)
             .num(self.window)
             .num(self.num)
@@ -274,8 +366,11 @@ impl Form {
     }
 }
 
+/// The microseconds that the block of each policy has left.
+type Blocks = SmallVec<[Option<u64>; 4]>;
+
 /// Reads a flat reply: three numbers, then eight per policy.
-fn verdict(reply: Reply, limits: &[u32]) -> Result<Verdict, StoreError> {
+fn verdict(reply: Reply, limits: &[u32]) -> Result<(Verdict, Blocks), StoreError> {
     let mut numbers = reply.array()?.into_iter().map(Reply::int);
     let mut next = || {
         numbers
@@ -286,20 +381,29 @@ fn verdict(reply: Reply, limits: &[u32]) -> Result<Verdict, StoreError> {
     if undecodable > 0 {
         count!("keep_rate_limit_undecodable_total", undecodable as u64);
     }
-    let mut states = SmallVec::new();
+    let (mut states, mut blocks) = (SmallVec::new(), Blocks::new());
     for limit in limits {
         let mut row = [0; 8];
         for number in &mut row {
             *number = next()?;
         }
-        states.push(state(row, *limit));
+        let state = state(row, *limit);
+        // A blocked policy was not charged (but for a record): what is left of the block stands in its entry's place.
+        let is_blocked = state.outcome == Outcome::Blocked && state.entry.is_none();
+        blocks.push(
+            u64::try_from(row[4])
+                .ok()
+                .filter(|left| is_blocked && *left > 0),
+        );
+        states.push(state);
     }
-    Ok(Verdict {
+    let verdict = Verdict {
         admitted,
         states,
         now: now as u64,
         source: Source::Store,
-    })
+    };
+    Ok((verdict, blocks))
 }
 
 fn state([outcome, used, more, retry, a, b, c, amount]: [i64; 8], limit: u32) -> PolicyState {

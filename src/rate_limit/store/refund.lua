@@ -1,6 +1,7 @@
 -- Takes back what still counts of a receipt. KEYS as in algorithms.lua; ARGV too, but for the entry (a, b, c, amount)
--- behind each policy's window, num and den: from 2, nine per policy: algorithm, declared, window, num, den, a, b, c, amount.
--- Reply: 1 if anything was given back, else 0.
+-- behind each policy's window, num and den: from 2, ten per policy: algorithm, declared, window, num, den, a, b, c, amount,
+-- full: where that many units were in use (0 always) the key may be known as full, and that it no longer is is published.
+-- Behind them the channel, and per policy what is published. Reply: 1 if anything was given back, else 0.
 
 local give_back = {}
 
@@ -38,14 +39,19 @@ end
 give_back.m = give_back.f
 
 local raw = redis.call('MGET', unpack(KEYS))
-local applied = 0
+local applied, channel = 0, 2 + #KEYS * 10
 for index = 1, #KEYS do
-  local at = 2 + (index - 1) * 9
-  local p = { key = KEYS[index], algorithm = ARGV[at] }
-  for offset, name in ipairs({ 'declared', 'window', 'num', 'den', 'a', 'b', 'c', 'amount' }) do
+  local at = 2 + (index - 1) * 10
+  local p = { key = KEYS[index], algorithm = ARGV[at], limit = 0 }
+  for offset, name in ipairs({ 'declared', 'window', 'num', 'den', 'a', 'b', 'c', 'amount', 'full' }) do
     p[name] = tonumber(ARGV[at + offset])
   end
-  local s = ALGORITHMS[p.algorithm].load(p, raw[index])
-  if s and give_back[p.algorithm](p, s) > 0 then applied = 1 end
+  local rules = ALGORITHMS[p.algorithm]
+  local s = rules.load(p, raw[index])
+  local used = s and rules.usage(p, s)
+  if s and give_back[p.algorithm](p, s) > 0 then
+    applied = 1
+    if used >= p.full then redis.call('PUBLISH', ARGV[channel], ARGV[channel + index]) end
+  end
 end
 return applied

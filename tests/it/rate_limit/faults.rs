@@ -172,7 +172,8 @@ async fn a_decision_is_one_command_and_a_refund_one_more() {
         assert_eq!(store.commands() - before, sent);
     }
     app.get("u1", "192.0.2.1").await.refused_by("user");
-    assert_eq!(store.commands() - before, 5);
+    // The deny cache may know already that the user's limit is used up.
+    assert!((4..=5).contains(&(store.commands() - before)));
 
     let free = Policy::new("reads", Quota::per_minute(5), Partition::global())
         .refund_when(|response| response.status == StatusCode::NOT_MODIFIED);

@@ -243,21 +243,16 @@ async fn in_an_outage_limiters_on_one_redis_handle_share_what_they_count_here() 
 #[tokio::test]
 async fn the_store_that_stands_in_for_a_full_one_goes_by_the_same_clock() {
     let clock = clock();
+    // Room for one entry, but not for its stamps.
     let store = MemoryStore::builder()
         .clock(clock.clone())
-        .max_entries(1)
+        .max_bytes(200)
         .build();
     let limiter =
-        |partition| RateLimiter::new(store.clone()).limit(Quota::new(9, 15 * MINUTE), partition);
-    let global = limiter(Partition::global())
-        .record(Attempt::new().on("global", ()))
-        .await;
-    assert_eq!(global.unwrap().states().count(), 1);
+        RateLimiter::new(store).limit(Quota::new(999, 15 * MINUTE), Partition::principal());
     let attempt = Attempt::new().on("principal", "u1");
-    let decision = limiter(Partition::principal())
-        .check_and_record(attempt)
-        .await
-        .unwrap();
+    limiter.check_and_record(attempt.clone()).await.unwrap();
+    let decision = limiter.check_and_record(attempt.cost(500)).await.unwrap();
     let Decision::Allowed(grant) = decision else {
         panic!("refused");
     };
