@@ -1,19 +1,24 @@
 //! Limits inside this process: each method is one closure under the locks of all its buckets.
 
+mod kept;
+mod keys;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use kept::Kept;
+use keys::{Blocks, Keys, block_key, state_key};
 use smallvec::SmallVec;
 
 use super::super::policy::{self, State};
 use super::super::quota::Quota;
 use super::groups::Groups;
 use super::{
-    Bucket, Charge, Mode, Outcome, PolicyState, RateLimitStore, Receipt, Refunded, Scope, Source,
-    Tag, Verdict,
+    Bucket, Charge, Mode, Outcome, PolicyState, RateLimitStore, Receipt, Refunded, Source, Tag,
+    Verdict,
 };
-use crate::backend::memory::{Entry as TableEntry, EntryKey, MemoryStore, Part, PartSetup, Slots};
+use crate::backend::memory::{EntryKey, MemoryStore, Slots};
 use crate::core::telemetry::count;
 use crate::core::{StoreError, StoreErrorKind, StoreFuture};
 
@@ -22,64 +27,6 @@ const LONGEST_BLOCK: u64 = 100 * 366 * 86_400 * 1_000_000;
 
 /// Entries of the store that goes on where this one is full.
 const LOCAL_ENTRIES: usize = 100_000;
-
-/// What the table keeps: a state, or the block of a key (its end is the entry's expiry).
-enum Kept {
-    /// The scope is needed to say how readily the entry may be evicted; a shared pointer keeps the row small.
-    State {
-        state: State,
-        scope: Scope,
-    },
-    Block,
-}
-
-impl TableEntry for Kept {
-    fn weight(&self) -> usize {
-        let heap = match self {
-            Self::State {
-                state: State::Log(log),
-                ..
-            } => log.heap_bytes(),
-            Self::State {
-                state: State::Buckets(buckets),
-                ..
-            } => size_of_val(&**buckets),
-            _ => 0,
-        };
-        size_of::<Self>() + heap
-    }
-
-    /// The least used share goes first; never a key that refuses one unit.
-    fn eviction_rank(&self, now: u64) -> Option<u64> {
-        let Self::State { state, scope } = self else {
-            return None;
-        };
-        if scope.is_pinned() {
-            return None;
-        }
-        let quota = scope.quota();
-        let capacity = u64::from(quota.capacity());
-        let used = u64::from(state.usage(quota, now, quota.capacity()).used);
-        let free = capacity.checked_sub(used).filter(|free| *free > 0)?;
-        Some((free << 32) / capacity)
-    }
-}
-
-/// The latest end of any block: while it lies in the past, no block is looked up.
-struct Blocks {
-    until: AtomicU64,
-}
-
-impl Part for Blocks {
-    fn build(_: &PartSetup) -> Self {
-        Self {
-            until: AtomicU64::new(0),
-        }
-    }
-}
-
-/// The keys of one policy that find no room share this many entries.
-const OVERFLOW_ENTRIES: u64 = 256;
 
 impl RateLimitStore for MemoryStore {
     fn check_and_record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
@@ -163,63 +110,6 @@ impl RateLimitStore for MemoryStore {
     }
 }
 
-/// The states of all charges, behind them their blocks while any block is live, and behind them the entries that
-/// they share with others where there is no room for their own.
-struct Keys {
-    all: SmallVec<[EntryKey; 4]>,
-    states: usize,
-    blocks: bool,
-    overflow: bool,
-}
-
-impl Keys {
-    fn of(store: &MemoryStore, charges: &[Charge<'_>]) -> Self {
-        let mut all: SmallVec<[EntryKey; 4]> = charges
-            .iter()
-            .map(|charge| state_key(store, &charge.bucket))
-            .collect();
-        let until = store.part::<Blocks>().until.load(Ordering::SeqCst);
-        let blocks = until != 0 && until > store.now_micros();
-        if blocks {
-            all.extend(
-                charges
-                    .iter()
-                    .map(|charge| block_key(store, &charge.bucket)),
-            );
-        }
-        Self {
-            all,
-            states: charges.len(),
-            blocks,
-            overflow: false,
-        }
-    }
-
-    fn with_overflow(mut self, store: &MemoryStore, charges: &[Charge<'_>]) -> Self {
-        let shared = charges
-            .iter()
-            .map(|charge| overflow_key(store, &charge.bucket));
-        self.all.extend(shared);
-        self.overflow = true;
-        self
-    }
-
-    /// Where the state of a charge is counted: in its own entry if there is one, or may be one.
-    fn place(&self, slots: &Slots<'_, Kept>, index: usize) -> usize {
-        if self.overflow && slots.get(index).is_none() {
-            self.all.len() - self.states + index
-        } else {
-            index
-        }
-    }
-
-    fn blocked_until(&self, slots: &Slots<'_, Kept>, index: usize) -> Option<u64> {
-        self.blocks
-            .then(|| slots.expires_at(self.states + index))
-            .flatten()
-    }
-}
-
 /// What a charging method does under the locks.
 type Charging = fn(&mut Slots<'_, Kept>, &Keys, &[Charge<'_>], u64) -> Result<Verdict, StoreError>;
 
@@ -283,30 +173,6 @@ fn step<R>(
 ) -> R {
     let clock = || store.now_micros();
     store.table::<Kept>().update_timed(keys, clock, change)
-}
-
-fn state_key(store: &MemoryStore, bucket: &Bucket<'_>) -> EntryKey {
-    store.hash(|hasher| {
-        hasher.num(bucket.scope.ids().0);
-        bucket.key.feed(hasher);
-    })
-}
-
-/// The neighbours of an address share an entry, everything else is spread by a hash.
-fn overflow_key(store: &MemoryStore, bucket: &Bucket<'_>) -> EntryKey {
-    let shared = store.hash(|hasher| bucket.key.neighbourhood().feed(hasher));
-    store.hash(|hasher| {
-        hasher.num(bucket.scope.ids().0);
-        hasher.part(b"overflow");
-        hasher.num(shared.spread(OVERFLOW_ENTRIES));
-    })
-}
-
-fn block_key(store: &MemoryStore, bucket: &Bucket<'_>) -> EntryKey {
-    store.hash(|hasher| {
-        hasher.num(bucket.scope.ids().1);
-        bucket.key.feed(hasher);
-    })
 }
 
 fn decide_all(
@@ -483,8 +349,9 @@ fn settle(slots: &mut Slots<'_, Kept>, index: usize, quota: &Quota, now: u64) {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+    use std::sync::atomic::AtomicU64;
 
-    use super::super::Tag;
+    use super::super::Scope;
     use super::*;
     use crate::core::Clock;
     use crate::rate_limit::PartitionKey;
