@@ -21,6 +21,7 @@ use crate::backend::memory::MemoryStore;
 use crate::core::Clock;
 use crate::data::lock::LockStore;
 use crate::data::queue::QueueStore;
+use crate::data::topic::TopicStore;
 use crate::idempotency::IdempotencyStore;
 use crate::rate_limit::RateLimitStore;
 use crate::response_cache::ResponseStore;
@@ -36,6 +37,7 @@ pub trait Store:
     + ResponseStore
     + LockStore
     + QueueStore
+    + TopicStore
     + StoreHealth
 {
 }
@@ -47,6 +49,7 @@ impl<T> Store for T where
         + ResponseStore
         + LockStore
         + QueueStore
+        + TopicStore
         + StoreHealth
         + ?Sized
 {

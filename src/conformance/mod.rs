@@ -8,6 +8,7 @@ pub mod rate_limit;
 pub mod reservation;
 pub mod response_cache;
 pub mod session;
+pub mod topic;
 
 /// Numbers that are the same for the same seed (SplitMix64).
 struct Dice(u64);

@@ -2,11 +2,13 @@
 //!
 //! - [`lock`]: mutual exclusion over processes, with fencing and a signal of loss.
 //! - [`queue`]: jobs that are delivered at least once.
+//! - [`topic`]: a feed of events that says when something is missing.
 
 mod again;
 mod bell;
 pub mod lock;
 pub mod queue;
 mod record;
+pub mod topic;
 
 pub(crate) use again::once_more;

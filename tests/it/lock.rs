@@ -1,3 +1,5 @@
 //! Locks: on every engine, over processes, with links cut and holders paused.
 
+mod guards;
+pub mod processes;
 mod stores;

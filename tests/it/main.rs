@@ -25,3 +25,4 @@ mod session;
 mod sql;
 mod stack;
 mod stores;
+mod topic;

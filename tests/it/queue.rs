@@ -1,3 +1,5 @@
 //! Queues: on every engine, over processes, with workers killed and stores away.
 
+mod processes;
 mod stores;
+mod workers;

@@ -73,7 +73,8 @@ pub fn run(example: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
     )
 }
 
-fn command(example: &str, arguments: &[&str]) -> Command {
+/// A command that runs an example.
+pub fn command(example: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(path(example));
     command.args(arguments).stdin(Stdio::null());
     for name in [

@@ -1,0 +1,414 @@
+//! The service and its workers: retries, deaths, drains, wake-ups, outages.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tower_keep::backend::memory::MemoryStore;
+use tower_keep::backend::redis::RedisStore;
+use tower_keep::core::{Clock, ManualClock};
+use tower_keep::data::queue::{
+    Backoff, Batch, Digest, EnqueueOutcome, Job, JobError, JobState, Priority, Queue,
+    QueueErrorKind, Retry, WorkReport,
+};
+use tower_keep::{HOUR, MINUTE, SECOND};
+
+use crate::support::proxy::Proxy;
+use crate::support::redis::{RedisServer, fresh_prefix, shared};
+
+fn clock() -> ManualClock {
+    ManualClock::at("2030-01-01T00:00:00Z".parse().unwrap())
+}
+
+fn memory(clock: &ManualClock) -> MemoryStore {
+    MemoryStore::builder().clock(clock.clone()).build()
+}
+
+/// Goes with the runtime's own time, which a test may pause.
+#[derive(Debug)]
+struct Runtime(Instant);
+
+impl Clock for Runtime {
+    fn now_micros(&self) -> u64 {
+        1_900_000_000_000_000 + self.0.elapsed().as_micros() as u64
+    }
+}
+
+fn paused() -> MemoryStore {
+    MemoryStore::builder()
+        .clock(Runtime(Instant::now()))
+        .build()
+}
+
+fn report(delivered: u64, retried: u64, dead: u64) -> WorkReport {
+    WorkReport {
+        delivered,
+        retried,
+        dead,
+    }
+}
+
+type Done = Result<(), JobError>;
+
+#[tokio::test]
+async fn a_job_that_fails_is_tried_five_times_further_and_further_apart_then_dead() {
+    let clock = clock();
+    let queue: Queue<String> = Queue::new(memory(&clock), "q");
+    let id = queue
+        .enqueue(Job::to("u1", "x".to_owned()))
+        .await
+        .unwrap()
+        .id();
+    let failing = || queue.worker(|_| async { Done::Err(JobError::retry("the provider is away")) });
+    for longest in [10, 20, 40, 80] {
+        assert_eq!(failing().run_until_idle().await.unwrap(), report(0, 1, 0));
+        let shown = &queue.jobs([id]).await.unwrap()[0];
+        let now = tower_keep::core::Timestamp::of(&clock);
+        assert!(shown.due.since(now) <= longest * SECOND, "{shown:?}");
+        clock.advance(longest * SECOND);
+    }
+    assert_eq!(failing().run_until_idle().await.unwrap(), report(0, 0, 1));
+    let dead = &queue.dead(9).await.unwrap()[0];
+    assert_eq!(
+        (dead.id, dead.state, dead.attempts),
+        (id, JobState::Dead, 5)
+    );
+    assert_eq!(dead.last_error.as_deref(), Some("the provider is away"));
+    assert_eq!(queue.revive([id]).await.unwrap(), [id]);
+    let good = queue.worker(|_| async { Done::Ok(()) });
+    assert_eq!(good.run_until_idle().await.unwrap(), report(1, 0, 0));
+}
+
+#[tokio::test]
+async fn of_a_batch_only_the_jobs_that_failed_come_again() {
+    let clock = clock();
+    let queue: Queue<u64> = Queue::new(memory(&clock), "q");
+    let jobs = (0..5).map(|number| Job::to("u1", number));
+    let ids: Vec<_> = queue
+        .enqueue_many(jobs)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(EnqueueOutcome::id)
+        .collect();
+    let worker = queue.worker(|batch: Batch<u64>| async move {
+        assert_eq!(batch.jobs.len(), 5);
+        batch.fail(1, JobError::retry("later"));
+        batch.fail(3, JobError::dead("never"));
+        batch.fail(9, JobError::dead("no such job"));
+        Done::Ok(())
+    });
+    assert_eq!(worker.run_until_idle().await.unwrap(), report(3, 1, 1));
+    let left: Vec<_> = queue
+        .jobs(ids.clone())
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|job| (job.id, job.state))
+        .collect();
+    assert_eq!(
+        left,
+        [(ids[1], JobState::Delayed), (ids[3], JobState::Dead)]
+    );
+}
+
+#[tokio::test]
+async fn a_panic_stays_in_its_batch_and_poison_is_dead_at_once() {
+    let store = MemoryStore::new();
+    let queue: Queue<u64> = Queue::new(store.clone(), "q");
+    let texts: Queue<String> = Queue::new(store, "q");
+    queue.enqueue(Job::to("a", 1)).await.unwrap();
+    texts
+        .enqueue(Job::to("b", "no number".to_owned()).priority(Priority::High))
+        .await
+        .unwrap();
+    queue.enqueue(Job::to("c", 3)).await.unwrap();
+    let worker = queue.worker(|batch: Batch<u64>| async move {
+        assert_ne!(batch.jobs[0].items, [1], "this one panics");
+        Done::Ok(())
+    });
+    assert_eq!(worker.run_until_idle().await.unwrap(), report(1, 1, 0));
+    let poison = &queue.dead(9).await.unwrap()[0];
+    assert_eq!(
+        (poison.items.as_ref(), poison.last_error.as_deref()),
+        (None, Some("undecodable payload"))
+    );
+    let failed = &queue.list("a", 9).await.unwrap()[0];
+    assert!(
+        failed
+            .last_error
+            .as_ref()
+            .unwrap()
+            .contains("this one panics")
+    );
+}
+
+#[tokio::test]
+async fn what_is_due_in_two_hours_with_a_life_of_one_comes_then() {
+    let clock = clock();
+    let queue: Queue<u64> = Queue::new(memory(&clock), "q").expire_after(HOUR);
+    let due = tower_keep::core::Timestamp::of(&clock) + 2 * HOUR;
+    queue.enqueue(Job::to("u1", 1).at(due)).await.unwrap();
+    clock.advance(7_199 * SECOND);
+    assert!(queue.lease(1).await.unwrap().is_none());
+    clock.advance(SECOND);
+    assert_eq!(queue.lease(1).await.unwrap().unwrap().jobs[0].due, due);
+}
+
+#[tokio::test]
+async fn a_late_ack_is_lost_and_says_so() {
+    let clock = clock();
+    let queue: Queue<u64> = Queue::new(memory(&clock), "q");
+    queue.enqueue(Job::to("u1", 1)).await.unwrap();
+    let batch = queue.lease(5).await.unwrap().unwrap();
+    clock.advance(20 * SECOND);
+    assert!(queue.extend(&batch).await.unwrap().is_complete());
+    clock.advance(30 * SECOND);
+    let late = queue.ack(&batch).await.unwrap();
+    assert_eq!((late.done.len(), late.lost.len()), (0, 1));
+    let again = queue.lease_from("u1", 5).await.unwrap().unwrap();
+    assert_eq!(
+        (again.jobs[0].id, again.jobs[0].attempt),
+        (batch.jobs[0].id, 2)
+    );
+    let nacked = queue.nack(&again.jobs[0], Retry::Dead).await.unwrap();
+    assert!(nacked.is_complete() && queue.depth().await.unwrap().dead == 1);
+}
+
+#[tokio::test]
+async fn a_digest_is_one_job_of_many_items() {
+    let clock = clock();
+    let queue: Queue<u64> = Queue::new(memory(&clock), "q");
+    let comment =
+        |number| Job::to("u1", number).digest("comments", Digest::window(10 * MINUTE).max(20));
+    for number in 0..7 {
+        queue.enqueue(comment(number)).await.unwrap();
+    }
+    clock.advance(10 * MINUTE);
+    let batch = queue.lease(5).await.unwrap().unwrap();
+    assert_eq!(
+        (batch.jobs.len(), &batch.jobs[0].items[..]),
+        (1, &[0, 1, 2, 3, 4, 5, 6][..])
+    );
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_events_of_one_recipient_go_in_batches_of_a_hundred() {
+    let queue: Queue<u64> = Queue::new(MemoryStore::new(), "events").capacity(100_000, 100_000);
+    let jobs = (0..100_000).map(|number| Job::to("all", number));
+    assert_eq!(queue.enqueue_many(jobs).await.unwrap().len(), 100_000);
+    let refused = queue.enqueue(Job::to("all", 0)).await.unwrap_err().kind();
+    assert_eq!(refused, QueueErrorKind::Full { retry_after: 1 });
+    let (sum, batches) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (add, one_more) = (Arc::clone(&sum), Arc::clone(&batches));
+    let worker = queue.worker(move |batch: Batch<u64>| {
+        one_more.fetch_add(1, Ordering::Relaxed);
+        add.fetch_add(batch.into_items().sum(), Ordering::Relaxed);
+        async { Done::Ok(()) }
+    });
+    assert_eq!(
+        worker.batch(100).run_until_idle().await.unwrap(),
+        report(100_000, 0, 0)
+    );
+    assert_eq!(sum.load(Ordering::Relaxed), 99_999 * 100_000 / 2);
+    assert_eq!(batches.load(Ordering::Relaxed), 1_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_keeps_its_lease_while_it_works_and_takes_no_more_than_it_has_slots_for() {
+    let queue: Queue<u64> = Queue::new(paused(), "q").lease_for(3 * SECOND);
+    queue
+        .enqueue_many((0..10).map(|number| Job::to(number, number)))
+        .await
+        .unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let worker = queue.worker(|_| async {
+        tokio::time::sleep(10 * SECOND).await;
+        Done::Ok(())
+    });
+    let running = tokio::spawn(worker.concurrency(2).run(async { drop(stopped.await) }));
+    for _ in 0..5 {
+        tokio::time::sleep(2 * SECOND).await;
+        let depth = queue.depth().await.unwrap();
+        assert!(depth.leased <= 2, "{depth:?}");
+    }
+    tokio::time::sleep(41 * SECOND).await;
+    stop.send(()).unwrap();
+    assert_eq!(running.await.unwrap(), report(10, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_a_shutdown_what_is_unfinished_goes_back_uncounted() {
+    let queue: Queue<u64> = Queue::new(paused(), "q");
+    queue
+        .enqueue_many([Job::to("quick", 1), Job::to("slow", 60)])
+        .await
+        .unwrap();
+    let worker = queue.worker(|batch: Batch<u64>| async move {
+        tokio::time::sleep(Duration::from_secs(batch.jobs[0].items[0])).await;
+        Done::Ok(())
+    });
+    let started = Instant::now();
+    let shutdown = tokio::time::sleep(Duration::from_millis(100));
+    assert_eq!(
+        worker.drain(5 * SECOND).run(shutdown).await,
+        report(1, 0, 0)
+    );
+    assert!(started.elapsed() < 6 * SECOND);
+    let left = &queue.list("slow", 9).await.unwrap()[0];
+    assert_eq!((left.state, left.attempts), (JobState::Ready, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sleeping_worker_wakes_for_what_is_due() {
+    let queue: Queue<u64> = Queue::new(paused(), "q");
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let worker = queue.worker(move |batch: Batch<u64>| {
+        let _ = tell.send((Instant::now(), batch.jobs[0].items[0]));
+        async { Done::Ok(()) }
+    });
+    let running = tokio::spawn(worker.run(std::future::pending()));
+    tokio::time::sleep(SECOND).await;
+    let started = Instant::now();
+    queue
+        .enqueue(Job::to("a", 1).after(Duration::from_millis(1_700)))
+        .await
+        .unwrap();
+    queue
+        .enqueue(Job::to("b", 2).after(Duration::from_millis(300)))
+        .await
+        .unwrap();
+    queue.enqueue(Job::to("c", 3)).await.unwrap();
+    for (after, expected) in [(0, 3), (300, 2), (1_700, 1)] {
+        let (at, item) = told.recv().await.unwrap();
+        assert_eq!(item, expected);
+        let late = (at - started).as_millis() - after;
+        assert!(late <= 3, "{late} ms late");
+    }
+    running.abort();
+}
+
+#[tokio::test]
+async fn a_worker_is_told_of_a_job_by_another_process() {
+    let (server, prefix) = (shared().await, fresh_prefix());
+    let here: Queue<u64> = Queue::new(server.store_with(&prefix).await, "q");
+    let there: Queue<u64> = Queue::new(server.store_with(&prefix).await, "q");
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let worker = here.worker(move |batch: Batch<u64>| {
+        let _ = tell.send(batch.jobs[0].items[0]);
+        async { Done::Ok(()) }
+    });
+    let running = tokio::spawn(worker.run(std::future::pending()));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let started = std::time::Instant::now();
+    for number in 0..3 {
+        there.enqueue(Job::to("u1", number)).await.unwrap();
+        assert_eq!(told.recv().await, Some(number));
+    }
+    // It looks every 5 s by itself: three times told is faster.
+    assert!(started.elapsed() < 5 * SECOND);
+    running.abort();
+}
+
+#[tokio::test]
+async fn an_empty_queue_is_none_and_an_unreachable_one_an_error_that_a_worker_survives() {
+    let mut server =
+        RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
+    let queue: Queue<u64> = Queue::new(server.store_with("t").await, "q");
+    assert!(queue.lease(1).await.unwrap().is_none());
+    queue.enqueue(Job::to("u1", 1)).await.unwrap();
+    let (entered, entering) = oneshot::channel();
+    let (go, gone_on) = oneshot::channel::<()>();
+    let once = std::sync::Mutex::new(Some((entered, gone_on)));
+    let worker = queue.worker(move |_| {
+        let (entered, gone_on) = once.lock().unwrap().take().unwrap();
+        async move {
+            entered.send(()).unwrap();
+            let _ = gone_on.await;
+            Done::Ok(())
+        }
+    });
+    let (stop, stopped) = oneshot::channel::<()>();
+    let running = tokio::spawn(worker.run(async { drop(stopped.await) }));
+    entering.await.unwrap();
+    server.kill();
+    assert!(queue.lease(1).await.is_err());
+    assert!(queue.enqueue(Job::to("u1", 2)).await.is_err());
+    // The work ends while the store is away: its ack waits for the store, within the lease.
+    go.send(()).unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    server.restart();
+    stop.send(()).unwrap();
+    assert_eq!(running.await.unwrap(), report(1, 0, 0));
+    loop {
+        match queue.depth().await {
+            Ok(depth) => break assert_eq!(depth.waiting(), 0),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_lost_on_a_cut_link_are_asked_for_once_more_where_that_is_harmless() {
+    let proxy = Proxy::before(shared().await.address()).await;
+    let url = format!("redis://{}/", proxy.address());
+    let store = RedisStore::builder(&url)
+        .prefix(&fresh_prefix())
+        .timeout(5 * SECOND);
+    let queue: Queue<u64> = Queue::new(store.open().await.unwrap(), "q");
+    queue.enqueue(Job::to("u1", 0).once("warm")).await.unwrap();
+    proxy.cut_at_next_reply();
+    let added = queue.enqueue(Job::to("u1", 1).once("e1")).await.unwrap();
+    // It was added by the call whose answer was lost.
+    assert!(matches!(added, EnqueueOutcome::Duplicate(_)));
+    assert_eq!(queue.count("u1").await.unwrap().ready, 2);
+    let batch = queue.lease(5).await.unwrap().unwrap();
+    proxy.cut_at_next_reply();
+    assert!(queue.extend(&batch).await.unwrap().is_complete());
+    proxy.cut_at_next_reply();
+    assert!(queue.ack(&batch).await.unwrap().is_complete());
+    proxy.cut_at_next_reply();
+    let plain = queue.enqueue(Job::to("u1", 3)).await.unwrap_err().kind();
+    assert!(matches!(plain, QueueErrorKind::Unavailable { .. }));
+}
+
+#[tokio::test]
+async fn a_lease_and_the_ack_of_its_batch_are_one_command_each() {
+    let store = shared().await.store_with(&fresh_prefix()).await;
+    let queue: Queue<u64> = Queue::new(store.clone(), "q");
+    let fill = async || {
+        queue
+            .enqueue_many((0..5).map(|number| Job::to("u1", number)))
+            .await
+            .unwrap()
+    };
+    fill().await;
+    let batch = queue.lease(5).await.unwrap().unwrap();
+    let _ = queue.ack(&batch).await.unwrap();
+    let mut last = store.commands();
+    let mut spent = || {
+        let before = std::mem::replace(&mut last, store.commands());
+        last - before
+    };
+    fill().await;
+    assert_eq!(spent(), 1);
+    let batch = queue.lease(5).await.unwrap().unwrap();
+    assert_eq!((batch.jobs.len(), spent()), (5, 1));
+    assert!(queue.ack(&batch).await.unwrap().is_complete());
+    assert_eq!(spent(), 1);
+}
+
+#[tokio::test]
+async fn what_cannot_be_enqueued_is_said_and_adds_nothing() {
+    let queue: Queue<String> =
+        Queue::new(MemoryStore::new(), "q").backoff(Backoff::exponential(SECOND, MINUTE));
+    let large = Job::to("u1", "x".repeat(300_000));
+    let refused = queue
+        .enqueue_many([Job::to("u1", String::new()), large])
+        .await
+        .unwrap_err();
+    assert!(matches!(refused.kind(), QueueErrorKind::TooLarge { limit } if limit > 262_000));
+    assert_eq!(queue.depth().await.unwrap().waiting(), 0);
+}

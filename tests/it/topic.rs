@@ -1,0 +1,5 @@
+//! Topics: on every engine, over processes, with links cut; and as server-sent events.
+
+mod feeds;
+mod sse;
+mod stores;
