@@ -8,34 +8,19 @@ use super::age;
 use super::body::ResponseBody;
 use super::config::Config;
 use super::entry::{Entry, Flags, Head};
+use super::feed::Reader;
 use super::freshness::MICROS;
+use super::policy;
 use super::range::{self, Part};
 use super::revalidate;
 use super::status::Said;
 use crate::core::ResponseCacheOutcome;
 use crate::core::fields::CACHE_STATUS;
 
-/// What of a request shapes the form of its answer.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Form {
-    /// HEAD: the same head, no body.
-    pub(super) head: bool,
-    /// Conditions and range as the client sent them; `None` where there are none.
-    pub(super) conditions: Option<Box<HeaderMap>>,
-}
-
-impl Form {
-    pub(super) fn asked(&self) -> Asked<'_> {
-        Asked {
-            head: self.head,
-            conditions: self.conditions.as_deref(),
-        }
-    }
-}
-
-/// The same, lent: a hit copies nothing of its request.
+/// What of a request shapes the form of its answer, lent: a hit copies nothing of its request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked<'a> {
+    /// HEAD: the same head, no body.
     pub(super) head: bool,
     /// The request's fields, where conditions or a range are among them.
     pub(super) conditions: Option<&'a HeaderMap>,
@@ -60,7 +45,7 @@ pub(super) fn hit<R>(
 /// Answers from `entry`, with its age.
 pub(super) fn stored<R>(
     entry: &Entry,
-    form: &Form,
+    asked: Asked<'_>,
     config: &Config,
     now: u64,
     said: Said,
@@ -69,7 +54,6 @@ pub(super) fn stored<R>(
     let head = entry.head();
     let age = age::value(age_seconds(head, now));
     let written = (Some(age), config.status.value(said));
-    let asked = form.asked();
     finish(entry, asked, config, head.fields.clone(), written, outcome)
 }
 
@@ -80,7 +64,7 @@ fn age_seconds(head: &Head, now: u64) -> u64 {
 /// Answers with `entry` as it was just fetched: without an age of ours.
 pub(super) fn fetched<R>(
     entry: &Entry,
-    form: &Form,
+    asked: Asked<'_>,
     config: &Config,
     mut fields: HeaderMap,
     said: Said,
@@ -88,7 +72,27 @@ pub(super) fn fetched<R>(
 ) -> Response<ResponseBody<R>> {
     fields.remove(AGE);
     let written = (None, config.status.value(said));
-    finish(entry, form.asked(), config, fields, written, outcome)
+    finish(entry, asked, config, fields, written, outcome)
+}
+
+/// Answers with a body that is still on its way to somebody else.
+pub(super) fn joined<R>(
+    head: &Head,
+    reader: Reader<R>,
+    config: &Config,
+    now: u64,
+    said: Said,
+    outcome: ResponseCacheOutcome,
+) -> Response<ResponseBody<R>> {
+    let mut fields = head.fields.clone();
+    let age = age::value(age_seconds(head, now));
+    fill(&mut fields, config, Some(age), config.status.value(said));
+    let reader = reader.of_length(policy::content_length(&fields));
+    let mut response = Response::new(ResponseBody::fed(reader));
+    *response.status_mut() = head.status;
+    *response.headers_mut() = fields;
+    response.extensions_mut().insert(outcome);
+    response
 }
 
 fn finish<R>(
@@ -99,10 +103,7 @@ fn finish<R>(
     (age, said): (Option<HeaderValue>, HeaderValue),
     outcome: ResponseCacheOutcome,
 ) -> Response<ResponseBody<R>> {
-    if config.status.is_hidden() {
-        fields.remove(CACHE_STATUS);
-    }
-    fill_room(&mut fields, age, said);
+    fill(&mut fields, config, age, said);
     let (status, body) = shape(entry, asked, &mut fields);
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -112,7 +113,10 @@ fn finish<R>(
 }
 
 /// Writes the two values that change with each answer into the room that is kept for them.
-fn fill_room(fields: &mut HeaderMap, age: Option<HeaderValue>, said: HeaderValue) {
+fn fill(fields: &mut HeaderMap, config: &Config, age: Option<HeaderValue>, said: HeaderValue) {
+    if config.status.is_hidden() {
+        fields.remove(CACHE_STATUS);
+    }
     let (mut age, mut said) = (age, Some(said));
     // Stored maps are led by them: two steps of the iterator where looking them up would hash twice.
     for (name, value) in fields.iter_mut().take(2) {

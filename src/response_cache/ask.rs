@@ -5,10 +5,10 @@ use http::{Method, Request};
 
 use crate::core::Visitor;
 
-use super::answer::{Asked, Form};
+use super::answer::Asked;
 use super::config::Config;
 use super::consider::{Demands, Signals};
-use super::entry::{Entry, Flags};
+use super::entry::{Flags, Head};
 use super::flight::FlightKey;
 use super::key::{self, Key, seeded, sha128};
 use super::range;
@@ -24,7 +24,7 @@ pub(super) struct Ask {
     selector: Hash128,
     pub(super) demands: Demands,
     pub(super) signals: Signals,
-    pub(super) form: Form,
+    pub(super) head: bool,
     pub(super) private: bool,
     pub(super) visitor: Option<Visitor>,
     /// The one that a session layer inside left in the answer.
@@ -57,10 +57,7 @@ impl Ask {
             selector: Hash128::default(),
             demands,
             signals,
-            form: Form {
-                head: *request.method() == Method::HEAD,
-                conditions: None,
-            },
+            head: *request.method() == Method::HEAD,
             private: config.private(),
             visitor: None,
             inner_visitor: None,
@@ -120,16 +117,16 @@ impl Ask {
     pub(super) fn asked<'a>(&self, request: &'a HeaderMap) -> Asked<'a> {
         let conditions = self.signals.conditional || self.signals.range;
         Asked {
-            head: self.form.head,
+            head: self.head,
             conditions: conditions.then_some(request),
         }
     }
 
-    /// Keeps its conditions: a fetch will be made without them.
-    pub(super) fn keep_conditions(&mut self, request: &HeaderMap) {
-        if self.signals.conditional || self.signals.range {
-            self.form.conditions = Some(Box::new(request.clone()));
-        }
+    /// Asks for the whole from now on, whoever it is for.
+    pub(super) const fn forget_conditions(&mut self) {
+        self.head = false;
+        self.signals.conditional = false;
+        self.signals.range = false;
     }
 
     /// The targets that are known before there is an answer.
@@ -141,9 +138,8 @@ impl Ask {
         )
     }
 
-    /// Says whether `entry` answers this very request: key and selection in full, not by their hashes.
-    pub(super) fn matches(&self, entry: &Entry) -> bool {
-        let head = entry.head();
+    /// Says whether a stored answer is one to this very request: key and selection in full, not by their hashes.
+    pub(super) fn matches(&self, head: &Head) -> bool {
         *head.key == *self.key.text()
             && head.names == self.names
             && *head.selection == *self.selection
@@ -151,19 +147,16 @@ impl Ask {
     }
 
     /// Says whether this request shares no fetch with others: it may neither lead nor join.
-    pub(super) fn is_alone(&self) -> bool {
-        self.form.head
+    pub(super) fn is_alone(&self, request: &HeaderMap) -> bool {
+        self.head
             || self.demands.no_store
             || (self.signals.authorization && !self.private)
-            || self.is_partial()
+            || self.is_partial(request)
     }
 
     /// Says whether it asks for a part that only a stored answer can give.
-    pub(super) fn is_partial(&self) -> bool {
-        self.signals.range
-            && self.form.conditions.as_deref().is_some_and(|fields| {
-                fields.contains_key(http::header::RANGE) && !range::is_from_start(fields)
-            })
+    pub(super) fn is_partial(&self, request: &HeaderMap) -> bool {
+        self.signals.range && !range::is_from_start(request)
     }
 
     /// A private answer belongs to one visitor: the session layer outside must know.

@@ -9,7 +9,7 @@ use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::collect::Reader;
+use super::feed::Reader;
 
 /// Any error.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

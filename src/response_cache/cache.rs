@@ -12,7 +12,7 @@ use crate::core::{Clock, StoreError, StoreFuture, SystemClock, telemetry};
 use super::ask::Ask;
 use super::collect::Unfinished;
 use super::entry::Entry;
-use super::flight::Flights;
+use super::flight::{Entered, Flights};
 use super::handle::Counters;
 use super::policy::{self, Use};
 use super::stamps::{Stamp, Stamps, Verdict};
@@ -56,6 +56,16 @@ pub(super) struct Looked {
     pub(super) lease: Option<Lease>,
 }
 
+impl Looked {
+    /// The lease, if it came along.
+    pub(super) fn granted(&self) -> Option<Ticket> {
+        match self.lease {
+            Some(Lease::Granted(ticket)) => Some(ticket),
+            _ => None,
+        }
+    }
+}
+
 impl Cache {
     pub(super) fn new(
         store: Arc<dyn ResponseStore>,
@@ -96,10 +106,9 @@ impl Cache {
     /// A ticket for a fetch that holds no lease. Its stamp may lag behind, which only makes it end sooner.
     pub(super) fn ticket(&self) -> Ticket {
         Ticket {
-            token: 0,
-            selector: Hash128::default(),
             begun: self.stamps.highest(),
             at: self.now(),
+            ..Ticket::default()
         }
     }
 
@@ -122,6 +131,39 @@ impl Cache {
     pub(super) fn sync_now(&self) {
         if let Ok(Ok(news)) = self.store.changes(self.stamps.highest()).try_now() {
             self.stamps.apply(&news);
+        }
+    }
+
+    /// Joins the fetch of what `ask` asks for, or leads a new one.
+    pub(super) fn enter(&self, ask: &Ask, lease: Duration) -> Entered {
+        let now = self.real.now_micros();
+        let times = (now, now.saturating_add(micros(lease)));
+        let (flights, key) = (&self.flights, ask.flight_key());
+        flights.enter(key, &self.stamps, times, || ask.targets())
+    }
+
+    /// What a store of this process says, at once; `None` if that is not to be had without waiting.
+    pub(super) fn look_now(
+        &self,
+        ask: &mut Ask,
+        request: &HeaderMap,
+        want: Want,
+    ) -> Option<Looked> {
+        if self.stamps.has_queued() {
+            return None;
+        }
+        loop {
+            let not_before = self.stamps.not_before(|| ask.targets());
+            let question = self.question(ask, want, not_before, None);
+            let found = self.store.lookup(question).try_now().ok()?.ok()?;
+            if found.names != ask.names {
+                ask.select(&found.names, request);
+                continue;
+            }
+            if found.highest > self.stamps.highest() {
+                self.sync_now();
+            }
+            return Some(self.judged(ask, found, None));
         }
     }
 
@@ -207,13 +249,15 @@ impl Cache {
                 Some(entry)
             }
         };
-        let judged = entry.filter(|entry| ask.matches(entry)).and_then(|entry| {
-            let verdict = self.stamps.judge(&entry);
-            match policy::use_of(entry.head(), found.now, verdict, &ask.demands) {
-                Use::Gone => None,
-                usable => Some((entry, usable, verdict)),
-            }
-        });
+        let judged = entry
+            .filter(|entry| ask.matches(entry.head()))
+            .and_then(|entry| {
+                let verdict = self.stamps.judge(&entry);
+                match policy::use_of(entry.head(), found.now, verdict, &ask.demands) {
+                    Use::Gone => None,
+                    usable => Some((entry, usable, verdict)),
+                }
+            });
         Looked {
             now: found.now,
             highest: found.highest,
@@ -231,7 +275,7 @@ impl Cache {
             ask.select(names, request);
             ask.local().1
         });
-        found.entry.filter(|entry| ask.matches(entry))
+        found.entry.filter(|entry| ask.matches(entry.head()))
     }
 
     /// Keeps a copy of a shared entry in this process.

@@ -1,11 +1,13 @@
 //! One fetch from the inner service, and what becomes of its answer.
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap};
-use http::{Method, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use tower_service::Service;
 
 use crate::core::{Body, CacheOutside, Personal, ResponseCacheOutcome};
@@ -15,8 +17,9 @@ use super::body::{BoxError, ResponseBody};
 use super::cache::Cache;
 use super::config::CachePolicy;
 use super::entry::{Entry, Flags, Head};
+use super::exchange::Exchange;
 use super::flight::{Leader, LeadingMark, Outcome};
-use super::keep::Draft;
+use super::keep::{Draft, Fetched};
 use super::policy::{self, Offer, Plan};
 use super::revalidate;
 use super::run::{Answer, Run};
@@ -26,7 +29,7 @@ use super::store::{EntryKey, Ticket};
 
 /// What a fetch is for, and who waits for it.
 pub(super) struct Fetch {
-    pub(super) leader: Option<(Leader, LeadingMark)>,
+    pub(super) leader: Option<(Leader, Option<LeadingMark>)>,
     pub(super) ticket: Option<Ticket>,
     stale: Option<(Arc<Entry>, Verdict)>,
     pub(super) forward: Forward,
@@ -56,14 +59,14 @@ impl Fetch {
     }
 
     /// For one request only.
-    pub(super) const fn alone(ticket: Ticket, forward: Forward) -> Self {
+    pub(super) fn alone(ticket: Ticket, forward: Forward) -> Self {
         Self::new(Some(ticket), forward, Kind::Plain)
     }
 
     /// For all who wait; without a ticket nothing is kept.
     pub(super) fn led(
         leader: Leader,
-        mark: LeadingMark,
+        mark: Option<LeadingMark>,
         ticket: Option<Ticket>,
         forward: Forward,
     ) -> Self {
@@ -107,7 +110,7 @@ impl Fetch {
 
 impl<S> Run<S> {
     /// Calls the inner service and stores, shares, or passes on what it says.
-    pub(super) async fn fetch<B, R>(mut self, fetch: Fetch) -> Answer<R, S::Error>
+    pub(super) async fn fetch<B, R>(mut self: Box<Self>, mut fetch: Fetch) -> Answer<R, S::Error>
     where
         S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
         S::Future: Send,
@@ -115,17 +118,17 @@ impl<S> Run<S> {
         R: http_body::Body<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
-        self.mark_personal();
-        let mut lease = LeaseHold::new(&self, &fetch);
+        self.exchange.ask.mark_personal();
+        let mut lease = LeaseHold::new(&self.exchange, fetch.ticket);
         let mut validate = true;
         loop {
-            let asked = self.setup.cache.now();
-            let (request, conditional) = self.request::<B>(&fetch, validate);
+            let asked = self.exchange.cache().now();
+            let (request, conditional) = self.fetch_request::<B>(&fetch, validate);
             let response = match self.inner.call(request).await {
                 Ok(response) => response,
-                Err(error) => return self.failed(fetch, error),
+                Err(error) => return self.exchange.failed(fetch, error),
             };
-            let received = self.setup.cache.now();
+            let received = self.exchange.cache().now();
             if conditional
                 && response.status() == StatusCode::NOT_MODIFIED
                 && let Some((stale, _)) = fetch.stale.clone()
@@ -136,25 +139,36 @@ impl<S> Run<S> {
                     continue;
                 }
                 lease.leave();
-                return Ok(self.confirmed(fetch, &stale, &response, (asked, received)));
+                let times = (asked, received);
+                return Ok(self.exchange.confirmed(fetch, &stale, &response, times));
             }
             if let Some((stale, verdict)) = &fetch.stale
-                && self.may_stand_in(stale, *verdict, Some(response.status()))
+                && self
+                    .exchange
+                    .may_stand_in(stale, *verdict, Some(response.status()))
             {
-                return Ok(self.stands_in(fetch, Some(response.status())));
+                return Ok(self.exchange.stands_in(fetch, Some(response.status())));
             }
             lease.leave();
-            return Ok(self.fetched(fetch, response, (asked, received)).await);
+            let mut response = Some(response);
+            let exchange = &mut self.exchange;
+            let fetched = poll_fn(|cx| {
+                // Ready at once: there is a response for the one poll.
+                response.take().map_or(Poll::Pending, |response| {
+                    Poll::Ready(exchange.fetched(&mut fetch, response, (asked, received), cx))
+                })
+            });
+            return Ok(match fetched.await {
+                Fetched::Answer(answer) => answer,
+                Fetched::Streams(draft, parts, collector) => {
+                    self.exchange.pulled(fetch, draft, parts, collector)
+                }
+            });
         }
     }
 
-    fn request<B>(&self, fetch: &Fetch, validate: bool) -> (Request<Body<B>>, bool) {
-        let mut request = Request::new(Body::empty());
-        *request.method_mut() = Method::GET;
-        *request.uri_mut() = self.parts.uri.clone();
-        *request.version_mut() = self.parts.version;
-        *request.headers_mut() = self.parts.headers.clone();
-        *request.extensions_mut() = self.parts.extensions.clone();
+    fn fetch_request<B>(&self, fetch: &Fetch, validate: bool) -> (Request<Body<B>>, bool) {
+        let mut request = self.request();
         request.extensions_mut().insert(CacheOutside);
         revalidate::strip_conditions(request.headers_mut());
         let stale = fetch.stale.as_ref().filter(|_| validate);
@@ -163,9 +177,11 @@ impl<S> Run<S> {
         });
         (request, conditional)
     }
+}
 
+impl Exchange {
     /// An error is not shared: everybody asks for himself, unless a stale answer may stand in.
-    fn failed<R, E>(self, mut fetch: Fetch, error: E) -> Answer<R, E> {
+    pub(super) fn failed<R, E>(&self, mut fetch: Fetch, error: E) -> Answer<R, E> {
         if let Some((stale, verdict)) = &fetch.stale
             && self.may_stand_in(stale, *verdict, None)
         {
@@ -176,11 +192,11 @@ impl<S> Run<S> {
     }
 
     fn stands_in<R>(
-        self,
+        &self,
         mut fetch: Fetch,
         status: Option<StatusCode>,
     ) -> Response<ResponseBody<R>> {
-        self.setup.cache.stands_in(&self.ask);
+        self.cache().stands_in(&self.ask);
         let stale = fetch.stale.take();
         // The caller has just looked at it.
         let Some((stale, _)) = stale else {
@@ -200,7 +216,7 @@ impl<S> Run<S> {
     ) -> Result<Plan, Reason> {
         let plan = policy::plan(&Offer {
             config: &self.setup.config,
-            request: &self.parts.headers,
+            request: &self.fields,
             host: self.ask.key.host(),
             status,
             fields,
@@ -211,7 +227,7 @@ impl<S> Run<S> {
             received: times.1,
         })?;
         // Per key the names of all answers count together; what they select must stay bounded, too.
-        if self.ask.names.union(&plan.names).are_too_many() {
+        if !plan.names.is_empty() && self.ask.names.union(&plan.names).are_too_many() {
             return Err(Reason::Vary);
         }
         Ok(plan)
@@ -219,7 +235,7 @@ impl<S> Run<S> {
 
     /// A 304 from inside: the stored body under renewed fields.
     fn confirmed<R>(
-        mut self,
+        &mut self,
         mut fetch: Fetch,
         stale: &Arc<Entry>,
         confirmed: &Response<R>,
@@ -248,10 +264,10 @@ impl<S> Run<S> {
                     None => fetch.land(Outcome::Released),
                 }
                 let outcome = ResponseCacheOutcome::Uncacheable;
-                self.setup.cache.counters.count(outcome);
+                self.cache().counters.count(outcome);
                 return answer::fetched(
                     stale,
-                    &self.ask.form,
+                    self.asked(),
                     &self.setup.config,
                     fields,
                     said(Err(reason)),
@@ -260,13 +276,13 @@ impl<S> Run<S> {
             }
         };
         let names = self.ask.names.union(&plan.names);
-        self.ask.select(&names, &self.parts.headers);
-        let draft = Draft::new(&self, plan, ticket, status, &fields, times.1);
+        self.ask.select(&names, &self.fields);
+        let draft = Draft::new(self, plan, ticket, status, &fields, times.1);
         let entry = Arc::new(stale.with_head(draft.confirm(stale.head())));
         let said = said(Ok(answer::ttl(entry.head(), times.1)));
-        self.setup.cache.keep_copy(&self.ask, &entry);
-        let key = self.ask.entry_key(self.setup.cache.place);
-        self.setup.cache.finish(
+        self.cache().keep_copy(&self.ask, &entry);
+        let key = self.ask.entry_key(self.cache().place);
+        self.cache().finish(
             "freshen",
             self.setup
                 .cache
@@ -275,14 +291,14 @@ impl<S> Run<S> {
         );
         fetch.land(Outcome::Done(Arc::clone(&entry)));
         let outcome = ResponseCacheOutcome::Validated;
-        self.setup.cache.counters.count(outcome);
+        self.cache().counters.count(outcome);
         let mut fields = entry.head().fields.clone();
         for cookie in confirmed.headers().get_all(header::SET_COOKIE) {
             fields.append(header::SET_COOKIE, cookie.clone());
         }
         answer::fetched(
             &entry,
-            &self.ask.form,
+            self.asked(),
             &self.setup.config,
             fields,
             said,
@@ -292,15 +308,14 @@ impl<S> Run<S> {
 
     /// Not storable: all who wait are released at once, and the key is known as uncacheable for a while.
     pub(super) fn refuse(&self, fetch: &mut Fetch, status: StatusCode, reason: Reason) {
-        self.setup.cache.counters.refused(reason);
+        self.cache().counters.refused(reason);
         // What only this request's cookies or credentials cause, or a cut, says nothing about the key;
         // and only who holds its lease speaks for it.
         let of_request = matches!(reason, Reason::Authorization | Reason::Cut)
             || (reason == Reason::Lifetime && self.ask.signals.cookie);
         if let Some(ticket) = fetch.ticket {
             let speaks = ticket.token != 0 && !of_request;
-            self.setup
-                .cache
+            self.cache()
                 .release(&self.ask, ticket, speaks.then(|| Cache::mark_for(status)));
         }
         fetch.land(Outcome::Released);
@@ -327,11 +342,12 @@ pub(super) struct LeaseHold {
 }
 
 impl LeaseHold {
-    pub(super) fn new<S>(run: &Run<S>, fetch: &Fetch) -> Self {
+    pub(super) fn new(exchange: &Exchange, ticket: Option<Ticket>) -> Self {
+        let cache = exchange.cache();
         Self {
-            cache: Arc::clone(&run.setup.cache),
-            key: run.ask.entry_key(run.setup.cache.place),
-            ticket: fetch.ticket,
+            cache: Arc::clone(cache),
+            key: exchange.ask.entry_key(cache.place),
+            ticket,
         }
     }
 

@@ -1,16 +1,15 @@
 //! One fetch for many: in this process the first asker of a key leads, the others wait for what it finds.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use hashbrown::HashTable;
 use http::StatusCode;
 use parking_lot::Mutex;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::sync::Notify;
 
 use super::entry::Entry;
+use super::feed::Stream;
 use super::stamps::{Stamp, Stamps, Verdict};
 use super::store::Hash128;
 use super::target::Target;
@@ -23,11 +22,20 @@ pub(super) struct FlightKey {
     pub(super) reload: bool,
 }
 
+impl FlightKey {
+    /// The primary hash is seeded already; variants of one key lie beside each other.
+    fn hash(&self) -> u64 {
+        u128::from_le_bytes(self.primary.0) as u64
+    }
+}
+
 /// What a flight brought.
 #[derive(Clone, Debug)]
 pub(super) enum Outcome {
     /// A fetched answer that may be shared.
     Done(Arc<Entry>),
+    /// One that may be shared, whose body is still on its way.
+    Streams(Arc<Stream>),
     /// A stored answer that was good enough for the leader; each who waits judges it by its own demands.
     Found(Arc<Entry>),
     /// A stale answer in place of an error.
@@ -41,20 +49,28 @@ pub(super) enum Outcome {
 /// A fetch under way.
 #[derive(Debug)]
 pub(super) struct Flight {
-    outcome: watch::Sender<Option<Outcome>>,
+    key: FlightKey,
+    state: Mutex<State>,
+    changed: Notify,
+    waiters: AtomicUsize,
     begun: AtomicU64,
-    /// When its run has lasted a lease: newcomers start the next one.
-    overdue: Instant,
+    /// When its run has lasted a lease, in real microseconds: newcomers start the next one.
+    overdue: u64,
     /// The version of the stamps when it started: what was known then it cannot miss.
     version: u64,
-    /// When the answer's fetch began and what may hit it, once its head is known.
-    head: OnceLock<(Stamp, Box<[Target]>)>,
+}
+
+#[derive(Debug)]
+enum State {
+    Calling,
+    Streams(Arc<Stream>),
+    Landed(Outcome),
 }
 
 impl Flight {
     /// How many wait.
     pub(super) fn waiters(&self) -> usize {
-        self.outcome.receiver_count()
+        self.waiters.load(Ordering::Acquire)
     }
 
     /// Says whether an invalidation since it began may hit what it brings.
@@ -62,21 +78,22 @@ impl Flight {
         if self.version == stamps.version() {
             return false;
         }
-        let known = known();
-        match self.head.get() {
-            Some((begun, said)) => {
-                let targets = known.iter().chain(said);
-                stamps.judge_targets(*begun, targets) != Verdict::Live
-            }
-            None => stamps.may_hit(Stamp(self.begun.load(Ordering::Acquire)), &known),
+        if let State::Streams(stream) = &*self.state.lock() {
+            return stamps.judge_head(&stream.head) != Verdict::Live;
         }
+        stamps.may_hit(Stamp(self.begun.load(Ordering::Acquire)), &known())
+    }
+
+    fn change(&self, state: State) {
+        *self.state.lock() = state;
+        self.changed.notify_waiters();
     }
 }
 
 /// All fetches under way in this process.
 #[derive(Debug, Default)]
 pub(super) struct Flights {
-    running: Mutex<HashMap<FlightKey, Arc<Flight>>>,
+    running: Mutex<HashTable<Arc<Flight>>>,
 }
 
 /// The part that one asker plays.
@@ -86,37 +103,43 @@ pub(super) enum Entered {
 }
 
 impl Flights {
-    /// Joins the flight of `key`, or starts it. One that an invalidation of its targets has hit, or whose run
-    /// has lasted a lease, is left alone.
+    /// Joins the flight of `key`, or starts one that is overdue at `overdue`; `now` in real microseconds. One that
+    /// an invalidation of its targets has hit, or whose run has lasted a lease, is left alone.
     pub(super) fn enter(
         self: &Arc<Self>,
         key: FlightKey,
         stamps: &Stamps,
-        lease: Duration,
+        (now, overdue): (u64, u64),
         targets: impl FnOnce() -> Vec<Target>,
     ) -> Entered {
-        // Leases are real time.
-        let now = sleep(Duration::ZERO).deadline();
+        let hash = key.hash();
         let mut running = self.running.lock();
-        if let Some(flight) = running.get(&key)
+        let there = running.find_mut(hash, |flight| flight.key == key);
+        if let Some(flight) = &there
             && now < flight.overdue
             && !flight.is_outdated(stamps, targets)
         {
-            return Entered::Wait(Waiter {
-                outcome: flight.outcome.subscribe(),
-            });
+            return Entered::Wait(Waiter::new(flight));
         }
         let flight = Arc::new(Flight {
-            outcome: watch::Sender::new(None),
+            key,
+            state: Mutex::new(State::Calling),
+            changed: Notify::new(),
+            waiters: AtomicUsize::new(0),
             begun: AtomicU64::new(stamps.highest().0),
-            overdue: now + lease,
+            overdue,
             version: stamps.version(),
-            head: OnceLock::new(),
         });
-        running.insert(key, Arc::clone(&flight));
+        match there {
+            Some(there) => *there = Arc::clone(&flight),
+            None => {
+                let own = Arc::clone(&flight);
+                running.insert_unique(hash, own, |flight| flight.key.hash());
+            }
+        }
+        drop(running);
         Entered::Lead(Leader {
             flights: Arc::clone(self),
-            key,
             flight,
             landed: false,
         })
@@ -125,13 +148,20 @@ impl Flights {
     pub(super) fn len(&self) -> usize {
         self.running.lock().len()
     }
+
+    pub(super) fn waiters(&self) -> usize {
+        self.running
+            .lock()
+            .iter()
+            .map(|flight| flight.waiters())
+            .sum()
+    }
 }
 
 /// The leader's hold on its flight. Dropped before it has landed, the flight is lost and another one leads.
 #[derive(Debug)]
 pub(super) struct Leader {
     flights: Arc<Flights>,
-    key: FlightKey,
     flight: Arc<Flight>,
     landed: bool,
 }
@@ -141,15 +171,18 @@ impl Leader {
         Arc::clone(&self.flight)
     }
 
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.flight.waiters() > 0
+    }
+
     /// Notes the stamp that the store gave the fetch.
     pub(super) fn begun(&self, at: Stamp) {
         self.flight.begun.fetch_max(at.0, Ordering::AcqRel);
     }
 
-    /// Notes the head, so that newcomers know its targets.
-    pub(super) fn heads_for(&self, begun: Stamp, said: &[Target]) {
-        // A flight has one head; a second one would be the same fetch's.
-        let _ = self.flight.head.set((begun, said.into()));
+    /// Lets those who wait, and newcomers, read along from the first byte.
+    pub(super) fn streams(&self, stream: &Arc<Stream>) {
+        self.flight.change(State::Streams(Arc::clone(stream)));
     }
 
     /// Ends the flight for all who wait.
@@ -162,14 +195,17 @@ impl Leader {
             return;
         }
         let mut running = self.flights.running.lock();
-        if running
-            .get(&self.key)
-            .is_some_and(|own| Arc::ptr_eq(own, &self.flight))
-        {
-            running.remove(&self.key);
+        let own = running.find_entry(self.flight.key.hash(), |flight| {
+            Arc::ptr_eq(flight, &self.flight)
+        });
+        if let Ok(own) = own {
+            own.remove();
         }
         drop(running);
-        self.flight.outcome.send_replace(Some(outcome));
+        // Nobody can come any more: without anybody here nobody is told.
+        if self.is_waited_for() {
+            self.flight.change(State::Landed(outcome));
+        }
     }
 }
 
@@ -179,17 +215,46 @@ impl Drop for Leader {
     }
 }
 
-/// Waits for a flight to land. May be dropped freely: it owns nothing.
+/// Waits for a flight. May be dropped freely: it owns nothing.
 pub(super) struct Waiter {
-    outcome: watch::Receiver<Option<Outcome>>,
+    flight: Arc<Flight>,
+    /// It has seen the stream, and does not read along.
+    lets_stream: bool,
 }
 
 impl Waiter {
-    pub(super) async fn wait(mut self) -> Outcome {
-        match self.outcome.wait_for(Option::is_some).await {
-            Ok(outcome) => outcome.clone().unwrap_or(Outcome::Lost),
-            Err(_) => Outcome::Lost,
+    fn new(flight: &Arc<Flight>) -> Self {
+        flight.waiters.fetch_add(1, Ordering::AcqRel);
+        Self {
+            flight: Arc::clone(flight),
+            lets_stream: false,
         }
+    }
+
+    /// Waits for the end only, not for a stream to read along.
+    pub(super) const fn let_stream(&mut self) {
+        self.lets_stream = true;
+    }
+
+    pub(super) async fn wait(&mut self) -> Outcome {
+        loop {
+            // Made before the look: what changes after it is not missed.
+            let changed = self.flight.changed.notified();
+            match &*self.flight.state.lock() {
+                State::Landed(outcome) => return outcome.clone(),
+                State::Streams(stream) if !self.lets_stream => {
+                    return Outcome::Streams(Arc::clone(stream));
+                }
+                State::Streams(_) | State::Calling => {}
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.flight.waiters.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -22,7 +22,42 @@ use super::status::Bypass;
 /// How long a fetch goes on for those who wait when its own client has left: nobody waits longer than two leases.
 const WITHOUT_CLIENT: Duration = Duration::from_secs(120);
 
-type Running<R, E> = Pin<Box<dyn Future<Output = Answer<R, E>> + Send>>;
+/// A request that goes inwards, and may lead a fetch for others.
+pub(super) trait Leads: Future {
+    /// Says whether others wait for what it leads.
+    fn is_waited_for(&self) -> bool;
+}
+
+type Running<R, E> = Pin<Box<dyn Leads<Output = Answer<R, E>> + Send>>;
+
+pin_project! {
+    /// A future that says by a mark what it leads.
+    pub(super) struct Marked<F> {
+        #[pin]
+        run: F,
+        leading: Arc<Leading>,
+    }
+}
+
+impl<F> Marked<F> {
+    pub(super) const fn new(run: F, leading: Arc<Leading>) -> Self {
+        Self { run, leading }
+    }
+}
+
+impl<F: Future> Future for Marked<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.project().run.poll(cx)
+    }
+}
+
+impl<F: Future> Leads for Marked<F> {
+    fn is_waited_for(&self) -> bool {
+        self.leading.is_waited_for()
+    }
+}
 
 pin_project! {
     /// Answers from the cache, or by the inner service.
@@ -70,13 +105,10 @@ impl<F, R: Send + 'static, E: 'static> ResponseFuture<F, R, E> {
         }
     }
 
-    pub(super) fn run(run: Running<R, E>, leading: Arc<Leading>) -> Self {
+    pub(super) fn run(run: impl Leads<Output = Answer<R, E>> + Send + 'static) -> Self {
         Self {
             kind: Kind::Run {
-                run: Shared {
-                    run: Some(run),
-                    leading,
-                },
+                run: Shared(Some(Box::pin(run))),
             },
         }
     }
@@ -104,11 +136,11 @@ where
                 Poll::Ready(Ok(response.map(ResponseBody::pass)))
             }
             KindProj::Run { run } => {
-                let Some(running) = &mut run.run else {
+                let Some(running) = &mut run.0 else {
                     return Poll::Pending;
                 };
                 let answer = ready!(running.as_mut().poll(cx));
-                run.run = None;
+                run.0 = None;
                 Poll::Ready(answer)
             }
         }
@@ -126,16 +158,13 @@ impl<F, R: Send + 'static, E: 'static> fmt::Debug for ResponseFuture<F, R, E> {
     }
 }
 
-/// A request that may lead a fetch for others.
-struct Shared<R: Send + 'static, E: 'static> {
-    run: Option<Running<R, E>>,
-    leading: Arc<Leading>,
-}
+/// A request on its way; gone when it has its answer.
+struct Shared<R: Send + 'static, E: 'static>(Option<Running<R, E>>);
 
 impl<R: Send + 'static, E: 'static> Drop for Shared<R, E> {
     fn drop(&mut self) {
         // The leader's client has left: with others waiting the fetch goes on, without it ends here.
-        if let Some(run) = self.run.take().filter(|_| self.leading.is_waited_for()) {
+        if let Some(run) = self.0.take().filter(|run| run.is_waited_for()) {
             super::cache::spawn(async move { drop(timeout(WITHOUT_CLIENT, run).await) });
         }
     }

@@ -85,6 +85,7 @@ impl ResponseCacheHandle {
             local_entries: cache.local.entries(),
             local_bytes: cache.local.bytes(),
             flights: cache.flights.len(),
+            waiters: cache.flights.waiters(),
             refreshes: cache.refreshes(),
             unfinished_bytes: cache.unfinished.bytes(),
             queued_invalidations: cache.stamps.queued().len(),
@@ -124,6 +125,8 @@ pub struct ResponseCacheStats {
     pub local_bytes: usize,
     /// Fetches under way that others may join.
     pub flights: usize,
+    /// Requests that wait for one of them.
+    pub waiters: usize,
     /// Refreshes under way behind answers.
     pub refreshes: usize,
     /// Bytes of bodies that are being gathered.

@@ -82,7 +82,7 @@ impl Cache {
     }
 
     fn if_fresh(&self, ask: &Ask, entry: Arc<Entry>, now: u64) -> Tried {
-        if !ask.matches(&entry) {
+        if !ask.matches(entry.head()) {
             return Tried::Unknown;
         }
         let verdict = self.stamps.judge(&entry);

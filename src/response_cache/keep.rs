@@ -2,15 +2,15 @@
 
 use std::future::poll_fn;
 use std::sync::{Arc, OnceLock};
-use std::task::Poll;
+use std::task::Context;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
-use http::{Request, Response, StatusCode, response};
+use http::{HeaderName, Response, StatusCode, response};
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
-use tower_service::Service;
 
-use crate::core::{Body, Personal, ResponseCacheOutcome, Visitor, base64url};
+use crate::core::{Personal, ResponseCacheOutcome, Visitor, base64url};
 
 use super::answer;
 use super::body::{BoxError, ResponseBody};
@@ -18,12 +18,12 @@ use super::collect::{Collected, Collector, Pull};
 use super::config::CachePolicy;
 use super::date;
 use super::entry::{Entry, EntryId, Flags, Head};
+use super::exchange::Exchange;
 use super::fetch::{Fetch, Kind, LeaseHold};
 use super::flight::Outcome;
 use super::freshness::{self, MICROS};
 use super::policy::{self, Plan};
 use super::revalidate;
-use super::run::Run;
 use super::status::{Reason, Said};
 use super::store::Ticket;
 
@@ -37,8 +37,8 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    pub(super) fn new<S>(
-        run: &Run<S>,
+    pub(super) fn new(
+        exchange: &Exchange,
         plan: Plan,
         ticket: Ticket,
         status: StatusCode,
@@ -60,27 +60,15 @@ impl Draft {
             expires_at: received.saturating_add(plan.kept),
             flags: plan.flags,
             status,
-            key: run.ask.key.text().into(),
-            names: run.ask.names.clone(),
-            selection: run.ask.selection.as_slice().into(),
+            key: exchange.ask.key.text().into(),
+            names: exchange.ask.names.clone(),
+            selection: exchange.ask.selection.as_slice().into(),
             said: plan.targets.into(),
             known: OnceLock::new(),
-            fields: Head::room(fields.keys_len() + 2),
+            fields: stored_fields(fields, &plan.hidden, received),
             trailers: None,
         };
-        for (name, value) in fields {
-            let kept = *name != header::SET_COOKIE && !plan.hidden.contains(name);
-            if kept && revalidate::is_storable(name, fields) {
-                head.fields.append(name, value.clone());
-            }
-        }
-        let now = freshness::seconds_of(received);
-        if freshness::date_seconds(fields, now).is_none()
-            && let Some(date) = date::write(received / MICROS)
-        {
-            head.fields.insert(header::DATE, date);
-        }
-        answer::put_downstream(&mut head.fields, head.flags, &run.setup.config);
+        answer::put_downstream(&mut head.fields, head.flags, &exchange.setup.config);
         Self {
             head,
             ticket,
@@ -125,6 +113,68 @@ impl Draft {
     }
 }
 
+/// Copies what may be stored into one allocation: no buffer of a connection is kept alive, and a hit that
+/// clones all values counts up in one place.
+fn stored_fields(fields: &HeaderMap, hidden: &[HeaderName], received: u64) -> HeaderMap {
+    let connection = fields.contains_key(header::CONNECTION);
+    let is_kept = |name: &HeaderName| {
+        (!connection && is_plain(name)) || (revalidate::is_storable(name, fields))
+    };
+    let kept = || {
+        fields.iter().filter(|(name, _)| {
+            **name != header::SET_COOKIE && is_kept(name) && !hidden.contains(name)
+        })
+    };
+    let mut values = Vec::with_capacity(kept().map(|(_, value)| value.len()).sum());
+    kept().for_each(|(_, value)| values.extend_from_slice(value.as_bytes()));
+    let (values, mut at) = (Bytes::from(values), 0);
+    let mut stored = Head::room(fields.keys_len() + 1);
+    for (name, value) in kept() {
+        let copy = HeaderValue::from_maybe_shared(values.slice(at..at + value.len()));
+        at += value.len();
+        // They are values already.
+        stored.append(name, copy.unwrap_or_else(|_| value.clone()));
+    }
+    // Without a readable one: when it came.
+    let now = freshness::seconds_of(received);
+    if freshness::date_seconds(&stored, now).is_none()
+        && let Some(date) = date_of(received / MICROS)
+    {
+        stored.insert(header::DATE, date);
+    }
+    stored
+}
+
+/// The commonest fields that are stored as they are.
+fn is_plain(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        header::CONTENT_TYPE
+            | header::CONTENT_LENGTH
+            | header::CACHE_CONTROL
+            | header::ETAG
+            | header::LAST_MODIFIED
+            | header::DATE
+            | header::VARY
+            | header::EXPIRES
+            | header::CONTENT_ENCODING
+    )
+}
+
+/// Writes a date, once per second.
+fn date_of(second: u64) -> Option<HeaderValue> {
+    static LAST: Mutex<Option<(u64, HeaderValue)>> = Mutex::new(None);
+    let mut last = LAST.lock();
+    match &*last {
+        Some((at, value)) if *at == second => Some(value.clone()),
+        _ => {
+            let value = date::write(second)?;
+            *last = Some((second, value.clone()));
+            Some(value)
+        }
+    }
+}
+
 /// A strong tag of ours: 128 bits of SHA-256 over everything that a client would notice.
 fn own_etag(fields: &HeaderMap, body: &Bytes) -> HeaderValue {
     let mut sha = Sha256::new();
@@ -138,17 +188,24 @@ fn own_etag(fields: &HeaderMap, body: &Bytes) -> HeaderValue {
     HeaderValue::try_from(tag).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
 }
 
-impl<S> Run<S> {
+/// What became of a fetched answer.
+pub(super) enum Fetched<R> {
+    Answer(Response<ResponseBody<R>>),
+    /// Its body is still on its way: [`Exchange::pulled`] goes on.
+    Streams(Draft, response::Parts, Collector<R>),
+}
+
+impl Exchange {
     /// A new answer: stored if it may be, else passed on untouched.
-    pub(super) async fn fetched<B, R>(
-        mut self,
-        mut fetch: Fetch,
+    pub(super) fn fetched<R>(
+        &mut self,
+        fetch: &mut Fetch,
         response: Response<R>,
         times: (u64, u64),
-    ) -> Response<ResponseBody<R>>
+        cx: &mut Context<'_>,
+    ) -> Fetched<R>
     where
-        S: Service<Request<Body<B>>, Response = Response<R>> + Send + 'static,
-        R: http_body::Body<Data = Bytes> + Send + 'static,
+        R: http_body::Body<Data = Bytes>,
         R::Error: Into<BoxError>,
     {
         self.ask.inner_visitor = response.extensions().get::<Visitor>().cloned();
@@ -158,41 +215,34 @@ impl<S> Run<S> {
         let plan = match self.plan(status, response.headers(), policy, personal, times) {
             Ok(plan) => plan,
             Err(reason) => {
-                self.refuse(&mut fetch, status, reason);
-                return self.uncacheable(&fetch, response.map(ResponseBody::pass), reason);
+                self.refuse(fetch, status, reason);
+                let response = response.map(ResponseBody::pass);
+                return Fetched::Answer(self.uncacheable(fetch, response, reason));
             }
         };
-        let names = self.ask.names.union(&plan.names);
-        self.ask.select(&names, &self.parts.headers);
-        // Without a ticket the store is down: the answer may still be shared with those who wait.
-        let ticket = fetch.ticket.unwrap_or_else(|| self.setup.cache.ticket());
-        let mut draft = Draft::new(&self, plan, ticket, status, response.headers(), times.1);
-        draft.keep = fetch.ticket.is_some();
-        if let Some((leader, _)) = &fetch.leader {
-            leader.heads_for(ticket.begun, &draft.head.said);
+        if !plan.names.is_empty() {
+            let names = self.ask.names.union(&plan.names);
+            self.ask.select(&names, &self.fields);
         }
+        // Without a ticket the store is down: the answer may still be shared with those who wait.
+        let ticket = fetch.ticket.unwrap_or_else(|| self.cache().ticket());
+        let mut draft = Draft::new(self, plan, ticket, status, response.headers(), times.1);
+        draft.keep = fetch.ticket.is_some();
         let (parts, body) = response.into_parts();
         let expected = policy::content_length(&parts.headers);
-        let mut collector = Collector::new(
-            body,
-            self.setup.config.max_body,
-            expected,
-            &self.setup.cache.unfinished,
-        );
-        match poll_fn(|cx| Poll::Ready(collector.poll_first(cx))).await {
+        let mut collector = Collector::new(body, self.setup.config.max_body, expected);
+        match collector.poll_first(cx) {
             Some(Collected::Whole(trailers, true)) if self.may_keep(&draft) => {
-                self.kept(fetch, draft, parts, collector.bytes(), trailers)
+                let body = collector.bytes();
+                Fetched::Answer(self.kept(fetch, draft, parts, body, trailers))
             }
             Some(ended) => {
                 let reason = reason_of(&ended);
-                self.refuse(&mut fetch, status, reason);
-                self.uncacheable(
-                    &fetch,
-                    Response::from_parts(parts, collector.give_up(ended)),
-                    reason,
-                )
+                self.refuse(fetch, status, reason);
+                let response = Response::from_parts(parts, collector.give_up(ended));
+                Fetched::Answer(self.uncacheable(fetch, response, reason))
             }
-            None => self.pulled(fetch, draft, parts, collector),
+            None => Fetched::Streams(draft, parts, collector),
         }
     }
 
@@ -203,8 +253,8 @@ impl<S> Run<S> {
 
     /// Stores a complete answer, and makes the client's own form of it.
     fn kept<R>(
-        self,
-        mut fetch: Fetch,
+        &self,
+        fetch: &mut Fetch,
         draft: Draft,
         mut parts: response::Parts,
         body: Bytes,
@@ -213,7 +263,7 @@ impl<S> Run<S> {
         let keep = draft.keep;
         let (ticket, entry) = draft.entry(body, trailers);
         if keep {
-            self.setup.cache.put(&self.ask, ticket, &entry);
+            self.cache().put(&self.ask, ticket, &entry);
         }
         fetch.land(Outcome::Done(Arc::clone(&entry)));
         let head = entry.head();
@@ -223,14 +273,14 @@ impl<S> Run<S> {
         {
             parts.headers.insert(header::ETAG, tag.clone());
         }
-        let (status, body) = answer::shape(&entry, self.ask.form.asked(), &mut parts.headers);
+        let (status, body) = answer::shape(&entry, self.asked(), &mut parts.headers);
         parts.status = status;
-        self.say_stored(&mut parts, &fetch, head, keep);
+        self.say_stored(&mut parts, fetch, head, keep);
         Response::from_parts(parts, body)
     }
 
-    /// Lets a task pull the rest, while the client reads at its own pace.
-    fn pulled<B, R>(
+    /// Lets a task pull the rest, while the client and those who join read at their own pace.
+    pub(super) fn pulled<R>(
         self,
         fetch: Fetch,
         draft: Draft,
@@ -238,16 +288,21 @@ impl<S> Run<S> {
         collector: Collector<R>,
     ) -> Response<ResponseBody<R>>
     where
-        S: Service<Request<Body<B>>, Response = Response<R>> + Send + 'static,
         R: http_body::Body<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
         answer::put_downstream(&mut parts.headers, draft.head.flags, &self.setup.config);
         self.say_stored(&mut parts, &fetch, &draft.head, draft.keep);
-        let conditions = self.ask.form.conditions.as_deref();
         let unmodified = parts.status == StatusCode::OK
-            && conditions.is_some_and(|fields| revalidate::is_not_modified(fields, &parts.headers));
-        let (mut body, pull) = collector.split();
+            && self
+                .asked()
+                .conditions
+                .is_some_and(|fields| revalidate::is_not_modified(fields, &parts.headers));
+        let unfinished = &self.cache().unfinished;
+        let (mut body, stream, pull) = collector.split(draft.head.clone(), unfinished);
+        if let Some((leader, _)) = &fetch.leader {
+            leader.streams(&stream);
+        }
         super::cache::spawn(self.pull(fetch, draft, pull));
         if unmodified {
             // The task goes on without a reader.
@@ -258,13 +313,13 @@ impl<S> Run<S> {
         Response::from_parts(parts, body)
     }
 
-    /// Pulls a body to its end, stores it, and only then lets the reader have its end.
+    /// Pulls a body to its end, stores it, and only then lets those who read have its end.
     async fn pull<R>(self, mut fetch: Fetch, draft: Draft, mut pull: Pull<R>)
     where
         R: http_body::Body<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
-        let mut lease = LeaseHold::new(&self, &fetch);
+        let mut lease = LeaseHold::new(&self, fetch.ticket);
         let Some(ended) = poll_fn(|cx| pull.poll_end(cx)).await else {
             return;
         };
@@ -274,14 +329,20 @@ impl<S> Run<S> {
                 let keep = draft.keep;
                 let (ticket, entry) = draft.entry(pull.bytes(), trailers.clone());
                 if keep {
-                    self.setup.cache.put(&self.ask, ticket, &entry);
+                    self.cache().put(&self.ask, ticket, &entry);
                 }
                 fetch.land(Outcome::Done(entry));
-                pull.finish(Collected::Whole(trailers, true));
+                pull.finish(Collected::Whole(trailers, true), false);
             }
             ended => {
-                self.refuse(&mut fetch, draft.head.status, reason_of(&ended));
-                pull.finish(ended);
+                let (status, reason) = (draft.head.status, reason_of(&ended));
+                drop(draft);
+                self.refuse(&mut fetch, status, reason);
+                match ended {
+                    Collected::Over => pull.pass_on().await,
+                    // One visitor's: nobody else gets the rest of it.
+                    ended => pull.finish(ended, reason == Reason::Personal),
+                }
             }
         }
     }
@@ -309,7 +370,7 @@ impl<S> Run<S> {
         } else {
             ResponseCacheOutcome::Bypass
         };
-        self.setup.cache.counters.count(outcome);
+        self.cache().counters.count(outcome);
         self.setup.config.status.say(&mut parts.headers, said);
         parts.extensions.insert(outcome);
     }
@@ -330,7 +391,7 @@ impl<S> Run<S> {
         };
         self.setup.config.status.say(response.headers_mut(), said);
         let outcome = ResponseCacheOutcome::Uncacheable;
-        self.setup.cache.counters.count(outcome);
+        self.cache().counters.count(outcome);
         response.extensions_mut().insert(outcome);
         response
     }

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use http::StatusCode;
 use http::header::{self, HeaderMap};
+use smallvec::SmallVec;
 
 use super::config::{CachePolicy, Config};
 use super::consider::{Demands, Signals};
 use super::directives::Directives;
 use super::entry::{Flags, Head};
 use super::freshness::{self, MICROS, Source};
+use super::seen::Seen;
 use super::stamps::Verdict;
 use super::status::Reason;
 use super::target::{Target, is_tag};
@@ -140,7 +142,7 @@ pub(super) struct Plan {
     pub(super) flags: Flags,
     pub(super) names: Names,
     pub(super) targets: Vec<Target>,
-    pub(super) hidden: Vec<http::HeaderName>,
+    pub(super) hidden: SmallVec<[http::HeaderName; 1]>,
     /// Stored though one visitor's session was touched: the route is private, or the answer said public.
     pub(super) personal_too: bool,
 }
@@ -152,12 +154,21 @@ pub(super) fn plan(offer: &Offer<'_>) -> Result<Plan, Reason> {
     let none = CachePolicy::default();
     let own = offer.policy.unwrap_or(&none);
     let said = Directives::of(fields.get_all(header::CACHE_CONTROL));
-    refuse(offer, &said, own)?;
-    let names = vary::names_of(fields, offer.request, config.private()).ok_or(Reason::Vary)?;
+    let seen = Seen::of(fields);
+    refuse(offer, &said, own, seen)?;
+    let names = if seen.varies {
+        vary::names_of(fields, offer.request, config.private()).ok_or(Reason::Vary)?
+    } else {
+        Names::default()
+    };
     let (lifetime, source) = lifetime(offer, &said, own)?;
-    let targets = tags(offer, own)?;
-    let initial_age = freshness::initial_age(fields, offer.asked, offer.received);
-    let has_validator = has_validator(fields);
+    let targets = tags(offer, own, seen)?;
+    let initial_age = if seen.age {
+        freshness::initial_age(fields, offer.asked, offer.received)
+    } else {
+        offer.received.saturating_sub(offer.asked)
+    };
+    let has_validator = seen.validator;
     if (said.no_cache || lifetime <= initial_age) && !has_validator {
         return Err(Reason::Lifetime);
     }
@@ -187,8 +198,8 @@ pub(super) fn plan(offer: &Offer<'_>) -> Result<Plan, Reason> {
         flags,
         names,
         targets,
-        hidden: said.hidden.to_vec(),
         personal_too: config.private() || is_public(config, &said, own),
+        hidden: said.hidden,
     })
 }
 
@@ -244,7 +255,12 @@ fn micros(length: Duration) -> u64 {
 }
 
 /// Everything that keeps an answer out, whatever its lifetime.
-fn refuse(offer: &Offer<'_>, said: &Directives, own: &CachePolicy) -> Result<(), Reason> {
+fn refuse(
+    offer: &Offer<'_>,
+    said: &Directives,
+    own: &CachePolicy,
+    seen: Seen,
+) -> Result<(), Reason> {
     let Offer {
         config,
         fields,
@@ -267,7 +283,7 @@ fn refuse(offer: &Offer<'_>, said: &Directives, own: &CachePolicy) -> Result<(),
     }
     let public = is_public(config, said, own);
     if !private && !public {
-        if fields.contains_key(header::SET_COOKIE) {
+        if seen.set_cookie {
             return Err(Reason::SetCookie);
         }
         if offer.personal {
@@ -278,15 +294,15 @@ fn refuse(offer: &Offer<'_>, said: &Directives, own: &CachePolicy) -> Result<(),
     if offer.signals.authorization && !private && !shared {
         return Err(Reason::Authorization);
     }
-    if is_stream(fields) {
+    if seen.content_type && is_stream(fields) {
         return Err(Reason::Stream);
     }
-    let block: usize = fields
-        .iter()
-        .map(|(name, value)| name.as_str().len() + value.len() + 4)
-        .sum();
-    let length = content_length(fields);
-    if block > LARGEST_FIELDS || length.is_some_and(|length| length > config.max_body as u64) {
+    let length = if seen.content_length {
+        content_length(fields)
+    } else {
+        None
+    };
+    if seen.block > LARGEST_FIELDS || length.is_some_and(|length| length > config.max_body as u64) {
         return Err(Reason::TooLarge);
     }
     Ok(())
@@ -331,7 +347,7 @@ fn lifetime(
     }
 }
 
-fn tags(offer: &Offer<'_>, own: &CachePolicy) -> Result<Vec<Target>, Reason> {
+fn tags(offer: &Offer<'_>, own: &CachePolicy, seen: Seen) -> Result<Vec<Target>, Reason> {
     let mut targets = Vec::new();
     let mut put = |tag: &str| {
         if !is_tag(tag) || targets.len() == MOST_TAGS {
@@ -342,6 +358,9 @@ fn tags(offer: &Offer<'_>, own: &CachePolicy) -> Result<Vec<Target>, Reason> {
     };
     for tag in own.tags.iter().chain(&offer.config.route.tags) {
         put(tag)?;
+    }
+    if !seen.tags {
+        return Ok(targets);
     }
     for (name, separator) in [("surrogate-key", b' '), ("cache-tag", b',')] {
         for line in offer.fields.get_all(name) {

@@ -9,7 +9,6 @@ use tower_service::Service;
 
 use crate::core::Body;
 
-use super::answer;
 use super::body::{BoxError, ResponseBody};
 use super::cache::Looked;
 use super::entry::Entry;
@@ -24,7 +23,7 @@ use super::store::Lease;
 impl<S> Run<S> {
     /// Answers all who wait from the store; what is due is refreshed behind them.
     pub(super) fn share<B, R>(
-        self,
+        self: Box<Self>,
         leader: Leader,
         mark: LeadingMark,
         looked: &Looked,
@@ -40,23 +39,17 @@ impl<S> Run<S> {
     {
         drop(mark);
         leader.land(Outcome::Found(Arc::clone(&entry)));
-        let response = self.stored(&entry, looked.now);
+        let response = self.exchange.stored(&entry, looked.now);
         if matches!(usable, Use::Due | Use::StaleWhileRevalidate) {
             self.refresh(looked, entry);
         } else {
-            self.give_back(looked);
+            self.exchange.give_back(looked);
         }
         response
     }
 
-    pub(super) fn give_back(&self, looked: &Looked) {
-        if let Some(Lease::Granted(ticket)) = looked.lease {
-            self.setup.cache.release(&self.ask, ticket, None);
-        }
-    }
-
     /// Fetches behind an answer, if this process got the lease and has room.
-    fn refresh<B, R>(mut self, looked: &Looked, entry: Arc<Entry>)
+    fn refresh<B, R>(mut self: Box<Self>, looked: &Looked, entry: Arc<Entry>)
     where
         S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
         S::Future: Send,
@@ -67,13 +60,14 @@ impl<S> Run<S> {
         let Some(Lease::Granted(ticket)) = looked.lease else {
             return;
         };
-        let Some(place) = self.setup.cache.begin_refresh() else {
-            return self.give_back(looked);
+        let exchange = &mut self.exchange;
+        let Some(place) = exchange.cache().begin_refresh() else {
+            return exchange.give_back(looked);
         };
         // The refresh is for everybody: nothing of this client's conditions goes along.
-        self.ask.form = answer::Form::default();
-        let (cache, lease) = (Arc::clone(&self.setup.cache), self.setup.config.lease);
-        let key = self.ask.entry_key(cache.place);
+        exchange.ask.forget_conditions();
+        let (cache, lease) = (Arc::clone(exchange.cache()), exchange.setup.config.lease);
+        let key = exchange.ask.entry_key(cache.place);
         let ran = super::cache::spawn(async move {
             let fetch =
                 Fetch::refresh(ticket, Forward::Stale).validating(Some((entry, Verdict::Live)));

@@ -4,27 +4,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::request::Parts;
-use http::{Method, Request, Response};
+use http::{Extensions, Method, Request, Response, Uri, Version};
 use tokio::time::{Instant, sleep, timeout_at};
 use tower_service::Service;
 
-use crate::core::{Body, ResponseCacheOutcome, Visitor};
+use crate::core::{Body, ResponseCacheOutcome};
 
-use super::answer::{self, Asked};
-use super::ask::Ask;
 use super::body::{BoxError, ResponseBody};
-use super::cache::{Cache, Looked};
-use super::config::{Config, Setup};
+use super::cache::Looked;
 use super::entry::Entry;
+use super::exchange::{Exchange, ticket_of};
 use super::fetch::Fetch;
-use super::flight::{Entered, Leader, Leading, LeadingMark, Outcome};
+use super::flight::{Entered, Leader, Leading, LeadingMark, Outcome, Waiter};
 use super::inner::Inner;
-use super::policy::{self, Use};
+use super::miss::Lead;
+use super::policy::Use;
 use super::rejection::ResponseCacheRejection;
 use super::stamps::Verdict;
 use super::status::{Forward, Said};
-use super::store::{Hash128, Lease, Ticket, Want};
+use super::store::{Lease, Ticket, Want};
 
 /// The first waits for somebody else's lease; the last one repeats.
 const WAITS: [u64; 4] = [25, 50, 100, 200];
@@ -32,7 +30,7 @@ const WAITS: [u64; 4] = [25, 50, 100, 200];
 pub(super) type Answer<R, E> = Result<Response<ResponseBody<R>>, E>;
 
 /// What a leader does next.
-enum Step {
+pub(super) enum Step {
     /// Known as uncacheable.
     Pass,
     Answer(Arc<Entry>, Use),
@@ -46,37 +44,39 @@ enum Step {
 
 /// One request on its way.
 pub(super) struct Run<S> {
-    pub(super) setup: Arc<Setup>,
+    pub(super) exchange: Exchange,
     pub(super) inner: Inner<S>,
-    pub(super) ask: Ask,
-    pub(super) parts: Parts,
+    pub(super) uri: Uri,
+    pub(super) version: Version,
+    pub(super) extensions: Extensions,
     pub(super) leading: Arc<Leading>,
+    /// It leads already, and has perhaps looked.
+    pub(super) led: Option<Lead>,
+}
+
+impl<S: Clone> Run<S> {
+    pub(super) fn new<B>(
+        exchange: Exchange,
+        inner: S,
+        request: Request<B>,
+        leading: &Arc<Leading>,
+    ) -> Self {
+        let (parts, _) = request.into_parts();
+        Self {
+            exchange,
+            inner: Inner::new(inner),
+            uri: parts.uri,
+            version: parts.version,
+            extensions: parts.extensions,
+            leading: Arc::clone(leading),
+            led: None,
+        }
+    }
 }
 
 impl<S> Run<S> {
-    pub(super) fn new<B>(
-        setup: &Arc<Setup>,
-        inner: S,
-        mut ask: Ask,
-        request: Request<B>,
-        leading: &Arc<Leading>,
-    ) -> Self
-    where
-        S: Clone,
-    {
-        ask.keep_conditions(request.headers());
-        ask.visitor = request.extensions().get::<Visitor>().cloned();
-        Self {
-            setup: Arc::clone(setup),
-            inner: Inner::new(inner),
-            ask,
-            parts: request.into_parts().0,
-            leading: Arc::clone(leading),
-        }
-    }
-
     /// Finds an answer, or makes the inner service give one.
-    pub(super) async fn go<B, R>(mut self) -> Answer<R, S::Error>
+    pub(super) async fn go<B, R>(mut self: Box<Self>) -> Answer<R, S::Error>
     where
         S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
         S::Future: Send,
@@ -84,104 +84,128 @@ impl<S> Run<S> {
         R: http_body::Body<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
-        if self.ask.demands.only_if_cached {
+        if self.exchange.ask.demands.only_if_cached {
             return Ok(self.only_stored().await);
         }
-        if self.ask.is_alone() {
+        if self.exchange.ask.is_alone(&self.exchange.fields) {
             return self.alone().await;
         }
-        // The one thing that is measured in real time here.
-        let until = sleep(2 * self.setup.config.lease).deadline();
+        // Patience is real time.
+        let until = sleep(2 * self.exchange.setup.config.lease).deadline();
+        if let Some(mut led) = self.led.take() {
+            led.lease.leave();
+            let mark = self.leading.lead(&led.leader);
+            return self.lead(led.leader, mark, until, led.looked).await;
+        }
         loop {
-            let (key, ask) = (self.ask.flight_key(), &self.ask);
-            match self.setup.cache.flights.enter(
-                key,
-                &self.setup.cache.stamps,
-                self.setup.config.lease,
-                || ask.targets(),
-            ) {
+            let mut waiter = match self.enter() {
+                Entered::Wait(waiter) => waiter,
                 Entered::Lead(leader) => {
                     let mark = self.leading.lead(&leader);
-                    return self.lead(leader, mark, until).await;
+                    return self.lead(leader, mark, until, None).await;
                 }
-                Entered::Wait(waiter) => match timeout_at(until, waiter.wait()).await {
-                    Err(_) => {
-                        let fetch = Fetch::alone(self.setup.cache.ticket(), Forward::UriMiss);
-                        return self.fetch(fetch.impatient()).await;
-                    }
-                    Ok(Outcome::Lost) => {}
-                    Ok(Outcome::Done(entry)) => {
-                        if self.takes(&entry) {
-                            return Ok(self.collapsed(&entry));
-                        }
-                        if self.ask.flight_key() == key {
-                            let fetch = self.apart();
-                            return self.fetch(fetch).await;
-                        }
-                    }
-                    Ok(Outcome::Found(entry)) => {
-                        let takes = self.takes(&entry);
-                        if takes && self.may_use(&entry) {
-                            return Ok(self.collapsed(&entry));
-                        }
-                        if !takes && self.ask.flight_key() == key {
-                            let fetch = self.apart();
-                            return self.fetch(fetch).await;
-                        }
-                    }
-                    Ok(Outcome::StandIn(entry, status))
-                        if self.ask.matches(&entry)
-                            && self.may_stand_in(
-                                &entry,
-                                self.setup.cache.stamps.judge(&entry),
-                                status,
-                            ) =>
-                    {
-                        return Ok(self.stand_in(&entry, status));
-                    }
-                    Ok(Outcome::StandIn(..) | Outcome::Released) => {
-                        let fetch = Fetch::alone(self.setup.cache.ticket(), Forward::UriMiss);
-                        return self.fetch(fetch.collapsed()).await;
-                    }
-                },
+            };
+            match self.wait(&mut waiter, until).await {
+                Waited::Answer(answer) => return Ok(answer),
+                Waited::Fetch(fetch) => return self.fetch(fetch).await,
+                Waited::Again => {}
             }
         }
     }
 
-    /// Says whether what somebody else's flight brought is an answer to this request, too.
-    fn takes(&mut self, entry: &Entry) -> bool {
-        self.ask.select(&entry.head().names, &self.parts.headers);
-        self.ask.matches(entry)
+    fn enter(&self) -> Entered {
+        let (cache, ask) = (self.exchange.cache(), &self.exchange.ask);
+        let lease = self.exchange.setup.config.lease;
+        cache.enter(ask, lease)
     }
 
-    /// A fetch for this request only, as the flight brought another variant.
-    fn apart(&self) -> Fetch {
-        Fetch::alone(self.setup.cache.ticket(), Forward::VaryMiss)
+    /// Waits for somebody else's fetch.
+    async fn wait<R>(&mut self, waiter: &mut Waiter, until: Instant) -> Waited<R> {
+        let key = self.exchange.ask.flight_key();
+        loop {
+            let Ok(outcome) = timeout_at(until, waiter.wait()).await else {
+                return Waited::Fetch(self.apart(Forward::UriMiss).impatient());
+            };
+            let exchange = &mut self.exchange;
+            let taken = match &outcome {
+                Outcome::Lost => return Waited::Again,
+                Outcome::Streams(stream) => {
+                    exchange.ask.select(&stream.head.names, &exchange.fields);
+                    let matches = exchange.ask.matches(&stream.head);
+                    if matches && exchange.asked().conditions.is_none() {
+                        if let Some(answer) = exchange.joined(stream) {
+                            return Waited::Answer(answer);
+                        }
+                    }
+                    if matches {
+                        // A part, or a condition on the whole: when the whole is there.
+                        waiter.let_stream();
+                        continue;
+                    }
+                    false
+                }
+                Outcome::Done(entry) => {
+                    if exchange.takes(entry) {
+                        return Waited::Answer(exchange.collapsed(entry));
+                    }
+                    false
+                }
+                Outcome::Found(entry) => {
+                    let takes = exchange.takes(entry);
+                    if takes && exchange.may_use(entry) {
+                        return Waited::Answer(exchange.collapsed(entry));
+                    }
+                    takes
+                }
+                Outcome::StandIn(entry, status) => {
+                    let verdict = exchange.cache().stamps.judge(entry);
+                    let matches = exchange.ask.matches(entry.head());
+                    if matches && exchange.may_stand_in(entry, verdict, *status) {
+                        return Waited::Answer(exchange.stand_in(entry, *status));
+                    }
+                    return Waited::Fetch(self.apart(Forward::UriMiss).collapsed());
+                }
+                Outcome::Released => {
+                    return Waited::Fetch(self.apart(Forward::UriMiss).collapsed());
+                }
+            };
+            // Another variant: it flies by itself, under its own name if that is known now.
+            let apart = !taken && self.exchange.ask.flight_key() == key;
+            return if apart {
+                Waited::Fetch(self.apart(Forward::VaryMiss))
+            } else {
+                Waited::Again
+            };
+        }
+    }
+
+    /// A fetch for this request only.
+    fn apart(&self, forward: Forward) -> Fetch {
+        Fetch::alone(self.exchange.cache().ticket(), forward)
     }
 
     /// `only-if-cached`: what is stored, or 504.
-    async fn only_stored<R>(mut self) -> Response<ResponseBody<R>> {
-        let looked = self
-            .setup
-            .cache
-            .look(&mut self.ask, &self.parts.headers, Want::Entry)
-            .await;
+    async fn only_stored<R>(mut self: Box<Self>) -> Response<ResponseBody<R>> {
+        let looked = self.look(Want::Entry).await;
         if let Ok(looked) = &looked
             && let Some((entry, usable, _)) = &looked.entry
             && *usable != Use::Validate
         {
-            return self.stored(entry, looked.now);
+            return self.exchange.stored(entry, looked.now);
         }
-        self.setup
-            .cache
-            .counters
-            .count(ResponseCacheOutcome::Refused);
-        let refused = ResponseCacheRejection::NotStored.response(&self.setup.config);
+        let setup = &self.exchange.setup;
+        setup.cache.counters.count(ResponseCacheOutcome::Refused);
+        let refused = ResponseCacheRejection::NotStored.response(&setup.config);
         refused.map(|document| ResponseBody::bytes(document, None))
     }
 
+    async fn look(&mut self, want: Want) -> Result<Looked, crate::core::StoreError> {
+        let Exchange { setup, ask, fields } = &mut self.exchange;
+        setup.cache.look(ask, fields, want).await
+    }
+
     /// A request that shares no fetch: it takes what is stored, else it goes inwards by itself.
-    async fn alone<B, R>(mut self) -> Answer<R, S::Error>
+    async fn alone<B, R>(mut self: Box<Self>) -> Answer<R, S::Error>
     where
         S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
         S::Future: Send,
@@ -189,53 +213,41 @@ impl<S> Run<S> {
         R: http_body::Body<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
-        let looked = self
-            .setup
-            .cache
-            .look(&mut self.ask, &self.parts.headers, Want::Entry)
-            .await;
-        let (ticket, forward) = match &looked {
+        let looked = self.look(Want::Entry).await;
+        let (ticket, mut forward) = match &looked {
             Ok(looked) => match &looked.entry {
                 Some((entry, usable, _)) if *usable != Use::Validate => {
-                    return Ok(self.stored(entry, looked.now));
+                    return Ok(self.exchange.stored(entry, looked.now));
                 }
-                Some(_) => (Some(Self::ticket_of(looked)), Forward::Stale),
-                None => (Some(Self::ticket_of(looked)), Forward::UriMiss),
+                Some(_) => (Some(ticket_of(looked)), Forward::Stale),
+                None => (Some(ticket_of(looked)), Forward::UriMiss),
             },
             Err(_) => {
-                self.setup.cache.failed("lookup");
+                self.exchange.cache().failed("lookup");
                 (None, Forward::Store)
             }
         };
-        if self.ask.form.head || self.ask.demands.no_store || self.ask.is_partial() {
-            let forward = if self.ask.form.head {
-                Forward::Method
-            } else if self.ask.demands.no_store {
-                Forward::Request
-            } else {
-                Forward::Partial
-            };
-            return self.pass(forward).await;
+        let ask = &self.exchange.ask;
+        if ask.head {
+            forward = Forward::Method;
+        } else if ask.demands.no_store {
+            forward = Forward::Request;
+        } else if ask.is_partial(&self.exchange.fields) {
+            forward = Forward::Partial;
+        } else {
+            let fetch = self.apart(forward).with_ticket(ticket);
+            return self.fetch(fetch).await;
         }
-        let fetch = Fetch::alone(self.setup.cache.ticket(), forward).with_ticket(ticket);
-        self.fetch(fetch).await
-    }
-
-    fn ticket_of(looked: &Looked) -> Ticket {
-        Ticket {
-            token: 0,
-            selector: Hash128::default(),
-            begun: looked.highest,
-            at: looked.now,
-        }
+        self.pass(forward).await
     }
 
     /// Leads: one look-up for all who wait, then an answer from the store or a fetch.
     async fn lead<B, R>(
-        mut self,
+        mut self: Box<Self>,
         leader: Leader,
         mark: LeadingMark,
         until: Instant,
+        mut looked: Option<Looked>,
     ) -> Answer<R, S::Error>
     where
         S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
@@ -244,23 +256,23 @@ impl<S> Run<S> {
         R: http_body::Body<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
-        let mut want = Want::EntryOrLease(self.setup.config.lease);
+        let lease = self.exchange.setup.config.lease;
+        let mut want = Want::EntryOrLease(lease);
         let mut waited = 0;
         loop {
-            let looked = self
-                .setup
-                .cache
-                .look(&mut self.ask, &self.parts.headers, want)
-                .await;
+            let looked = match looked.take() {
+                Some(looked) => Ok(looked),
+                None => self.look(want).await,
+            };
             let Ok(looked) = looked else {
-                self.setup.cache.failed("lookup");
-                let fetch = Fetch::led(leader, mark, None, Forward::Store);
+                self.exchange.cache().failed("lookup");
+                let fetch = Fetch::led(leader, Some(mark), None, Forward::Store);
                 return self.fetch(fetch).await;
             };
-            match self.step(&looked) {
+            match self.exchange.step(&looked) {
                 Step::Pass => {
                     leader.land(Outcome::Released);
-                    let fetch = Fetch::alone(Self::ticket_of(&looked), Forward::UriMiss);
+                    let fetch = Fetch::alone(ticket_of(&looked), Forward::UriMiss);
                     return self.fetch(fetch).await;
                 }
                 Step::Answer(entry, usable) => {
@@ -268,22 +280,22 @@ impl<S> Run<S> {
                 }
                 Step::StandIn(entry) => {
                     leader.land(Outcome::StandIn(Arc::clone(&entry), None));
-                    self.give_back(&looked);
-                    return Ok(self.stand_in(&entry, None));
+                    self.exchange.give_back(&looked);
+                    return Ok(self.exchange.stand_in(&entry, None));
                 }
                 Step::Fetch(ticket, stale) => {
                     leader.begun(ticket.begun);
-                    let forward = self.forward(stale.is_some());
-                    let fetch = Fetch::led(leader, mark, Some(ticket), forward);
+                    let forward = self.exchange.forward(stale.is_some());
+                    let fetch = Fetch::led(leader, Some(mark), Some(ticket), forward);
                     return self.fetch(fetch.validating(stale)).await;
                 }
-                Step::Insist => want = Want::Lease(self.setup.config.lease),
+                Step::Insist => want = Want::Lease(lease),
                 Step::Wait(left, stale) => {
-                    want = Want::EntryOrLease(self.setup.config.lease);
+                    want = Want::EntryOrLease(lease);
                     if timeout_at(until, sleep(wait(waited, left))).await.is_err() {
                         leader.land(Outcome::Released);
-                        let forward = self.forward(stale.is_some());
-                        let fetch = Fetch::alone(Self::ticket_of(&looked), forward);
+                        let forward = self.exchange.forward(stale.is_some());
+                        let fetch = Fetch::alone(ticket_of(&looked), forward);
                         return self.fetch(fetch.impatient().validating(stale)).await;
                     }
                     waited += 1;
@@ -292,8 +304,52 @@ impl<S> Run<S> {
         }
     }
 
+    /// Sends the request inwards as the client made it, with nothing stored.
+    async fn pass<B, R>(mut self: Box<Self>, forward: Forward) -> Answer<R, S::Error>
+    where
+        S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
+    {
+        self.exchange.ask.mark_personal();
+        let mut request = self.request::<B>();
+        if self.exchange.ask.head {
+            *request.method_mut() = Method::HEAD;
+        }
+        let mut response = self.inner.call(request).await?;
+        let said = Said::Fetched {
+            forward,
+            status: None,
+            stored: Err(None),
+        };
+        let setup = &self.exchange.setup;
+        setup.config.status.say(response.headers_mut(), said);
+        setup.cache.counters.count(ResponseCacheOutcome::Bypass);
+        response
+            .extensions_mut()
+            .insert(ResponseCacheOutcome::Bypass);
+        Ok(response.map(ResponseBody::pass))
+    }
+
+    /// The client's request as a GET without a body.
+    pub(super) fn request<B>(&self) -> Request<Body<B>> {
+        let mut request = Request::new(Body::empty());
+        *request.uri_mut() = self.uri.clone();
+        *request.version_mut() = self.version;
+        *request.headers_mut() = self.exchange.fields.clone();
+        *request.extensions_mut() = self.extensions.clone();
+        request
+    }
+}
+
+/// What became of waiting.
+enum Waited<R> {
+    Answer(Response<ResponseBody<R>>),
+    Fetch(Fetch),
+    Again,
+}
+
+impl Exchange {
     /// Decides what to do with what the store said.
-    fn step(&self, looked: &Looked) -> Step {
+    pub(super) fn step(&self, looked: &Looked) -> Step {
         if looked.marked {
             return Step::Pass;
         }
@@ -309,7 +365,7 @@ impl<S> Run<S> {
             None => None,
         };
         if let Some((entry, verdict)) = &stale
-            && self.setup.cache.is_standing_in(&self.ask)
+            && self.cache().is_standing_in(&self.ask)
             && self.may_stand_in(entry, *verdict, None)
         {
             return Step::StandIn(Arc::clone(entry));
@@ -320,135 +376,6 @@ impl<S> Run<S> {
             None => Step::Insist,
         }
     }
-
-    fn forward(&self, stale: bool) -> Forward {
-        match (stale, self.ask.demands.reload(), self.ask.names.is_empty()) {
-            (true, true, _) => Forward::Request,
-            (true, false, _) => Forward::Stale,
-            (false, _, true) => Forward::UriMiss,
-            (false, _, false) => Forward::VaryMiss,
-        }
-    }
-
-    /// Says whether a stored answer that somebody else found will do for this request's own demands.
-    fn may_use(&self, entry: &Entry) -> bool {
-        let verdict = self.setup.cache.stamps.judge(entry);
-        let usable = policy::use_of(
-            entry.head(),
-            self.setup.cache.now(),
-            verdict,
-            &self.ask.demands,
-        );
-        !matches!(usable, Use::Validate | Use::Gone)
-    }
-
-    pub(super) fn may_stand_in(
-        &self,
-        entry: &Entry,
-        verdict: Verdict,
-        error: Option<http::StatusCode>,
-    ) -> bool {
-        let asked = self.ask.demands.stale_if_error;
-        policy::may_stand_in(entry.head(), self.setup.cache.now(), verdict, asked, error)
-    }
-
-    pub(super) fn stored<R>(&self, entry: &Entry, now: u64) -> Response<ResponseBody<R>> {
-        self.mark_personal();
-        hit(
-            &self.setup.cache,
-            &self.setup.config,
-            self.ask.form.asked(),
-            entry,
-            now,
-        )
-    }
-
-    fn collapsed<R>(&self, entry: &Entry) -> Response<ResponseBody<R>> {
-        self.mark_personal();
-        let said = Said::Collapsed(self.forward(false));
-        self.answer(entry, said, ResponseCacheOutcome::Collapsed)
-    }
-
-    pub(super) fn stand_in<R>(
-        &self,
-        entry: &Entry,
-        status: Option<http::StatusCode>,
-    ) -> Response<ResponseBody<R>> {
-        self.mark_personal();
-        let said = Said::StandIn(status, answer::ttl(entry.head(), self.setup.cache.now()));
-        self.answer(entry, said, ResponseCacheOutcome::StandIn)
-    }
-
-    fn answer<R>(
-        &self,
-        entry: &Entry,
-        said: Said,
-        outcome: ResponseCacheOutcome,
-    ) -> Response<ResponseBody<R>> {
-        self.setup.cache.counters.count(outcome);
-        answer::stored(
-            entry,
-            &self.ask.form,
-            &self.setup.config,
-            self.setup.cache.now(),
-            said,
-            outcome,
-        )
-    }
-
-    pub(super) fn mark_personal(&self) {
-        self.ask.mark_personal();
-    }
-
-    /// Sends the request inwards as the client made it, with nothing stored.
-    async fn pass<B, R>(mut self, forward: Forward) -> Answer<R, S::Error>
-    where
-        S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
-    {
-        if let Some(conditions) = self.ask.form.conditions.take() {
-            self.parts.headers = *conditions;
-        }
-        if self.ask.form.head {
-            self.parts.method = Method::HEAD;
-        }
-        self.mark_personal();
-        let mut response = self
-            .inner
-            .call(Request::from_parts(self.parts, Body::empty()))
-            .await?;
-        let said = Said::Fetched {
-            forward,
-            status: None,
-            stored: Err(None),
-        };
-        self.setup.config.status.say(response.headers_mut(), said);
-        self.setup
-            .cache
-            .counters
-            .count(ResponseCacheOutcome::Bypass);
-        response
-            .extensions_mut()
-            .insert(ResponseCacheOutcome::Bypass);
-        Ok(response.map(ResponseBody::pass))
-    }
-}
-
-/// Answers from a stored response that is usable as it is.
-pub(super) fn hit<R>(
-    cache: &Cache,
-    config: &Config,
-    asked: Asked<'_>,
-    entry: &Entry,
-    now: u64,
-) -> Response<ResponseBody<R>> {
-    let fresh = entry.head().age(now) < entry.head().lifetime;
-    let outcome = if fresh {
-        ResponseCacheOutcome::Hit
-    } else {
-        ResponseCacheOutcome::StaleHit
-    };
-    cache.counters.count(outcome);
-    answer::hit(entry, asked, config, now, outcome)
 }
 
 /// How long to wait for somebody else's lease: a little longer each time, never past its end, and not all at once.

@@ -15,13 +15,15 @@ use super::body::{BoxError, ResponseBody};
 use super::config::Setup;
 use super::consider::{self, Signals};
 use super::entry::Entry;
-use super::fetch::Fetch;
+use super::exchange::{self, Exchange};
+use super::fetch::{Fetch, LeaseHold};
 use super::flight::Leading;
-use super::future::ResponseFuture;
+use super::future::{Marked, ResponseFuture};
 use super::hit::Tried;
 use super::key::{self, Key};
+use super::miss::{self, Fetching, Led};
 use super::policy;
-use super::run::{self, Answer, Run};
+use super::run::{Answer, Run};
 use super::stamps::{Change, ChangeKind};
 use super::status::{Bypass, Forward};
 use super::target::{self, Target};
@@ -108,7 +110,7 @@ impl<S> ResponseCache<S> {
         let uri = rewritten.as_ref().unwrap_or(request.uri());
         let site = Key::of(rules, &request, uri, &[], false, None);
         let call = self.inner.call(request.map(Body::pass));
-        let run = Box::pin(async move {
+        let run = async move {
             let mut response = call.await?;
             let status = response.status();
             if let Some(site) = site.filter(|_| status.is_success() || status.is_redirection()) {
@@ -124,8 +126,8 @@ impl<S> ResponseCache<S> {
                 .extensions_mut()
                 .insert(ResponseCacheOutcome::Bypass);
             Ok(response.map(ResponseBody::pass))
-        });
-        ResponseFuture::run(run, Arc::default())
+        };
+        ResponseFuture::run(Marked::new(run, Arc::default()))
     }
 
     fn consider<B, R>(
@@ -158,13 +160,42 @@ impl<S> ResponseCache<S> {
             Tried::Hit(entry, now) => {
                 ResponseFuture::hit(answer(setup, &ask, &request, &entry, now))
             }
-            tried => {
-                let leading = Arc::<Leading>::default();
-                let inner = take_ready(&mut self.inner);
-                let run = Run::new(&self.setup, inner, ask, request, &leading);
-                ResponseFuture::run(Box::pin(go(run, tried)), leading)
-            }
+            tried => self.go_in(ask, request, tried),
         }
+    }
+
+    /// Nothing here answers at once: a fetch, or more than one step to find out.
+    fn go_in<B, R>(
+        &mut self,
+        ask: Ask,
+        request: Request<B>,
+        tried: Tried,
+    ) -> ResponseFuture<S::Future, R, S::Error>
+    where
+        S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
+        S::Future: Send,
+        S::Error: Send,
+        B: Send + 'static,
+        R: http_body::Body<Data = Bytes> + Send + 'static,
+        R::Error: Into<BoxError>,
+    {
+        let mut exchange = Exchange::new(&self.setup, ask, &request);
+        let led = match tried {
+            Tried::Unknown => exchange.lead_now(),
+            _ => Led::Not,
+        };
+        if let Led::Miss(fetch) = led {
+            exchange.ask.mark_personal();
+            let lease = LeaseHold::new(&exchange, fetch.ticket);
+            let call = self.inner.call(miss::shared(&exchange, request));
+            return ResponseFuture::run(Fetching::new(call, exchange, fetch, lease));
+        }
+        let (inner, leading) = (take_ready(&mut self.inner), Arc::<Leading>::default());
+        let mut run = Box::new(Run::new(exchange, inner, request, &leading));
+        if let Led::Leader(lead) = led {
+            run.led = Some(lead);
+        }
+        ResponseFuture::run(Marked::new(go(run, tried), leading))
     }
 
     /// Asks the session who is asking; nobody, or a failing session store, is passed.
@@ -187,7 +218,7 @@ impl<S> ResponseCache<S> {
         let (mut inner, setup) = (take_ready(&mut self.inner), Arc::clone(&self.setup));
         let leading = Arc::<Leading>::default();
         let own = Arc::clone(&leading);
-        let run = Box::pin(async move {
+        let run = async move {
             let principal = visitor.principal().await.ok().flatten();
             let digest = principal.map(|own| target::principal_digest(own.id()));
             let mut why = Bypass::Principal;
@@ -198,7 +229,9 @@ impl<S> ResponseCache<S> {
                     if let Tried::Hit(entry, now) = tried {
                         return Ok(answer(&setup, &ask, &request, &entry, now));
                     }
-                    return go(Run::new(&setup, inner, ask, request, &own), tried).await;
+                    let exchange = Exchange::new(&setup, ask, &request);
+                    let run = Box::new(Run::new(exchange, inner, request, &own));
+                    return go(run, tried).await;
                 }
             }
             setup.cache.counters.count(ResponseCacheOutcome::Bypass);
@@ -208,8 +241,8 @@ impl<S> ResponseCache<S> {
                 .extensions_mut()
                 .insert(ResponseCacheOutcome::Bypass);
             Ok(response.map(ResponseBody::pass))
-        });
-        ResponseFuture::run(run, leading)
+        };
+        ResponseFuture::run(Marked::new(run, leading))
     }
 }
 
@@ -227,11 +260,11 @@ fn answer<B, R>(
         visitor.mark_personal();
     }
     let asked = ask.asked(request.headers());
-    run::hit(&setup.cache, &setup.config, asked, entry, now)
+    exchange::hit(setup, asked, entry, now)
 }
 
 /// The way of a request that nothing here could answer at once.
-async fn go<S, B, R>(run: Run<S>, tried: Tried) -> Answer<R, S::Error>
+async fn go<S, B, R>(run: Box<Run<S>>, tried: Tried) -> Answer<R, S::Error>
 where
     S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
     S::Future: Send,
@@ -240,10 +273,12 @@ where
     R: http_body::Body<Data = Bytes> + Send + 'static,
     R::Error: Into<BoxError>,
 {
+    let exchange = &run.exchange;
+    let alone = exchange.ask.is_alone(&exchange.fields);
     match tried {
         // Known as uncacheable: no flight and no store call; if it is storable after all, it is stored.
-        Tried::Marked if !run.ask.demands.only_if_cached && !run.ask.is_alone() => {
-            let fetch = Fetch::alone(run.setup.cache.ticket(), Forward::UriMiss);
+        Tried::Marked if !exchange.ask.demands.only_if_cached && !alone => {
+            let fetch = Fetch::alone(exchange.cache().ticket(), Forward::UriMiss);
             run.fetch(fetch).await
         }
         _ => run.go().await,

@@ -227,6 +227,10 @@ impl Stamps {
         self.renew();
     }
 
+    pub(super) fn has_queued(&self) -> bool {
+        self.any_queued.load(Ordering::Acquire)
+    }
+
     /// Returns what the store must hear before it is believed again.
     pub(super) fn queued(&self) -> Vec<Change> {
         if self.any_queued.load(Ordering::Acquire) {

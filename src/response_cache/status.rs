@@ -1,9 +1,7 @@
 //! What the cache did with a request, as `Cache-Status` says it (RFC 9211).
 
-use std::fmt::Write;
-
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
+use smallvec::SmallVec;
 
 use crate::core::fields::CACHE_STATUS;
 
@@ -151,8 +149,80 @@ impl Names {
         }
     }
 
-    /// Makes the member of a hit: the commonest, so it is written by hand.
+    /// Makes the member of a hit.
     pub(super) fn hit(&self, ttl: i64) -> HeaderValue {
+        let mut out = Member::of(self.name);
+        out.put(";hit");
+        out.ttl(ttl);
+        out.finish()
+    }
+
+    /// Makes the member.
+    pub(super) fn value(&self, said: Said) -> HeaderValue {
+        let mut out = Member::of(self.name);
+        match said {
+            Said::Fetched {
+                forward,
+                status,
+                stored,
+            } => {
+                out.put(";");
+                out.put(forward.as_str());
+                out.status(status);
+                match stored {
+                    Ok(ttl) => {
+                        out.put(";stored");
+                        out.ttl(ttl);
+                    }
+                    Err(Some(why)) => {
+                        out.put(";detail=");
+                        out.put(why.as_str());
+                    }
+                    Err(None) => {}
+                }
+            }
+            Said::Collapsed(forward) => {
+                out.put(";");
+                out.put(forward.as_str());
+                out.put(";collapsed");
+            }
+            Said::Alone(forward) => {
+                out.put(";");
+                out.put(forward.as_str());
+                out.put(";collapsed=?0");
+            }
+            Said::StandIn(status, ttl) => {
+                out.put(";fwd=stale");
+                out.status(status);
+                out.ttl(ttl);
+                out.put(";detail=stale-if-error");
+            }
+        }
+        out.finish()
+    }
+}
+
+/// One member while it is written: on the stack, then one exact allocation. Every hit writes one.
+struct Member(SmallVec<[u8; 120]>);
+
+impl Member {
+    fn of(name: &str) -> Self {
+        Self(SmallVec::from_slice(name.as_bytes()))
+    }
+
+    fn put(&mut self, text: &str) {
+        self.0.extend_from_slice(text.as_bytes());
+    }
+
+    fn status(&mut self, status: Option<StatusCode>) {
+        if let Some(status) = status {
+            self.put(";fwd-status=");
+            self.put(status.as_str());
+        }
+    }
+
+    fn ttl(&mut self, ttl: i64) {
+        self.put(if ttl < 0 { ";ttl=-" } else { ";ttl=" });
         let mut digits = [0; 20];
         let (mut at, mut rest) = (digits.len(), ttl.unsigned_abs());
         loop {
@@ -163,47 +233,11 @@ impl Names {
                 break;
             }
         }
-        let (sign, digits): (&[u8], _) = (if ttl < 0 { b"-" } else { b"" }, &digits[at..]);
-        let parts = [self.name.as_bytes(), b";hit;ttl=", sign, digits];
-        // An exact allocation: what is larger is shrunk by another one.
-        let mut out = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
-        parts.iter().for_each(|part| out.extend_from_slice(part));
-        HeaderValue::from_maybe_shared(Bytes::from(out))
-            .unwrap_or_else(|_| HeaderValue::from_static("tower-keep"))
+        self.0.extend_from_slice(&digits[at..]);
     }
 
-    /// Makes the member.
-    pub(super) fn value(&self, said: Said) -> HeaderValue {
-        let mut out = String::with_capacity(self.name.len() + 40);
-        out.push_str(self.name);
-        // Writing to a `String` cannot fail.
-        let _ = match said {
-            Said::Fetched {
-                forward,
-                status,
-                stored,
-            } => {
-                let _ = write!(out, ";{}", forward.as_str());
-                if let Some(status) = status {
-                    let _ = write!(out, ";fwd-status={}", status.as_u16());
-                }
-                match stored {
-                    Ok(ttl) => write!(out, ";stored;ttl={ttl}"),
-                    Err(Some(why)) => write!(out, ";detail={}", why.as_str()),
-                    Err(None) => Ok(()),
-                }
-            }
-            Said::Collapsed(forward) => write!(out, ";{};collapsed", forward.as_str()),
-            Said::Alone(forward) => write!(out, ";{};collapsed=?0", forward.as_str()),
-            Said::StandIn(status, ttl) => {
-                out.push_str(";fwd=stale");
-                if let Some(status) = status {
-                    let _ = write!(out, ";fwd-status={}", status.as_u16());
-                }
-                write!(out, ";ttl={ttl};detail=stale-if-error")
-            }
-        };
-        HeaderValue::try_from(out).unwrap_or_else(|_| HeaderValue::from_static("tower-keep"))
+    fn finish(self) -> HeaderValue {
+        HeaderValue::from_bytes(&self.0).unwrap_or_else(|_| HeaderValue::from_static("tower-keep"))
     }
 }
 

@@ -97,7 +97,7 @@ pub struct Found {
 }
 
 /// The right to store what one fetch brings: order decides among several, not ownership.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ticket {
     /// Names the lease; zero for a fetch that holds none.
     pub token: u128,

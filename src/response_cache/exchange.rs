@@ -1,0 +1,169 @@
+//! One considered request, kept while it is answered: what it asks for, under which settings.
+
+use std::sync::Arc;
+
+use http::header::HeaderMap;
+use http::{Request, Response, StatusCode};
+
+use crate::core::{ResponseCacheOutcome, Visitor};
+
+use super::answer::{self, Asked};
+use super::ask::Ask;
+use super::body::ResponseBody;
+use super::cache::{Cache, Looked};
+use super::config::Setup;
+use super::entry::Entry;
+use super::feed::Stream;
+use super::policy::{self, Use};
+use super::stamps::Verdict;
+use super::status::{Forward, Said};
+use super::store::{Lease, Ticket};
+
+/// A request and its answer to be.
+pub(super) struct Exchange {
+    pub(super) setup: Arc<Setup>,
+    pub(super) ask: Ask,
+    /// The fields as the client sent them, its conditions among them.
+    pub(super) fields: HeaderMap,
+}
+
+impl Exchange {
+    pub(super) fn new<B>(setup: &Arc<Setup>, mut ask: Ask, request: &Request<B>) -> Self {
+        ask.visitor = request.extensions().get::<Visitor>().cloned();
+        Self {
+            setup: Arc::clone(setup),
+            ask,
+            fields: request.headers().clone(),
+        }
+    }
+
+    pub(super) fn cache(&self) -> &Arc<Cache> {
+        &self.setup.cache
+    }
+
+    pub(super) fn asked(&self) -> Asked<'_> {
+        self.ask.asked(&self.fields)
+    }
+
+    /// Selects the variant by the names of `entry`; says whether it answers this very request.
+    pub(super) fn takes(&mut self, entry: &Entry) -> bool {
+        self.ask.select(&entry.head().names, &self.fields);
+        self.ask.matches(entry.head())
+    }
+
+    /// Says whether a stored answer that somebody else found will do for this request's own demands.
+    pub(super) fn may_use(&self, entry: &Entry) -> bool {
+        let cache = self.cache();
+        let verdict = cache.stamps.judge(entry);
+        let usable = policy::use_of(entry.head(), cache.now(), verdict, &self.ask.demands);
+        !matches!(usable, Use::Validate | Use::Gone)
+    }
+
+    pub(super) fn may_stand_in(
+        &self,
+        entry: &Entry,
+        verdict: Verdict,
+        error: Option<StatusCode>,
+    ) -> bool {
+        let asked = self.ask.demands.stale_if_error;
+        policy::may_stand_in(entry.head(), self.cache().now(), verdict, asked, error)
+    }
+
+    pub(super) fn forward(&self, stale: bool) -> Forward {
+        match (stale, self.ask.demands.reload(), self.ask.names.is_empty()) {
+            (true, true, _) => Forward::Request,
+            (true, false, _) => Forward::Stale,
+            (false, _, true) => Forward::UriMiss,
+            (false, _, false) => Forward::VaryMiss,
+        }
+    }
+
+    pub(super) fn give_back(&self, looked: &Looked) {
+        if let Some(Lease::Granted(ticket)) = looked.lease {
+            self.cache().release(&self.ask, ticket, None);
+        }
+    }
+
+    pub(super) fn stored<R>(&self, entry: &Entry, now: u64) -> Response<ResponseBody<R>> {
+        self.ask.mark_personal();
+        hit(&self.setup, self.asked(), entry, now)
+    }
+
+    pub(super) fn collapsed<R>(&self, entry: &Entry) -> Response<ResponseBody<R>> {
+        self.ask.mark_personal();
+        let said = Said::Collapsed(self.forward(false));
+        self.answer(entry, said, ResponseCacheOutcome::Collapsed)
+    }
+
+    /// Reads along with somebody else's fetch; `None` where that is not possible any more.
+    pub(super) fn joined<R>(&self, stream: &Stream) -> Option<Response<ResponseBody<R>>> {
+        let reader = stream.join()?;
+        self.ask.mark_personal();
+        let outcome = ResponseCacheOutcome::Collapsed;
+        self.cache().counters.count(outcome);
+        let said = Said::Collapsed(self.forward(false));
+        let now = self.cache().now();
+        Some(answer::joined(
+            &stream.head,
+            reader,
+            &self.setup.config,
+            now,
+            said,
+            outcome,
+        ))
+    }
+
+    pub(super) fn stand_in<R>(
+        &self,
+        entry: &Entry,
+        status: Option<StatusCode>,
+    ) -> Response<ResponseBody<R>> {
+        self.ask.mark_personal();
+        let said = Said::StandIn(status, answer::ttl(entry.head(), self.cache().now()));
+        self.answer(entry, said, ResponseCacheOutcome::StandIn)
+    }
+
+    fn answer<R>(
+        &self,
+        entry: &Entry,
+        said: Said,
+        outcome: ResponseCacheOutcome,
+    ) -> Response<ResponseBody<R>> {
+        let cache = self.cache();
+        cache.counters.count(outcome);
+        answer::stored(
+            entry,
+            self.asked(),
+            &self.setup.config,
+            cache.now(),
+            said,
+            outcome,
+        )
+    }
+}
+
+/// A ticket without a lease, begun now.
+pub(super) fn ticket_of(looked: &Looked) -> Ticket {
+    Ticket {
+        begun: looked.highest,
+        at: looked.now,
+        ..Ticket::default()
+    }
+}
+
+/// Answers from a stored response that is usable as it is.
+pub(super) fn hit<R>(
+    setup: &Setup,
+    asked: Asked<'_>,
+    entry: &Entry,
+    now: u64,
+) -> Response<ResponseBody<R>> {
+    let fresh = entry.head().age(now) < entry.head().lifetime;
+    let outcome = if fresh {
+        ResponseCacheOutcome::Hit
+    } else {
+        ResponseCacheOutcome::StaleHit
+    };
+    setup.cache.counters.count(outcome);
+    answer::hit(entry, asked, &setup.config, now, outcome)
+}

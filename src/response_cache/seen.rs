@@ -1,0 +1,45 @@
+//! What one pass over an answer's fields shows, so that what is not there is not looked up.
+
+use http::header::{self, HeaderMap};
+
+/// Which of the fields that decide about storing are there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) set_cookie: bool,
+    pub(super) content_type: bool,
+    pub(super) content_length: bool,
+    /// Vary, or what implies it.
+    pub(super) varies: bool,
+    /// Tags or groups.
+    pub(super) tags: bool,
+    /// An ETag or Last-Modified.
+    pub(super) validator: bool,
+    /// Date or Age.
+    pub(super) age: bool,
+    /// The size of the header block.
+    pub(super) block: usize,
+}
+
+impl Seen {
+    pub(super) fn of(fields: &HeaderMap) -> Self {
+        let mut seen = Self::default();
+        for (name, value) in fields {
+            seen.block += name.as_str().len() + value.len() + 4;
+            match *name {
+                header::SET_COOKIE => seen.set_cookie = true,
+                header::CONTENT_TYPE => seen.content_type = true,
+                header::CONTENT_LENGTH => seen.content_length = true,
+                header::ETAG | header::LAST_MODIFIED => seen.validator = true,
+                header::DATE | header::AGE => seen.age = true,
+                header::VARY | header::CONTENT_ENCODING | header::ACCESS_CONTROL_ALLOW_ORIGIN => {
+                    seen.varies = true
+                }
+                _ => {
+                    let name = name.as_str();
+                    seen.tags |= matches!(name, "surrogate-key" | "cache-tag" | "cache-groups");
+                }
+            }
+        }
+        seen
+    }
+}
