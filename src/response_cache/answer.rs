@@ -117,21 +117,17 @@ fn fill(fields: &mut HeaderMap, config: &Config, age: Option<HeaderValue>, said:
     if config.status.is_hidden() {
         fields.remove(CACHE_STATUS);
     }
-    let (mut age, mut said) = (age, Some(said));
-    // Stored maps are led by them: two steps of the iterator where looking them up would hash twice.
-    for (name, value) in fields.iter_mut().take(2) {
-        if *name == AGE {
-            *value = age.take().unwrap_or_else(|| value.clone());
-        } else if *name == CACHE_STATUS {
-            *value = said.take().unwrap_or_else(|| value.clone());
-        }
-    }
-    if let (Some(age), Some(value)) = (age, fields.get_mut(AGE)) {
+    if let (Some(value), Some(age)) = (fields.get_mut(AGE), age) {
         *value = age;
     }
-    if let (Some(said), Some(value)) = (said, fields.get_mut(CACHE_STATUS)) {
+    if let Some(value) = fields.get_mut(CACHE_STATUS) {
         *value = said;
     }
+}
+
+/// Says whether answers of this status have a length where they have no body (RFC 9110 §8.6).
+pub(super) const fn has_length(status: StatusCode) -> bool {
+    !matches!(status.as_u16(), 204 | 205 | 304)
 }
 
 /// Evaluates conditions and range on a complete answer (RFC 9110 §13, §14).
@@ -155,7 +151,8 @@ pub(super) fn shape<R>(
         }
     }
     if asked.head {
-        if !fields.contains_key(header::CONTENT_LENGTH) && entry.trailers().is_none() {
+        let unsaid = !fields.contains_key(header::CONTENT_LENGTH);
+        if unsaid && has_length(status) && entry.trailers().is_none() {
             fields.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
         }
         return (status, ResponseBody::empty());

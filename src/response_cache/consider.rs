@@ -28,9 +28,9 @@ pub(super) struct Signals {
 impl Signals {
     pub(super) fn scan(fields: &HeaderMap) -> Self {
         let mut seen = Self::default();
-        for name in fields.keys() {
+        for (name, _) in fields {
             match name.as_str() {
-                "host" => seen.hosts = fields.get_all(header::HOST).iter().count(),
+                "host" => seen.hosts += 1,
                 "authorization" => seen.authorization = true,
                 "cookie" => seen.cookie = true,
                 "cache-control" | "pragma" => seen.directives = true,

@@ -14,6 +14,9 @@ use parking_lot::Mutex;
 use super::body::BoxError;
 use super::entry::Head;
 
+/// What a body gives when it is read.
+type Read = Option<Result<Frame<Bytes>, BoxError>>;
+
 /// The place of the request that the answer was fetched for.
 const LEADER: usize = 0;
 
@@ -283,10 +286,7 @@ impl<R> Reader<R> {
     }
 
     /// The next frame of the feed; `None` once the body itself has to be asked.
-    fn poll_feed(
-        &mut self,
-        cx: &Context<'_>,
-    ) -> Poll<Option<Option<Result<Frame<Bytes>, BoxError>>>> {
+    fn poll_feed(&mut self, cx: &Context<'_>) -> Poll<Option<Read>> {
         let mut state = self.feed.state.lock();
         let (first, me) = (state.first, self.me);
         let joiner_cut = me != LEADER && state.joiners_cut;

@@ -160,9 +160,7 @@ impl<S> Run<S> {
             });
             return Ok(match fetched.await {
                 Fetched::Answer(answer) => answer,
-                Fetched::Streams(draft, parts, collector) => {
-                    self.exchange.pulled(fetch, draft, parts, collector)
-                }
+                Fetched::Streams(unread) => self.exchange.pulled(fetch, *unread),
             });
         }
     }

@@ -9,6 +9,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{HeaderName, Response, StatusCode, response};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
+use smallvec::SmallVec;
 
 use crate::core::{Personal, ResponseCacheOutcome, Visitor, base64url};
 
@@ -101,6 +102,11 @@ impl Draft {
         let fields = &mut self.head.fields;
         if trailers.is_some() {
             fields.remove(header::CONTENT_LENGTH);
+        } else if answer::has_length(self.head.status) {
+            // Whoever sends it would add it to every single answer.
+            fields
+                .entry(header::CONTENT_LENGTH)
+                .or_insert_with(|| HeaderValue::from(body.len()));
         }
         self.head.trailers = trailers;
         let fields = &mut self.head.fields;
@@ -118,18 +124,19 @@ impl Draft {
 fn stored_fields(fields: &HeaderMap, hidden: &[HeaderName], received: u64) -> HeaderMap {
     let connection = fields.contains_key(header::CONNECTION);
     let is_kept = |name: &HeaderName| {
-        (!connection && is_plain(name)) || (revalidate::is_storable(name, fields))
+        *name != header::SET_COOKIE
+            && ((!connection && is_plain(name)) || revalidate::is_storable(name, fields))
+            && !hidden.contains(name)
     };
-    let kept = || {
-        fields.iter().filter(|(name, _)| {
-            **name != header::SET_COOKIE && is_kept(name) && !hidden.contains(name)
-        })
-    };
-    let mut values = Vec::with_capacity(kept().map(|(_, value)| value.len()).sum());
-    kept().for_each(|(_, value)| values.extend_from_slice(value.as_bytes()));
+    let kept: SmallVec<[_; 16]> = fields.iter().filter(|(name, _)| is_kept(name)).collect();
+    let mut values = Vec::with_capacity(kept.iter().map(|(_, value)| value.len()).sum());
+    for (_, value) in &kept {
+        values.extend_from_slice(value.as_bytes());
+    }
     let (values, mut at) = (Bytes::from(values), 0);
-    let mut stored = Head::room(fields.keys_len() + 1);
-    for (name, value) in kept() {
+    // Room for Date and Content-Length, too.
+    let mut stored = Head::room(kept.len() + 2);
+    for (name, value) in kept {
         let copy = HeaderValue::from_maybe_shared(values.slice(at..at + value.len()));
         at += value.len();
         // They are values already.
@@ -192,7 +199,14 @@ fn own_etag(fields: &HeaderMap, body: &Bytes) -> HeaderValue {
 pub(super) enum Fetched<R> {
     Answer(Response<ResponseBody<R>>),
     /// Its body is still on its way: [`Exchange::pulled`] goes on.
-    Streams(Draft, response::Parts, Collector<R>),
+    Streams(Box<Unread<R>>),
+}
+
+/// An answer that will be stored once the rest of its body has come.
+pub(super) struct Unread<R> {
+    draft: Draft,
+    parts: response::Parts,
+    collector: Collector<R>,
 }
 
 impl Exchange {
@@ -242,7 +256,11 @@ impl Exchange {
                 let response = Response::from_parts(parts, collector.give_up(ended));
                 Fetched::Answer(self.uncacheable(fetch, response, reason))
             }
-            None => Fetched::Streams(draft, parts, collector),
+            None => Fetched::Streams(Box::new(Unread {
+                draft,
+                parts,
+                collector,
+            })),
         }
     }
 
@@ -280,17 +298,16 @@ impl Exchange {
     }
 
     /// Lets a task pull the rest, while the client and those who join read at their own pace.
-    pub(super) fn pulled<R>(
-        self,
-        fetch: Fetch,
-        draft: Draft,
-        mut parts: response::Parts,
-        collector: Collector<R>,
-    ) -> Response<ResponseBody<R>>
+    pub(super) fn pulled<R>(self, fetch: Fetch, unread: Unread<R>) -> Response<ResponseBody<R>>
     where
         R: http_body::Body<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
+        let Unread {
+            draft,
+            mut parts,
+            collector,
+        } = unread;
         answer::put_downstream(&mut parts.headers, draft.head.flags, &self.setup.config);
         self.say_stored(&mut parts, &fetch, &draft.head, draft.keep);
         let unmodified = parts.status == StatusCode::OK

@@ -224,13 +224,18 @@ impl Key {
         principal: Option<[u8; 16]>,
     ) -> Option<Self> {
         let mut text = Text::new();
-        text.push(VERSION);
         let (fields, original) = (
             request.headers(),
             extract::original_uri(request.extensions()),
         );
         let scheme = uri.scheme_str().unwrap_or("");
-        put(&mut text, scheme.as_bytes());
+        if scheme.is_empty() {
+            // The commonest: version and an empty part in one step.
+            text.extend_from_slice(&[VERSION, 0, 0, 0, 0]);
+        } else {
+            text.push(VERSION);
+            put(&mut text, scheme.as_bytes());
+        }
         let host = put_host(&mut text, scheme, uri, fields);
         let target = put_target(&mut text, uri, original);
         // Where a router has cut its prefix away, the rest alone would mean different things.
@@ -287,8 +292,10 @@ fn put_host(text: &mut Text, scheme: &str, uri: &Uri, fields: &HeaderMap) -> Ran
         .authority()
         .map(|authority| authority.as_str().as_bytes());
     let field = fields.get(http::header::HOST).map(HeaderValue::as_bytes);
-    let host = authority.or(field).unwrap_or(b"");
-    let host = host.rsplit(|byte| *byte == b'@').next().unwrap_or(host);
+    let mut host = authority.or(field).unwrap_or(b"");
+    if let Some(at) = host.iter().rposition(|byte| *byte == b'@') {
+        host = &host[at + 1..];
+    }
     let port: &[u8] = if scheme == "https" { b":443" } else { b":80" };
     let host = host.strip_suffix(port).unwrap_or(host);
     put(text, host);
@@ -298,8 +305,11 @@ fn put_host(text: &mut Text, scheme: &str, uri: &Uri, fields: &HeaderMap) -> Ran
 }
 
 fn put_target(text: &mut Text, uri: &Uri, original: Option<&Uri>) -> Range<usize> {
-    let path = original.unwrap_or(uri).path();
-    let query = uri.query();
+    let (path, query) = (original.unwrap_or(uri).path(), uri.query());
+    if query.is_none() {
+        put(text, path.as_bytes());
+        return text.len() - path.len()..text.len();
+    }
     let length = path.len() + query.map_or(0, |query| query.len() + 1);
     text.extend_from_slice(&(length as u32).to_be_bytes());
     let start = text.len();

@@ -179,7 +179,8 @@ impl ResponseCacheLayer {
     /// Sets the name in `Cache-Status` (`tower-keep`).
     ///
     /// # Panics
-    /// If `name` does not begin with a letter or has other characters than letters, digits, `-`, `_`, `.`.
+    /// If `name` is longer than 64 bytes, does not begin with a letter, or has other characters than letters, digits,
+    /// `-`, `_`, `.`.
     #[track_caller]
     pub fn name(self, name: &'static str) -> Self {
         assert!(

@@ -148,11 +148,11 @@ where
         };
         Poll::Ready(match fetched {
             Ok(Fetched::Answer(answer)) => Ok(answer),
-            Ok(Fetched::Streams(draft, parts, collector)) => {
+            Ok(Fetched::Streams(unread)) => {
                 let State {
                     exchange, fetch, ..
                 } = state;
-                Ok(exchange.pulled(fetch, draft, parts, collector))
+                Ok(exchange.pulled(fetch, *unread))
             }
             Err(error) => state.exchange.failed(state.fetch, error),
         })

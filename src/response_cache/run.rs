@@ -132,10 +132,11 @@ impl<S> Run<S> {
                 Outcome::Streams(stream) => {
                     exchange.ask.select(&stream.head.names, &exchange.fields);
                     let matches = exchange.ask.matches(&stream.head);
-                    if matches && exchange.asked().conditions.is_none() {
-                        if let Some(answer) = exchange.joined(stream) {
-                            return Waited::Answer(answer);
-                        }
+                    if matches
+                        && exchange.asked().conditions.is_none()
+                        && let Some(answer) = exchange.joined(stream)
+                    {
+                        return Waited::Answer(answer);
                     }
                     if matches {
                         // A part, or a condition on the whole: when the whole is there.

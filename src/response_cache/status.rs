@@ -1,7 +1,6 @@
 //! What the cache did with a request, as `Cache-Status` says it (RFC 9211).
 
 use http::{HeaderMap, HeaderValue, StatusCode};
-use smallvec::SmallVec;
 
 use crate::core::fields::CACHE_STATUS;
 
@@ -203,15 +202,28 @@ impl Names {
 }
 
 /// One member while it is written: on the stack, then one exact allocation. Every hit writes one.
-struct Member(SmallVec<[u8; 120]>);
+struct Member {
+    bytes: [u8; LONGEST_NAME + 96],
+    length: usize,
+}
 
 impl Member {
     fn of(name: &str) -> Self {
-        Self(SmallVec::from_slice(name.as_bytes()))
+        let mut member = Self {
+            bytes: [0; LONGEST_NAME + 96],
+            length: 0,
+        };
+        member.put(name);
+        member
     }
 
+    /// Adds what has room; all that is ever said has.
     fn put(&mut self, text: &str) {
-        self.0.extend_from_slice(text.as_bytes());
+        let end = self.length + text.len();
+        if let Some(room) = self.bytes.get_mut(self.length..end) {
+            room.copy_from_slice(text.as_bytes());
+            self.length = end;
+        }
     }
 
     fn status(&mut self, status: Option<StatusCode>) {
@@ -233,11 +245,12 @@ impl Member {
                 break;
             }
         }
-        self.0.extend_from_slice(&digits[at..]);
+        self.put(std::str::from_utf8(&digits[at..]).unwrap_or("0"));
     }
 
-    fn finish(self) -> HeaderValue {
-        HeaderValue::from_bytes(&self.0).unwrap_or_else(|_| HeaderValue::from_static("tower-keep"))
+    fn finish(&self) -> HeaderValue {
+        HeaderValue::from_bytes(&self.bytes[..self.length])
+            .unwrap_or_else(|_| HeaderValue::from_static("tower-keep"))
     }
 }
 
@@ -245,10 +258,13 @@ fn value(text: &str) -> HeaderValue {
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("tower-keep"))
 }
 
+/// Longer names are refused where they are set.
+const LONGEST_NAME: usize = 64;
+
 /// Says whether `name` may stand in `Cache-Status`: a token that begins with a letter (RFC 9651 §3.3.4).
 pub(super) const fn is_name(name: &str) -> bool {
     let bytes = name.as_bytes();
-    if bytes.is_empty() || !bytes[0].is_ascii_alphabetic() {
+    if bytes.is_empty() || bytes.len() > LONGEST_NAME || !bytes[0].is_ascii_alphabetic() {
         return false;
     }
     let mut at = 1;
