@@ -24,14 +24,18 @@ pub async fn only(request: Request, next: Next) -> Response {
     let asked = principal_of(request.extensions());
     let checked: Result<(), Fault> = async {
         let user = asked.await?.ok_or(Fault::UNAUTHENTICATED)?;
-        let is_admin = user.has_role("admin") || user.has_role("superadmin");
-        is_admin.then_some(()).ok_or(Fault::FORBIDDEN)
+        is_admin(&user).then_some(()).ok_or(Fault::FORBIDDEN)
     }
     .await;
     match checked {
         Ok(()) => next.run(request).await,
         Err(fault) => fault.into_response(),
     }
+}
+
+/// A superadmin may do all that an admin may.
+pub fn is_admin(user: &Principal) -> bool {
+    user.has_role("admin") || user.has_role("superadmin")
 }
 
 #[derive(Deserialize)]
@@ -117,32 +121,37 @@ pub struct Approval {
     transfer_id: String,
 }
 
-/// `POST /api/admin/payment-transfers/approve`: the database lets one of all who ask at once do it.
+/// `POST /api/admin/payment-transfers/approve`
 pub async fn approve(
     Extract(app): Extract<App>,
     admin: Principal,
     Input(wish): Input<Approval>,
 ) -> Result<Json<Value>, Fault> {
+    approve_transfer(&app, &admin, &wish.transfer_id)
+        .await
+        .map(Json)
+}
+
+/// The database lets one of all who ask at once do it.
+pub async fn approve_transfer(app: &App, admin: &Principal, id: &str) -> Result<Value, Fault> {
     app.counters.handlers_approve.add();
-    let (id, at) = (wish.transfer_id, app.now());
+    let at = app.now();
     let sql = "update clinic_transfer set state = 'APPROVED', approved_by = $2, approved_at = $3 \
                where id = $1 and state = 'PENDING'";
     let known = app
         .db
-        .text("select state from clinic_transfer where id = $1", &id);
+        .text("select state from clinic_transfer where id = $1", id);
     known.await?.ok_or(Fault::NOT_FOUND)?;
     if app
         .db
-        .execute(sql, &[&id, admin.id(), &at.to_string()])
+        .execute(sql, &[id, admin.id(), &at.to_string()])
         .await?
         == 0
     {
         let why = "somebody was faster: this transfer is approved";
         return Err(Fault::conflict("NOT_PENDING", why));
     }
-    Ok(Json(
-        json!({ "transfer_id": id, "approved_by": admin.id(), "approved_at": at }),
-    ))
+    Ok(json!({ "transfer_id": id, "approved_by": admin.id(), "approved_at": at }))
 }
 
 #[derive(Deserialize)]

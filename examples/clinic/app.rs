@@ -13,8 +13,8 @@ use tower_keep::session::RequireLayer;
 use crate::records::Records;
 use crate::state::App;
 use crate::{
-    admin, bookings, dashboard, experts, guests, health, hooks, limits, payments, problem,
-    sessions, users, webhooks,
+    account, admin, bookings, dashboard, experts, guests, health, hooks, limits, pages, payments,
+    problem, sessions, users, visit, webhooks,
 };
 
 const LARGEST_BODY: usize = 64 * 1_024;
@@ -29,10 +29,13 @@ pub fn app<D: Records>(app: App) -> Router {
         .route("/api/experts", get(experts::list))
         .route("/api/experts/{id}", get(experts::one))
         .route("/api/experts/{id}/slots", get(experts::slots))
+        .route("/", get(visit::home))
+        .route("/expert/{id}", get(visit::expert))
         .layer(app.catalogue.clone());
 
     let login = Router::new()
         .route("/api/login", post(sessions::login))
+        .route("/login", post(account::log_in))
         .layer(
             ServiceBuilder::new()
                 .layer(limits::login(&app))
@@ -50,6 +53,7 @@ pub fn app<D: Records>(app: App) -> Router {
             get(sessions::list).delete(sessions::end_others),
         )
         .route("/api/user/sessions/{id}", delete(sessions::end))
+        .route("/me/sessions/{id}/revoke", post(account::revoke))
         .layer(
             ServiceBuilder::new()
                 .layer(session.clone())
@@ -59,6 +63,9 @@ pub fn app<D: Records>(app: App) -> Router {
     let mine = Router::new()
         .route("/api/appointments", get(bookings::appointments))
         .route("/api/experts/me/status", post(users::set_status))
+        .route("/me", get(account::me))
+        .route("/me/logout", post(account::log_out))
+        .route("/admin", get(account::admin))
         .layer(session.clone());
 
     let figures = Router::new()
@@ -95,6 +102,7 @@ pub fn app<D: Records>(app: App) -> Router {
         .layer(admins().layer(limits::verify(&app)));
     let transfers = Router::new()
         .route("/api/admin/payment-transfers/approve", post(admin::approve))
+        .route("/admin/transfers/{id}/approve", post(account::approve))
         .layer(
             admins()
                 .layer(payments::once_if_asked(&app))
@@ -118,6 +126,23 @@ pub fn app<D: Records>(app: App) -> Router {
                 .layer(app.bookings.clone()),
         );
 
+    // The form's own way through the same limits: its key is made of what it says.
+    let submitted = post(visit::submit::<D>).layer(
+        ServiceBuilder::new()
+            .layer(limits::pay_outer(&app))
+            .layer(session.clone())
+            .layer(welcome.clone())
+            .layer(payments::once_per_form(&app))
+            .layer(limits::pay_inner(&app))
+            .layer(app.bookings.clone()),
+    );
+    let shown = get(visit::book).layer(
+        ServiceBuilder::new()
+            .layer(session.clone())
+            .layer(welcome.clone()),
+    );
+    let form = Router::new().route("/book", submitted.merge(shown));
+
     let own = Router::new()
         .route("/api/logout", post(sessions::logout))
         .route(
@@ -126,6 +151,8 @@ pub fn app<D: Records>(app: App) -> Router {
         )
         .route("/api/bookings/{id}", get(payments::booking::<D>))
         .route("/fakepay/{payment_id}", post(webhooks::fakepay::<D>))
+        .route("/pay/{payment_id}", get(visit::pay::<D>))
+        .route("/reservation/{id}", get(visit::reservation::<D>))
         .layer(
             ServiceBuilder::new()
                 .layer(session.clone())
@@ -138,6 +165,10 @@ pub fn app<D: Records>(app: App) -> Router {
         .layer(ServiceBuilder::new().layer(session).layer(welcome));
 
     let open = Router::new()
+        .route("/login", get(account::login_page))
+        .route("/assets/style.css", get(pages::style))
+        .route("/assets/live.js", get(pages::script))
+        .route("/metrics", get(health::metrics))
         .route("/api/health", get(health::all))
         .route("/api/health/{part}", get(health::part))
         .route(
@@ -157,6 +188,7 @@ pub fn app<D: Records>(app: App) -> Router {
         .merge(transfers)
         .merge(operations)
         .merge(pay)
+        .merge(form)
         .merge(own)
         .merge(guest)
         .merge(open)
@@ -165,6 +197,7 @@ pub fn app<D: Records>(app: App) -> Router {
         .layer(
             ServiceBuilder::new()
                 .layer(from_fn(problem::finish))
+                .layer(from_fn(health::count))
                 .layer(DefaultBodyLimit::max(LARGEST_BODY)),
         )
         .with_state(app)

@@ -67,12 +67,17 @@ pub async fn appointments(
     Extract(app): Extract<App>,
     user: Principal,
 ) -> Result<Json<Value>, Fault> {
-    let bookings = match expert_of(&user) {
-        Some(expert) => of_expert(&app, expert.id).await?,
-        None => of_user(&app, user.id()).await?,
-    };
-    let rows: Vec<Value> = bookings.iter().map(booking_of).collect();
+    let rows = appointments_of(&app, &user).await?;
     Ok(Json(json!({ "appointments": rows })))
+}
+
+/// An expert's own calendar, else the user's bookings, by start.
+pub async fn appointments_of(state: &State, user: &Principal) -> Result<Vec<Value>, Fault> {
+    let bookings = match expert_of(user) {
+        Some(expert) => of_expert(state, expert.id).await?,
+        None => of_user(state, user.id()).await?,
+    };
+    Ok(bookings.iter().map(booking_of).collect())
 }
 
 /// `GET /api/customers`: whom an expert has seen, kept for a quarter of an hour, for the expert alone.

@@ -13,7 +13,7 @@ use tower_keep::reservation::BusyState;
 use tower_keep::response_cache::CachePolicy;
 use tower_keep::{DAY, MINUTE, SECOND};
 
-use crate::fixtures::{self, EXPERTS, Expert};
+use crate::fixtures::{self, EXPERTS, Expert, Service};
 use crate::problem::Fault;
 use crate::state::{App, State};
 
@@ -63,9 +63,9 @@ pub struct Wanted {
 /// One start of a service, and whether somebody has it.
 #[derive(Serialize)]
 pub struct SlotRow {
-    start: Timestamp,
-    end: Timestamp,
-    state: &'static str,
+    pub start: Timestamp,
+    pub end: Timestamp,
+    pub state: &'static str,
 }
 
 /// `GET /api/experts/{id}/slots?service=s60&day=2030-01-02`: kept for 15 s, or until the next hold in the list ends.
@@ -75,20 +75,42 @@ pub async fn slots(
     Query(wanted): Query<Wanted>,
 ) -> Result<(CachePolicy, Json<Value>), Fault> {
     app.counters.loaders_slots.add();
-    let day = wanted.day.ok_or(Fault::validation("say which day"))?;
-    let day: Timestamp = format!("{day}T00:00:00Z")
-        .parse()
-        .map_err(|_| Fault::validation("a day is written like 2030-01-02"))?;
+    let chosen = wanted.day.ok_or(Fault::validation("say which day"))?;
+    let chosen = day(&chosen)?;
     let expert = fixtures::expert(&id).ok_or(Fault::NOT_FOUND)?;
     let service = expert
         .service(wanted.service.as_deref().unwrap_or("s30"))
         .ok_or(Fault::NOT_FOUND)?;
-    let busy = app
+    let (rows, changes_in) = slots_of(&app, expert, service, chosen).await?;
+    let fresh_for = changes_in.unwrap_or(Duration::MAX).min(15 * SECOND);
+    let policy = CachePolicy::new().tag(format!("slots:{id}"));
+    let policy = if fresh_for < SECOND {
+        policy.no_store()
+    } else {
+        policy.ttl(fresh_for)
+    };
+    Ok((policy, Json(json!({ "slots": rows }))))
+}
+
+/// The UTC midnight that a day's name means.
+pub fn day(name: &str) -> Result<Timestamp, Fault> {
+    let midnight = format!("{name}T00:00:00Z").parse();
+    midnight.map_err(|_| Fault::validation("a day is written like 2030-01-02"))
+}
+
+/// All starts of a service on one day, and when the first hold among them ends.
+pub async fn slots_of(
+    state: &State,
+    expert: &Expert,
+    service: &Service,
+    day: Timestamp,
+) -> Result<(Vec<SlotRow>, Option<Duration>), Fault> {
+    let busy = state
         .reservations
         .availability(expert.id, day..day + DAY)
         .await?;
-    let now = app.now();
-    let (mut rows, mut fresh_for) = (Vec::new(), 15 * SECOND);
+    let now = state.now();
+    let (mut rows, mut changes_in) = (Vec::new(), None::<Duration>);
     for start in fixtures::starts(day, service.length(), now) {
         let end = start + service.length();
         let mut state = "free";
@@ -100,7 +122,8 @@ pub async fn slots(
             match span.state {
                 BusyState::Booked => state = "booked",
                 BusyState::Held(until) => {
-                    fresh_for = fresh_for.min(until.since(now));
+                    let rest = until.since(now);
+                    changes_in = Some(changes_in.map_or(rest, |least| least.min(rest)));
                     if state == "free" {
                         state = "held";
                     }
@@ -109,11 +132,5 @@ pub async fn slots(
         }
         rows.push(SlotRow { start, end, state });
     }
-    let policy = CachePolicy::new().tag(format!("slots:{id}"));
-    let policy = if fresh_for < Duration::from_secs(1) {
-        policy.no_store()
-    } else {
-        policy.ttl(fresh_for)
-    };
-    Ok((policy, Json(json!({ "slots": rows }))))
+    Ok((rows, changes_in))
 }

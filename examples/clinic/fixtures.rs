@@ -165,6 +165,15 @@ pub fn starts(day: Timestamp, length: Duration, now: Timestamp) -> Vec<Timestamp
         .collect()
 }
 
+/// The first day after today on which anybody works.
+pub fn next_weekday(now: Timestamp) -> Timestamp {
+    let tomorrow = day_of(now) + DAY;
+    let days = (0..3).map(|days| tomorrow + days * DAY);
+    days.into_iter()
+        .find(|day| is_weekday(*day))
+        .unwrap_or(tomorrow)
+}
+
 /// The UTC midnight before `moment`.
 pub fn day_of(moment: Timestamp) -> Timestamp {
     let day = DAY.as_millis() as u64;

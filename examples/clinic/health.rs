@@ -2,12 +2,15 @@
 //!
 //! Try it: `curl localhost:8080/api/health`
 
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use axum::Json;
-use axum::extract::{Path, State as Extract};
-use axum::http::{HeaderValue, StatusCode};
+use axum::extract::{MatchedPath, Path, Request, State as Extract};
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use serde_json::{Value, json};
 use tower_keep::SECOND;
 use tower_keep::backend::health::StoreMode;
@@ -15,6 +18,52 @@ use tower_keep::reservation::HoldRef;
 
 use crate::problem::Fault;
 use crate::state::App;
+
+static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// Begins to gather the measurements of all layers; they are shown by `/metrics`.
+pub fn gather() {
+    if let Ok(handle) = PrometheusBuilder::new().install_recorder() {
+        let _ = RECORDER.set(handle);
+    }
+}
+
+/// `GET /metrics`
+pub async fn metrics() -> impl IntoResponse {
+    let text = RECORDER.get().map(PrometheusHandle::render);
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], text.unwrap_or_default())
+}
+
+/// Counts requests by the pattern of their route: a raw path would be a name without end.
+pub async fn count(request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>();
+    let route = route.map_or_else(|| "none".to_owned(), |route| route.as_str().to_owned());
+    let method = method_of(request.method());
+    let response = next.run(request).await;
+    if !route.starts_with("/_test/") {
+        let status = response.status().as_u16().to_string();
+        let labels = [
+            ("route", route),
+            ("method", method.to_owned()),
+            ("status", status),
+        ];
+        ::metrics::counter!("clinic_requests_total", &labels).increment(1);
+    }
+    response
+}
+
+/// Clients may make up methods; these are all that count by name.
+fn method_of(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "DELETE" => "DELETE",
+        _ => "other",
+    }
+}
 
 struct Check {
     up: bool,

@@ -8,6 +8,7 @@
     reason = "a program, not a library"
 )]
 
+mod account;
 mod admin;
 mod app;
 mod bookings;
@@ -20,6 +21,7 @@ mod health;
 mod hooks;
 mod limits;
 mod options;
+mod pages;
 mod payments;
 mod problem;
 mod provider;
@@ -27,6 +29,7 @@ mod records;
 mod sessions;
 mod state;
 mod users;
+mod visit;
 mod webhooks;
 
 use std::net::SocketAddr;
@@ -72,6 +75,7 @@ fn log_to_stderr() {
 }
 
 async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
+    health::gather();
     let time = hooks::clock(options.test_hooks);
     let store = tower_keep::store::builder(&options.store)
         .clock(time.clone())

@@ -8,7 +8,9 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tower_keep::core::Timestamp;
-use tower_keep::idempotency::{Directive, IdempotencyLayer, Preset, Scope, StatusPolicy};
+use tower_keep::idempotency::{
+    DerivedKey, Directive, IdempotencyLayer, Preset, Scope, StatusPolicy,
+};
 use tower_keep::reservation::{
     Conflict, Hold, HoldOutcome, HoldRef, HoldState, Payment, ReservationError, ReservationGuard,
     Slot,
@@ -44,13 +46,34 @@ pub fn once_if_asked(state: &State) -> IdempotencyLayer {
         .secret(state.key_secret())
 }
 
+/// A form has no key of its own: it is made of what the form says, and of the page that it was sent from.
+pub fn once_per_form(state: &State) -> IdempotencyLayer {
+    let key = DerivedKey::fields("book")
+        .text("expert_id")
+        .text("service_id")
+        .instant("start")
+        .text("nonce");
+    IdempotencyLayer::new(state.store.clone(), Scope::by(guests::scope))
+        .preset(Preset::Form)
+        .derive(key)
+        .max_request_body(64 * 1_024)
+        .secret(state.key_secret())
+}
+
 #[derive(Deserialize)]
 pub struct Wish {
-    expert_id: String,
-    service_id: String,
-    start: Timestamp,
-    price_cents: i64,
-    guest: Guest,
+    pub expert_id: String,
+    pub service_id: String,
+    pub start: Timestamp,
+    pub price_cents: i64,
+    pub guest: Guest,
+}
+
+/// A hold with a payment session; of any number of equal wishes of one subject there is one.
+pub struct Opened {
+    pub record: PaymentRecord,
+    pub hold: Hold,
+    pub is_new: bool,
 }
 
 /// `POST /api/create-payment-intent`: hold the slot, open a payment session, tie the two together.
@@ -60,16 +83,27 @@ pub async fn create<D: Records>(
     mut guard: ReservationGuard<D>,
     Input(wish): Input<Wish>,
 ) -> Result<(StatusCode, HeaderMap, Json<Value>), Fault> {
+    let opened = open::<D>(&app, &owner, &mut guard, wish).await?;
+    let status = if opened.is_new {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
+    Ok(answer(status, &opened.record, &opened.hold))
+}
+
+/// Holds the slot and opens a payment session for it.
+pub async fn open<D: Records>(
+    app: &App,
+    owner: &Owner,
+    guard: &mut ReservationGuard<D>,
+    wish: Wish,
+) -> Result<Opened, Fault> {
     app.counters.handlers_create.add();
     let expert = fixtures::expert(&wish.expert_id).ok_or(Fault::NOT_FOUND)?;
     let service = expert.service(&wish.service_id).ok_or(Fault::NOT_FOUND)?;
     if !fixtures::is_offered(wish.start, service.length(), app.now()) {
-        let why = "this start is not offered";
-        return Err(Fault::Plain(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "SLOT_NOT_OFFERED",
-            why,
-        ));
+        return Err(Fault::SLOT_NOT_OFFERED);
     }
     if wish.price_cents != service.price_cents {
         return Err(Fault::conflict(
@@ -81,10 +115,14 @@ pub async fn create<D: Records>(
     let slot = Slot::new(expert.id, wish.start..end);
     let hold = guard.hold(slot, owner.subject()).key(service.id).await?;
     if hold.outcome() == HoldOutcome::Reused {
-        let known = D::payment_of(&mut guard, &hold.id().to_string()).await?;
+        let known = D::payment_of(guard, &hold.id().to_string()).await?;
         // Without a payment yet: the first wish is still at the provider.
         let known = known.ok_or_else(|| still_opening(&hold, app.now()))?;
-        return Ok(answer(StatusCode::OK, &known, &hold));
+        return Ok(Opened {
+            record: known,
+            hold,
+            is_new: false,
+        });
     }
     // Durable before the network call: no lock is held while the provider thinks. A failure below releases the hold.
     guard.commit().await?;
@@ -111,10 +149,14 @@ pub async fn create<D: Records>(
         payment = payment.valid_until(end);
     }
     guard.attach_payment(hold.id(), payment).await?;
-    D::insert(&mut guard, &record).await?;
+    D::insert(guard, &record).await?;
     let cache = app.cache.clone();
     guard.after_commit(async move { drop_slots(&cache, expert.id).await });
-    Ok(answer(StatusCode::CREATED, &record, &hold))
+    Ok(Opened {
+        record,
+        hold,
+        is_new: true,
+    })
 }
 
 /// Forgets the cached lists of an expert's slots, here and in every other process.
@@ -224,7 +266,7 @@ pub async fn booking<D: Records>(
 }
 
 /// The record and the hold behind it, if this request owns them.
-async fn own<D: Records>(
+pub async fn own<D: Records>(
     guard: &mut ReservationGuard<D>,
     owner: &Owner,
     id: &str,
@@ -240,7 +282,8 @@ async fn own<D: Records>(
     Ok((record, hold))
 }
 
-fn state_name(state: HoldState) -> &'static str {
+/// What a state is called outside.
+pub fn state_name(state: HoldState) -> &'static str {
     match state {
         HoldState::Held => "held",
         HoldState::Processing => "processing",

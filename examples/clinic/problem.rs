@@ -14,6 +14,8 @@ use tower_keep::core::{Problem, StoreError};
 use tower_keep::reservation::{ReservationError, ReservationRejection};
 use tower_keep::session::{SessionError, SessionRejection};
 
+use crate::{pages, webhooks};
+
 /// A refusal of a handler: a status, a code, a sentence.
 #[derive(Debug)]
 pub enum Fault {
@@ -38,6 +40,16 @@ impl Fault {
         StatusCode::UNPROCESSABLE_ENTITY,
         "INVALID_VALUE",
         "one of the values cannot be taken",
+    );
+    pub const SLOT_NOT_OFFERED: Self = Self::Plain(
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "SLOT_NOT_OFFERED",
+        "this start is not offered",
+    );
+    pub const INTERNAL: Self = Self::Plain(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "INTERNAL",
+        "something went wrong here",
     );
     pub const UNKNOWN_ROLE: Self = Self::Plain(
         StatusCode::UNPROCESSABLE_ENTITY,
@@ -135,13 +147,15 @@ impl<T: serde::de::DeserializeOwned, S: Send + Sync> FromRequest<S> for Input<T>
 pub async fn finish(request: Request, next: Next) -> Response {
     let id = uuid::Uuid::new_v4().to_string();
     let head = request.method() == Method::HEAD;
+    let is_page = is_page(&request);
     let mut response = next.run(request).await;
     let status = response.status();
     // What is JSON already says what it has to say: the health of a part that is down.
     let said = response.headers().get(header::CONTENT_TYPE);
-    let said = said.is_some_and(|kind| kind == "application/json");
+    let said =
+        said.is_some_and(|kind| kind == "application/json" || kind == "text/html; charset=utf-8");
     if (status.is_client_error() || status.is_server_error()) && !head && !said {
-        response = complete(response, &id).await;
+        response = complete(response, &id, is_page).await;
     }
     let headers = response.headers_mut();
     headers
@@ -154,7 +168,7 @@ pub async fn finish(request: Request, next: Next) -> Response {
 }
 
 /// Gives a refusal our codes and members. What is no problem document yet (axum's own 404 and 405) becomes one.
-async fn complete(response: Response, id: &str) -> Response {
+async fn complete(response: Response, id: &str, is_page: bool) -> Response {
     let (mut parts, body) = response.into_parts();
     let body = to_bytes(body, 64 * 1_024).await.unwrap_or_default();
     let is_problem = parts
@@ -185,13 +199,41 @@ async fn complete(response: Response, id: &str) -> Response {
             members.insert("retry_after".to_owned(), seconds.into());
         }
     }
-    let body = document.to_string();
     parts.headers.remove(header::CONTENT_LENGTH);
+    if is_page && let Ok(text) = pages::text("problem.html", page_of(&document)) {
+        let (name, policy) = pages::CONTENT_SECURITY;
+        parts.headers.insert(name, policy);
+        let kind = HeaderValue::from_static("text/html; charset=utf-8");
+        parts.headers.insert(header::CONTENT_TYPE, kind);
+        return Response::from_parts(parts, Body::from(text));
+    }
+    let body = document.to_string();
     parts.headers.insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/problem+json"),
     );
     Response::from_parts(parts, Body::from(body))
+}
+
+/// Whether a person looks at the answer: everything but the API's own paths, and its JSON.
+fn is_page(request: &Request) -> bool {
+    let path = request.uri().path();
+    let own = ["/api/", "/internal/", "/_test/", "/metrics", "/assets/"];
+    if own.iter().any(|prefix| path.starts_with(prefix)) {
+        return false;
+    }
+    !path.starts_with("/fakepay/") || webhooks::is_form(request.headers())
+}
+
+fn page_of(document: &Value) -> minijinja::Value {
+    minijinja::context! {
+        title => document["title"].as_str().unwrap_or("Problem"),
+        code => document["code"].as_str(),
+        error => document["error"].as_str(),
+        request_id => document["request_id"].as_str(),
+        retry_after => document["retry_after"].as_u64(),
+        back => "/",
+    }
 }
 
 fn plain(status: StatusCode) -> Value {

@@ -5,12 +5,12 @@
 use axum::Json;
 use axum::extract::{Path, State as Extract};
 use axum::http::StatusCode;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tower_keep::HOUR;
 use tower_keep::MINUTE;
 use tower_keep::core::Principal;
-use tower_keep::session::{Session, SessionCookie, SessionInfo, SessionLayer};
+use tower_keep::session::{Session, SessionCookie, SessionLayer};
 
 use crate::fixtures;
 use crate::problem::{Fault, Input};
@@ -42,6 +42,12 @@ pub async fn login(
     session: Session,
     Input(wish): Input<Credentials>,
 ) -> Result<Json<Value>, Fault> {
+    let user = log_in(&app, &session, &wish).await?;
+    Ok(Json(json!({ "user": user })))
+}
+
+/// Checks the password and begins a session with a new token.
+pub async fn log_in(app: &App, session: &Session, wish: &Credentials) -> Result<Value, Fault> {
     const WRONG: Fault = Fault::Plain(
         StatusCode::UNAUTHORIZED,
         "INVALID_CREDENTIALS",
@@ -52,9 +58,7 @@ pub async fn login(
     session
         .login(Principal::new(user.id).roles(&record.roles))
         .await?;
-    Ok(Json(
-        json!({ "user": { "id": user.id, "roles": record.roles } }),
-    ))
+    Ok(json!({ "id": user.id, "roles": record.roles }))
 }
 
 /// `POST /api/logout`
@@ -63,22 +67,15 @@ pub async fn logout(_user: Principal, session: Session) -> Result<StatusCode, Fa
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// One signed-in browser, by its public id.
-#[derive(Serialize)]
-pub struct DeviceRow {
-    #[serde(flatten)]
-    info: SessionInfo,
+/// `GET /api/user/sessions`
+pub async fn list(_user: Principal, session: Session) -> Result<Json<Vec<Value>>, Fault> {
+    rows(&session).await.map(Json)
 }
 
-/// `GET /api/user/sessions`
-pub async fn list(_user: Principal, session: Session) -> Result<Json<Vec<DeviceRow>>, Fault> {
+/// The signed-in browsers of this user, by their public ids.
+pub async fn rows(session: &Session) -> Result<Vec<Value>, Fault> {
     let sessions = session.list().await?;
-    Ok(Json(
-        sessions
-            .into_iter()
-            .map(|info| DeviceRow { info })
-            .collect(),
-    ))
+    Ok(sessions.iter().map(|info| json!(info)).collect())
 }
 
 /// `DELETE /api/user/sessions/{id}`: of the current one it is a logout; what is not yours does not exist.

@@ -1,5 +1,6 @@
 //! The clinic as its visitors meet it: the built program over HTTP, on memory + SQLite and on Redis + Postgres.
 
+mod pages;
 mod people;
 
 use futures_util::future::join_all;
@@ -583,7 +584,7 @@ async fn what_is_nowhere_is_a_problem_too() {
     let clinic = alone();
     let browser = Browser::new(clinic.address());
     let (nowhere, wrong) = (
-        browser.get("/nowhere").await,
+        browser.get("/api/nowhere").await,
         browser.delete("/api/login").await,
     );
     assert_eq!(

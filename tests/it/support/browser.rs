@@ -33,6 +33,10 @@ impl Reply {
         serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("no JSON: {:?}", self.body))
     }
 
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
     pub fn code(&self) -> String {
         self.json()["code"].as_str().unwrap_or_default().to_owned()
     }
@@ -72,6 +76,15 @@ impl Browser {
 
     pub async fn post(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> Reply {
         self.send(Method::POST, path, headers, Some(body.to_string()))
+            .await
+    }
+
+    /// Sends a form as a page does.
+    pub async fn submit(&self, path: &str, fields: &[(&str, &str)]) -> Reply {
+        let mut body = form_urlencoded::Serializer::new(String::new());
+        body.extend_pairs(fields);
+        let kind = [("content-type", "application/x-www-form-urlencoded")];
+        self.send(Method::POST, path, &kind, Some(body.finish()))
             .await
     }
 

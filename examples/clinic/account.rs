@@ -1,0 +1,124 @@
+//! The pages of people who are logged in: their own, and the administration. Forms do what the API does.
+//!
+//! Try it: open `http://localhost:8080/login`
+
+use axum::extract::{Form, Path, State as Extract};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Redirect, Response};
+use minijinja::context;
+use serde_json::Value;
+use tower_keep::core::{Principal, PrincipalRejection};
+use tower_keep::session::Session;
+
+use crate::admin;
+use crate::bookings;
+use crate::fixtures;
+use crate::pages::page;
+use crate::problem::Fault;
+use crate::sessions::{self, Credentials};
+use crate::state::App;
+
+/// `GET /login`
+pub async fn login_page() -> Result<Response, Fault> {
+    page("login.html", context! { wrong => false })
+}
+
+/// `POST /login`
+pub async fn log_in(
+    Extract(app): Extract<App>,
+    session: Session,
+    Form(wish): Form<Credentials>,
+) -> Result<Response, Fault> {
+    match sessions::log_in(&app, &session, &wish).await {
+        Ok(_) => Ok(Redirect::to("/me").into_response()),
+        Err(Fault::Plain(StatusCode::UNAUTHORIZED, ..)) => {
+            let again = page("login.html", context! { wrong => true })?;
+            Ok((StatusCode::UNAUTHORIZED, again).into_response())
+        }
+        Err(fault) => Err(fault),
+    }
+}
+
+/// Who is asking, or the way to the login page.
+async fn somebody(user: Result<Principal, PrincipalRejection>) -> Result<Principal, Fault> {
+    user.map_err(|rejection| {
+        let refused = rejection.into_response();
+        if refused.status() == StatusCode::UNAUTHORIZED {
+            Fault::Ready(Box::new(Redirect::to("/login").into_response()))
+        } else {
+            Fault::Ready(Box::new(refused))
+        }
+    })
+}
+
+/// `GET /me`
+pub async fn me(
+    Extract(app): Extract<App>,
+    user: Result<Principal, PrincipalRejection>,
+    session: Session,
+) -> Result<Response, Fault> {
+    let user = somebody(user).await?;
+    let record = app.db.user(user.id()).await?.ok_or(Fault::NOT_FOUND)?;
+    let appointments = bookings::appointments_of(&app, &user).await?;
+    let sessions: Vec<Value> = sessions::rows(&session).await?;
+    page(
+        "me.html",
+        context! {
+            id => user.id(),
+            name => record.name,
+            appointments,
+            sessions,
+        },
+    )
+}
+
+/// `POST /me/logout`
+pub async fn log_out(_user: Principal, session: Session) -> Result<Redirect, Fault> {
+    session.logout().await?;
+    Ok(Redirect::to("/"))
+}
+
+/// `POST /me/sessions/{id}/revoke`
+pub async fn revoke(
+    user: Principal,
+    session: Session,
+    id: Path<String>,
+) -> Result<Redirect, Fault> {
+    sessions::end(user, session, id).await?;
+    Ok(Redirect::to("/me"))
+}
+
+/// `GET /admin`
+pub async fn admin(
+    Extract(app): Extract<App>,
+    user: Result<Principal, PrincipalRejection>,
+) -> Result<Response, Fault> {
+    let user = somebody(user).await?;
+    if !admin::is_admin(&user) {
+        return Err(Fault::FORBIDDEN);
+    }
+    let mut transfers = Vec::new();
+    for id in fixtures::TRANSFERS {
+        let state = app
+            .db
+            .text("select state from clinic_transfer where id = $1", id);
+        let state = state.await?.unwrap_or_default();
+        transfers.push(context! { id, state });
+    }
+    let stats = admin::stats(Extract(app)).await.0;
+    let figures = stats.as_object().into_iter().flatten();
+    let figures: Vec<(String, String)> = figures
+        .map(|(name, value)| (name.replace('_', " "), value.to_string().replace('"', "")))
+        .collect();
+    page("admin.html", context! { transfers, figures })
+}
+
+/// `POST /admin/transfers/{id}/approve`
+pub async fn approve(
+    Extract(app): Extract<App>,
+    user: Principal,
+    Path(id): Path<String>,
+) -> Result<Redirect, Fault> {
+    admin::approve_transfer(&app, &user, &id).await?;
+    Ok(Redirect::to("/admin"))
+}
