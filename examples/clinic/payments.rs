@@ -15,7 +15,7 @@ use tower_keep::reservation::{
     Conflict, Hold, HoldOutcome, HoldRef, HoldState, Payment, ReservationError, ReservationGuard,
     Slot,
 };
-use tower_keep::response_cache::{ResponseCacheHandle, Target};
+use tower_keep::response_cache::Target;
 use tower_keep::{MINUTE, SECOND};
 
 use crate::bookings;
@@ -150,8 +150,7 @@ pub async fn open<D: Records>(
     }
     guard.attach_payment(hold.id(), payment).await?;
     D::insert(guard, &record).await?;
-    let cache = app.cache.clone();
-    guard.after_commit(async move { drop_slots(&cache, expert.id).await });
+    commit_and_tell(app, guard, expert.id).await?;
     Ok(Opened {
         record,
         hold,
@@ -159,19 +158,24 @@ pub async fn open<D: Records>(
     })
 }
 
-/// Forgets the cached lists of an expert's slots, here and in every other process.
-pub async fn drop_slots(cache: &ResponseCacheHandle, expert: &str) {
-    cache
-        .invalidate([Target::tag(format!("slots:{expert}"))])
-        .await;
-}
-
-/// The same, and the figures of the expert: somebody has paid, or was paid back.
-pub async fn drop_figures(cache: &ResponseCacheHandle, expert: &str) {
+/// Commits, then forgets the cached lists of an expert's slots and figures before anybody is answered. Where the
+/// client hangs up in between, the work after the commit does it.
+pub async fn commit_and_tell<D: Records>(
+    app: &App,
+    guard: &mut ReservationGuard<D>,
+    expert: &str,
+) -> Result<(), Fault> {
     let owner = fixtures::expert(expert).map(|expert| expert.owner);
     let figures = owner.map(|owner| Target::tag(format!("dashboard:{owner}")));
     let slots = Target::tag(format!("slots:{expert}"));
-    cache.invalidate([slots].into_iter().chain(figures)).await;
+    let targets: Vec<Target> = [slots].into_iter().chain(figures).collect();
+    let (cache, again) = (app.cache.clone(), targets.clone());
+    guard.after_commit(async move {
+        cache.invalidate(again).await;
+    });
+    guard.commit().await?;
+    app.cache.invalidate(targets).await;
+    Ok(())
 }
 
 fn still_opening(hold: &Hold, now: Timestamp) -> Fault {
@@ -240,11 +244,9 @@ pub async fn release<D: Records>(
         ));
     }
     guard.release(hold.id(), record.subject.as_str()).await?;
-    let (cache, provider) = (app.cache.clone(), app.provider.clone());
-    guard.after_commit(async move {
-        provider.expire(&record.payment_id).await;
-        drop_slots(&cache, &record.expert_id).await;
-    });
+    let (provider, payment_id) = (app.provider.clone(), record.payment_id);
+    guard.after_commit(async move { provider.expire(&payment_id).await });
+    commit_and_tell(&app, &mut guard, &record.expert_id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

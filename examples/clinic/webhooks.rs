@@ -18,7 +18,7 @@ use tower_keep::DAY;
 use tower_keep::idempotency::{IdempotencyLayer, Preset, Scope, StoredAnswer};
 use tower_keep::reservation::{Hold, HoldRef, HoldState, ReservationGuard, Settled};
 
-use crate::payments::{drop_figures, drop_slots};
+use crate::payments::commit_and_tell;
 use crate::problem::{Fault, Input};
 use crate::provider::{self, Event, EventData};
 use crate::records::{PaymentRecord, Records};
@@ -93,8 +93,7 @@ async fn receive<D: Records>(
                 ("failed", HoldState::Processing)
                 | ("expired", HoldState::Held | HoldState::Processing) => {
                     drop(guard.release(hold.id(), record.subject.as_str()).await?);
-                    let cache = app.cache.clone();
-                    guard.after_commit(async move { drop_slots(&cache, &record.expert_id).await });
+                    commit_and_tell(&app, &mut guard, &record.expert_id).await?;
                 }
                 _ => {}
             }
@@ -113,8 +112,7 @@ async fn settle<D: Records>(
         Settled::Confirmed(_) => {
             record.booking_id = Some(format!("bok_{}", uuid::Uuid::now_v7().simple()));
             D::book(guard, &record).await?;
-            let cache = app.cache.clone();
-            guard.after_commit(async move { drop_figures(&cache, &record.expert_id).await });
+            commit_and_tell(app, guard, &record.expert_id).await?;
         }
         Settled::LateConflict(_) | Settled::DuplicatePayment(_) => {
             // Read again under the hold's lock: another event may have given it back meanwhile.
