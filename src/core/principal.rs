@@ -1,5 +1,6 @@
 //! Who is asking: an authenticated principal, and the lazy question for it.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
@@ -118,12 +119,12 @@ pub struct Personal;
 pub struct CacheOutside;
 
 /// Answers the lazy question "who is this"; a session layer implements it.
-pub trait AskVisitor: fmt::Debug + Send + Sync + 'static {
+pub trait AskVisitor: Any + fmt::Debug + Send + Sync {
     /// Returns the principal, reading the session at most once per request.
     ///
     /// # Errors
     /// The session store's error; the asking layer decides by its own failure mode.
-    fn principal(&self) -> StoreFuture<Option<Principal>>;
+    fn principal(self: Arc<Self>) -> StoreFuture<Option<Principal>>;
 
     /// Marks the answer as made for one visitor.
     fn mark_personal(&self);
@@ -150,7 +151,18 @@ impl Visitor {
     /// # Errors
     /// The session store's error.
     pub fn principal(&self) -> StoreFuture<Option<Principal>> {
-        self.ask.principal()
+        Arc::clone(&self.ask).principal()
+    }
+
+    /// Returns whoever answers, if it is a `T`: the layer that put the visitor there finds its own handle again.
+    #[must_use]
+    pub fn downcast<T: AskVisitor>(&self) -> Option<Arc<T>> {
+        let ask: &dyn Any = &*self.ask;
+        if !ask.is::<T>() {
+            return None;
+        }
+        let ask: Arc<dyn Any + Send + Sync> = Arc::clone(&self.ask) as _;
+        ask.downcast().ok()
     }
 
     /// Marks the answer as made for one visitor, so that no shared cache keeps it.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{Response, request};
 
 use super::cookie::{CookieText, SessionCookie};
-use super::event::{SessionEvent, SessionEventKind, Signal};
+use super::event::{SessionEvent, SessionEventKind};
 use super::limits::{EXTENDED, Lifetimes, SessionLimit};
 use super::record::UserId;
 use super::rejection::SessionRejection;
@@ -93,10 +93,6 @@ impl Config {
                 user,
             });
         }
-    }
-
-    pub(super) fn signal(&self, signal: Signal, session: Option<SessionId>) {
-        self.tell(SessionEventKind::Signal(signal), session, None);
     }
 
     pub(super) fn tell_ended(&self, ended: Vec<EndedSession>) {

@@ -1,9 +1,9 @@
 //! The cookie: which one is ours, and how it is set and removed.
 
 use bytes::{BufMut, BytesMut};
-use http::{HeaderMap, HeaderValue, header};
+use http::HeaderValue;
 
-use super::token::{TOKEN_CHARS, Token};
+use super::token::{SessionRef, TOKEN_CHARS, Token};
 
 const LONGEST_NAME: usize = 64;
 
@@ -243,9 +243,9 @@ impl CookieText {
     }
 
     /// Looks through all `Cookie` lines: the first well-formed value of our name counts.
-    pub(super) fn find(&self, fields: &HeaderMap) -> Found {
+    pub(super) fn find<'a>(&self, lines: impl IntoIterator<Item = &'a HeaderValue>) -> Found<'a> {
         let mut found = Found::default();
-        for line in fields.get_all(header::COOKIE) {
+        for line in lines {
             for pair in line.as_bytes().split(|byte| *byte == b';') {
                 if let Some(value) = self.value(pair) {
                     found.meet(value);
@@ -266,20 +266,20 @@ impl CookieText {
 
 /// What the cookies of a request hold of ours.
 #[derive(Debug, Default)]
-pub(super) struct Found {
-    pub(super) token: Option<Token>,
+pub(super) struct Found<'a> {
+    pub(super) token: Option<(&'a [u8], SessionRef)>,
     /// Something of our name was there, well-formed or not.
     pub(super) any: bool,
     /// A second, different value was there.
     pub(super) duplicate: bool,
 }
 
-impl Found {
-    fn meet(&mut self, value: &[u8]) {
+impl<'a> Found<'a> {
+    fn meet(&mut self, value: &'a [u8]) {
         self.any = true;
         match &self.token {
-            Some(token) => self.duplicate |= token.as_bytes().as_slice() != value,
-            None => self.token = Token::parse(value),
+            Some((token, _)) => self.duplicate |= *token != value,
+            None => self.token = SessionRef::of_token(value).map(|at| (value, at)),
         }
     }
 }
@@ -299,10 +299,10 @@ mod tests {
         String::from_utf8(token.as_bytes().to_vec()).unwrap()
     }
 
-    fn fields(lines: &[String]) -> HeaderMap {
+    fn fields(lines: &[String]) -> Vec<HeaderValue> {
+        let lines = lines.iter();
         lines
-            .iter()
-            .map(|line| (header::COOKIE, HeaderValue::try_from(line).unwrap()))
+            .map(|line| HeaderValue::try_from(line).unwrap())
             .collect()
     }
 
@@ -336,13 +336,15 @@ mod tests {
     fn the_first_well_formed_value_of_our_name_counts() {
         let cookie = CookieText::new(SessionCookie::insecure("id"));
         let (a, b) = (token(), token());
-        let found = cookie.find(&fields(&[
+        let lines = fields(&[
             format!("x=1; idx={0}; id=short", text(&b)),
             format!("y=2; id={}; id={}", text(&a), text(&b)),
-        ]));
-        assert_eq!(found.token.unwrap().as_bytes(), a.as_bytes());
+        ]);
+        let found = cookie.find(&lines);
+        assert_eq!(found.token.unwrap().0, a.as_bytes());
         assert!(found.duplicate);
-        let none = cookie.find(&fields(&["id=".to_owned() + &"A".repeat(53) + "B"]));
+        let lines = fields(&["id=".to_owned() + &"A".repeat(53) + "B"]);
+        let none = cookie.find(&lines);
         assert!(
             none.any && none.token.is_none(),
             "the spare bits must be zero"

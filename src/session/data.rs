@@ -78,11 +78,21 @@ impl Data {
         self.entries().is_empty()
     }
 
-    pub(super) fn put(&mut self, entry: DataEntry) {
+    pub(super) fn put(&mut self, name: &str, version: u64, value: Value) {
         let entries = Arc::make_mut(self.entries.get_or_insert_default());
-        match entries.binary_search_by(|own| own.name.cmp(&entry.name)) {
-            Ok(at) => entries[at] = entry,
-            Err(at) => entries.insert(at, entry),
+        match entries.binary_search_by(|own| (*own.name).cmp(name)) {
+            Ok(at) => (entries[at].version, entries[at].value) = (version, value),
+            Err(at) => {
+                let name = Arc::from(name);
+                entries.insert(
+                    at,
+                    DataEntry {
+                        name,
+                        version,
+                        value,
+                    },
+                );
+            }
         }
     }
 
@@ -112,40 +122,81 @@ pub(super) enum Unapplied {
     NotANumber,
 }
 
-/// Applies all of `patch` to `data`, written entries getting `version`, or nothing.
-pub(super) fn apply(data: &mut Data, patch: &Patch, version: u64) -> Result<(), Unapplied> {
-    check_versions(data, patch)?;
-    let (keys, size) = (data.entries().len(), data.size());
-    let mut next = if patch.clear {
-        Data::default()
-    } else {
-        data.clone()
-    };
-    for (name, operation) in &patch.operations {
-        let value = match operation {
-            Operation::Set(value) | Operation::SetIf(_, value) => value.clone(),
-            Operation::Remove | Operation::RemoveIf(_) => {
-                next.remove(name);
-                continue;
-            }
-            Operation::Increment(by) => {
-                let before = next.get(name).map(|entry| &entry.value);
-                incremented(before, *by).ok_or(Unapplied::NotANumber)?
-            }
+/// What a patch will do: worked out before anything is changed.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// The sums of increments, in the order of their operations.
+    sums: Vec<Value>,
+    keys: usize,
+    bytes: usize,
+}
+
+impl Plan {
+    /// Works out `patch` on `data`, or says why it cannot be applied. Each operation is about a key of its own.
+    pub(super) fn of(data: &Data, patch: &Patch) -> Result<Self, Unapplied> {
+        check_versions(data, patch)?;
+        let (keys_before, bytes_before) = (data.entries().len(), data.size());
+        let mut plan = Self {
+            sums: Vec::new(),
+            keys: if patch.clear { 0 } else { keys_before },
+            bytes: if patch.clear { 0 } else { bytes_before },
         };
-        next.put(DataEntry {
-            name: Arc::clone(name),
-            version,
-            value,
-        });
+        for (name, operation) in &patch.operations {
+            let old = data.get(name).filter(|_| !patch.clear);
+            if let Some(old) = old {
+                plan.keys -= 1;
+                plan.bytes -= old.size();
+            }
+            let length = match operation {
+                Operation::Remove | Operation::RemoveIf(_) => continue,
+                Operation::Set(value) | Operation::SetIf(_, value) => value.json.len(),
+                Operation::Increment(by) => {
+                    let sum = incremented(old.map(|entry| &entry.value), *by);
+                    let sum = sum.ok_or(Unapplied::NotANumber)?;
+                    let length = sum.json.len();
+                    plan.sums.push(sum);
+                    length
+                }
+            };
+            plan.keys += 1;
+            plan.bytes += name.len() + length;
+        }
+        // A patch that shrinks is taken even where a limit was lowered meanwhile.
+        if plan.keys > MOST_KEYS.max(keys_before) || plan.bytes > patch.limit.max(bytes_before) {
+            return Err(Unapplied::TooLarge);
+        }
+        Ok(plan)
     }
-    // A patch that shrinks is taken even where a limit was lowered meanwhile.
-    let too_many = next.entries().len() > MOST_KEYS.max(keys);
-    if too_many || next.size() > patch.limit.max(size) {
-        return Err(Unapplied::TooLarge);
+
+    /// Returns the bytes of all names and values afterwards, and the number of keys.
+    pub(super) const fn size(&self) -> (usize, usize) {
+        (self.bytes, self.keys)
     }
-    *data = next;
-    Ok(())
+
+    /// Applies the patch it was made of to the same data; written entries get `version`.
+    pub(super) fn apply(self, data: &mut Data, patch: &Patch, version: u64) {
+        if patch.clear {
+            *data = Data::default();
+        }
+        let mut sums = self.sums.into_iter();
+        for (name, operation) in &patch.operations {
+            let value = match operation {
+                Operation::Remove | Operation::RemoveIf(_) => {
+                    data.remove(name);
+                    continue;
+                }
+                // A copy of its own: the caller's may be part of something larger.
+                Operation::Set(value) | Operation::SetIf(_, value) => Some(Value {
+                    format: value.format,
+                    json: Bytes::copy_from_slice(&value.json),
+                }),
+                Operation::Increment(_) => sums.next(),
+            };
+            if let Some(value) = value {
+                data.put(name, version, value);
+            }
+        }
+    }
 }
 
 fn check_versions(data: &Data, patch: &Patch) -> Result<(), Unapplied> {
@@ -269,7 +320,7 @@ mod tests {
             let (mut data, mut oracle) = (Data::default(), BTreeMap::<String, (u64, String)>::new());
             for (version, (clear, operations)) in (1u64..).zip(patches) {
                 let limit = 20;
-                let patch = Patch { clear, limit, operations: operations.iter().map(|(k, op)| (Arc::from(format!("k{k}")), op.clone())).collect(), ..Patch::default() };
+                let patch = Patch { clear, limit, operations: operations.iter().map(|(k, op)| (format!("k{k}").into(), op.clone())).collect(), ..Patch::default() };
                 let mut next = if clear { BTreeMap::new() } else { oracle.clone() };
                 let mut fits = true;
                 for (k, op) in operations {
@@ -294,7 +345,9 @@ mod tests {
                 }
                 let size = |map: &BTreeMap<String, (u64, String)>| map.iter().map(|(k, v)| k.len() + v.1.len()).sum::<usize>();
                 fits &= size(&next) <= limit.max(size(&oracle));
-                prop_assert_eq!(apply(&mut data, &patch, version).is_ok(), fits);
+                let plan = Plan::of(&data, &patch);
+                prop_assert_eq!(plan.is_ok(), fits);
+                if let Ok(plan) = plan { plan.apply(&mut data, &patch, version); }
                 if fits { oracle = next; }
                 let found: Vec<_> = data.entries().iter().map(|e| (e.name.to_string(), e.version, e.value.json.to_vec())).collect();
                 let expected: Vec<_> = oracle.iter().map(|(k, (v, t))| (k.clone(), *v, t.clone().into_bytes())).collect();

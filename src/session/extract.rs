@@ -15,14 +15,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Session {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, SessionError> {
         static SAID: Once = Once::new();
-        let Some(session) = parts.extensions.get::<Self>() else {
+        let Some(session) = Self::of(&parts.extensions) else {
             if SAID.first() {
                 error!("a handler wants a session, but its route has no SessionLayer");
             }
             return Err(SessionError::new(SessionErrorKind::NoLayer));
         };
         session.begin();
-        Ok(session.clone())
+        Ok(session)
     }
 }
 

@@ -6,14 +6,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CACHE_CONTROL, COOKIE, SET_COOKIE, VARY};
+use http::header::{CACHE_CONTROL, Entry, SET_COOKIE, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use pin_project_lite::pin_project;
 
-use super::handle::{Committing, Leaving, Session};
-use super::policy;
+use super::handle::{Committing, Leaving, Next, Session};
 use super::rejection::SessionRejection;
-use crate::core::{Body, Personal, PrincipalRejection};
+use crate::core::{Body, Personal, PrincipalRejection, Visitor};
 
 pin_project! {
     /// The future of [`SessionService`](super::SessionService).
@@ -76,33 +75,36 @@ where
                 return Poll::Ready(answer.map(|response| response.map(Body::pass)));
             };
             // First of all: what comes from now on is refused, not lost.
-            session.seal();
+            let is_touched = session.seal();
             let response = match answer {
-                Ok(response) if session.is_touched() => response,
-                Ok(response) if session.restates() && is_refusal(&response) => response,
+                Ok(response) if is_touched || session.restates() && is_refusal(&response) => {
+                    response
+                }
                 // Untouched: the response leaves as it came. An error is the inner service's.
                 answer => {
-                    return Poll::Ready(answer.map(|mut response| {
-                        if let Some(visitor) = session.watched() {
-                            response.extensions_mut().insert(visitor);
-                        }
-                        response.map(Body::pass)
-                    }));
+                    let watched = session.watched();
+                    *this.session = None;
+                    return Poll::Ready(answer.map(|response| pass(response, watched)));
                 }
             };
-            if policy::keeps_buffer(response.status()) && session.has_buffered() {
-                *this.committing = Some((session.committing(), response));
-            } else {
-                return Poll::Ready(Ok(leave(session, response, None)));
+            match session.finish(response.status()) {
+                Next::Commit(committing) => *this.committing = Some((committing, response)),
+                Next::Leave(leaving) => {
+                    let response = dress(session, response, leaving, None);
+                    *this.session = None;
+                    return Poll::Ready(Ok(response));
+                }
             }
         }
         let failed = match this.committing {
             Some((committing, _)) => ready!(Pin::new(committing).poll(cx)).err(),
             None => None,
         };
-        match (this.committing.take(), this.session.as_ref()) {
+        match (this.committing.take(), this.session.take()) {
             (Some((_, response)), Some(session)) => {
-                Poll::Ready(Ok(leave(session, response, failed.map(Into::into))))
+                let leaving = session.leave();
+                let failed = failed.map(SessionRejection::from);
+                Poll::Ready(Ok(dress(&session, response, leaving, failed)))
             }
             // Polled after its answer.
             _ => Poll::Pending,
@@ -110,19 +112,28 @@ where
     }
 }
 
+/// Lets an untouched response pass; a cache outside sees whether it is touched later on.
+fn pass<R>(mut response: Response<R>, watched: Option<Visitor>) -> Response<Body<R>> {
+    if let Some(visitor) = watched {
+        response.extensions_mut().insert(visitor);
+    }
+    response.map(Body::pass)
+}
+
 /// Dresses the response: refusal, cookie, caching.
-fn leave<R>(
+fn dress<R>(
     session: &Session,
     response: Response<R>,
+    leaving: Leaving,
     failed: Option<SessionRejection>,
 ) -> Response<Body<R>> {
-    let leaving = session.leave();
     let mut response = match failed {
         Some(rejection) => refuse(session, &rejection, None, response),
         None => restate(session, response),
     };
-    leaving_fields(&leaving, response.headers_mut());
-    if leaving.personal {
+    let personal = leaving.personal;
+    leaving_fields(leaving, response.headers_mut());
+    if personal {
         response.extensions_mut().insert(Personal);
     }
     if let Some(visitor) = session.watched() {
@@ -172,21 +183,21 @@ fn refuse<R>(
     refused.map(Body::bytes)
 }
 
-fn leaving_fields(leaving: &Leaving, fields: &mut HeaderMap) {
+fn leaving_fields(leaving: Leaving, fields: &mut HeaderMap) {
     if leaving.personal {
-        vary(fields, &COOKIE);
+        vary(fields, "cookie");
         if leaving.accepts_bearer {
-            vary(fields, &AUTHORIZATION);
+            vary(fields, "authorization");
         }
-        if !fields.contains_key(CACHE_CONTROL) {
-            fields.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
+        if let Entry::Vacant(vacant) = fields.entry(CACHE_CONTROL) {
+            vacant.insert(HeaderValue::from_static("private"));
         }
     }
     if leaving.no_store {
         fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
-    if let Some(cookie) = &leaving.set_cookie {
-        fields.append(SET_COOKIE, cookie.clone());
+    if let Some(cookie) = leaving.set_cookie {
+        fields.append(SET_COOKIE, cookie);
     }
     if leaving.clear_site_data {
         let name = HeaderName::from_static("clear-site-data");
@@ -196,14 +207,21 @@ fn leaving_fields(leaving: &Leaving, fields: &mut HeaderMap) {
 }
 
 /// Adds `name` to `Vary` unless it or `*` is there (RFC 9110 §12.5.5).
-fn vary(fields: &mut HeaderMap, name: &HeaderName) {
-    let names = |line: &HeaderValue| {
+fn vary(fields: &mut HeaderMap, name: &'static str) {
+    let is_there = |line: &HeaderValue| {
         line.as_bytes().split(|byte| *byte == b',').any(|item| {
             let item = item.trim_ascii();
-            item == b"*" || item.eq_ignore_ascii_case(name.as_str().as_bytes())
+            item == b"*" || item.eq_ignore_ascii_case(name.as_bytes())
         })
     };
-    if !fields.get_all(VARY).iter().any(names) {
-        fields.append(VARY, HeaderValue::from(name.clone()));
+    match fields.entry(VARY) {
+        Entry::Vacant(vacant) => {
+            vacant.insert(HeaderValue::from_static(name));
+        }
+        Entry::Occupied(mut lines) => {
+            if !lines.iter().any(is_there) {
+                lines.append(HeaderValue::from_static(name));
+            }
+        }
     }
 }

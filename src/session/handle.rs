@@ -4,31 +4,33 @@ mod commit;
 mod data;
 mod devices;
 mod identity;
+mod leave;
 mod load;
 mod login;
 mod state;
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use bytes::Bytes;
-use http::{HeaderValue, Response, header, request};
+use http::{Extensions, HeaderValue, header, request};
 use parking_lot::{Mutex, MutexGuard};
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use super::config::Config;
 use super::error::{SessionError, SessionErrorKind};
 use super::event::{SessionEventKind, Signal};
 use super::policy;
-use super::rejection::{Challenge, SessionRejection};
+use super::rejection::Challenge;
 use super::store::{NotLive, Seen, SessionRef, Sighting};
-use super::token::{BearerToken, Token};
-use crate::core::telemetry::{count, warn};
+use super::token::BearerToken;
+use crate::core::telemetry::count;
 use crate::core::{CacheOutside, ClientIp, Clock, StoreFailure, SystemClock, Visitor};
 
 pub(super) use commit::Committing;
+pub(super) use leave::{Leaving, Next};
 pub use login::Login;
 use state::{Buffer, Core, Issued, Own, State};
 
@@ -44,15 +46,16 @@ pub struct Session {
 
 /// One per request. No lock is held across an await but `turn`, which orders the calls of this one request.
 struct Shared {
-    me: Weak<Self>,
     config: Arc<Config>,
-    presented: Presented,
+    /// The `Cookie` lines, looked through at the first touch.
+    cookies: SmallVec<[HeaderValue; 1]>,
+    /// The `Authorization` field, where tokens are accepted there.
+    authorization: Option<HeaderValue>,
     sighting: Sighting,
     is_passive: bool,
     cache_outside: bool,
-    touched: AtomicBool,
-    personal: AtomicBool,
-    sealed: AtomicBool,
+    /// `TOUCHED`, `PERSONAL`, `SEALED`.
+    phase: AtomicU8,
     /// When the request began, for overtaken logins; 0 before.
     began: AtomicU64,
     state: Mutex<State>,
@@ -62,87 +65,61 @@ struct Shared {
     turn: tokio::sync::Mutex<()>,
 }
 
-/// What the request brought.
-struct Presented {
-    token: Option<Token>,
-    /// A cookie of our name came, well-formed or not.
-    any_cookie: bool,
-    is_bearer: bool,
-    duplicate: bool,
-}
+/// The handle or the visitor was asked for something.
+const TOUCHED: u8 = 1;
+/// The answer is made for one visitor.
+const PERSONAL: u8 = 2;
+/// The headers leave: nothing more is buffered.
+const SEALED: u8 = 4;
 
-impl Presented {
-    fn of(parts: &request::Parts, config: &Config) -> Self {
-        if config.accepts_bearer
-            && let Some(token) = bearer(parts)
-        {
-            return Self {
-                token: Some(token),
-                any_cookie: false,
-                is_bearer: true,
-                duplicate: false,
-            };
-        }
-        let found = config.cookie.find(&parts.headers);
-        Self {
-            token: found.token,
-            any_cookie: found.any,
-            is_bearer: false,
-            duplicate: found.duplicate,
-        }
+/// Reads a bearer token, if the field holds a well-formed one.
+fn bearer(value: &HeaderValue) -> Option<SessionRef> {
+    let (scheme, token) = value.as_bytes().split_at_checked(7)?;
+    if !scheme.eq_ignore_ascii_case(b"Bearer ") {
+        return None;
     }
-}
-
-fn bearer(parts: &request::Parts) -> Option<Token> {
-    let value = parts.headers.get(header::AUTHORIZATION)?.as_bytes();
-    let (scheme, token) = value.split_at_checked(7)?;
-    let token = Token::parse(token.trim_ascii())?;
-    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
-}
-
-/// What the response must say.
-#[derive(Debug, Default)]
-pub(super) struct Leaving {
-    pub(super) personal: bool,
-    pub(super) accepts_bearer: bool,
-    pub(super) no_store: bool,
-    pub(super) clear_site_data: bool,
-    pub(super) set_cookie: Option<HeaderValue>,
+    SessionRef::of_token(token.trim_ascii())
 }
 
 impl Session {
-    pub(super) fn of(parts: &request::Parts, config: &Arc<Config>) -> Self {
-        let agent = parts.headers.get(header::USER_AGENT).cloned();
-        let ip = parts.extensions.get::<ClientIp>().map(|ip| ip.0);
-        let is_passive = config
-            .is_passive
-            .as_ref()
-            .is_some_and(|is_passive| is_passive(parts));
-        let shared = Arc::new_cyclic(|me| Shared {
-            me: Weak::clone(me),
+    pub(super) fn new(parts: &request::Parts, config: &Arc<Config>) -> Self {
+        let (fields, extensions) = (&parts.headers, &parts.extensions);
+        let authorization = match config.accepts_bearer {
+            true => fields.get(header::AUTHORIZATION).cloned(),
+            false => None,
+        };
+        let is_passive = match &config.is_passive {
+            Some(is_passive) => is_passive(parts),
+            None => false,
+        };
+        let agent = fields.get(header::USER_AGENT).cloned();
+        let ip = extensions.get::<ClientIp>().map(|ip| ip.0);
+        let shared = Arc::new(Shared {
             config: Arc::clone(config),
-            presented: Presented::of(parts, config),
+            cookies: fields.get_all(header::COOKIE).iter().cloned().collect(),
+            authorization,
             sighting: Sighting::new(agent, ip),
             is_passive,
-            cache_outside: parts.extensions.get::<CacheOutside>().is_some(),
-            touched: AtomicBool::new(false),
-            personal: AtomicBool::new(false),
-            sealed: AtomicBool::new(false),
+            cache_outside: extensions.get::<CacheOutside>().is_some(),
+            phase: AtomicU8::new(0),
             began: AtomicU64::new(0),
             state: Mutex::default(),
-            loaded: Notify::new(),
+            loaded: Notify::const_new(),
             turn: tokio::sync::Mutex::const_new(()),
         });
         Self { shared }
     }
 
-    pub(super) fn visitor(&self) -> Visitor {
-        Visitor::new(Arc::clone(&self.shared) as Arc<_>)
+    /// Finds the handle that a [`SessionLayer`](super::SessionLayer) put into a request's extensions, as the axum
+    /// extractor does; touches nothing.
+    #[must_use]
+    pub fn of(extensions: &Extensions) -> Option<Self> {
+        let shared = extensions.get::<Visitor>()?.downcast()?;
+        Some(Self { shared })
     }
 
-    /// What a cache outside needs to see that the session is touched later on.
-    pub(super) fn watched(&self) -> Option<Visitor> {
-        self.shared.cache_outside.then(|| self.visitor())
+    pub(super) fn visitor(&self) -> Visitor {
+        Visitor::new(Arc::clone(&self.shared) as Arc<_>)
     }
 
     pub(super) fn has_cookie(&self, name: &str) -> bool {
@@ -157,8 +134,7 @@ impl Session {
 
     /// Marks the request as touched and its answer as made for one visitor.
     fn ask(&self) -> &Arc<Shared> {
-        self.shared.touch();
-        self.shared.personal.store(true, Ordering::Relaxed);
+        self.shared.touch_as(TOUCHED | PERSONAL);
         &self.shared
     }
 
@@ -167,80 +143,14 @@ impl Session {
     /// Hand it to the client in the body: a bearer request gets no `Set-Cookie`.
     #[must_use]
     pub fn bearer_token(&self) -> Option<BearerToken> {
-        let shared = self.ask();
-        let mut state = shared.state();
-        match &mut state.issued {
+        let mut state = self.ask().state();
+        match state.issued.as_deref_mut() {
             Some(Issued::Bearer { token, taken }) if !*taken => {
                 *taken = true;
                 Some(BearerToken(token.clone()))
             }
             _ => None,
         }
-    }
-}
-
-/// What the layer asks.
-impl Session {
-    pub(super) fn is_touched(&self) -> bool {
-        self.shared.touched.load(Ordering::SeqCst)
-    }
-
-    /// From now on nothing more is buffered: whatever was is taken after this, under the lock.
-    pub(super) fn seal(&self) {
-        self.shared.sealed.store(true, Ordering::SeqCst);
-    }
-
-    pub(super) fn has_buffered(&self) -> bool {
-        !self.shared.state().buffer.is_empty()
-    }
-
-    /// Sends what is buffered for the last time: the headers wait for it.
-    pub(super) fn committing(&self) -> Committing {
-        Committing::last(Arc::clone(&self.shared))
-    }
-
-    /// Says whether documents of refusals have to be made again.
-    pub(super) fn restates(&self) -> bool {
-        self.shared.config.on_rejection.is_some() || self.shared.config.accepts_bearer
-    }
-
-    pub(super) fn refusal(&self, rejection: &SessionRejection) -> Response<Bytes> {
-        let config = &self.shared.config;
-        let mut response = rejection.respond(self.shared.challenge());
-        if let Some(on_rejection) = &config.on_rejection {
-            on_rejection(rejection, &mut response);
-        }
-        response
-    }
-
-    /// Drops what is still buffered, and says what the response needs.
-    pub(super) fn leave(&self) -> Leaving {
-        let shared = &self.shared;
-        let mut state = shared.state();
-        state.buffer = Buffer::default();
-        let mut leaving = Leaving {
-            personal: shared.personal.load(Ordering::Relaxed),
-            accepts_bearer: shared.config.accepts_bearer,
-            clear_site_data: state.clears_site_data,
-            ..Leaving::default()
-        };
-        match &state.issued {
-            Some(Issued::Cookie { token, max_age }) => {
-                leaving.set_cookie = shared.config.cookie.set(token, *max_age);
-            }
-            Some(Issued::Bearer { taken, .. }) => {
-                leaving.no_store = true;
-                if !taken && shared.config.said.token_not_taken.first() {
-                    warn!("a bearer request got a new token that its handler did not take");
-                }
-            }
-            None if state.removes_cookie && !shared.presented.is_bearer => {
-                leaving.set_cookie = Some(shared.config.cookie.removal());
-            }
-            None => {}
-        }
-        leaving.no_store |= leaving.set_cookie.is_some();
-        leaving
     }
 }
 
@@ -308,28 +218,21 @@ impl Shared {
         std::time::Duration::from_millis(micros.div_ceil(1_000))
     }
 
-    /// Notes the first question of this request.
-    fn touch(&self) {
-        if self.touched.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        self.begin();
-        let presented = &self.presented;
-        if presented.duplicate {
-            self.config.signal(Signal::DuplicateCookie, None);
-        }
-        if presented.token.is_none() && presented.any_cookie {
-            self.state().removes_cookie = true;
-            self.config.signal(Signal::MalformedToken, None);
-        }
+    fn has(&self, phase: u8) -> bool {
+        self.phase.load(Ordering::SeqCst) & phase != 0
     }
 
-    fn is_sealed(&self) -> bool {
-        self.sealed.load(Ordering::SeqCst)
+    /// Notes a question of this request; the first one begins it.
+    fn touch_as(&self, phase: u8) {
+        if self.phase.load(Ordering::SeqCst) & phase != phase {
+            self.begin();
+            // One atomic for all phases: whoever seals either sees this touch or is seen by it.
+            self.phase.fetch_or(phase, Ordering::SeqCst);
+        }
     }
 
     fn check_sealed(&self) -> Result<(), SessionError> {
-        if self.is_sealed() {
+        if self.has(SEALED) {
             Err(SessionError::new(SessionErrorKind::Sealed))
         } else {
             Ok(())
@@ -345,25 +248,48 @@ impl Shared {
     }
 
     fn challenge(&self) -> Challenge {
-        match (self.config.accepts_bearer, self.presented.is_bearer) {
-            (false, _) => Challenge::Session,
-            (true, false) => Challenge::Bearer,
-            (true, true) => Challenge::InvalidBearer,
+        if !self.config.accepts_bearer {
+            return Challenge::Session;
+        }
+        match self.authorization.as_ref().and_then(bearer) {
+            Some(_) => Challenge::InvalidBearer,
+            None => Challenge::Bearer,
         }
     }
 
-    /// Which session this request is about.
+    /// Which session this request is about; decodes and hashes the token at the first question.
     fn own(&self, state: &mut State) -> Own {
         if matches!(state.own, Own::Undecoded) {
-            let token = self.presented.token.as_ref();
-            state.own = token
-                .and_then(Token::reference)
-                .map_or(Own::Nobody, Own::Ref);
-            if matches!(state.own, Own::Nobody) {
-                state.core = Core::Nobody;
-            }
+            self.present(state);
         }
         state.own
+    }
+
+    fn present(&self, state: &mut State) {
+        let own = match self.authorization.as_ref().and_then(bearer) {
+            Some(at) => {
+                state.is_bearer = true;
+                Some(at)
+            }
+            None => {
+                let found = self.config.cookie.find(&self.cookies);
+                state.had_cookie = found.any;
+                if found.duplicate {
+                    state.tell(SessionEventKind::Signal(Signal::DuplicateCookie));
+                }
+                found.token.map(|(_, at)| at)
+            }
+        };
+        match own {
+            Some(at) => state.own = Own::Ref(at),
+            None => {
+                (state.own, state.core) = (Own::Nobody, Core::Nobody);
+                if state.had_cookie {
+                    state.removes_cookie = true;
+                    state.tell(SessionEventKind::Signal(Signal::MalformedToken));
+                }
+            }
+        }
     }
 
     /// Notes that the store did not find the session live.
@@ -392,12 +318,16 @@ impl Shared {
     }
 
     /// Notes that the store failed: nothing more is asked by this request.
-    fn failed(&self, error: &SessionError) {
-        let mut state = self.state();
+    fn note_failed(&self, state: &mut State, error: SessionError) -> SessionError {
         if state.failed.is_none() {
             state.failed = Some(error.clone());
             state.tell(SessionEventKind::StoreFailed);
         }
+        error
+    }
+
+    fn failed(&self, error: &SessionError) {
+        self.note_failed(&mut self.state(), error.clone());
     }
 
     fn is_open(&self) -> bool {
@@ -414,7 +344,7 @@ impl fmt::Debug for Shared {
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
-            .field("touched", &self.is_touched())
+            .field("touched", &self.shared.has(TOUCHED))
             .finish_non_exhaustive()
     }
 }

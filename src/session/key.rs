@@ -2,11 +2,13 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::io;
 use std::marker::PhantomData;
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use smallvec::SmallVec;
 
 use super::data::Value;
 use super::error::{SessionError, SessionErrorKind};
@@ -66,6 +68,14 @@ impl<T> SessionKey<T> {
 }
 
 impl<T> SessionKey<T> {
+    pub(super) const fn name(&self) -> &Cow<'static, str> {
+        &self.name
+    }
+
+    pub(super) fn into_name(self) -> Cow<'static, str> {
+        self.name
+    }
+
     /// Names that came at run time are checked at their first use.
     pub(super) fn checked(&self) -> Result<&str, SessionError> {
         check_name(&self.name)
@@ -82,11 +92,26 @@ pub(super) fn check_name(name: &str) -> Result<&str, SessionError> {
 
 impl<T: Serialize> SessionKey<T> {
     pub(super) fn encode(&self, value: &T) -> Result<Value, SessionError> {
-        let json = serde_json::to_vec(value).map_err(SessionError::encode)?;
+        let mut json = Text(SmallVec::new());
+        serde_json::to_writer(&mut json, value).map_err(SessionError::encode)?;
         Ok(Value {
             format: self.format,
-            json: Bytes::from(json),
+            json: Bytes::copy_from_slice(&json.0),
         })
+    }
+}
+
+/// JSON as it is written: small values need no heap until they are copied in their exact length.
+struct Text(SmallVec<[u8; 128]>);
+
+impl io::Write for Text {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -111,7 +111,7 @@ fn ask<B>(rule: &Rule, request: &Request<B>) -> StoreFuture<Result<(), SessionRe
     }
     match rule {
         Rule::Fresh(max_age) => {
-            let (session, max_age) = (extensions.get::<Session>().cloned(), *max_age);
+            let (session, max_age) = (Session::of(extensions), *max_age);
             StoreFuture::boxed(async move {
                 Ok(match session {
                     Some(session) => session.require_fresh(max_age).await,

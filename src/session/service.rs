@@ -48,7 +48,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let outer = request.extensions().get::<Session>();
+        let outer = Session::of(request.extensions());
         if outer.is_some_and(|outer| outer.has_cookie(self.config.cookie.name())) {
             if self.config.said.nested.first() {
                 warn!("two session layers with one cookie: the inner one lets requests pass");
@@ -60,11 +60,10 @@ where
     }
 }
 
-/// Puts the handle and the visitor into the request; nothing is decoded, nothing asked.
+/// Puts the handle into the request, as the visitor that it is; nothing is decoded, nothing asked.
 fn enter<B>(request: Request<B>, config: &Arc<Config>) -> (Request<B>, Session) {
     let (mut parts, body) = request.into_parts();
-    let session = Session::of(&parts, config);
+    let session = Session::new(&parts, config);
     parts.extensions.insert(session.visitor());
-    parts.extensions.insert(session.clone());
     (Request::from_parts(parts, body), session)
 }

@@ -134,6 +134,14 @@ impl Verifier {
         &self.0
     }
 
+    fn words(&self) -> [u64; 4] {
+        let mut words = [0; 4];
+        for (word, bytes) in words.iter_mut().zip(self.0.as_chunks().0) {
+            *word = u64::from_ne_bytes(*bytes);
+        }
+        words
+    }
+
     fn of(secret: &[u8]) -> Self {
         // 39 bytes fit one block of SHA-256.
         let digest = Sha256::new()
@@ -146,7 +154,8 @@ impl Verifier {
 
 impl PartialEq for Verifier {
     fn eq(&self, other: &Self) -> bool {
-        self.0.ct_eq(&other.0).into()
+        // Four words take a fraction of the time of 32 bytes, and no more tells.
+        self.words().ct_eq(&other.words()).into()
     }
 }
 
@@ -165,6 +174,27 @@ pub struct SessionRef {
     pub id: SessionId,
     /// The hash of the secret.
     pub verifier: Verifier,
+}
+
+impl SessionRef {
+    /// Decodes and hashes a token: 54 characters of base64url, the spare bits zero; anything else is none.
+    pub(super) fn of_token(text: &[u8]) -> Option<Self> {
+        if text.len() != TOKEN_CHARS {
+            return None;
+        }
+        let mut bytes = [0; ID_BYTES + SECRET_BYTES];
+        // Refuses foreign characters, and spare bits that are not zero.
+        let decoded = URL_SAFE_NO_PAD.decode_slice(text, &mut bytes);
+        let (id, secret) = bytes.split_at(ID_BYTES);
+        let reference = decoded.ok().and_then(|_| {
+            Some(Self {
+                id: SessionId(id.try_into().ok()?),
+                verifier: Verifier::of(secret),
+            })
+        });
+        bytes.zeroize();
+        reference
+    }
 }
 
 /// A secret that was just drawn; joins an id to become a token. Zeroed on drop.
@@ -203,30 +233,6 @@ impl Drop for Secret {
 pub(super) struct Token([u8; TOKEN_CHARS]);
 
 impl Token {
-    /// Takes `text` if it is well-formed.
-    pub(super) fn parse(text: &[u8]) -> Option<Self> {
-        let text: [u8; TOKEN_CHARS] = text.try_into().ok()?;
-        let is_of_alphabet = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_".contains(byte);
-        // 40 bytes are 320 bits, 54 characters 324: the last four bits carry nothing.
-        let spare_bits_are_zero = matches!(text[TOKEN_CHARS - 1], b'A' | b'Q' | b'g' | b'w');
-        (text.iter().all(is_of_alphabet) && spare_bits_are_zero).then_some(Self(text))
-    }
-
-    /// Decodes and hashes.
-    pub(super) fn reference(&self) -> Option<SessionRef> {
-        let mut bytes = [0; ID_BYTES + SECRET_BYTES];
-        let decoded = URL_SAFE_NO_PAD.decode_slice(self.0, &mut bytes);
-        let (id, secret) = bytes.split_at(ID_BYTES);
-        let reference = decoded.ok().and_then(|_| {
-            Some(SessionRef {
-                id: SessionId(id.try_into().ok()?),
-                verifier: Verifier::of(secret),
-            })
-        });
-        bytes.zeroize();
-        reference
-    }
-
     pub(super) fn as_bytes(&self) -> &[u8; TOKEN_CHARS] {
         &self.0
     }
@@ -288,12 +294,11 @@ mod tests {
         );
         let token = secret.token(id);
         assert_eq!(id.home(), 1_023);
-        let parsed = Token::parse(token.as_bytes()).unwrap();
         let expected = SessionRef {
             id,
             verifier: secret.verifier(),
         };
-        assert_eq!(parsed.reference(), Some(expected));
+        assert_eq!(SessionRef::of_token(token.as_bytes()), Some(expected));
         assert_eq!(id.to_string().parse(), Ok(id));
         assert_eq!(
             format!("{token:?} {:?}", secret.verifier()),
@@ -316,16 +321,25 @@ mod tests {
             let mut text = *token.as_bytes();
             prop_assume!(text[at] != byte);
             text[at] = byte;
-            if let Some(other) = Token::parse(&text) {
-                prop_assert_ne!(other.reference(), token.reference());
+            if let Some(other) = SessionRef::of_token(&text) {
+                prop_assert_ne!(Some(other), SessionRef::of_token(token.as_bytes()));
             }
         }
 
         #[test]
-        fn any_bytes_are_refused_or_decode(text in prop::collection::vec(any::<u8>(), 0..80)) {
-            if let Some(token) = Token::parse(&text) {
-                prop_assert!(token.reference().is_some());
-            }
+        fn any_bytes_are_refused_or_are_a_well_formed_token(text in prop::collection::vec(any::<u8>(), 0..80)) {
+            let is_of_alphabet = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_".contains(byte);
+            let is_well_formed = text.len() == TOKEN_CHARS
+                && text.iter().all(is_of_alphabet)
+                && matches!(text[TOKEN_CHARS - 1], b'A' | b'Q' | b'g' | b'w');
+            prop_assert_eq!(SessionRef::of_token(&text).is_some(), is_well_formed);
+        }
+
+        #[test]
+        fn every_last_character_but_four_is_refused(byte in any::<u8>()) {
+            let mut text = [b'A'; TOKEN_CHARS];
+            text[TOKEN_CHARS - 1] = byte;
+            prop_assert_eq!(SessionRef::of_token(&text).is_some(), b"AQgw".contains(&byte));
         }
     }
 }

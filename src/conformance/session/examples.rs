@@ -35,7 +35,7 @@ pub(super) fn patch(operations: &[(&str, Operation)]) -> Patch {
         clear: false,
         operations: operations
             .iter()
-            .map(|(name, operation)| (Arc::from(*name), operation.clone()))
+            .map(|(name, operation)| ((*name).to_owned().into(), operation.clone()))
             .collect(),
         limit: 64 * 1_024,
         sighting: Sighting::default(),
@@ -262,7 +262,7 @@ pub(super) async fn what_was_ended_stays_ended(store: &dyn SessionStore, clock: 
     let set = patch(&[("a", Operation::Set(json("1")))]);
     let why = NotLive::Ended(EndCause::Revoked);
     assert_eq!(
-        store.patch(at, set.clone()).await.expect("an answer"),
+        store.patch(at, &set).await.expect("an answer"),
         Patched::NotLive(why),
         "no write revives it"
     );
@@ -274,7 +274,7 @@ pub(super) async fn what_was_ended_stays_ended(store: &dyn SessionStore, clock: 
     );
     clock.set(ended.plus(Duration::from_millis(60_001)));
     assert_eq!(
-        store.patch(at, set).await.expect("an answer"),
+        store.patch(at, &set).await.expect("an answer"),
         Patched::NotLive(NotLive::Missing)
     );
     let listed = store.list(Whose::Session(other)).await.expect("an answer");
@@ -337,7 +337,7 @@ pub(super) async fn parallel_writes_are_all_kept(store: &Arc<dyn SessionStore>) 
                 (&name, Operation::Set(json("1"))),
                 ("sum", Operation::Increment(2)),
             ]);
-            store.patch(at, write).await.expect("an answer")
+            store.patch(at, &write).await.expect("an answer")
         })
     });
     for write in writes.collect::<Vec<_>>() {

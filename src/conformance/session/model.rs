@@ -253,7 +253,7 @@ impl World {
                 let (at, patch) = (self.session(), self.patch());
                 let expected = self.oracle.patch(at, &patch);
                 assert_eq!(
-                    store.patch(at, patch.clone()).await.expect("an answer"),
+                    store.patch(at, &patch).await.expect("an answer"),
                     expected,
                     "{patch:?}, {context}"
                 );

@@ -1,6 +1,7 @@
 //! The oracle: every session that ever was, in a flat list, asked by walking through it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -106,7 +107,7 @@ impl Fact {
                 }
                 if let Some((version, value)) = found {
                     current.push(DataEntry {
-                        name: name.clone(),
+                        name: Arc::from(&**name),
                         version: *version,
                         value: value.clone(),
                     });

@@ -7,14 +7,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::Shared;
-use super::state::{Buffer, Core, Issued, Own, State};
+use super::state::{Core, Issued, Own, State};
 use crate::core::telemetry::count;
 use crate::core::{StoreError, StoreFuture};
 use crate::session::error::{SessionError, SessionErrorKind};
 use crate::session::event::SessionEventKind;
 use crate::session::policy::{self, DeadWrite};
 use crate::session::store::{
-    Done, Establish, EstablishCause, Established, Identity, NotLive, Otherwise, Patched, SessionRef,
+    Done, Establish, EstablishCause, Established, Identity, Live, NotLive, Otherwise, Patch,
+    Patched, SessionRef,
 };
 use crate::session::token::{Secret, SessionId};
 
@@ -35,11 +36,11 @@ pub(super) const DRAWS: usize = 3;
 /// Dropped: the patch is applied whole or not at all; a new session that nobody holds ends by idle time.
 pub(in crate::session) struct Committing {
     shared: Arc<Shared>,
-    buffer: Buffer,
+    patch: Patch,
+    /// Operations of the request's own; behind them stands the removal of what could not be decoded.
+    own_operations: usize,
     /// The headers wait for it, so it may still set up a session.
     is_last: bool,
-    /// What could not be decoded is removed on the way, unless somebody changed it meanwhile.
-    cleans: bool,
     step: Step,
 }
 
@@ -61,9 +62,9 @@ impl Committing {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self {
             shared,
-            buffer: Buffer::default(),
+            patch: Patch::default(),
+            own_operations: 0,
             is_last: false,
-            cleans: true,
             step: Step::Begin,
         }
     }
@@ -76,59 +77,68 @@ impl Committing {
     }
 
     fn begin(&mut self) -> Next {
-        self.buffer = std::mem::take(&mut self.shared.state().buffer);
-        if self.buffer.is_empty() {
-            return Ok(Ok(Committed::Applied));
-        }
-        self.send()
-    }
-
-    fn send(&self) -> Next {
-        let shared = &self.shared;
-        let mut state = shared.state();
-        if let Some(error) = state.failed.clone() {
-            drop(state);
-            return Ok(shared.unanswered(error));
-        }
-        match shared.own(&mut state) {
-            Own::Ref(at) => match state.core {
-                Core::NotLive(why) => self.not_live(&mut state, why),
-                _ => {
-                    let epoch = state.epoch;
-                    let mut patch = self
-                        .buffer
-                        .to_patch(shared.config.data_limit, &shared.sighting);
-                    if self.cleans {
-                        state.clean(&mut patch);
-                    }
-                    drop(state);
-                    let answer = shared.config.store.patch(at, patch);
-                    Err(Step::Patch(at, epoch, answer))
-                }
-            },
-            Own::Nobody | Own::Undecoded => self.start_anew(&state),
-        }
-    }
-
-    fn patched(&mut self, at: SessionRef, epoch: u32, answer: Result<Patched, StoreError>) -> Next {
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(error) => return Ok(self.shared.unanswered(error.into())),
-        };
         let shared = Arc::clone(&self.shared);
         let mut state = shared.state();
+        let buffer = std::mem::take(&mut state.buffer);
+        if buffer.is_empty() {
+            return Ok(Ok(Committed::Applied));
+        }
+        self.patch = buffer.into_patch(shared.config.data_limit, &shared.sighting);
+        self.own_operations = self.patch.operations.len();
+        state.clean(&mut self.patch);
+        self.send(&shared, &mut state)
+    }
+
+    fn again(&mut self) -> Next {
+        let shared = Arc::clone(&self.shared);
+        self.patch.operations.truncate(self.own_operations);
+        self.send(&shared, &mut shared.state())
+    }
+
+    /// Under the lock: a store that answers at once is done with it.
+    fn send(&mut self, shared: &Arc<Shared>, state: &mut State) -> Next {
+        if let Some(error) = state.failed.clone() {
+            return Ok(shared.unanswered(state, error));
+        }
+        match (shared.own(state), &state.core) {
+            (Own::Ref(_), Core::NotLive(why)) => {
+                let why = *why;
+                self.not_live(state, why)
+            }
+            (Own::Ref(at), _) => match shared.config.store.patch(at, &self.patch).try_now() {
+                Ok(answer) => self.patched(state, at, state.epoch, answer),
+                Err(later) => Err(Step::Patch(at, state.epoch, later)),
+            },
+            (Own::Nobody | Own::Undecoded, _) => self.start_anew(state),
+        }
+    }
+
+    fn patched(
+        &mut self,
+        state: &mut State,
+        at: SessionRef,
+        epoch: u32,
+        answer: Result<Patched, StoreError>,
+    ) -> Next {
+        let shared = &self.shared;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => return Ok(shared.unanswered(state, error.into())),
+        };
         match answer {
             Patched::Applied { renewed, .. } => {
                 count!("keep_session_writes_total", 1, "answer" => "applied");
                 state.was_seen_live = true;
                 state.data = None;
                 state.undecodable.clear();
-                shared.renewed(&mut state, renewed);
+                shared.renewed(state, renewed);
                 Ok(Ok(Committed::Applied))
             }
             Patched::TooLarge => Ok(Err(SessionError::new(SessionErrorKind::TooLarge))),
-            // A buffer holds no conditions of its own.
-            Patched::Conflict(_) if std::mem::take(&mut self.cleans) => Err(Step::Again),
+            // What could not be decoded was changed by somebody: it stays. The buffer has no conditions of its own.
+            Patched::Conflict(_) if self.patch.operations.len() > self.own_operations => {
+                Err(Step::Again)
+            }
             Patched::NotANumber | Patched::Conflict(_) => {
                 Ok(Err(SessionError::new(SessionErrorKind::NotANumber)))
             }
@@ -137,35 +147,36 @@ impl Committing {
                 Err(Step::Again)
             }
             // One may be about to hear of its success: wait for it, and look again.
-            Patched::NotLive(NotLive::Superseded) if self.shared.turn.try_lock().is_err() => {
-                let shared = Arc::clone(&self.shared);
+            Patched::NotLive(NotLive::Superseded) if shared.turn.try_lock().is_err() => {
+                let shared = Arc::clone(shared);
                 Err(Step::Anew(Box::pin(async move {
                     let _turn = shared.turn.lock().await;
                     Ok(None)
                 })))
             }
             Patched::NotLive(why) => {
-                shared.found_dead(&mut state, at, why);
-                self.not_live(&mut state, why)
+                shared.found_dead(state, at, why);
+                self.not_live(state, why)
             }
         }
     }
 
-    fn not_live(&self, state: &mut State, why: NotLive) -> Next {
+    fn not_live(&mut self, state: &mut State, why: NotLive) -> Next {
         match policy::dead_write(why, state.was_seen_live) {
             DeadWrite::StartAnew => self.start_anew(state),
             DeadWrite::Drop => Ok(Ok(dropped(state))),
         }
     }
 
-    fn start_anew(&self, state: &State) -> Next {
-        if !self.buffer.creates() {
+    fn start_anew(&mut self, state: &State) -> Next {
+        self.patch.operations.truncate(self.own_operations);
+        if !self.patch.creates() {
             return Ok(Ok(Committed::Applied));
         }
-        let (shared, buffer) = (Arc::clone(&self.shared), self.buffer.clone());
+        let (shared, patch) = (Arc::clone(&self.shared), self.patch.clone());
         let (is_last, epoch) = (self.is_last, state.epoch);
         Err(Step::Anew(Box::pin(async move {
-            shared.commit_anew(&buffer, is_last, epoch).await
+            shared.commit_anew(&patch, is_last, epoch).await
         })))
     }
 }
@@ -178,9 +189,12 @@ impl Future for Committing {
         loop {
             let next = match std::mem::replace(&mut this.step, Step::Begin) {
                 Step::Begin => this.begin(),
-                Step::Again => this.send(),
+                Step::Again => this.again(),
                 Step::Patch(at, epoch, mut answer) => match Pin::new(&mut answer).poll(cx) {
-                    Poll::Ready(answer) => this.patched(at, epoch, answer),
+                    Poll::Ready(answer) => {
+                        let shared = Arc::clone(&this.shared);
+                        this.patched(&mut shared.state(), at, epoch, answer)
+                    }
                     Poll::Pending => {
                         this.step = Step::Patch(at, epoch, answer);
                         return Poll::Pending;
@@ -205,10 +219,10 @@ impl Future for Committing {
 }
 
 impl Shared {
-    /// Sets up a session with `buffer`, unless `epoch` is over: then another call of this request changed it.
+    /// Sets up a session with `patch`, unless `epoch` is over: then another call of this request changed it.
     async fn commit_anew(
         &self,
-        buffer: &Buffer,
+        patch: &Patch,
         is_last: bool,
         epoch: u32,
     ) -> Result<Option<Committed>, SessionError> {
@@ -235,7 +249,7 @@ impl Shared {
                 lifetimes: self.config.lifetimes,
                 extended: self.config.extended,
                 limit: self.config.limit,
-                patch: buffer.to_patch(self.config.data_limit, &self.sighting),
+                patch: patch.clone(),
                 age: Duration::ZERO,
             };
             let kind = match self.config.store.establish(order).await {
@@ -247,7 +261,10 @@ impl Shared {
                 Ok(Established::TooLarge) => SessionErrorKind::TooLarge,
                 Ok(Established::NotANumber) => SessionErrorKind::NotANumber,
                 Ok(_) => SessionErrorKind::Unavailable,
-                Err(error) => return self.unanswered(error.into()).map(Some),
+                Err(error) => {
+                    let mut state = self.state();
+                    return self.unanswered(&mut state, error.into()).map(Some);
+                }
             };
             return Err(SessionError::new(kind));
         }
@@ -255,10 +272,14 @@ impl Shared {
     }
 
     /// The store did not answer: refused, or dropped where the layer is open.
-    fn unanswered(&self, error: SessionError) -> Result<Committed, SessionError> {
-        self.failed(&error);
+    fn unanswered(
+        &self,
+        state: &mut State,
+        error: SessionError,
+    ) -> Result<Committed, SessionError> {
+        let error = self.note_failed(state, error);
         if self.is_open() {
-            return Ok(dropped(&mut self.state()));
+            return Ok(dropped(state));
         }
         Err(error)
     }
@@ -271,6 +292,13 @@ impl Shared {
             cause,
             ended,
         } = done;
+        let live = Live {
+            now,
+            record,
+            data: None,
+            renewed: None,
+        };
+        let record = &live.record;
         let token = secret.token(record.id);
         let max_age = record
             .remembered
@@ -284,19 +312,19 @@ impl Shared {
             .and_then(crate::session::record::UserId::try_new);
         let mut state = self.state();
         state.own = Own::Ref(own);
-        state.core = Core::Live(Box::new(record), now);
+        state.core = Core::Live(Box::new(live));
         state.data = None;
         state.epoch += 1;
         state.was_seen_live = true;
         state.clears_site_data = false;
-        state.issued = Some(if self.presented.is_bearer {
+        state.issued = Some(Box::new(if state.is_bearer {
             Issued::Bearer {
                 token,
                 taken: false,
             }
         } else {
             Issued::Cookie { token, max_age }
-        });
+        }));
         drop(state);
         self.config.tell(event_of(cause), Some(own.id), user);
         self.config.tell_ended(ended);

@@ -1,5 +1,6 @@
 //! Values: read lazily, written blind, updated by compare and set.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,17 +8,18 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::commit::{Committed, Committing, DRAWS};
+use super::load::Stored;
 use super::state::{Buffer, Buffered, Core, Own};
 use super::{Session, Shared};
+use crate::core::StoreFuture;
 use crate::core::telemetry::count;
-use crate::session::data::{self, DataEntry, Value};
+use crate::session::data::{self, Value};
 use crate::session::error::{SessionError, SessionErrorKind};
 use crate::session::event::SessionEventKind;
 use crate::session::key::{SessionKey, check_name};
 use crate::session::policy::{self, DeadWrite};
 use crate::session::store::{
-    Establish, Established, Identity, NotLive, Operation, Otherwise, Part, Patch, Patched,
-    SessionRef,
+    Establish, Established, Identity, NotLive, Operation, Otherwise, Patch, Patched, SessionRef,
 };
 use crate::session::token::{Secret, SessionId};
 
@@ -38,20 +40,17 @@ impl Session {
         let key = key.into();
         let name = key.checked()?;
         let shared = self.ask();
-        let buffered = shared.state().buffer.get(name);
-        let value = match buffered {
-            Buffered::Gone => None,
-            Buffered::Value(value) => Some(value),
-            Buffered::Nothing => {
-                let entry = shared.stored(name).await?;
-                return Ok(entry.and_then(|entry| shared.decode(&key, &entry)));
-            }
-            Buffered::Increment(by) => {
-                let before = shared.stored(name).await?.map(|entry| entry.value);
-                data::incremented(before.as_ref(), by)
-            }
-        };
-        Ok(value.and_then(|value| key.decode(&value)))
+        loop {
+            let later = match shared.value(name) {
+                Ok(Here::Stored(found)) => {
+                    return Ok(found?.and_then(|found| shared.decode(&key, &found)));
+                }
+                Ok(Here::Buffered(value)) => return Ok(value.and_then(|value| key.decode(&value))),
+                Err(later) => later,
+            };
+            // An error is found in the state.
+            let _ = later.await;
+        }
     }
 
     /// Writes a value when the request ends well, without loading anything.
@@ -70,7 +69,7 @@ impl Session {
         if name.len() + value.json.len() > shared.config.data_limit {
             return Err(SessionError::new(SessionErrorKind::TooLarge));
         }
-        shared.buffer(|buffer| buffer.set(name, Operation::Set(value)))
+        shared.buffer(|buffer| buffer.set(key.into_name(), Operation::Set(value)))
     }
 
     /// Removes a value when the request ends well, without loading anything.
@@ -80,7 +79,7 @@ impl Session {
     pub fn remove(&self, key: impl AsRef<str>) -> Result<(), SessionError> {
         let shared = self.ask();
         shared.check_sealed()?;
-        let name = check_name(key.as_ref())?;
+        let name = Cow::Owned(check_name(key.as_ref())?.to_owned());
         shared.buffer(|buffer| buffer.set(name, Operation::Remove))
     }
 
@@ -93,7 +92,7 @@ impl Session {
     pub fn increment(&self, key: impl AsRef<str>, by: i64) -> Result<(), SessionError> {
         let shared = self.ask();
         shared.check_sealed()?;
-        let name = check_name(key.as_ref())?;
+        let name = Cow::Owned(check_name(key.as_ref())?.to_owned());
         shared.buffer(|buffer| buffer.increment(name, by))?
     }
 
@@ -144,15 +143,15 @@ impl Session {
         let name = key.checked()?;
         self.commit().await?;
         let shared = &self.shared;
-        let mut found = shared.stored(name).await?;
+        let mut found = shared.read(name).await?;
         shared.check_answered()?;
         for attempt in 1..=ATTEMPTS {
             let (answer, value) = {
-                let before = found.as_ref().and_then(|entry| shared.decode(&key, entry));
+                let before = found.as_ref().and_then(|found| shared.decode(&key, found));
                 let mut value = before.unwrap_or_default();
                 (change(&mut value), key.encode(&value)?)
             };
-            match shared.replace(name, found.as_ref(), value).await? {
+            match shared.replace(key.name(), found.as_ref(), value).await? {
                 Replaced::Done => return Ok(answer),
                 Replaced::Conflict(entry) => found = entry,
             }
@@ -166,27 +165,45 @@ impl Session {
 /// What an attempt to replace a value found.
 enum Replaced {
     Done,
-    Conflict(Option<DataEntry>),
+    Conflict(Option<Stored>),
+}
+
+/// A value as this request sees it, without waiting.
+enum Here {
+    Stored(Result<Option<Stored>, SessionError>),
+    Buffered(Option<Value>),
 }
 
 impl Shared {
-    /// Returns what the store has, read at most once.
-    async fn stored(self: &Arc<Self>, name: &str) -> Result<Option<DataEntry>, SessionError> {
-        loop {
-            if let Err(error) = self.know(Part::Whole).await {
-                if self.is_open() {
-                    return Ok(None);
+    /// Finds a value, or what to wait for: the buffer first, then the store, read at most once.
+    fn value(self: &Arc<Self>, name: &str) -> Result<Here, StoreFuture<()>> {
+        let mut state = self.state();
+        Ok(match state.buffer.get(name) {
+            Buffered::Gone => Here::Buffered(None),
+            Buffered::Value(value) => Here::Buffered(Some(value)),
+            Buffered::Nothing => Here::Stored(self.stored(&mut state, name)?),
+            Buffered::Increment(by) => match self.stored(&mut state, name)? {
+                Ok(found) => {
+                    let before = found.map(|found| found.value);
+                    Here::Buffered(data::incremented(before.as_ref(), by))
                 }
-                let failed = self.state().failed.clone();
-                return Err(failed.unwrap_or_else(|| error.into()));
-            }
-            let state = self.state();
-            match (&state.core, &state.data) {
-                (Core::Live(..), Some(data)) => return Ok(data.get(name).cloned()),
-                // A login of this very request came in between: ask again.
-                (Core::Live(..) | Core::Unknown, None) => {}
-                _ => return Ok(None),
-            }
+                Err(error) => Here::Stored(Err(error)),
+            },
+        })
+    }
+
+    /// Returns what the store has, read at most once.
+    async fn read(self: &Arc<Self>, name: &str) -> Result<Option<Stored>, SessionError> {
+        loop {
+            let later = {
+                let mut state = self.state();
+                match self.stored(&mut state, name) {
+                    Ok(found) => return found,
+                    Err(later) => later,
+                }
+            };
+            // An error is found in the state.
+            let _ = later.await;
         }
     }
 
@@ -199,11 +216,11 @@ impl Shared {
     }
 
     /// Decodes a stored value; what cannot be decoded is removed by the next patch.
-    fn decode<T: DeserializeOwned>(&self, key: &SessionKey<T>, entry: &DataEntry) -> Option<T> {
-        let decoded = key.decode(&entry.value);
+    fn decode<T: DeserializeOwned>(&self, key: &SessionKey<T>, stored: &Stored) -> Option<T> {
+        let decoded = key.decode(&stored.value);
         if decoded.is_none() {
             let mut state = self.state();
-            let found = (Arc::clone(&entry.name), entry.version);
+            let found = (Arc::from(key.as_ref()), stored.version);
             if !state.undecodable.contains(&found) {
                 state.undecodable.push(found);
                 state.tell(SessionEventKind::Undecodable);
@@ -215,33 +232,33 @@ impl Shared {
     /// Stores `value` if nobody changed the key since `found` was read.
     async fn replace(
         self: &Arc<Self>,
-        name: &str,
-        found: Option<&DataEntry>,
+        name: &Cow<'static, str>,
+        found: Option<&Stored>,
         value: Value,
     ) -> Result<Replaced, SessionError> {
-        let version = found.map_or(0, |entry| entry.version);
+        let version = found.map_or(0, |found| found.version);
         let operation = Operation::SetIf(version, value.clone());
-        let patch = self.patch_of(name, operation);
+        let patch = self.patch_of(name.clone(), operation);
         let Some(at) = self.live_ref()? else {
             return self.establish_with(patch).await;
         };
-        let answer = self.config.store.patch(at, patch).await;
+        let answer = self.config.store.patch(at, &patch).await;
         let mut state = self.state();
         match answer {
             Ok(Patched::Applied { version, renewed }) => {
                 self.renewed(&mut state, renewed);
                 if let Some(data) = &mut state.data {
-                    data.put(DataEntry {
-                        name: Arc::from(name),
-                        version,
-                        value,
-                    });
+                    data.put(name, version, value);
                 }
                 Ok(Replaced::Done)
             }
             Ok(Patched::Conflict(entries)) => {
                 state.data = None;
-                Ok(Replaced::Conflict(entries.into_iter().next()))
+                let found = entries.into_iter().next();
+                Ok(Replaced::Conflict(found.map(|entry| Stored {
+                    version: entry.version,
+                    value: entry.value,
+                })))
             }
             Ok(Patched::TooLarge) => Err(SessionError::new(SessionErrorKind::TooLarge)),
             Ok(Patched::NotANumber) => Err(SessionError::new(SessionErrorKind::NotANumber)),
@@ -258,10 +275,10 @@ impl Shared {
         }
     }
 
-    fn patch_of(&self, name: &str, operation: Operation) -> Patch {
+    fn patch_of(&self, name: Cow<'static, str>, operation: Operation) -> Patch {
         Patch {
             clear: false,
-            operations: smallvec::smallvec![(Arc::from(name), operation)],
+            operations: smallvec::smallvec![(name, operation)],
             limit: self.config.data_limit,
             sighting: self.sighting.clone(),
         }
@@ -271,7 +288,7 @@ impl Shared {
     fn live_ref(&self) -> Result<Option<SessionRef>, SessionError> {
         let state = self.state();
         let why = match (&state.own, &state.core) {
-            (Own::Ref(at), Core::Live(..) | Core::Unknown) => return Ok(Some(*at)),
+            (Own::Ref(at), Core::Live(_) | Core::Unknown) => return Ok(Some(*at)),
             (_, Core::NotLive(why)) => *why,
             _ => NotLive::Missing,
         };

@@ -6,14 +6,14 @@ use std::time::Duration;
 use super::commit::DRAWS;
 use super::state::{Buffer, Core, Own};
 use super::{Login, Session, Shared};
-use crate::core::{Principal, Timestamp};
+use crate::core::Principal;
 use crate::session::error::{SessionError, SessionErrorKind};
 use crate::session::limits::Lifetimes;
 use crate::session::record::{AuthStamp, Roles, SessionRecord, UserId};
 use crate::session::rejection::SessionRejection;
 use crate::session::store::{
     EndCause, Establish, Established, Identity, Loaded, LoginIdentity, NotLive, Otherwise, Part,
-    Read, Revoked, SessionRef, Target,
+    Patch, Read, Revoked, SessionRef, Target,
 };
 use crate::session::token::{Secret, SessionId, home_of_user};
 
@@ -23,8 +23,8 @@ impl Session {
     /// # Errors
     /// The store cannot answer.
     pub async fn principal(&self) -> Result<Option<Principal>, SessionError> {
-        let record = self.ask().record().await?;
-        Ok(record.and_then(|(record, _)| record.principal))
+        let principal = self.ask().core(|record, _| record.principal.clone());
+        Ok(principal.await?.flatten())
     }
 
     /// Refuses who has not this role: 401 without a login, 403 without the role.
@@ -44,9 +44,10 @@ impl Session {
     /// # Errors
     /// The refusal, or the store cannot answer.
     pub async fn require_fresh(&self, max_age: Duration) -> Result<(), SessionRejection> {
-        let record = self.ask().record().await?;
-        let authenticated = record.and_then(|(record, now)| Some((record.authenticated?, now)));
-        match authenticated {
+        let authenticated = self
+            .ask()
+            .core(|record, now| record.authenticated.map(|at| (at, now)));
+        match authenticated.await?.flatten() {
             None => Err(SessionRejection::LoginRequired),
             Some((at, now)) if now.since(at) < max_age => Ok(()),
             Some(_) => Err(SessionRejection::FreshLoginRequired { max_age }),
@@ -58,8 +59,9 @@ impl Session {
     /// # Errors
     /// The store cannot answer.
     pub async fn expires_in(&self) -> Result<Option<Duration>, SessionError> {
-        let record = self.ask().record().await?;
-        Ok(record.map(|(record, now)| record.expires_at().since(now)))
+        self.ask()
+            .core(|record, now| record.expires_at().since(now))
+            .await
     }
 
     /// Asks the store again whether the session is live, recording no activity; for sockets between messages.
@@ -146,10 +148,13 @@ impl Session {
     pub async fn check_auth_stamp(&self, bytes: impl AsRef<[u8]>) -> Result<(), SessionRejection> {
         let stamp = AuthStamp::of(bytes);
         let shared = self.ask();
-        match shared.record().await? {
-            Some((record, _)) if record.principal.is_none() => Err(SessionRejection::LoginRequired),
-            Some((record, _)) if record.stamp == Some(stamp) => Ok(()),
-            Some(_) => {
+        let fits = |record: &SessionRecord, _| {
+            let is_login = record.principal.is_some();
+            is_login.then_some(record.stamp == Some(stamp))
+        };
+        match shared.core(fits).await?.flatten() {
+            Some(true) => Ok(()),
+            Some(false) => {
                 shared.end_own(EndCause::AuthStamp).await?;
                 Err(SessionRejection::LoginRequired)
             }
@@ -177,21 +182,6 @@ struct Order {
 }
 
 impl Shared {
-    /// Returns the core and the store's clock, read at most once.
-    pub(super) async fn record(
-        self: &Arc<Self>,
-    ) -> Result<Option<(SessionRecord, Timestamp)>, SessionError> {
-        if let Err(error) = self.know(Part::Core).await {
-            if self.is_open() {
-                return Ok(None);
-            }
-            let failed = self.state().failed.clone();
-            return Err(failed.unwrap_or_else(|| error.into()));
-        }
-        let state = self.state();
-        Ok(state.record().map(|(record, now)| (record.clone(), now)))
-    }
-
     /// The session that the request brought or made, whatever became of it.
     pub(super) fn reference(&self) -> Option<SessionRef> {
         let mut state = self.state();
@@ -211,7 +201,9 @@ impl Shared {
             Identity::Set(_) => std::mem::take(&mut self.state().buffer),
             Identity::Keep => Buffer::default(),
         };
-        let answer = self.establish_once(&order, current, &buffer).await;
+        let patch = buffer.clone();
+        let patch = patch.into_patch(self.config.data_limit, &self.sighting);
+        let answer = self.establish_once(&order, current, &patch).await;
         if answer.is_err() {
             self.state().buffer.restore(buffer);
         }
@@ -222,7 +214,7 @@ impl Shared {
         &self,
         order: &Order,
         current: Option<SessionRef>,
-        buffer: &Buffer,
+        patch: &Patch,
     ) -> Result<(), SessionRejection> {
         for _ in 0..DRAWS {
             let secret = Secret::draw().map_err(SessionError::from)?;
@@ -235,7 +227,7 @@ impl Shared {
                 lifetimes: order.lifetimes,
                 extended: self.config.extended,
                 limit: self.config.limit,
-                patch: buffer.to_patch(self.config.data_limit, &self.sighting),
+                patch: patch.clone(),
                 age: self.age(),
             };
             let kind = match self.config.store.establish(whole).await {
@@ -274,7 +266,7 @@ impl Shared {
                 Own::Ref(at) => Some(at),
                 Own::Nobody | Own::Undecoded => None,
             };
-            let had_cookie = self.presented.any_cookie || state.issued.is_some();
+            let had_cookie = state.had_cookie || state.issued.is_some();
             let failed = state.failed.clone();
             state.forget();
             state.removes_cookie |= had_cookie;
@@ -304,7 +296,7 @@ impl Shared {
     /// Notes that a revocation ended the request's own session.
     pub(super) fn own_was_ended(&self) {
         let mut state = self.state();
-        let had_cookie = self.presented.any_cookie || state.issued.is_some();
+        let had_cookie = state.had_cookie || state.issued.is_some();
         state.forget();
         state.core = Core::NotLive(NotLive::Ended(EndCause::Revoked));
         state.removes_cookie |= had_cookie;

@@ -1,78 +1,117 @@
 //! The one load that concurrent first questions of a request share.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::Shared;
-use super::state::{Core, Own};
+use super::state::{Core, Own, State};
 use crate::core::telemetry::count;
-use crate::core::{AskVisitor, Principal, StoreError, StoreFuture};
+use crate::core::{AskVisitor, Principal, StoreError, StoreFuture, Timestamp};
+use crate::session::data::Value;
 use crate::session::error::SessionError;
-use crate::session::store::{Loaded, Part, Read, SessionRef};
+use crate::session::store::{Loaded, Part, Read, SessionRecord, SessionRef};
 
 /// What a question finds.
-enum Begin {
+pub(super) enum Asked {
+    /// It is known, here and now.
     Known,
     Failed(SessionError),
-    /// Somebody else asks the store; wait.
-    Wait,
-    Load(SessionRef, Loading),
+    /// Ask again after this; an error is noted in the state.
+    Later(StoreFuture<()>),
+}
+
+/// A value as the store has it.
+pub(super) struct Stored {
+    pub(super) version: u64,
+    pub(super) value: Value,
 }
 
 impl Shared {
-    /// Makes `part` known, by at most one store call of the request at a time.
+    /// Makes `part` known, by at most one store call of the request at a time; at once where the store answers at once.
     ///
-    /// Dropping it before its answer lets the next one ask.
-    pub(super) fn know(self: &Arc<Self>, part: Part) -> StoreFuture<()> {
-        match self.begin_load(part) {
-            Begin::Known => StoreFuture::ok(()),
-            Begin::Failed(error) => StoreFuture::ready(Err(error.to_store_error())),
-            Begin::Load(at, loading) => {
-                let renew = (!self.is_passive).then(|| self.sighting.clone());
-                let answer = self.config.store.load(at, Read { part, renew });
-                answer.then(move |answer| loading.settle(answer))
-            }
-            Begin::Wait => {
-                let me = Arc::clone(self);
-                StoreFuture::boxed(async move {
-                    me.wait().await;
-                    me.know(part).await
-                })
-            }
-        }
-    }
-
-    fn begin_load(self: &Arc<Self>, part: Part) -> Begin {
-        let mut state = self.state();
+    /// Dropping what is to be awaited lets the next one ask.
+    pub(super) fn know(self: &Arc<Self>, state: &mut State, part: Part) -> Asked {
         if let Some(error) = &state.failed {
-            return Begin::Failed(error.clone());
+            return Asked::Failed(error.clone());
         }
-        let Own::Ref(at) = self.own(&mut state) else {
-            return Begin::Known;
+        let Own::Ref(at) = self.own(state) else {
+            return Asked::Known;
         };
         let is_known = match state.core {
             Core::Unknown => false,
             Core::Nobody | Core::NotLive(_) => true,
-            Core::Live(..) => part == Part::Core || state.data.is_some(),
+            Core::Live(_) => part == Part::Core || state.data.is_some(),
         };
         if is_known {
-            return Begin::Known;
+            return Asked::Known;
         }
         if state.is_loading {
-            return Begin::Wait;
+            let me = Arc::clone(self);
+            return Asked::Later(StoreFuture::boxed(async move {
+                me.wait().await;
+                Ok(())
+            }));
         }
-        state.is_loading = true;
-        let epoch = state.epoch;
-        let shared = Arc::clone(self);
-        Begin::Load(
-            at,
-            Loading {
-                shared,
-                at,
-                epoch,
-                part,
+        let renew = (!self.is_passive).then(|| self.sighting.clone());
+        match self.config.store.load(at, Read { part, renew }).try_now() {
+            Ok(answer) => match self.settle(state, at, part, answer) {
+                Ok(()) => Asked::Known,
+                Err(error) => Asked::Failed(error),
             },
-        )
+            Err(later) => {
+                state.is_loading = true;
+                let loading = Loading {
+                    shared: Arc::clone(self),
+                    at,
+                    epoch: state.epoch,
+                    part,
+                };
+                Asked::Later(later.then(move |answer| loading.settle(answer)))
+            }
+        }
+    }
+
+    /// Reads the core; `None` where nobody is live, or the store away and the layer open.
+    pub(super) async fn core<R>(
+        self: &Arc<Self>,
+        read: impl FnOnce(&SessionRecord, Timestamp) -> R,
+    ) -> Result<Option<R>, SessionError> {
+        loop {
+            let later = {
+                let mut state = self.state();
+                match self.know(&mut state, Part::Core) {
+                    Asked::Known => {
+                        return Ok(state.record().map(|(record, now)| read(record, now)));
+                    }
+                    Asked::Failed(_) if self.is_open() => return Ok(None),
+                    Asked::Failed(error) => return Err(error),
+                    Asked::Later(later) => later,
+                }
+            };
+            // An error is found in the state.
+            let _ = later.await;
+        }
+    }
+
+    /// Returns what the store has under `name`, or what to wait for.
+    pub(super) fn stored(
+        self: &Arc<Self>,
+        state: &mut State,
+        name: &str,
+    ) -> Result<Result<Option<Stored>, SessionError>, StoreFuture<()>> {
+        match self.know(state, Part::Whole) {
+            Asked::Known => {}
+            Asked::Failed(_) if self.is_open() => return Ok(Ok(None)),
+            Asked::Failed(error) => return Ok(Err(error)),
+            Asked::Later(later) => return Err(later),
+        }
+        let entry = match (&state.core, &state.data) {
+            (Core::Live(_), Some(data)) => data.get(name),
+            _ => None,
+        };
+        Ok(Ok(entry.map(|entry| Stored {
+            version: entry.version,
+            value: entry.value.clone(),
+        })))
     }
 
     async fn wait(&self) {
@@ -82,6 +121,34 @@ impl Shared {
         if self.state().is_loading {
             loaded.await;
         }
+    }
+
+    fn settle(
+        &self,
+        state: &mut State,
+        at: SessionRef,
+        part: Part,
+        answer: Result<Loaded, StoreError>,
+    ) -> Result<(), SessionError> {
+        let answer = answer.map_err(|error| self.note_failed(state, error.into()))?;
+        count!(
+            "keep_session_loads_total", 1,
+            "part" => if part == Part::Core { "core" } else { "whole" },
+            "answer" => if matches!(answer, Loaded::Live(_)) { "live" } else { "not_live" },
+        );
+        match answer {
+            Loaded::Live(mut live) => {
+                state.was_seen_live = true;
+                if let Some(data) = live.data.take() {
+                    state.data = Some(data);
+                }
+                let renewed = live.renewed;
+                state.core = Core::Live(live);
+                self.renewed(state, renewed);
+            }
+            Loaded::NotLive(why) => self.found_dead(state, at, why),
+        }
+        Ok(())
     }
 }
 
@@ -95,36 +162,13 @@ struct Loading {
 
 impl Loading {
     fn settle(self, answer: Result<Loaded, StoreError>) -> Result<(), StoreError> {
-        let shared = &self.shared;
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(error) => {
-                let error = SessionError::from(error);
-                shared.failed(&error);
-                return Err(error.to_store_error());
-            }
-        };
-        count!(
-            "keep_session_loads_total", 1,
-            "part" => if self.part == Part::Core { "core" } else { "whole" },
-            "answer" => if matches!(answer, Loaded::Live(_)) { "live" } else { "not_live" },
-        );
-        let mut state = shared.state();
-        if state.epoch != self.epoch {
+        let mut state = self.shared.state();
+        // A login or logout of this very request came in between: the answer is about another session.
+        if state.epoch != self.epoch && answer.is_ok() {
             return Ok(());
         }
-        match answer {
-            Loaded::Live(live) => {
-                state.was_seen_live = true;
-                if live.data.is_some() {
-                    state.data = live.data;
-                }
-                state.core = Core::Live(Box::new(live.record), live.now);
-                shared.renewed(&mut state, live.renewed);
-            }
-            Loaded::NotLive(why) => shared.found_dead(&mut state, self.at, why),
-        }
-        Ok(())
+        let settled = self.shared.settle(&mut state, self.at, self.part, answer);
+        settled.map_err(|error| error.to_store_error())
     }
 }
 
@@ -137,26 +181,36 @@ impl Drop for Loading {
 
 /// What other layers ask; it touches the session, but does not make the answer personal.
 impl AskVisitor for Shared {
-    fn principal(&self) -> StoreFuture<Option<Principal>> {
-        self.touch();
-        let Some(me) = self.me.upgrade() else {
-            return StoreFuture::ok(None);
+    fn principal(self: Arc<Self>) -> StoreFuture<Option<Principal>> {
+        self.touch_as(super::TOUCHED);
+        let ask = |me: &Arc<Self>| {
+            let mut state = me.state();
+            match me.know(&mut state, Part::Core) {
+                Asked::Known => Ok(Ok(state.principal())),
+                Asked::Failed(error) => Ok(Err(error.to_store_error())),
+                Asked::Later(later) => Err(later),
+            }
         };
-        let known = me.know(Part::Core);
-        known.map(move |()| {
-            let state = me.state();
-            state
-                .record()
-                .and_then(|(record, _)| record.principal.clone())
-        })
+        match ask(&self) {
+            Ok(answer) => StoreFuture::ready(answer),
+            Err(mut later) => StoreFuture::boxed(async move {
+                loop {
+                    // An error is found in the state; whoever waited for another's load looks again.
+                    let _ = later.await;
+                    match ask(&self) {
+                        Ok(answer) => return answer,
+                        Err(again) => later = again,
+                    }
+                }
+            }),
+        }
     }
 
     fn mark_personal(&self) {
-        self.touch();
-        self.personal.store(true, Ordering::Relaxed);
+        self.touch_as(super::TOUCHED | super::PERSONAL);
     }
 
     fn is_personal(&self) -> bool {
-        self.personal.load(Ordering::Relaxed)
+        self.has(super::PERSONAL)
     }
 }

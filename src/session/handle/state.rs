@@ -1,15 +1,16 @@
 //! What is known so far, and what is buffered.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use smallvec::SmallVec;
-
-use crate::core::Timestamp;
+use crate::core::{Principal, Timestamp};
 use crate::session::data::{self, Data, Value};
 use crate::session::error::{SessionError, SessionErrorKind};
 use crate::session::event::SessionEventKind;
 use crate::session::record::UserId;
-use crate::session::store::{NotLive, Operation, Patch, SessionRecord, SessionRef, Sighting};
+use crate::session::store::{
+    Live, NotLive, Operation, Operations, Patch, SessionRecord, SessionRef, Sighting,
+};
 use crate::session::token::{SessionId, Token};
 
 #[derive(Default)]
@@ -23,7 +24,11 @@ pub(super) struct State {
     pub(super) epoch: u32,
     pub(super) was_seen_live: bool,
     pub(super) buffer: Buffer,
-    pub(super) issued: Option<Issued>,
+    pub(super) issued: Option<Box<Issued>>,
+    /// A cookie of our name came, well-formed or not.
+    pub(super) had_cookie: bool,
+    /// The token came as a bearer token.
+    pub(super) is_bearer: bool,
     pub(super) removes_cookie: bool,
     pub(super) clears_site_data: bool,
     pub(super) failed: Option<SessionError>,
@@ -43,13 +48,14 @@ pub(super) enum Own {
 }
 
 /// What is known of it.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) enum Core {
     #[default]
     Unknown,
     Nobody,
     NotLive(NotLive),
-    Live(Box<SessionRecord>, Timestamp),
+    /// As it was read; its data lie beside it.
+    Live(Box<Live>),
 }
 
 /// A new token, on its way to the client.
@@ -61,9 +67,13 @@ pub(super) enum Issued {
 impl State {
     pub(super) fn record(&self) -> Option<(&SessionRecord, Timestamp)> {
         match &self.core {
-            Core::Live(record, now) => Some((record, *now)),
+            Core::Live(live) => Some((&live.record, live.now)),
             _ => None,
         }
+    }
+
+    pub(super) fn principal(&self) -> Option<Principal> {
+        self.record()?.0.principal.clone()
     }
 
     /// Adds to `patch` the removal of what could not be decoded, unless somebody changed it meanwhile.
@@ -72,9 +82,11 @@ impl State {
             return;
         }
         for (name, version) in &self.undecodable {
-            if patch.operations.iter().all(|(own, _)| own != name) {
+            if patch.operations.iter().all(|(own, _)| **own != **name) {
                 let removal = Operation::RemoveIf(*version);
-                patch.operations.push((Arc::clone(name), removal));
+                patch
+                    .operations
+                    .push((Cow::Owned(name.as_ref().to_owned()), removal));
             }
         }
     }
@@ -107,7 +119,7 @@ impl State {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Buffer {
     clear: bool,
-    operations: SmallVec<[(Arc<str>, Operation); 2]>,
+    operations: Operations,
 }
 
 /// What the buffer says of a key.
@@ -147,15 +159,19 @@ impl Buffer {
         self.clear = true;
     }
 
-    pub(super) fn set(&mut self, name: &str, operation: Operation) {
-        match self.operations.iter_mut().find(|(own, _)| &**own == name) {
+    pub(super) fn set(&mut self, name: Cow<'static, str>, operation: Operation) {
+        match self.operations.iter_mut().find(|(own, _)| *own == name) {
             Some((_, own)) => *own = operation,
-            None => self.operations.push((Arc::from(name), operation)),
+            None => self.operations.push((name, operation)),
         }
     }
 
-    pub(super) fn increment(&mut self, name: &str, by: i64) -> Result<(), SessionError> {
-        let folded = match self.get(name) {
+    pub(super) fn increment(
+        &mut self,
+        name: Cow<'static, str>,
+        by: i64,
+    ) -> Result<(), SessionError> {
+        let folded = match self.get(&name) {
             Buffered::Nothing => Operation::Increment(by),
             Buffered::Increment(before) => Operation::Increment(before.saturating_add(by)),
             Buffered::Gone => Operation::Set(sum(None, by)?),
@@ -165,23 +181,10 @@ impl Buffer {
         Ok(())
     }
 
-    /// Whether it would leave anything in a new session.
-    pub(super) fn creates(&self) -> bool {
-        let creates = |operation: &Operation| {
-            matches!(
-                operation,
-                Operation::Set(_) | Operation::SetIf(..) | Operation::Increment(_)
-            )
-        };
-        self.operations
-            .iter()
-            .any(|(_, operation)| creates(operation))
-    }
-
-    pub(super) fn to_patch(&self, limit: usize, sighting: &Sighting) -> Patch {
+    pub(super) fn into_patch(self, limit: usize, sighting: &Sighting) -> Patch {
         Patch {
             clear: self.clear,
-            operations: self.operations.clone(),
+            operations: self.operations,
             limit,
             sighting: sighting.clone(),
         }
@@ -197,8 +200,8 @@ impl Buffer {
         for (name, operation) in later.operations {
             match operation {
                 // Both are integers or the store says no to the sum anyway.
-                Operation::Increment(by) => drop(self.increment(&name, by)),
-                operation => self.set(&name, operation),
+                Operation::Increment(by) => drop(self.increment(name, by)),
+                operation => self.set(name, operation),
             }
         }
     }

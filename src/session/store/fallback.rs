@@ -15,7 +15,7 @@ impl<P: SessionStore, S: fmt::Debug + Send + Sync + 'static> SessionStore for Fa
         self.primary().load(at, read)
     }
 
-    fn patch(&self, at: SessionRef, patch: Patch) -> StoreFuture<Patched> {
+    fn patch(&self, at: SessionRef, patch: &Patch) -> StoreFuture<Patched> {
         self.primary().patch(at, patch)
     }
 

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::backend::memory::{self, EntryKey, MemoryStore, PartSetup, Slot};
 use crate::core::{StoreError, StoreFuture, Timestamp};
-use crate::session::data::{self, Unapplied};
+use crate::session::data::{Plan, Unapplied};
 use crate::session::policy::{self, Facts};
 
 impl SessionStore for MemoryStore {
@@ -25,9 +25,9 @@ impl SessionStore for MemoryStore {
         }))
     }
 
-    fn patch(&self, at: SessionRef, patch: Patch) -> StoreFuture<Patched> {
+    fn patch(&self, at: SessionRef, patch: &Patch) -> StoreFuture<Patched> {
         StoreFuture::ready(change_one(self, at, |slot, moment| {
-            apply(slot, at, &patch, moment)
+            apply(slot, at, patch, moment)
         }))
     }
 
@@ -91,7 +91,7 @@ impl Row {
             let roles = principal.iter_roles().map(|role| role.len() + 16);
             principal.id().len() + 32 + roles.sum::<usize>()
         });
-        size_of::<Self>() + principal + self.data.size() + self.data.entries().len() * 96
+        size_of::<Self>() + principal + self.data_heap()
     }
 
     fn facts(&self, cut_off: Option<Timestamp>) -> Facts<'_> {
@@ -231,21 +231,27 @@ fn load(slot: &mut Slot<'_, Entry>, at: SessionRef, read: &Read, moment: Moment)
         Err(why) => return Loaded::NotLive(why),
     };
     let now = moment.now;
-    let due = policy::is_due(row.record.last_activity, row.record.idle, now)
-        || (!row.data.is_empty() && policy::is_due(row.data_used, row.extended, now));
-    let mut renewed = None;
-    if (due && read.renew.is_some()) || row.has_data_run_out(now) {
-        renewed = record_use(slot, read, now);
+    let is_due = || {
+        policy::is_due(row.record.last_activity, row.record.idle, now)
+            || (!row.data.is_empty() && policy::is_due(row.data_used, row.extended, now))
+    };
+    if !(read.renew.is_some() && is_due()) && !row.has_data_run_out(now) {
+        return told(row, read.part, now, None);
     }
+    let renewed = record_use(slot, read, now);
     match slot.get() {
-        Some(Entry::Session(row)) => Loaded::Live(Box::new(Live {
-            now,
-            record: row.record.clone(),
-            data: (read.part == Part::Whole).then(|| row.data.clone()),
-            renewed,
-        })),
+        Some(Entry::Session(row)) => told(row, read.part, now, renewed),
         _ => Loaded::NotLive(NotLive::Missing),
     }
+}
+
+fn told(row: &Row, part: Part, now: Timestamp, renewed: Option<Seen>) -> Loaded {
+    Loaded::Live(Box::new(Live {
+        now,
+        record: row.record.clone(),
+        data: (part == Part::Whole).then(|| row.data.clone()),
+        renewed,
+    }))
 }
 
 fn record_use(slot: &mut Slot<'_, Entry>, read: &Read, now: Timestamp) -> Option<Seen> {
@@ -274,37 +280,57 @@ fn apply(
         Ok(row) => row,
         Err(why) => return Ok(Patched::NotLive(why)),
     };
-    let mut next = row.clone();
-    let heap = row.heap();
-    next.drop_what_ran_out(moment.now);
-    if let Err(why) = next.apply(patch, moment.now) {
-        return Ok(match why {
-            Unapplied::Conflict(entries) => Patched::Conflict(entries),
-            Unapplied::TooLarge => Patched::TooLarge,
-            Unapplied::NotANumber => Patched::NotANumber,
-        });
+    let has_run_out = row.has_data_run_out(moment.now);
+    let plan = if has_run_out {
+        Plan::of(&Data::default(), patch)
+    } else {
+        Plan::of(&row.data, patch)
+    };
+    let plan = match plan {
+        Ok(plan) => plan,
+        Err(Unapplied::Conflict(entries)) => return Ok(Patched::Conflict(entries)),
+        Err(Unapplied::TooLarge) => return Ok(Patched::TooLarge),
+        Err(Unapplied::NotANumber) => return Ok(Patched::NotANumber),
+    };
+    let (bytes, keys) = plan.size();
+    let growth = data_heap(bytes, keys).saturating_sub(row.data_heap());
+    if growth > 0 {
+        slot.reserve(growth)?;
     }
-    let renewed = next.renew(&patch.sighting, moment.now);
-    let (version, expires) = (next.counter, next.record.expires_at().as_micros());
-    if next.heap() > heap {
-        // Growth needs room first; the table may refuse.
-        slot.set(Entry::Session(Box::new(next)), expires)?;
-    } else if let Some(row) = row_mut(slot.get_mut()) {
-        *row = next;
-        slot.set_expiry(expires);
-    }
+    let Some(row) = row_mut(slot.get_mut()) else {
+        return Ok(Patched::NotLive(NotLive::Missing));
+    };
+    row.drop_what_ran_out(moment.now);
+    row.write(plan, patch, moment.now);
+    let renewed = row.renew(&patch.sighting, moment.now);
+    let (version, expires) = (row.counter, row.record.expires_at().as_micros());
+    slot.set_expiry(expires);
     Ok(Patched::Applied { version, renewed })
+}
+
+/// What values take beside their rows.
+const fn data_heap(bytes: usize, keys: usize) -> usize {
+    bytes + keys * 96
 }
 
 impl Row {
     /// Changes the data, whole or not at all.
     fn apply(&mut self, patch: &Patch, now: Timestamp) -> Result<(), Unapplied> {
+        let plan = Plan::of(&self.data, patch)?;
+        self.write(plan, patch, now);
+        Ok(())
+    }
+
+    fn write(&mut self, plan: Plan, patch: &Patch, now: Timestamp) {
         if !patch.is_empty() {
-            data::apply(&mut self.data, patch, self.counter + 1)?;
             self.counter += 1;
+            plan.apply(&mut self.data, patch, self.counter);
             self.data_used = self.data_used.max(now);
         }
-        Ok(())
+    }
+
+    fn data_heap(&self) -> usize {
+        data_heap(self.data.size(), self.data.entries().len())
     }
 
     fn ended(&self, cause: EndCause) -> EndedSession {

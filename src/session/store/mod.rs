@@ -5,6 +5,7 @@ mod memory;
 #[cfg(feature = "redis")]
 mod redis;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +39,7 @@ pub trait SessionStore: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// The store cannot answer; if [`is_unknown`](crate::core::StoreError::is_unknown), it may have been applied.
-    fn patch(&self, at: SessionRef, patch: Patch) -> StoreFuture<Patched>;
+    fn patch(&self, at: SessionRef, patch: &Patch) -> StoreFuture<Patched>;
 
     /// Sets up, logs in, switches or rotates a session, with its limit, other sessions and data, in one step.
     ///
@@ -70,7 +71,7 @@ impl<T: SessionStore + ?Sized> SessionStore for Arc<T> {
         (**self).load(at, read)
     }
 
-    fn patch(&self, at: SessionRef, patch: Patch) -> StoreFuture<Patched> {
+    fn patch(&self, at: SessionRef, patch: &Patch) -> StoreFuture<Patched> {
         (**self).patch(at, patch)
     }
 
@@ -179,13 +180,16 @@ pub struct Live {
     pub renewed: Option<Seen>,
 }
 
+/// Names of keys and what happens to them; a name that is known to the compiler is not copied.
+pub type Operations = SmallVec<[(Cow<'static, str>, Operation); 1]>;
+
 /// Changes of a session's data, one operation per key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Patch {
     /// Removes all values first.
     pub clear: bool,
     /// One operation per key.
-    pub operations: SmallVec<[(Arc<str>, Operation); 2]>,
+    pub operations: Operations,
     /// The most bytes of names and values afterwards.
     pub limit: usize,
     /// What the request shows of its visitor, recorded if due.
@@ -197,6 +201,16 @@ impl Patch {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         !self.clear && self.operations.is_empty()
+    }
+
+    /// Says whether it would leave anything in a new session.
+    pub(super) fn creates(&self) -> bool {
+        self.operations.iter().any(|(_, operation)| {
+            matches!(
+                operation,
+                Operation::Set(_) | Operation::SetIf(..) | Operation::Increment(_)
+            )
+        })
     }
 }
 

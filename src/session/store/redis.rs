@@ -44,15 +44,13 @@ impl SessionStore for RedisStore {
         after_pending(self, [home; 2], move |store| send_load(store, at, &read))
     }
 
-    fn patch(&self, at: SessionRef, patch: Patch) -> StoreFuture<Patched> {
-        let home = at.id.home();
-        after_pending(self, [home; 2], move |store| {
-            let keys = [session_key(store, at.id), cut_off_key(store, home)];
-            let call = store
-                .script(&PATCH, &keys)
-                .arg(at.verifier.as_bytes())
-                .arg(seen(&patch.sighting));
-            with_patch(call, &patch).run(patched)
+    fn patch(&self, at: SessionRef, patch: &Patch) -> StoreFuture<Patched> {
+        if !pending::has_any(self) {
+            return send_patch(self, at, patch);
+        }
+        let patch = patch.clone();
+        after_pending(self, [at.id.home(); 2], move |store| {
+            send_patch(store, at, &patch)
         })
     }
 
@@ -108,6 +106,15 @@ fn send_load(store: &RedisStore, at: SessionRef, read: &Read) -> StoreFuture<Loa
         .arg(flag(part == Part::Whole))
         .arg(seen.as_ref().map_or(&[][..], |seen| seen.as_slice()))
         .run(move |reply| loaded(reply, part))
+}
+
+fn send_patch(store: &RedisStore, at: SessionRef, patch: &Patch) -> StoreFuture<Patched> {
+    let keys = [session_key(store, at.id), cut_off_key(store, at.id.home())];
+    let call = store
+        .script(&PATCH, &keys)
+        .arg(at.verifier.as_bytes())
+        .arg(seen(&patch.sighting));
+    with_patch(call, patch).run(patched)
 }
 
 /// One step; with `moved`, the fields of a session that was frozen in another home take the place of `current`.

@@ -1,6 +1,6 @@
 //! By what is counted: addresses through proxies, principals, credentials, and what is done without them.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use super::*;
 use tower_keep::core::{
@@ -197,7 +197,7 @@ async fn axum_tells_the_peer_and_the_matched_path() {
 struct Session(Mutex<Vec<Result<Option<Principal>, StoreErrorKind>>>);
 
 impl AskVisitor for Session {
-    fn principal(&self) -> StoreFuture<Option<Principal>> {
+    fn principal(self: Arc<Self>) -> StoreFuture<Option<Principal>> {
         let answer = self
             .0
             .lock()

@@ -246,7 +246,7 @@ struct FakeSession {
 }
 
 impl AskVisitor for FakeSession {
-    fn principal(&self) -> StoreFuture<Option<Principal>> {
+    fn principal(self: Arc<Self>) -> StoreFuture<Option<Principal>> {
         StoreFuture::ok(self.who.clone())
     }
 

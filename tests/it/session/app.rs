@@ -76,7 +76,7 @@ impl SessionStore for Probe {
         self.call(|store| store.load(at, read))
     }
 
-    fn patch(&self, at: SessionRef, patch: Patch) -> StoreFuture<Patched> {
+    fn patch(&self, at: SessionRef, patch: &Patch) -> StoreFuture<Patched> {
         self.call(|store| store.patch(at, patch))
     }
 

@@ -270,7 +270,7 @@ async fn a_guard_works_on_a_plain_service_without_axum() {
     let login = ServiceBuilder::new()
         .layer(layer.clone())
         .service(service_fn(async |request: Request<String>| {
-            let session = request.extensions().get::<Session>().unwrap().clone();
+            let session = Session::of(request.extensions()).unwrap();
             session
                 .login(tower_keep::core::Principal::new("u1").roles(["expert"]))
                 .await

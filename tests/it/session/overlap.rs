@@ -44,8 +44,9 @@ impl SessionStore for Yielding {
         self.slow(move |store| store.load(at, read))
     }
 
-    fn patch(&self, at: SessionRef, patch: Patch) -> StoreFuture<Patched> {
-        self.slow(move |store| store.patch(at, patch))
+    fn patch(&self, at: SessionRef, patch: &Patch) -> StoreFuture<Patched> {
+        let patch = patch.clone();
+        self.slow(move |store| store.patch(at, &patch))
     }
 
     fn establish(&self, order: Establish) -> StoreFuture<Established> {

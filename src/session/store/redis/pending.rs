@@ -137,6 +137,11 @@ fn home_of(target: &Target) -> Option<u16> {
     }
 }
 
+/// Says whether anything is pending.
+pub(super) fn has_any(store: &RedisStore) -> bool {
+    !Pending::of(store).is_empty()
+}
+
 /// Lets `step` go when nothing is pending for its homes; makes way for that first otherwise.
 pub(super) fn after_pending<T: Send + 'static>(
     store: &RedisStore,
