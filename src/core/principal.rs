@@ -109,12 +109,13 @@ impl From<StoreError> for PrincipalRejection {
     }
 }
 
-/// A mark in the response extensions: this answer was made for one visitor; never share it.
+/// A mark in the response extensions: this answer was made for one visitor; never share it. A session layer leaves it
+/// where the request bears [`CacheOutside`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Personal;
 
-/// A mark in the request extensions: a cache outside may store this answer. A session layer inside then leaves its
-/// [`Visitor`] in the response, so that a session touched while the body streams is seen there, too.
+/// A mark in the request extensions: a cache outside may store this answer. A session layer inside then leaves
+/// [`Personal`] and its [`Visitor`] in the response, so that a session touched while the body streams is seen there, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheOutside;
 

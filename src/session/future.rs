@@ -131,9 +131,9 @@ fn dress<R>(
         Some(rejection) => refuse(session, &rejection, None, response),
         None => restate(session, response),
     };
-    let personal = leaving.personal;
+    let marked = leaving.marked;
     leaving_fields(leaving, response.headers_mut());
-    if personal {
+    if marked {
         response.extensions_mut().insert(Personal);
     }
     if let Some(visitor) = session.watched() {

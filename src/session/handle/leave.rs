@@ -18,6 +18,8 @@ use crate::session::rejection::SessionRejection;
 #[derive(Debug, Default)]
 pub(in crate::session) struct Leaving {
     pub(in crate::session) personal: bool,
+    /// A cache outside has to see that it is.
+    pub(in crate::session) marked: bool,
     pub(in crate::session) accepts_bearer: bool,
     pub(in crate::session) no_store: bool,
     pub(in crate::session) clear_site_data: bool,
@@ -82,6 +84,7 @@ impl Shared {
         state.buffer = Buffer::default();
         let mut leaving = Leaving {
             personal: self.has(PERSONAL),
+            marked: self.has(PERSONAL) && self.cache_outside,
             accepts_bearer: self.config.accepts_bearer,
             clear_site_data: state.clears_site_data,
             ..Leaving::default()
