@@ -10,7 +10,7 @@ use http::header::{CACHE_CONTROL, Entry, SET_COOKIE, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use pin_project_lite::pin_project;
 
-use super::handle::{Committing, Leaving, Next, Session};
+use super::handle::{Committing, Leaving, Session};
 use super::rejection::SessionRejection;
 use crate::core::{Body, Personal, PrincipalRejection, Visitor};
 
@@ -88,8 +88,8 @@ where
                 }
             };
             match session.finish(response.status()) {
-                Next::Commit(committing) => *this.committing = Some((committing, response)),
-                Next::Leave(leaving) => {
+                None => *this.committing = Some((session.committing(), response)),
+                Some(leaving) => {
                     let response = dress(session, response, leaving, None);
                     *this.session = None;
                     return Poll::Ready(Ok(response));

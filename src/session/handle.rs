@@ -30,7 +30,7 @@ use crate::core::telemetry::count;
 use crate::core::{CacheOutside, ClientIp, Clock, StoreFailure, SystemClock, Visitor};
 
 pub(super) use commit::Committing;
-pub(super) use leave::{Leaving, Next};
+pub(super) use leave::Leaving;
 pub use login::Login;
 use state::{Buffer, Core, Issued, Own, State};
 

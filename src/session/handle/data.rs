@@ -151,7 +151,10 @@ impl Session {
                 let mut value = before.unwrap_or_default();
                 (change(&mut value), key.encode(&value)?)
             };
-            match shared.replace(key.name(), found.as_ref(), value).await? {
+            match shared
+                .replace(key.name().clone(), found.as_ref(), value)
+                .await?
+            {
                 Replaced::Done => return Ok(answer),
                 Replaced::Conflict(entry) => found = entry,
             }
@@ -232,7 +235,7 @@ impl Shared {
     /// Stores `value` if nobody changed the key since `found` was read.
     async fn replace(
         self: &Arc<Self>,
-        name: &Cow<'static, str>,
+        name: Cow<'static, str>,
         found: Option<&Stored>,
         value: Value,
     ) -> Result<Replaced, SessionError> {
@@ -248,7 +251,7 @@ impl Shared {
             Ok(Patched::Applied { version, renewed }) => {
                 self.renewed(&mut state, renewed);
                 if let Some(data) = &mut state.data {
-                    data.put(name, version, value);
+                    data.put(&name, version, value);
                 }
                 Ok(Replaced::Done)
             }

@@ -26,28 +26,22 @@ pub(in crate::session) struct Leaving {
     pub(in crate::session) set_cookie: Option<HeaderValue>,
 }
 
-/// What comes next.
-pub(in crate::session) enum Next {
-    /// The buffer is sent, the headers wait for it.
-    Commit(Committing),
-    Leave(Leaving),
-}
-
 impl Session {
     /// From now on nothing more is buffered. Says whether the request was touched.
     pub(in crate::session) fn seal(&self) -> bool {
         self.shared.phase.fetch_or(SEALED, Ordering::SeqCst) & TOUCHED != 0
     }
 
-    /// Sends what is buffered if `status` keeps it, or says what the response needs.
-    pub(in crate::session) fn finish(&self, status: StatusCode) -> Next {
-        let shared = &self.shared;
-        let mut state = shared.state();
-        if policy::keeps_buffer(status) && !state.buffer.is_empty() {
-            drop(state);
-            return Next::Commit(Committing::last(Arc::clone(shared)));
-        }
-        Next::Leave(shared.leave(&mut state))
+    /// Says what the response needs, unless something is buffered that `status` keeps: then that is to be sent first.
+    pub(in crate::session) fn finish(&self, status: StatusCode) -> Option<Leaving> {
+        let mut state = self.shared.state();
+        let commits = policy::keeps_buffer(status) && !state.buffer.is_empty();
+        (!commits).then(|| self.shared.leave(&mut state))
+    }
+
+    /// Sends what is buffered for the last time: the headers wait for it.
+    pub(in crate::session) fn committing(&self) -> Committing {
+        Committing::last(Arc::clone(&self.shared))
     }
 
     /// Drops what is still buffered, and says what the response needs.

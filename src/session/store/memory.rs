@@ -235,7 +235,8 @@ fn load(slot: &mut Slot<'_, Entry>, at: SessionRef, read: &Read, moment: Moment)
         policy::is_due(row.record.last_activity, row.record.idle, now)
             || (!row.data.is_empty() && policy::is_due(row.data_used, row.extended, now))
     };
-    if !(read.renew.is_some() && is_due()) && !row.has_data_run_out(now) {
+    let changes = row.has_data_run_out(now) || (read.renew.is_some() && is_due());
+    if !changes {
         return told(row, read.part, now, None);
     }
     let renewed = record_use(slot, read, now);
