@@ -13,6 +13,7 @@ use tower_keep::session::Session;
 use crate::admin;
 use crate::bookings;
 use crate::fixtures;
+use crate::notifications;
 use crate::pages::page;
 use crate::problem::Fault;
 use crate::sessions::{self, Credentials};
@@ -68,6 +69,7 @@ pub async fn me(
             name => record.name,
             appointments,
             sessions,
+            notifications => notifications::delivered_to(&app, &user).await?,
         },
     )
 }

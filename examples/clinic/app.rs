@@ -13,8 +13,8 @@ use tower_keep::session::RequireLayer;
 use crate::records::Records;
 use crate::state::App;
 use crate::{
-    account, admin, bookings, dashboard, experts, guests, health, hooks, limits, pages, payments,
-    problem, sessions, users, visit, webhooks,
+    account, admin, bookings, dashboard, experts, guests, health, hooks, limits, live,
+    notifications, pages, payments, problem, sessions, users, visit, webhooks,
 };
 
 const LARGEST_BODY: usize = 64 * 1_024;
@@ -63,6 +63,7 @@ pub fn app<D: Records>(app: App) -> Router {
     let mine = Router::new()
         .route("/api/appointments", get(bookings::appointments))
         .route("/api/experts/me/status", post(users::set_status))
+        .route("/api/notifications", get(notifications::list))
         .route("/me", get(account::me))
         .route("/me/logout", post(account::log_out))
         .route("/admin", get(account::admin))
@@ -112,6 +113,7 @@ pub fn app<D: Records>(app: App) -> Router {
     let operations = Router::new()
         .route("/api/admin/cache/invalidate", post(admin::invalidate))
         .route("/api/admin/cache/stats", get(admin::stats))
+        .route("/api/admin/notifications", post(notifications::send))
         .layer(admins().layer(limits::admin(&app)));
 
     let pay = Router::new()
@@ -152,6 +154,7 @@ pub fn app<D: Records>(app: App) -> Router {
         .route("/api/bookings/{id}", get(payments::booking::<D>))
         .route("/fakepay/{payment_id}", post(webhooks::fakepay::<D>))
         .route("/pay/{payment_id}", get(visit::pay::<D>))
+        .route("/api/events", get(live::events))
         .route("/reservation/{id}", get(visit::reservation::<D>))
         .layer(
             ServiceBuilder::new()

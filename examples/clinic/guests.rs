@@ -13,7 +13,9 @@ use tower_keep::core::{base64url, principal_of};
 use tower_keep::idempotency::ScopeId;
 use tower_keep::rate_limit::PartitionKey;
 
+use crate::fixtures;
 use crate::problem::Fault;
+use crate::records::PaymentRecord;
 use crate::state::App;
 
 /// Who this request speaks for: it owns whatever the user or the guest owns.
@@ -38,6 +40,13 @@ impl Owner {
             .into_iter()
             .flatten()
             .any(|own| own == subject)
+    }
+
+    /// Says whether a reservation is this request's, or in its expert's calendar.
+    pub fn may_see(&self, record: &PaymentRecord) -> bool {
+        let expert = fixtures::expert(&record.expert_id);
+        let expert = expert.map(|expert| format!("u:{}", expert.owner));
+        self.owns(&record.subject) || expert.is_some_and(|expert| self.owns(&expert))
     }
 
     pub fn is_known(&self) -> bool {

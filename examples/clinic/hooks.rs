@@ -3,15 +3,19 @@
 //!
 //! Try it: `curl -X POST localhost:8080/_test/clock -H 'content-type: application/json' -d '{"advance_ms":1000}'`
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::extract::State as Extract;
-use axum::routing::get;
+use axum::http::StatusCode;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tower_keep::core::{ManualClock, SystemClock};
 
+use crate::notifications;
 use crate::problem::{Fault, Input};
 use crate::state::{App, Time};
 
@@ -34,6 +38,9 @@ pub fn router(app: &App) -> Router<App> {
     Router::new()
         .route("/_test/clock", get(now).post(advance))
         .route("/_test/counters", get(counters))
+        .route("/_test/mail", get(mail))
+        .route("/_test/work", post(work))
+        .route("/_test/fault", post(fault))
 }
 
 async fn now(Extract(app): Extract<App>) -> Json<Value> {
@@ -56,6 +63,40 @@ async fn advance(
     Ok(now(Extract(app)).await)
 }
 
+/// All mail, in order of making.
+async fn mail(Extract(app): Extract<App>) -> Result<Json<Vec<Value>>, Fault> {
+    let sql = "select body from clinic_mail where $1 = '' order by position";
+    let rows = app.db.texts(sql, "").await?;
+    let parsed = rows.iter().map(|row| serde_json::from_str(row).ok());
+    Ok(Json(parsed.flatten().collect()))
+}
+
+/// Works until nothing is due.
+async fn work(Extract(app): Extract<App>) -> Result<Json<Value>, Fault> {
+    notifications::sweeper(&app, &Arc::default()).once().await?;
+    let done = notifications::worker(&app).run_until_idle().await?;
+    Ok(Json(
+        json!({ "delivered": done.delivered, "retried": done.retried, "dead": done.dead }),
+    ))
+}
+
+#[derive(Deserialize)]
+struct Faults {
+    fail: Failing,
+}
+
+#[derive(Deserialize)]
+struct Failing {
+    notification: u64,
+}
+
+/// How many of the next deliveries fail.
+async fn fault(Extract(app): Extract<App>, Input(wish): Input<Faults>) -> StatusCode {
+    let failing = &app.provider.failing_deliveries;
+    failing.store(wish.fail.notification, Ordering::Relaxed);
+    StatusCode::NO_CONTENT
+}
+
 async fn counters(Extract(app): Extract<App>) -> Json<Value> {
     let (counters, provider) = (&app.counters, &app.provider);
     Json(json!({
@@ -71,6 +112,12 @@ async fn counters(Extract(app): Extract<App>) -> Json<Value> {
             "session_create": provider.session_create.value(),
             "session_expire": provider.session_expire.value(),
             "refund": provider.refund.value(),
+            "notification_send": provider.notification_send.value(),
+        },
+        "notices": {
+            "booking_confirmed": counters.booking_confirmed.value(),
+            "reservation_expired": counters.reservation_expired.value(),
+            "payment_refunded": counters.payment_refunded.value(),
         },
     }))
 }

@@ -20,6 +20,8 @@ mod guests;
 mod health;
 mod hooks;
 mod limits;
+mod live;
+mod notifications;
 mod options;
 mod pages;
 mod payments;
@@ -87,7 +89,12 @@ async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
         .await?;
     let db = db::Db::open(&sql).await?;
     let (listen, postgres) = (options.listen, options.db.starts_with("postgres"));
+    let test_hooks = options.test_hooks;
     let app = state::App::new(options, store, sql, db, time);
+    if !test_hooks {
+        tokio::spawn(notifications::work(app.clone()));
+    }
+    let live = app.live.clone();
     let router = if postgres {
         app::app::<Postgres>(app)
     } else {
@@ -97,6 +104,10 @@ async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
     let stopped = stopped()?;
     println!("clinic listening on http://{}", listener.local_addr()?);
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let stopped = async move {
+        stopped.await;
+        live.stop();
+    };
     axum::serve(listener, service)
         .with_graceful_shutdown(stopped)
         .await?;

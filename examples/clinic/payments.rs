@@ -150,7 +150,7 @@ pub async fn open<D: Records>(
     }
     guard.attach_payment(hold.id(), payment).await?;
     D::insert(guard, &record).await?;
-    commit_and_tell(app, guard, expert.id).await?;
+    commit_and_tell(app, guard, &record, ("held", "held")).await?;
     Ok(Opened {
         record,
         hold,
@@ -158,24 +158,37 @@ pub async fn open<D: Records>(
     })
 }
 
-/// Commits, then forgets the cached lists of an expert's slots and figures before anybody is answered. Where the
-/// client hangs up in between, the work after the commit does it.
+/// Commits, then forgets the cached lists and tells whoever listens, before anybody is answered. Where the client
+/// hangs up in between, the work after the commit does it. `now` is how the time and the reservation read.
 pub async fn commit_and_tell<D: Records>(
     app: &App,
     guard: &mut ReservationGuard<D>,
-    expert: &str,
+    record: &PaymentRecord,
+    now: (&'static str, &'static str),
 ) -> Result<(), Fault> {
-    let owner = fixtures::expert(expert).map(|expert| expert.owner);
-    let figures = owner.map(|owner| Target::tag(format!("dashboard:{owner}")));
-    let slots = Target::tag(format!("slots:{expert}"));
-    let targets: Vec<Target> = [slots].into_iter().chain(figures).collect();
-    let (cache, again) = (app.cache.clone(), targets.clone());
+    let (done, told) = tokio::sync::oneshot::channel();
+    let (telling, record) = (app.clone(), record.clone());
     guard.after_commit(async move {
-        cache.invalidate(again).await;
+        tell(&telling, &record, now).await;
+        let _ = done.send(());
     });
     guard.commit().await?;
-    app.cache.invalidate(targets).await;
+    let _ = told.await;
     Ok(())
+}
+
+/// The time of a hold is free again.
+pub async fn tell_expired(app: &App, record: &PaymentRecord) {
+    tell(app, record, ("free", "expired")).await;
+}
+
+async fn tell(app: &App, record: &PaymentRecord, (slot, state): (&str, &str)) {
+    let owner = fixtures::expert(&record.expert_id).map(|expert| expert.owner);
+    let figures = owner.map(|owner| Target::tag(format!("dashboard:{owner}")));
+    let slots = Target::tag(format!("slots:{}", record.expert_id));
+    let targets = [slots].into_iter().chain(figures);
+    app.cache.invalidate(targets).await;
+    app.live.reservation(record, slot, state).await;
 }
 
 fn still_opening(hold: &Hold, now: Timestamp) -> Fault {
@@ -244,9 +257,9 @@ pub async fn release<D: Records>(
         ));
     }
     guard.release(hold.id(), record.subject.as_str()).await?;
-    let (provider, payment_id) = (app.provider.clone(), record.payment_id);
+    let (provider, payment_id) = (app.provider.clone(), record.payment_id.clone());
     guard.after_commit(async move { provider.expire(&payment_id).await });
-    commit_and_tell(&app, &mut guard, &record.expert_id).await?;
+    commit_and_tell(&app, &mut guard, &record, ("free", "released")).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -260,8 +273,7 @@ pub async fn booking<D: Records>(
         return Err(Fault::UNAUTHENTICATED);
     }
     let record = D::booking(&mut guard, &id).await?.ok_or(Fault::NOT_FOUND)?;
-    let expert = fixtures::expert(&record.expert_id).map(|expert| format!("u:{}", expert.owner));
-    if !owner.owns(&record.subject) && !expert.is_some_and(|expert| owner.owns(&expert)) {
+    if !owner.may_see(&record) {
         return Err(Fault::NOT_FOUND);
     }
     Ok(Json(bookings::booking_of(&record)))

@@ -11,6 +11,8 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tower_keep::core::{Problem, StoreError};
+use tower_keep::data::queue::QueueError;
+use tower_keep::data::topic::TopicError;
 use tower_keep::reservation::{ReservationError, ReservationRejection};
 use tower_keep::session::{SessionError, SessionRejection};
 
@@ -115,6 +117,21 @@ impl From<ReservationError> for Fault {
 impl From<sqlx::Error> for Fault {
     fn from(error: sqlx::Error) -> Self {
         ReservationRejection::from(error).into()
+    }
+}
+
+impl From<TopicError> for Fault {
+    fn from(error: TopicError) -> Self {
+        Self::Ready(Box::new(error.into_response()))
+    }
+}
+
+impl From<QueueError> for Fault {
+    fn from(error: QueueError) -> Self {
+        tracing::warn!(%error, "the queue cannot answer");
+        Self::Ready(Box::new(
+            Problem::store_unavailable(1).response().map(Body::from),
+        ))
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Try it: `curl -X POST localhost:8080/fakepay/PAYMENT_ID -H 'content-type: application/json' -d '{"outcome":"succeeded"}'`
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::http::HeaderMap;
@@ -18,6 +19,9 @@ pub struct Provider {
     pub session_create: Count,
     pub session_expire: Count,
     pub refund: Count,
+    pub notification_send: Count,
+    /// How many of the next deliveries of the mailer shall fail.
+    pub failing_deliveries: AtomicU64,
 }
 
 /// One payment session at the provider.
@@ -38,6 +42,14 @@ impl Provider {
     /// Ends a payment session that nobody shall pay any more.
     pub async fn expire(&self, _payment_id: &str) {
         self.session_expire.add();
+    }
+
+    /// Says whether this delivery is one of those that shall fail.
+    pub fn mailer_fails(&self) -> bool {
+        let less = |left: u64| left.checked_sub(1);
+        self.failing_deliveries
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+            .is_ok()
     }
 
     /// Gives the money back.

@@ -12,6 +12,13 @@ create table if not exists clinic_user (
     id text primary key,
     body text not null
 );
+create table if not exists clinic_mail (
+    id text primary key,
+    position text not null,
+    recipient text not null,
+    body text not null
+);
+create index if not exists clinic_mail_recipient on clinic_mail (recipient, position);
 create table if not exists clinic_transfer (
     id text primary key,
     state text not null,

@@ -7,12 +7,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use sha2::{Digest, Sha256};
 use tower_keep::backend::sql::SqlStore;
 use tower_keep::core::{Clock, ManualClock, SystemClock, Timestamp};
-use tower_keep::reservation::{ReservationLayer, Reservations};
+use tower_keep::data::queue::Queue;
+use tower_keep::reservation::{EventKind, EventSet, ReservationLayer, Reservations};
 use tower_keep::response_cache::{ResponseCacheHandle, ResponseCacheLayer};
 use tower_keep::store::Store;
 use tower_keep::{DAY, MINUTE};
 
 use crate::db::Db;
+use crate::live::Live;
+use crate::notifications::{self, Notice};
 use crate::options::Options;
 use crate::provider::Provider;
 
@@ -29,6 +32,8 @@ pub struct State {
     pub catalogue: ResponseCacheLayer,
     pub cache: ResponseCacheHandle,
     pub db: Db,
+    pub live: Live,
+    pub notices: Queue<Notice>,
     pub provider: Arc<Provider>,
     pub counters: Counters,
     pub time: Time,
@@ -55,11 +60,14 @@ impl App {
     pub fn new(options: Options, store: Arc<dyn Store>, sql: SqlStore, db: Db, time: Time) -> Self {
         let bookings = ReservationLayer::new(sql)
             .hold_for(10 * MINUTE)
-            .processing_for(11 * DAY);
+            .processing_for(11 * DAY)
+            .record(EventSet::DUE.with(EventKind::Confirmed));
         let catalogue = ResponseCacheLayer::new(store.clone()).name("clinic");
         Self(Arc::new(State {
             reservations: bookings.reservations(),
             cache: catalogue.handle(),
+            live: Live::new(&store),
+            notices: notifications::queue(&store),
             provider: Arc::default(),
             counters: Counters::default(),
             options,
@@ -102,6 +110,20 @@ pub struct Counters {
     pub loaders_slots: Count,
     pub loaders_dashboard: Count,
     pub loaders_customers: Count,
+    pub booking_confirmed: Count,
+    pub reservation_expired: Count,
+    pub payment_refunded: Count,
+}
+
+impl Counters {
+    /// Counts a notice that was made.
+    pub fn notice(&self, kind: &str) {
+        match kind {
+            "booking_confirmed" => self.booking_confirmed.add(),
+            "reservation_expired" => self.reservation_expired.add(),
+            _ => self.payment_refunded.add(),
+        }
+    }
 }
 
 /// One number that only grows.

@@ -174,5 +174,6 @@ pub async fn set_status(
         "page".to_owned(),
     ];
     app.cache.invalidate(tags.map(Target::tag)).await;
+    app.live.status(expert.id, &wish.status, app.now()).await;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -44,6 +44,7 @@ async fn card(state: &State, expert: &Expert) -> Result<minijinja::Value, Fault>
         name => owner.name,
         status => owner.status,
         bio => owner.bio,
+        last_event_id => state.live.newest(&format!("expert:{}:status", expert.id)).await,
         services => services.collect::<Vec<_>>(),
     })
 }
@@ -69,6 +70,8 @@ pub async fn expert(
         Some(day) => experts::day(day)?,
         None => fixtures::next_weekday(app.now()),
     };
+    // Read first: what happens from here on is told by the stream.
+    let before = app.live.newest(&format!("slots:{id}")).await;
     let (slots, changes_in) = experts::slots_of(&app, expert, service, day).await?;
     let rows = slots.iter().map(|slot| {
         let (start, end) = (slot.start.to_string(), slot.end.to_string());
@@ -81,6 +84,7 @@ pub async fn expert(
             chosen => service.id,
             day => &day.to_string()[..10],
             slots => rows.collect::<Vec<_>>(),
+            slots_event_id => before,
         },
     )?;
     let policy = CachePolicy::new()
@@ -191,10 +195,12 @@ pub async fn pay<D: Records>(
 
 /// `GET /reservation/{id}`
 pub async fn reservation<D: Records>(
+    Extract(app): Extract<App>,
     Extension(owner): Extension<Owner>,
     mut guard: ReservationGuard<D>,
     Path(id): Path<String>,
 ) -> Result<Response, Fault> {
+    let before = app.live.newest(&format!("appointment:{id}")).await;
     let (record, hold) = payments::own::<D>(&mut guard, &owner, &id).await?;
     let service = fixtures::expert(&record.expert_id)
         .and_then(|expert| expert.service(&record.service_id))
@@ -215,6 +221,7 @@ pub async fn reservation<D: Records>(
             payment_id => record.payment_id,
             state,
             sentence,
+            last_event_id => before,
             expert => record.expert_id,
             service => service.name,
             start => record.start.to_string(),

@@ -2,6 +2,9 @@
 //!
 //! Try it: `curl -X POST localhost:8080/fakepay/PAYMENT_ID -H 'content-type: application/json' -d '{"outcome":"succeeded"}'`
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
 use axum::body::{Body, to_bytes};
 use axum::extract::{FromRequest, Path, Request, State as Extract};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -18,6 +21,7 @@ use tower_keep::DAY;
 use tower_keep::idempotency::{IdempotencyLayer, Preset, Scope, StoredAnswer};
 use tower_keep::reservation::{Hold, HoldRef, HoldState, ReservationGuard, Settled};
 
+use crate::notifications;
 use crate::payments::commit_and_tell;
 use crate::problem::{Fault, Input};
 use crate::provider::{self, Event, EventData};
@@ -89,11 +93,12 @@ async fn receive<D: Records>(
             match (kind, hold.state()) {
                 ("processing", HoldState::Held | HoldState::Processing) => {
                     drop(guard.processing(hold.id()).await?);
+                    commit_and_tell(&app, &mut guard, &record, ("held", "processing")).await?;
                 }
                 ("failed", HoldState::Processing)
                 | ("expired", HoldState::Held | HoldState::Processing) => {
                     drop(guard.release(hold.id(), record.subject.as_str()).await?);
-                    commit_and_tell(&app, &mut guard, &record.expert_id).await?;
+                    commit_and_tell(&app, &mut guard, &record, ("free", "released")).await?;
                 }
                 _ => {}
             }
@@ -112,7 +117,7 @@ async fn settle<D: Records>(
         Settled::Confirmed(_) => {
             record.booking_id = Some(format!("bok_{}", uuid::Uuid::now_v7().simple()));
             D::book(guard, &record).await?;
-            commit_and_tell(app, guard, &record.expert_id).await?;
+            commit_and_tell(app, guard, &record, ("booked", "confirmed")).await?;
         }
         Settled::LateConflict(_) | Settled::DuplicatePayment(_) => {
             // Read again under the hold's lock: another event may have given it back meanwhile.
@@ -277,6 +282,10 @@ pub async fn cron<D: Records>(
     if !bool::from(sent.ct_eq(wanted.as_bytes())) {
         return Err(Fault::UNAUTHENTICATED);
     }
-    let swept = app.reservations.sweep().await?;
-    Ok(Json(json!({ "released": swept.expired, "notified": 0 })))
+    let (swept, made) = (app.reservations.sweep().await?, Arc::default());
+    notifications::sweeper(&app, &made).once().await?;
+    let notified = made.load(Ordering::Relaxed);
+    Ok(Json(
+        json!({ "released": swept.expired, "notified": notified }),
+    ))
 }

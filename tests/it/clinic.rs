@@ -1,5 +1,6 @@
 //! The clinic as its visitors meet it: the built program over HTTP, on memory + SQLite and on Redis + Postgres.
 
+mod live;
 mod pages;
 mod people;
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{Guest, advance, alone, text, wish};
 use crate::support::{Browser, Program, Reply};
 
-async fn signed_in(clinic: &Program, user: &str) -> Browser {
+pub(super) async fn signed_in(clinic: &Program, user: &str) -> Browser {
     let browser = Browser::new(clinic.address());
     let credentials = json!({ "email": format!("{user}@clinic.test"), "password": "test" });
     let reply = browser.post("/api/login", &[], &credentials).await;
@@ -15,7 +15,7 @@ async fn signed_in(clinic: &Program, user: &str) -> Browser {
     browser
 }
 
-fn told(reply: &Reply) -> (u16, String) {
+pub(super) fn told(reply: &Reply) -> (u16, String) {
     let code = if reply.status.is_success() {
         String::new()
     } else {
@@ -29,7 +29,7 @@ async fn set_roles(admin: &Browser, user: &str, roles: &[&str]) -> (u16, String)
     told(&admin.post(&path, &[], &json!({ "roles": roles })).await)
 }
 
-fn refused(status: u16, code: &str) -> (u16, String) {
+pub(super) fn refused(status: u16, code: &str) -> (u16, String) {
     (status, code.to_owned())
 }
 

@@ -49,6 +49,34 @@ impl Reply {
     }
 }
 
+/// An answer that goes on.
+#[derive(Debug)]
+pub struct Stream {
+    body: hyper::body::Incoming,
+    text: String,
+}
+
+impl Stream {
+    /// Reads until `mark` has come, and returns everything so far.
+    pub async fn until(&mut self, mark: &str) -> &str {
+        while !self.text.contains(mark) {
+            let patience = std::time::Duration::from_secs(20);
+            let frame = tokio::time::timeout(patience, self.body.frame()).await;
+            let frame = frame.unwrap_or_else(|_| panic!("no {mark} in {:?}", self.text));
+            let frame = frame.expect("the stream goes on").unwrap();
+            let data = frame.into_data().unwrap_or_default();
+            self.text.push_str(std::str::from_utf8(&data).unwrap());
+        }
+        &self.text
+    }
+
+    /// Reads to the end.
+    pub async fn rest(self) -> String {
+        let rest = self.body.collect().await.unwrap().to_bytes();
+        self.text + std::str::from_utf8(&rest).unwrap()
+    }
+}
+
 impl Browser {
     pub fn new(server: SocketAddr) -> Self {
         Self {
@@ -86,6 +114,19 @@ impl Browser {
         let kind = [("content-type", "application/x-www-form-urlencoded")];
         self.send(Method::POST, path, &kind, Some(body.finish()))
             .await
+    }
+
+    /// Opens an answer that goes on, such as an event stream.
+    pub async fn open(&self, path: &str) -> Stream {
+        let request = Request::get(format!("http://{}{path}", self.server))
+            .header(header::COOKIE, self.cookie_line());
+        let request = request.body(Full::default()).unwrap();
+        let response = self.client.request(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+        Stream {
+            body: response.into_body(),
+            text: String::new(),
+        }
     }
 
     pub async fn send(
