@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::core::{Clock, IntoKey, ManualClock, Notice};
+use crate::core::{Clock, IntoKey, ManualClock};
 use crate::data::lock::store::{Acquired, Asking, Fence, LockKey, LockStore, Owned, Owner};
 
 const LEASE: Duration = Duration::from_secs(30);
@@ -159,16 +159,7 @@ impl Suite {
         let (key, store) = (key("told"), &self.store);
         Self::fence(self.acquire(&key, owner(1)).await);
         let told = Arc::new(tokio::sync::Semaphore::new(0));
-        let teller = Arc::clone(&told);
-        let listening = store.subscribe(
-            &key,
-            Arc::new(move |notice| {
-                if let Notice::Payload(_) = notice {
-                    teller.add_permits(1);
-                }
-            }),
-        );
-        let listening = listening.await.unwrap();
+        let listening = store.subscribe(&key, super::bell(&told)).await.unwrap();
         let waiting = store.acquire(&key, owner(2), LEASE, Asking::Waiting);
         assert_eq!(waiting.await.unwrap(), Acquired::Busy { left: LEASE });
         assert_eq!(store.release(&key, owner(1)).await.unwrap(), Owned::Yes);

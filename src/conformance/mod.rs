@@ -10,6 +10,24 @@ pub mod response_cache;
 pub mod session;
 pub mod topic;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::Semaphore;
+
+use crate::core::{Notice, NoticeCallback};
+
+/// Adds a permit for each notice, but for the first word that there will be some.
+fn bell(told: &Arc<Semaphore>) -> NoticeCallback {
+    let (told, greeted) = (Arc::clone(told), AtomicBool::new(false));
+    Arc::new(move |notice| {
+        let is_greeting = notice == Notice::Restored && !greeted.swap(true, Ordering::SeqCst);
+        if !is_greeting && notice != Notice::Lost {
+            told.add_permits(1);
+        }
+    })
+}
+
 /// Numbers that are the same for the same seed (SplitMix64).
 struct Dice(u64);
 

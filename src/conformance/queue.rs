@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::core::{Clock, IntoKey, Key, ManualClock, Notice, StoreErrorKind, Timestamp};
+use crate::core::{Clock, IntoKey, Key, ManualClock, StoreErrorKind, Timestamp};
 use crate::data::queue::store::{
     Again, Attempt, Claim, DigestWish, Due, EnqueueOutcome, JobId, JobState, Leased, Listed,
     Listing, NewJob, Priority, QueueStore, Rules, Settle, Settled, Token,
@@ -619,16 +619,11 @@ impl Suite {
 
     async fn sleeping_workers_are_told(&self) {
         let told = Arc::new(tokio::sync::Semaphore::new(0));
-        let teller = Arc::clone(&told);
-        let listening = self.store.subscribe(
-            &self.name,
-            Arc::new(move |notice| {
-                if let Notice::Payload(_) = notice {
-                    teller.add_permits(1);
-                }
-            }),
-        );
-        let listening = listening.await.unwrap();
+        let listening = self
+            .store
+            .subscribe(&self.name, super::bell(&told))
+            .await
+            .unwrap();
         let heard = async |what: &str| {
             let heard = tokio::time::timeout(Duration::from_secs(10), told.acquire()).await;
             heard

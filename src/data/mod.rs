@@ -9,6 +9,8 @@ mod bell;
 pub mod lock;
 pub mod queue;
 mod record;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod ticker;
 pub mod topic;
 
 pub(crate) use again::once_more;

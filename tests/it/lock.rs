@@ -2,4 +2,5 @@
 
 mod guards;
 pub mod processes;
+mod sql;
 mod stores;

@@ -11,6 +11,7 @@ mod support;
 
 mod clinic;
 mod cluster;
+mod data;
 mod hyper;
 mod idempotency;
 mod lock;

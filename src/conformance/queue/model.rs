@@ -184,8 +184,10 @@ impl Model {
                 return;
             }
         }
-        let expected: Vec<_> = jobs.iter().map(|job| self.add(job, now)).collect();
-        assert_eq!(answer.unwrap(), expected, "{at}");
+        let answer = answer.unwrap();
+        let told = jobs.iter().zip(&answer);
+        let expected: Vec<_> = told.map(|(job, told)| self.add(job, *told, now)).collect();
+        assert_eq!(answer, expected, "{at}");
     }
 
     fn known(&self, id: &[u8; 32], now: u64) -> Option<u64> {
@@ -230,7 +232,8 @@ impl Model {
             || (live(None) + new.len()) as u64 <= self.rules.capacity && new.iter().all(each)
     }
 
-    fn add(&mut self, new: &NewJob, now: u64) -> EnqueueOutcome {
+    /// What must become of `new`. Of a number only that it rises is known before.
+    fn add(&mut self, new: &NewJob, told: EnqueueOutcome, now: u64) -> EnqueueOutcome {
         let mut due = match new.due {
             Due::After(wait) => now + ms(wait),
             Due::At(time) => time.as_millis().max(now),
@@ -272,7 +275,7 @@ impl Model {
                 if let Some(wish) = wish {
                     due += ms(wish.window);
                 }
-                self.last += 1;
+                self.last = told.id().0.max(self.last + 1);
                 self.jobs.push(Job {
                     id: self.last,
                     to: new.recipient.clone(),

@@ -1,7 +1,7 @@
 //! What a queue counts.
 
 use super::batch::SettleReport;
-use super::store::{EnqueueOutcome, JobId, Leased, Settled};
+use super::store::{Depth, EnqueueOutcome, JobId, Leased, Settled};
 use crate::core::telemetry::{count, gauge, warn};
 
 fn jobs(queue: &str, event: &'static str, number: u64) {
@@ -49,10 +49,9 @@ pub(super) fn leased(queue: &str, leased: &Leased) {
             "jobs died"
         );
     }
-    gauge!("keep_queue_ready", leased.depth.ready as f64, "queue" => queue.to_owned());
-    gauge!("keep_queue_delayed", leased.depth.delayed as f64, "queue" => queue.to_owned());
-    gauge!("keep_queue_leased", leased.depth.leased as f64, "queue" => queue.to_owned());
-    gauge!("keep_queue_dead", leased.depth.dead as f64, "queue" => queue.to_owned());
+    if let Some(now) = leased.depth {
+        depth(queue, now);
+    }
     if let Some(first) = leased.jobs.first() {
         let _ = first;
         gauge!("keep_queue_lag_seconds", leased.now.since(first.due).as_secs_f64(), "queue" => queue.to_owned());
@@ -73,4 +72,12 @@ pub(super) fn nacked(queue: &str, settled: &[(JobId, Settled)]) {
         let _ = id;
         warn!(queue, job = %id, "a job died");
     }
+}
+
+pub(super) fn depth(queue: &str, depth: Depth) {
+    let _ = (queue, depth);
+    gauge!("keep_queue_ready", depth.ready as f64, "queue" => queue.to_owned());
+    gauge!("keep_queue_delayed", depth.delayed as f64, "queue" => queue.to_owned());
+    gauge!("keep_queue_leased", depth.leased as f64, "queue" => queue.to_owned());
+    gauge!("keep_queue_dead", depth.dead as f64, "queue" => queue.to_owned());
 }

@@ -42,6 +42,8 @@ mod job;
 mod meter;
 mod policy;
 mod settle;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub mod sql;
 pub mod store;
 mod worker;
 

@@ -91,7 +91,9 @@ impl<T> Queue<T> {
         let Config {
             store, name, rules, ..
         } = &*self.config;
-        Ok(store.count(&name.shared(), None, rules).await?)
+        let depth = store.count(&name.shared(), None, rules).await?;
+        meter::depth(self.name(), depth);
+        Ok(depth)
     }
 
     /// Removes jobs of `recipient` that are neither leased nor dead; returns those.

@@ -4,12 +4,18 @@ mod fallback;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod sql;
 mod values;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub use sql::QueueEngine;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(super) use sql::register;
 pub use values::{
     Again, Attempt, Claim, DEAD_KEPT, DEAD_KEPT_FOR, DIGEST_BYTES, Depth, DigestWish, Due,
     EnqueueOutcome, JobId, JobState, LEASE_BYTES, LONGEST_ERROR, Leased, Listed, Listing, NewJob,

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 
+use super::values::unpack;
 use super::{
     Again, Attempt, Claim, DEAD_KEPT, DEAD_KEPT_FOR, DIGEST_BYTES, Depth, Due, EnqueueOutcome,
     JobId, JobState, LEASE_BYTES, LONGEST_ERROR, Leased, Listed, Listing, NewJob, Priority,
@@ -242,7 +243,7 @@ fn leased(reply: Reply) -> Result<Leased, StoreError> {
         expired: number(next(&mut parts)?)?,
         dropped: number(next(&mut parts)?)?,
     };
-    let depth = depth(&mut parts)?;
+    let depth = Some(depth(&mut parts)?);
     let jobs: Vec<_> = parts.map(attempt).collect::<Result<_, _>>()?;
     Ok(Leased {
         recipient: (!jobs.is_empty()).then_some(recipient),
@@ -300,18 +301,8 @@ fn depth(parts: &mut impl Iterator<Item = Reply>) -> Result<Depth, StoreError> {
     })
 }
 
-/// Each item behind its length; what is cut off is left out, and the service finds the rest undecodable or whole.
 fn items(reply: Reply) -> Result<Vec<Bytes>, StoreError> {
-    let mut packed = reply.opt_bytes()?.unwrap_or_default();
-    let mut items = Vec::new();
-    while packed.len() >= 4 {
-        let length = packed.get_u32() as usize;
-        if length > packed.len() {
-            break;
-        }
-        items.push(packed.split_to(length));
-    }
-    Ok(items)
+    Ok(unpack(reply.opt_bytes()?.unwrap_or_default()))
 }
 
 fn next(parts: &mut impl Iterator<Item = Reply>) -> Result<Reply, StoreError> {

@@ -196,6 +196,34 @@ impl EnqueueOutcome {
     }
 }
 
+/// Packs items behind one another, each behind its length.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(super) fn pack(items: &[Bytes]) -> Vec<u8> {
+    let size = items.iter().map(|item| item.len() + 4).sum();
+    let mut packed = Vec::with_capacity(size);
+    for item in items {
+        let length = u32::try_from(item.len()).unwrap_or(u32::MAX);
+        packed.extend_from_slice(&length.to_be_bytes());
+        packed.extend_from_slice(item);
+    }
+    packed
+}
+
+/// Unpacks items; what is cut off is left out.
+#[cfg(any(feature = "redis", feature = "sqlite", feature = "postgres"))]
+pub(super) fn unpack(mut packed: Bytes) -> Vec<Bytes> {
+    use bytes::Buf as _;
+    let mut items = Vec::new();
+    while packed.len() >= 4 {
+        let length = packed.get_u32() as usize;
+        if length > packed.len() {
+            break;
+        }
+        items.push(packed.split_to(length));
+    }
+    items
+}
+
 /// Names one lease; drawn by the caller.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Token(pub [u8; 16]);
@@ -235,8 +263,8 @@ pub struct Leased {
     pub next_due: Option<Timestamp>,
     /// What was tidied up.
     pub swept: Swept,
-    /// How many jobs there are now.
-    pub depth: Depth,
+    /// How many jobs there are now, where that costs nothing to say.
+    pub depth: Option<Depth>,
 }
 
 /// One leased job.

@@ -49,7 +49,7 @@ impl Board {
             }
             .map(Timestamp::from_millis),
             swept,
-            depth: self.sizes(),
+            depth: Some(self.sizes()),
         }
     }
 

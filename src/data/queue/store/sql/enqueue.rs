@@ -1,0 +1,251 @@
+//! How jobs come in, in SQL: new ones, duplicates, replacements, digests.
+
+use std::collections::{BTreeSet, HashMap};
+
+use bytes::Bytes;
+
+use super::{Done, Steps, job_id, ms, serialise};
+use crate::core::{Key, base64url};
+use crate::data::queue::policy::millis;
+use crate::data::queue::store::sql::known_job;
+use crate::data::queue::store::values::{pack, unpack};
+use crate::data::queue::store::{
+    Again, DIGEST_BYTES, DigestWish, Due, EnqueueOutcome, NewJob, Rules,
+};
+
+impl Steps<'_> {
+    /// Adds jobs; `None` without room.
+    pub(in crate::data::queue::store::sql) async fn enqueue(
+        &mut self,
+        jobs: &[NewJob],
+        rules: &Rules,
+    ) -> Done<Option<Vec<EnqueueOutcome>>> {
+        // Who else enqueues the same id or digest waits for our end; in one order, so that nobody waits in a circle.
+        let mut names = BTreeSet::new();
+        for job in jobs {
+            names.extend(
+                job.once
+                    .map(|id| format!("{}/{}", self.queue, base64url(&id))),
+            );
+            let to = job.recipient.as_str();
+            let digest = job.digest.as_ref();
+            names.extend(digest.map(|wish| format!("{}/{to}/{}", self.queue, wish.key.as_str())));
+        }
+        for name in names {
+            serialise(self.connection, &name).await?;
+        }
+        if !self.has_room(jobs, rules).await? {
+            self.sweep(rules).await?;
+            if !self.has_room(jobs, rules).await? {
+                return Ok(None);
+            }
+        }
+        let mut outcomes = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            outcomes.push(self.add(job, rules).await?);
+        }
+        Ok(Some(outcomes))
+    }
+
+    async fn has_room(&mut self, jobs: &[NewJob], rules: &Rules) -> Done<bool> {
+        let (mut ids, mut digests) = (BTreeSet::new(), BTreeSet::new());
+        let mut of: HashMap<&Key, u64> = HashMap::new();
+        for job in jobs {
+            if let Some(id) = &job.once
+                && (!ids.insert(*id) || self.known(id).await?.is_some())
+            {
+                continue;
+            }
+            if let Some(wish) = &job.digest {
+                let is_first = digests.insert((job.recipient.as_str(), wish.key.as_str()));
+                if !is_first || self.open_digest(&job.recipient, &wish.key).await?.is_some() {
+                    continue;
+                }
+            }
+            *of.entry(&job.recipient).or_default() += 1;
+        }
+        self.fits(&of, rules).await
+    }
+
+    pub(super) async fn fits(&mut self, of: &HashMap<&Key, u64>, rules: &Rules) -> Done<bool> {
+        let new: u64 = of.values().sum();
+        if new == 0 {
+            return Ok(true);
+        }
+        let sql = self.sql("SELECT count(*) FROM {p}queue WHERE queue = $1 AND state < 3");
+        let waiting: i64 = sqlx::query_scalar(sql)
+            .bind(self.queue)
+            .fetch_one(&mut *self.connection)
+            .await?;
+        let mut fits = waiting.unsigned_abs() + new <= rules.capacity;
+        for (recipient, new) in of {
+            let own = self.seats(recipient).await?;
+            fits &= own + new <= rules.per_recipient;
+        }
+        Ok(fits)
+    }
+
+    async fn seats(&mut self, recipient: &Key) -> Done<u64> {
+        let sql = "SELECT count(*) FROM {p}queue WHERE queue = $1 AND recipient = $2 AND state < 3";
+        let seats: i64 = sqlx::query_scalar(self.sql(sql))
+            .bind(self.queue)
+            .bind(recipient.as_str())
+            .fetch_one(&mut *self.connection)
+            .await?;
+        Ok(seats.unsigned_abs())
+    }
+
+    /// The job of an id, while it lives and for as long as the id is remembered.
+    async fn known(&mut self, id: &[u8; 32]) -> Done<Option<i64>> {
+        let sql = self.sql(
+            "SELECT o.seq, o.until_ms, coalesce(q.state, 3) FROM {p}queue_once o \
+             LEFT JOIN {p}queue q ON q.seq = o.seq WHERE o.queue = $1 AND o.id = $2",
+        );
+        let found: Option<(i64, i64, i64)> = sqlx::query_as(sql)
+            .bind(self.queue)
+            .bind(&id[..])
+            .fetch_optional(&mut *self.connection)
+            .await?;
+        Ok(known_job(found, self.now))
+    }
+
+    async fn open_digest(&mut self, recipient: &Key, key: &Key) -> Done<Option<(i64, i64)>> {
+        let sql = self.sql(
+            "SELECT seq, expires FROM {p}queue WHERE queue = $1 AND recipient = $2 AND digest = $3 \
+             AND state = 1 ORDER BY seq DESC LIMIT 1",
+        );
+        let found = sqlx::query_as(sql)
+            .bind(self.queue)
+            .bind(recipient.as_str())
+            .bind(key.as_str());
+        Ok(found.fetch_optional(&mut *self.connection).await?)
+    }
+
+    fn due(&self, due: Due) -> i64 {
+        match due {
+            Due::After(wait) => self.now + ms(millis(wait)),
+            Due::At(time) => ms(time.as_millis()).max(self.now),
+        }
+    }
+
+    async fn add(&mut self, new: &NewJob, rules: &Rules) -> Done<EnqueueOutcome> {
+        let due = self.due(new.due);
+        if let Some(id) = &new.once
+            && let Some(seq) = self.known(id).await?
+        {
+            return self.again(seq, due, new, rules).await;
+        }
+        let joined = match &new.digest {
+            Some(wish) => self.join(new, wish, rules).await?,
+            None => None,
+        };
+        let (outcome, seq) = match joined {
+            Some(seq) => (EnqueueOutcome::Joined(job_id(seq)), seq),
+            None => {
+                let seq = self.insert(new, due, rules).await?;
+                (EnqueueOutcome::New(job_id(seq)), seq)
+            }
+        };
+        if let Some(id) = &new.once {
+            let sql = self.sql(
+                "INSERT INTO {p}queue_once (queue, id, seq, until_ms) VALUES ($1, $2, $3, $4) \
+                 ON CONFLICT (queue, id) DO UPDATE SET seq = excluded.seq, until_ms = excluded.until_ms",
+            );
+            sqlx::query(sql)
+                .bind(self.queue)
+                .bind(&id[..])
+                .bind(seq)
+                .bind(self.now + ms(millis(rules.remember_for)))
+                .execute(&mut *self.connection)
+                .await?;
+        }
+        Ok(outcome)
+    }
+
+    async fn insert(&mut self, new: &NewJob, due: i64, rules: &Rules) -> Done<i64> {
+        let collects = new.digest.as_ref().filter(|wish| wish.max > 1);
+        let due = due + collects.map_or(0, |wish| ms(millis(wish.window)));
+        let sql = self.sql(
+            "INSERT INTO {p}queue (queue, recipient, rank, state, due, expires, attempts, items, digest) \
+             VALUES ($1, $2, $3, 1, $4, $5, 0, $6, $7) RETURNING seq",
+        );
+        let seq = sqlx::query_scalar(sql)
+            .bind(self.queue)
+            .bind(new.recipient.as_str())
+            .bind(i64::from(new.priority.rank()))
+            .bind(due)
+            .bind(due + ms(millis(rules.expire_after)))
+            .bind(pack(std::slice::from_ref(&new.item)))
+            .bind(collects.map(|wish| wish.key.as_str()));
+        Ok(seq.fetch_one(&mut *self.connection).await?)
+    }
+
+    /// Adds the item to an open digest; one without room is closed and due.
+    async fn join(&mut self, new: &NewJob, wish: &DigestWish, rules: &Rules) -> Done<Option<i64>> {
+        let Some((seq, expires)) = self.open_digest(&new.recipient, &wish.key).await? else {
+            return Ok(None);
+        };
+        // It may just be leased: then it is closed.
+        let sql = "SELECT items, due FROM {p}queue WHERE seq = $1 AND state = 1 AND digest IS NOT NULL {wait}";
+        let found: Option<(Vec<u8>, i64)> = sqlx::query_as(self.sql(sql))
+            .bind(seq)
+            .fetch_optional(&mut *self.connection)
+            .await?;
+        let Some((packed, due)) = found else {
+            return Ok(None);
+        };
+        if self.now >= expires {
+            self.bury(seq, Some("expired")).await?;
+            return Ok(None);
+        }
+        let mut items = unpack(Bytes::from(packed));
+        let size = |items: &[Bytes]| items.iter().map(|item| item.len() + 32).sum::<usize>();
+        let fits = size(&items) + new.item.len() + 32 <= DIGEST_BYTES;
+        if fits {
+            items.push(new.item.clone());
+        }
+        let full = !fits || items.len() >= wish.max as usize;
+        let due = if full { due.min(self.now) } else { due };
+        let sql = self.sql(
+            "UPDATE {p}queue SET items = $2, due = $3, expires = $4, \
+             digest = CASE WHEN $5 = 1 THEN NULL ELSE digest END WHERE seq = $1",
+        );
+        sqlx::query(sql)
+            .bind(seq)
+            .bind(pack(&items))
+            .bind(due)
+            .bind(due + ms(millis(rules.expire_after)))
+            .bind(i64::from(full))
+            .execute(&mut *self.connection)
+            .await?;
+        Ok(fits.then_some(seq))
+    }
+
+    /// A job with a known id comes again.
+    async fn again(
+        &mut self,
+        seq: i64,
+        due: i64,
+        new: &NewJob,
+        rules: &Rules,
+    ) -> Done<EnqueueOutcome> {
+        if new.again == Again::Replace {
+            let sql = self.sql(
+                "UPDATE {p}queue SET rank = $2, items = $3, due = $4, expires = $5, digest = NULL \
+                 WHERE seq = $1 AND state = 1 AND attempts = 0",
+            );
+            let replaced = sqlx::query(sql)
+                .bind(seq)
+                .bind(i64::from(new.priority.rank()))
+                .bind(pack(std::slice::from_ref(&new.item)))
+                .bind(due)
+                .bind(due + ms(millis(rules.expire_after)))
+                .execute(&mut *self.connection)
+                .await?;
+            if replaced.rows_affected() > 0 {
+                return Ok(EnqueueOutcome::Replaced(job_id(seq)));
+            }
+        }
+        Ok(EnqueueOutcome::Duplicate(job_id(seq)))
+    }
+}

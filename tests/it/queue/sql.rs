@@ -1,0 +1,134 @@
+//! Queues in SQL: the suite and the model on each engine, two pools, and jobs in the caller's own transaction.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tower_keep::backend::sql::{Postgres, RequestTransaction, SqlStore, Sqlite};
+use tower_keep::conformance::queue::{histories, queue};
+use tower_keep::core::{ManualClock, RollbackCause};
+use tower_keep::data::queue::{self as service, Batch, Job, JobError, Queue};
+
+use crate::support::postgres::shared;
+
+fn clock() -> ManualClock {
+    ManualClock::at("2030-01-01T00:00:00.007Z".parse().unwrap())
+}
+
+async fn open(url: &str, clock: &ManualClock) -> Arc<SqlStore> {
+    let store = SqlStore::builder(url).clock(clock.clone()).open().await;
+    Arc::new(store.unwrap())
+}
+
+#[tokio::test]
+async fn sqlite_keeps_its_promises() {
+    let clock = clock();
+    queue(open("sqlite::memory:", &clock).await, &clock).await;
+}
+
+#[tokio::test]
+async fn postgres_keeps_its_promises() {
+    let clock = clock();
+    let url = shared().await.database().await;
+    queue(open(&url, &clock).await, &clock).await;
+}
+
+#[tokio::test]
+async fn random_histories_on_sqlite_are_those_of_a_sorted_list() {
+    let clock = clock();
+    let store = open("sqlite::memory:", &clock).await;
+    for seed in 0..12 {
+        histories(store.clone(), &clock, seed, 200).await;
+    }
+}
+
+#[tokio::test]
+async fn random_histories_on_postgres_are_those_of_a_sorted_list() {
+    let clock = clock();
+    let store = open(&shared().await.database().await, &clock).await;
+    for seed in 100..104 {
+        histories(store.clone(), &clock, seed, 200).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_on_two_pools_get_each_job_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = format!("sqlite:{}", folder.path().join("keep.db").display());
+    for url in [file, shared().await.database().await] {
+        let (seen, mut workers) = (
+            Arc::new(std::sync::Mutex::new(BTreeMap::new())),
+            tokio::task::JoinSet::new(),
+        );
+        let mut queues: Vec<Queue<u64>> = Vec::new();
+        for _ in 0..2 {
+            queues.push(Queue::new(SqlStore::connect(&url).await.unwrap(), "jobs"));
+        }
+        queues[0]
+            .enqueue_many((0..60).map(|number| Job::to(number % 9, number)))
+            .await
+            .unwrap();
+        for queue in queues {
+            let seen = Arc::clone(&seen);
+            let worker = queue.worker(move |batch: Batch<u64>| {
+                for item in batch.into_items() {
+                    *seen.lock().unwrap().entry(item).or_insert(0) += 1;
+                }
+                async { Ok::<(), JobError>(()) }
+            });
+            workers.spawn(async move {
+                worker
+                    .concurrency(2)
+                    .run_until_idle()
+                    .await
+                    .unwrap()
+                    .delivered
+            });
+        }
+        let mut delivered = 0;
+        while let Some(done) = workers.join_next().await {
+            delivered += done.unwrap();
+        }
+        assert_eq!(delivered, 60, "{url}");
+        assert_eq!(
+            *seen.lock().unwrap(),
+            (0..60).map(|number| (number, 1)).collect(),
+            "{url}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_job_in_the_callers_transaction_shares_its_fate() {
+    let postgres = shared().await.database().await;
+    for url in ["sqlite::memory:", &postgres] {
+        let db = SqlStore::connect(url).await.unwrap();
+        service::sql::register(&db);
+        db.migrate().await.unwrap();
+        let notices: Queue<String> = Queue::new(db.clone(), "notices");
+        for commits in [false, true] {
+            let (transaction, finisher) = RequestTransaction::alone(&db);
+            let job = Job::to("u1", "booked".to_owned());
+            let added = if url.starts_with("sqlite") {
+                let mut lease = transaction.lease::<Sqlite>().await.unwrap();
+                service::sql::enqueue(&db, &mut lease, &notices, job).await
+            } else {
+                let mut lease = transaction.lease::<Postgres>().await.unwrap();
+                service::sql::enqueue(&db, &mut lease, &notices, job).await
+            };
+            added.unwrap();
+            if commits {
+                finisher.commit().await.unwrap();
+            } else {
+                finisher.rollback(RollbackCause::Cancelled).await;
+            }
+            assert_eq!(
+                notices.depth().await.unwrap().ready,
+                u64::from(commits),
+                "{url}"
+            );
+        }
+        let batch = notices.lease(5).await.unwrap().unwrap();
+        assert_eq!(batch.jobs[0].items, ["booked"]);
+        assert!(notices.ack(&batch).await.unwrap().is_complete());
+    }
+}
