@@ -1,6 +1,7 @@
 //! Every decision about holds, on values and `now`: no I/O, no clock.
 
 mod admission;
+mod confirm;
 
 use smallvec::{SmallVec, smallvec};
 
@@ -8,7 +9,7 @@ pub(crate) use self::admission::{Admission, Row, admit, conflict, is_same_wish, 
 
 use super::event::{EventId, EventKind, EventSet, ReservationEvent};
 use super::hold::{HoldId, HoldState, Payment};
-use super::store::{Change, ChangeDecision, HoldRecord, LateConfirm, PaymentRecord, Standing};
+use super::store::{Change, ChangeDecision, HoldRecord, PaymentRecord, Standing};
 use crate::core::{Ending, Timestamp};
 
 /// Returns the state as it counts at `now`: at exactly `expires_at` it is over.
@@ -122,7 +123,7 @@ pub(crate) fn decide(case: &Case<'_>, change: &Change) -> Verdict {
             }
             case.moved(HoldState::Processing, Some(end), EventKind::Processing)
         }
-        Change::Confirm { paid_by, late } => confirm(case, state, paid_by.as_ref(), *late),
+        Change::Confirm { paid_by, late } => confirm::confirm(case, state, paid_by.as_ref(), *late),
         Change::Release { claimant } => {
             if !claimant.holds(&record.holder, &record.token) {
                 return Verdict::Answer(ChangeDecision::NotFound);
@@ -201,105 +202,12 @@ fn attach(
     Verdict::Write(Box::new(edit))
 }
 
-fn confirm(
-    case: &Case<'_>,
-    state: HoldState,
-    paid_by: Option<&Payment>,
-    late: LateConfirm,
-) -> Verdict {
-    let record = case.record;
-    if case.spoken.is_some_and(|known| known.hold != record.id) {
-        return Verdict::Answer(ChangeDecision::PaymentInUse);
-    }
-    let paying = paid_by.map(Payment::id).or(case.named_by);
-    let standing = case.spoken.map(|known| known.standing);
-    let valid_until = case
-        .spoken
-        .and_then(|known| known.valid_until)
-        .or_else(|| paid_by.and_then(|payment| payment.valid_until));
-    let pays = |standing| {
-        paying.map(|payment| PaymentRecord {
-            payment: payment.into(),
-            hold: record.id,
-            valid_until,
-            standing,
-        })
-    };
-    match state {
-        HoldState::Held | HoldState::Processing => {
-            let mut edit = case.edit(HoldState::Confirmed, None, 1, Outcome::Done);
-            edit.payment = pays(Standing::Paid);
-            case.tell(&mut edit, EventKind::Confirmed, paying);
-            Verdict::Write(Box::new(edit))
-        }
-        HoldState::Confirmed | HoldState::Cancelled => {
-            let paid = case
-                .payments
-                .iter()
-                .any(|known| known.standing == Standing::Paid);
-            let mut edit = case.still(Outcome::AlreadyConfirmed);
-            if paying.is_none() || standing == Some(Standing::Paid) {
-                return Verdict::Write(Box::new(edit));
-            }
-            if !paid {
-                edit.payment = pays(Standing::Paid);
-                return Verdict::Write(Box::new(edit));
-            }
-            let cancelled = state == HoldState::Cancelled;
-            let (outcome, kind) = if cancelled {
-                (Outcome::LateConflict, EventKind::LateConflict)
-            } else {
-                (Outcome::DuplicatePayment, EventKind::DuplicatePayment)
-            };
-            case.give_back(
-                edit,
-                outcome,
-                kind,
-                paying,
-                pays(Standing::Duplicate),
-                standing,
-            )
-        }
-        HoldState::LateConflict => {
-            let edit = case.still(Outcome::LateConflict);
-            let (outcome, kind) = (Outcome::LateConflict, EventKind::LateConflict);
-            if paying.is_none() {
-                return Verdict::Write(Box::new(edit));
-            }
-            case.give_back(edit, outcome, kind, paying, pays(Standing::Late), standing)
-        }
-        HoldState::Expired | HoldState::Released => {
-            // An expiry that nobody had written is written with it, as a version of its own.
-            let unnoticed = record.state.is_running();
-            let steps = if unnoticed { 2 } else { 1 };
-            let both = |state, outcome, kind, standing| {
-                let mut edit = case.edit(state, None, steps, outcome);
-                if unnoticed {
-                    let id = EventId::of_change(record.id, record.version + 1);
-                    case.tell_as(&mut edit, EventKind::Expired, id, None);
-                }
-                edit.payment = pays(standing);
-                case.tell(&mut edit, kind, paying);
-                Box::new(edit)
-            };
-            let if_taken = both(
-                HoldState::LateConflict,
-                Outcome::LateConflict,
-                EventKind::LateConflict,
-                Standing::Late,
-            );
-            if late == LateConfirm::Reject {
-                return Verdict::Write(if_taken);
-            }
-            let if_free = both(
-                HoldState::Confirmed,
-                Outcome::Done,
-                EventKind::Confirmed,
-                Standing::Paid,
-            );
-            Verdict::Revive { if_free, if_taken }
-        }
-    }
+/// Says whether a confirmation may have to take this hold's slots again.
+pub(crate) fn may_be_revived(record: &HoldRecord) -> bool {
+    matches!(
+        record.state_at(record.read_at),
+        HoldState::Expired | HoldState::Released
+    )
 }
 
 impl Case<'_> {
@@ -333,24 +241,6 @@ impl Case<'_> {
         edit.record.version += steps;
         edit.moved = true;
         edit
-    }
-
-    /// A payment that has to be given back: told once, however often it comes.
-    fn give_back(
-        &self,
-        mut edit: Edit,
-        outcome: Outcome,
-        kind: EventKind,
-        paying: Option<&str>,
-        payment: Option<PaymentRecord>,
-        standing: Option<Standing>,
-    ) -> Verdict {
-        edit.outcome = outcome;
-        if matches!(standing, None | Some(Standing::Attached)) {
-            edit.payment = payment;
-            self.tell(&mut edit, kind, paying);
-        }
-        Verdict::Write(Box::new(edit))
     }
 
     fn tell(&self, edit: &mut Edit, kind: EventKind, payment: Option<&str>) {

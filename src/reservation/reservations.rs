@@ -111,6 +111,32 @@ impl Reservations {
         Ok(Availability::new(range, spans))
     }
 
+    /// Makes or upgrades the store's tables. Done by itself before the first statement; call it to find
+    /// out at start.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn migrate(&self) -> Result<(), ReservationError> {
+        Ok(self.config.store.migrate().await?)
+    }
+
+    /// Returns the tables' definition, for those who make them by hand
+    /// ([`Migrations::Check`](crate::backend::sql::Migrations::Check)).
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    #[must_use]
+    pub fn schema(&self, dialect: crate::backend::sql::Dialect) -> String {
+        super::store::schema(&*self.config.store.open(None), dialect)
+    }
+
+    /// Asks the store for a sign of life: it reads where holds are.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn health(&self) -> Result<(), ReservationError> {
+        let nobody = HoldRef::Id(uuid::Uuid::nil().into());
+        Ok(self.config.store.find(nobody).await.map(drop)?)
+    }
+
     /// Ends what is due, until nothing is; for a cron route. Parallel runs never count a hold twice.
     ///
     /// # Errors

@@ -1,14 +1,18 @@
 //! The worker that ends due holds, delivers events, and removes what is long closed.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
+
+use tokio::time::{Sleep, sleep};
 
 use super::event::ReservationEvent;
 use super::rejection::ReservationError;
 use super::reservations::Reservations;
-use super::store::Delivery;
+use super::store::{Delivery, MOST_ATTEMPTS, event_pause};
 use crate::core::telemetry::{count, error};
 use crate::core::ttl::{DAY, MINUTE, SECOND};
 
@@ -81,11 +85,13 @@ impl Sweeper {
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut failures = 0;
+        let mut plan = Plan::now();
         loop {
-            let pause = match self.once().await {
-                Ok(()) => {
+            let pause = match self.round(&mut plan, shutdown.as_mut()).await {
+                Ok(Round::Shutdown) => return,
+                Ok(Round::Done) => {
                     failures = 0;
-                    jittered(self.every)
+                    Duration::MAX
                 }
                 Err(problem) => {
                     let _ = &problem;
@@ -94,7 +100,9 @@ impl Sweeper {
                     (SECOND * 2_u32.saturating_pow(failures.min(9) - 1)).min(5 * MINUTE)
                 }
             };
-            if tokio::time::timeout(pause, &mut shutdown).await.is_ok() {
+            // After a failure nothing wakes it earlier than its pause.
+            let plan = (failures == 0).then_some(&mut plan);
+            if self.rest(pause, plan, shutdown.as_mut()).await == Round::Shutdown {
                 return;
             }
         }
@@ -105,28 +113,76 @@ impl Sweeper {
     /// # Errors
     /// The store's.
     pub async fn once(&self) -> Result<(), ReservationError> {
-        loop {
+        let never = std::pin::pin!(std::future::pending());
+        self.round(&mut Plan::now(), never).await.map(drop)
+    }
+
+    /// Sweeps if it is time, and delivers what is due.
+    async fn round(
+        &self,
+        plan: &mut Plan,
+        mut shutdown: Pin<&mut (impl Future<Output = ()> + Send)>,
+    ) -> Result<Round, ReservationError> {
+        let mut due = poll_fn(|cx| Poll::Ready(plan.sweep.as_mut().poll(cx).is_ready())).await;
+        while due {
             let swept = self
                 .reservations
                 .sweep_batch(self.batch, self.keep_closed)
                 .await?;
-            if swept.expired < u64::from(self.batch) && swept.purged == 0 {
-                break;
+            if is_over(shutdown.as_mut()).await {
+                return Ok(Round::Shutdown);
+            }
+            due = swept.expired >= u64::from(self.batch) || swept.purged > 0;
+            if !due {
+                plan.sweep = Box::pin(sleep(jittered(self.every)));
             }
         }
-        while self.deliver().await? {}
-        Ok(())
+        loop {
+            let batch = self.deliver(plan).await?;
+            if is_over(shutdown.as_mut()).await {
+                return Ok(Round::Shutdown);
+            }
+            if batch < EVENTS as usize {
+                return Ok(Round::Done);
+            }
+        }
     }
 
-    /// Delivers one batch; says whether there may be more.
-    async fn deliver(&self) -> Result<bool, ReservationError> {
+    /// Waits for `pause`, for what is planned, for the end, or for a commit of this process that has
+    /// something to tell.
+    async fn rest(
+        &self,
+        pause: Duration,
+        mut plan: Option<&mut Plan>,
+        mut shutdown: Pin<&mut (impl Future<Output = ()> + Send)>,
+    ) -> Round {
+        let listening = plan.is_some() && self.consumer.is_some();
+        let mut told = listening.then(|| self.reservations.config.store.told());
+        let waiting = poll_fn(|cx| {
+            if shutdown.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Round::Shutdown);
+            }
+            let told = told.as_mut().map(|told| Pin::new(told).poll(cx));
+            let planned = plan.as_mut().map(|plan| plan.poll(cx));
+            match (told, planned) {
+                (Some(Poll::Ready(_)), _) | (_, Some(Poll::Ready(()))) => Poll::Ready(Round::Done),
+                _ => Poll::Pending,
+            }
+        });
+        let woken = tokio::time::timeout(pause, waiting).await;
+        woken.unwrap_or(Round::Done)
+    }
+
+    /// Delivers one batch and says how large it was.
+    async fn deliver(&self, plan: &mut Plan) -> Result<usize, ReservationError> {
         let Some(consumer) = &self.consumer else {
-            return Ok(false);
+            return Ok(0);
         };
         let store = &self.reservations.config.store;
         let events = store.take_events(EVENTS, LEASE).await?;
-        let more = events.len() == EVENTS as usize;
+        let taken = events.len();
         for event in events {
+            let failed = event.attempts + 1;
             let (id, kind) = (event.id.clone(), event.kind);
             // A task of its own, so that a panic in it is a failed delivery.
             let done = tokio::spawn(consumer(event)).await;
@@ -134,14 +190,65 @@ impl Sweeper {
                 Ok(Ok(())) => Delivery::Delivered,
                 _ => {
                     count!("keep_reservation_event_failures_total", 1, "kind" => kind.as_str());
+                    if failed >= MOST_ATTEMPTS {
+                        count!("keep_reservation_events_parked_total", 1);
+                        error!(event = %id, "an event was refused too often and is parked");
+                    } else {
+                        plan.retry(event_pause(failed));
+                    }
                     Delivery::Failed
                 }
             };
             let _ = kind;
             store.settle_events(vec![(id, delivery)]).await?;
         }
-        Ok(more)
+        Ok(taken)
     }
+}
+
+/// What a round or a rest came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Round {
+    Shutdown,
+    Done,
+}
+
+/// When there is something to do again, if nobody wakes us earlier.
+struct Plan {
+    sweep: Pin<Box<Sleep>>,
+    /// The first event that was refused is due again.
+    retry: Option<Pin<Box<Sleep>>>,
+}
+
+impl Plan {
+    fn now() -> Self {
+        Self {
+            sweep: Box::pin(sleep(Duration::ZERO)),
+            retry: None,
+        }
+    }
+
+    fn retry(&mut self, pause: Duration) {
+        let own = Box::pin(sleep(pause));
+        let earlier = self.retry.take();
+        let earlier = earlier.filter(|earlier| earlier.deadline() <= own.deadline());
+        self.retry = Some(earlier.unwrap_or(own));
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(retry) = &mut self.retry
+            && retry.as_mut().poll(cx).is_ready()
+        {
+            self.retry = None;
+            return Poll::Ready(());
+        }
+        self.sweep.as_mut().poll(cx)
+    }
+}
+
+/// Looks whether it is time to end, without waiting.
+async fn is_over(mut shutdown: Pin<&mut (impl Future<Output = ()> + Send)>) -> bool {
+    poll_fn(|cx| Poll::Ready(shutdown.as_mut().poll(cx).is_ready())).await
 }
 
 impl fmt::Debug for Sweeper {

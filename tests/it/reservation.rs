@@ -1,8 +1,11 @@
 //! The reservation layer, driven in process on its engines.
 
 mod endings;
+mod programs;
 mod refusals;
 mod surprises;
+mod trips;
+mod waking;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -384,32 +384,3 @@ async fn a_session_killed_before_the_commit_is_known_to_be_aborted() {
     assert!(refused.is_retryable());
     assert!(stored(&db).await.is_empty());
 }
-
-#[tokio::test]
-async fn round_trips_are_as_few_as_promised() {
-    let server = PostgresServer::start().await;
-    let database = server.database().await;
-    let name = database.rsplit('/').next().unwrap();
-    let proxy = Proxy::before(server.address()).await;
-    let url = format!("postgres://postgres@{}/{name}", proxy.address());
-    let db = SqlStore::builder(&url)
-        .max_connections(1)
-        .open()
-        .await
-        .unwrap();
-    let own = ReservationLayer::new(db.clone()).reservations();
-    let start = tower_keep::core::Timestamp::MAX.minus(Duration::from_secs(720_000));
-    let slot = |n: u32| {
-        let start = start.plus(Duration::from_secs(60) * n);
-        Slot::new("a", start..start.plus(Duration::from_secs(60)))
-    };
-    for n in 0..3 {
-        own.hold(slot(n), "ann").await.unwrap();
-    }
-    // One more beside BEGIN, INSERT, COMMIT: the pool pings a connection that comes back.
-    let before = proxy.round_trips();
-    for n in 10..20 {
-        own.hold(slot(n), "ann").await.unwrap();
-    }
-    assert_eq!((proxy.round_trips() - before) / 10, 4);
-}

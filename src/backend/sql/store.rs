@@ -153,6 +153,18 @@ impl SqlStore {
         injected.map_or_else(|| Arc::new(crate::core::SystemClock) as _, Arc::clone)
     }
 
+    /// Returns how long a statement waits for a lock.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn lock_timeout(&self) -> Duration {
+        self.inner.settings.lock_timeout
+    }
+
+    /// Returns how long a statement may run.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn statement_timeout(&self) -> Duration {
+        self.inner.settings.statement_timeout
+    }
+
     /// Creates or upgrades the tables of every part that uses this handle.
     ///
     /// Done by itself before the first statement; call it to find out at start.

@@ -16,7 +16,8 @@ use parking_lot::Mutex;
 use self::book::{Book, Changes};
 use self::calendar::MemoryCalendar;
 use self::locks::Held;
-use super::steps::{self, Calendar};
+use super::calendar::{Calendar, Outbox};
+use super::steps;
 use super::{
     AvailabilityQuery, Busy, Change, ChangeDecision, Delivery, Ended, HoldDecision, HoldRecord,
     HoldWish, ReservationStore, ReservationTransaction, SweepLimits, SweptBatch,
@@ -162,6 +163,14 @@ impl ReservationStore for MemoryStore {
             operate!(Arc::clone(&own.shared), |calendar| {
                 steps::sweep(calendar, limits).await
             })
+        })
+    }
+
+    fn told(&self) -> StoreFuture<()> {
+        let told = Arc::clone(&self.part::<Book>().told);
+        StoreFuture::boxed(async move {
+            told.notified().await;
+            Ok(())
         })
     }
 

@@ -1,5 +1,6 @@
 //! Where holds live: the trait, what goes in and what comes out.
 
+mod calendar;
 mod memory;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod sql;
@@ -7,7 +8,7 @@ mod steps;
 mod values;
 
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub(crate) use sql::{is_on, request_of};
+pub(crate) use sql::{is_on, request_of, schema};
 
 use std::any::Any;
 use std::fmt;
@@ -62,6 +63,20 @@ pub trait ReservationStore: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// The store's; nothing was swept then.
     fn sweep(&self, limits: SweepLimits) -> StoreFuture<SweptBatch>;
+
+    /// Makes or upgrades what the store keeps things in; done by itself before the first step.
+    ///
+    /// # Errors
+    /// The store's.
+    fn migrate(&self) -> StoreFuture<()> {
+        StoreFuture::ok(())
+    }
+
+    /// Resolves when this process may have written events since the last time. It only saves time: a
+    /// store that cannot tell never resolves it.
+    fn told(&self) -> StoreFuture<()> {
+        StoreFuture::boxed(std::future::pending())
+    }
 
     /// Takes due events for `lease`, oldest first.
     ///
@@ -159,6 +174,14 @@ impl<T: ReservationStore + ?Sized> ReservationStore for Arc<T> {
 
     fn sweep(&self, limits: SweepLimits) -> StoreFuture<SweptBatch> {
         (**self).sweep(limits)
+    }
+
+    fn migrate(&self) -> StoreFuture<()> {
+        (**self).migrate()
+    }
+
+    fn told(&self) -> StoreFuture<()> {
+        (**self).told()
     }
 
     fn take_events(&self, limit: u32, lease: Duration) -> StoreFuture<Vec<ReservationEvent>> {

@@ -1,56 +1,61 @@
 //! Holds in SQL: the request's transaction lent to the shared steps, in either dialect.
 
+mod alone;
 mod error;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod proof;
+mod request;
 mod rows;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
-use std::any::Any;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::Extensions;
-use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use self::proof::Written;
-use super::steps::{self, Calendar};
+use self::request::SqlReservations;
+pub(crate) use self::request::{is_on, request_of, schema};
+use super::calendar::{Calendar, Outbox};
+use super::steps;
 use super::{
-    AvailabilityQuery, Busy, Change, ChangeDecision, Delivery, Ended, HoldDecision, HoldRecord,
-    HoldWish, ReservationStore, ReservationTransaction, SweepLimits, SweptBatch,
+    AvailabilityQuery, Busy, Change, ChangeDecision, Delivery, HoldDecision, HoldRecord, HoldWish,
+    ReservationStore, ReservationTransaction, SweepLimits, SweptBatch,
 };
-use crate::backend::sql::{
-    Dialect, Engine, Finisher, RequestTransaction, SqlStore, Step, TransactionError,
-    TransactionErrorKind,
-};
-use crate::core::{AfterWork, Ending, RollbackCause, StoreFuture, Timestamp, Vote};
+use crate::backend::sql::{Dialect, RequestTransaction, Schema, SqlStore, Step, TransactionError};
+use crate::core::{RollbackCause, StoreError, StoreFuture, Timestamp};
 use crate::reservation::event::{EventId, EventSet, ReservationEvent};
 use crate::reservation::hold::HoldRef;
 
 /// The statements of a handle, built once from its prefix.
 pub(crate) struct Statements {
     proof: Arc<str>,
+    /// Wakes a sweeper that waits for events.
+    told: Arc<Notify>,
     #[cfg(feature = "sqlite")]
     sqlite: sqlite::Statements,
     #[cfg(feature = "postgres")]
     postgres: postgres::Statements,
 }
 
+fn tables(prefix: &str, dialect: Dialect) -> Schema {
+    match dialect {
+        #[cfg(feature = "sqlite")]
+        Dialect::Sqlite => sqlite::schema(prefix),
+        #[cfg(feature = "postgres")]
+        Dialect::Postgres => postgres::schema(prefix),
+    }
+}
+
 fn statements(db: &SqlStore) -> Arc<Statements> {
     db.part(
-        |db| {
-            Some(match db.dialect() {
-                #[cfg(feature = "sqlite")]
-                Dialect::Sqlite => sqlite::schema(db.table_prefix()),
-                #[cfg(feature = "postgres")]
-                Dialect::Postgres => postgres::schema(db.table_prefix()),
-            })
-        },
+        |db| Some(tables(db.table_prefix(), db.dialect())),
         |db| Statements {
             proof: proof::statement(db.table_prefix()),
+            told: Arc::default(),
             #[cfg(feature = "sqlite")]
             sqlite: sqlite::Statements::new(db.table_prefix()),
             #[cfg(feature = "postgres")]
@@ -69,9 +74,11 @@ macro_rules! on_engine {
                 connection,
                 sql: &$sql.sqlite,
                 now: $db.now(),
+                told: false,
             };
             let $calendar = &mut own;
-            return $body;
+            let done = $body;
+            return done.map(|answer| (answer, own.told));
         }
         #[cfg(feature = "postgres")]
         if let Some(connection) = step.connection.postgres() {
@@ -80,9 +87,11 @@ macro_rules! on_engine {
                 sql: &$sql.postgres,
                 now: $db.injected_now(),
                 xid: step.xid,
+                told: false,
             };
             let $calendar = &mut own;
-            return $body;
+            let done = $body;
+            return done.map(|answer| (answer, own.told));
         }
         Err(crowded())
     }};
@@ -92,10 +101,16 @@ macro_rules! on_engine {
 macro_rules! operate {
     ($request:expr, $db:expr, |$calendar:ident| $body:expr) => {{
         let (db, sql) = ($db.clone(), statements(&$db));
+        let told = Arc::clone(&sql.told);
         let step = $request.operate(move |step| {
             Box::pin(async move { on_engine!(step, db, sql, |$calendar| $body) })
         });
-        step.await
+        step.await.map(|(answer, events)| {
+            if events {
+                $request.after_commit(async move { told.notify_one() });
+            }
+            answer
+        })
     }};
 }
 
@@ -110,6 +125,7 @@ macro_rules! on_reader {
                     connection: &mut reading.connection,
                     sql: &$sql.sqlite,
                     now: $db.now(),
+                    told: false,
                 };
                 let $calendar = &mut own;
                 $body
@@ -122,6 +138,7 @@ macro_rules! on_reader {
                     sql: &$sql.postgres,
                     now: $db.injected_now(),
                     xid: &mut None,
+                    told: false,
                 };
                 let $calendar = &mut own;
                 $body
@@ -136,31 +153,11 @@ impl ReservationStore for SqlStore {
     }
 
     fn open(&self, request: Option<&mut Extensions>) -> Arc<dyn ReservationTransaction> {
-        // Registers the tables, so that they are there before the transaction begins.
-        let _ = statements(self);
-        let (request, finisher) = match request {
-            Some(extensions) => RequestTransaction::join(extensions, self),
-            None => {
-                let (request, finisher) = RequestTransaction::alone(self);
-                (request, Some(finisher))
-            }
-        };
-        Arc::new(SqlReservations {
-            db: self.clone(),
-            member: finisher.is_none(),
-            finisher: Mutex::new(finisher),
-            request,
-            written: Arc::default(),
-        })
+        Arc::new(SqlReservations::open(self, request))
     }
 
     fn hold(&self, wish: HoldWish) -> StoreFuture<HoldDecision> {
-        let db = self.clone();
-        alone(self, move |request| async move {
-            let decision = operate!(request, db, |calendar| steps::hold(calendar, &wish).await)?;
-            let written = Written::by_hold(&decision);
-            Ok((Keep::of(written), decision))
-        })
+        StoreFuture::boxed(alone::hold(self.clone(), wish))
     }
 
     fn find(&self, by: HoldRef) -> StoreFuture<Option<HoldRecord>> {
@@ -180,6 +177,20 @@ impl ReservationStore for SqlStore {
         alone(self, move |request| async move {
             let swept = operate!(request, db, |calendar| steps::sweep(calendar, limits).await)?;
             Ok((Keep::Yes(None), swept))
+        })
+    }
+
+    fn migrate(&self) -> StoreFuture<()> {
+        let _ = statements(self);
+        let db = self.clone();
+        StoreFuture::boxed(async move { Self::migrate(&db).await })
+    }
+
+    fn told(&self) -> StoreFuture<()> {
+        let told = Arc::clone(&statements(self).told);
+        StoreFuture::boxed(async move {
+            told.notified().await;
+            Ok(())
         })
     }
 
@@ -208,6 +219,45 @@ impl ReservationStore for SqlStore {
     }
 }
 
+/// Holds inside `request`'s transaction.
+async fn hold(
+    request: &RequestTransaction,
+    db: &SqlStore,
+    wish: HoldWish,
+) -> Result<HoldDecision, TransactionError> {
+    operate!(request, db, |calendar| steps::hold(calendar, &wish).await)
+}
+
+/// Changes a hold inside `request`'s transaction.
+async fn change(
+    request: &RequestTransaction,
+    db: &SqlStore,
+    (target, change): (HoldRef, Change),
+    record: EventSet,
+) -> Result<ChangeDecision, TransactionError> {
+    operate!(request, db, |calendar| {
+        steps::change(calendar, &target, &change, record).await
+    })
+}
+
+/// Finds a hold, the writes of `request`'s transaction included.
+async fn find(
+    request: &RequestTransaction,
+    db: &SqlStore,
+    by: HoldRef,
+) -> Result<Option<HoldRecord>, TransactionError> {
+    operate!(request, db, |calendar| steps::find(calendar, &by).await)
+}
+
+/// Lists what blocks, the writes of `request`'s transaction included.
+async fn busy(
+    request: &RequestTransaction,
+    db: &SqlStore,
+    query: AvailabilityQuery,
+) -> Result<Vec<Busy>, TransactionError> {
+    operate!(request, db, |calendar| calendar.busy(&query).await)
+}
+
 /// What becomes of a step that was a transaction of its own.
 enum Keep {
     No,
@@ -227,23 +277,29 @@ where
     W: FnOnce(RequestTransaction) -> F + Send + 'static,
     F: Future<Output = Result<(Keep, T), TransactionError>> + Send + 'static,
 {
+    let db = db.clone();
+    StoreFuture::boxed(async move { in_transaction(&db, work).await })
+}
+
+async fn in_transaction<T, W, F>(db: &SqlStore, work: W) -> Result<T, StoreError>
+where
+    W: FnOnce(RequestTransaction) -> F,
+    F: Future<Output = Result<(Keep, T), TransactionError>>,
+{
     // Registers the tables.
     let sql = statements(db);
-    let db = db.clone();
-    StoreFuture::boxed(async move {
-        let (request, mut finisher) = RequestTransaction::alone(&db);
-        let (keep, answer) = work(request).await?;
-        match keep {
-            Keep::Yes(written) => {
-                if let Some(written) = written {
-                    finisher.proof(written.probe(Arc::clone(&sql.proof)));
-                }
-                finisher.commit().await?;
+    let (request, mut finisher) = RequestTransaction::alone(db);
+    let (keep, answer) = work(request).await?;
+    match keep {
+        Keep::Yes(written) => {
+            if let Some(written) = written {
+                finisher.proof(written.probe(Arc::clone(&sql.proof)));
             }
-            Keep::No => finisher.rollback(RollbackCause::Conflict).await,
+            finisher.commit().await?;
         }
-        Ok(answer)
-    })
+        Keep::No => finisher.rollback(RollbackCause::Conflict).await,
+    }
+    Ok(answer)
 }
 
 fn reading<T: Send + 'static>(
@@ -254,181 +310,4 @@ fn reading<T: Send + 'static>(
 
 fn crowded() -> TransactionError {
     TransactionError::crowded()
-}
-
-/// One request's transaction, as the guard sees it.
-struct SqlReservations {
-    db: SqlStore,
-    request: RequestTransaction,
-    /// Ours if we joined first; gone once it has ended.
-    finisher: Mutex<Option<Finisher>>,
-    member: bool,
-    /// By what a lost commit will be told.
-    written: Arc<Mutex<Option<Written>>>,
-}
-
-impl ReservationTransaction for SqlReservations {
-    fn hold(&self, wish: HoldWish) -> StoreFuture<HoldDecision> {
-        let (request, db) = (self.request.clone(), self.db.clone());
-        let noted = Arc::clone(&self.written);
-        reading(async move {
-            let decision = operate!(request, db, |calendar| steps::hold(calendar, &wish).await)?;
-            note(&noted, Written::by_hold(&decision));
-            Ok(decision)
-        })
-    }
-
-    fn change(
-        &self,
-        target: HoldRef,
-        change: Change,
-        record: EventSet,
-    ) -> StoreFuture<ChangeDecision> {
-        let (request, db) = (self.request.clone(), self.db.clone());
-        let noted = Arc::clone(&self.written);
-        reading(async move {
-            let decision = operate!(request, db, |calendar| {
-                steps::change(calendar, &target, &change, record).await
-            })?;
-            note(&noted, Written::by_change(&decision));
-            Ok(decision)
-        })
-    }
-
-    fn find(&self, by: HoldRef) -> StoreFuture<Option<HoldRecord>> {
-        let (request, db) = (self.request.clone(), self.db.clone());
-        reading(async move { operate!(request, db, |calendar| steps::find(calendar, &by).await) })
-    }
-
-    fn availability(&self, query: AvailabilityQuery) -> StoreFuture<Vec<Busy>> {
-        let (request, db) = (self.request.clone(), self.db.clone());
-        let spans =
-            reading(async move { operate!(request, db, |calendar| calendar.busy(&query).await) });
-        spans.then(super::bounded)
-    }
-
-    fn vote(&self, vote: Vote) {
-        self.request.vote(vote);
-    }
-
-    fn after(&self, work: AfterWork) {
-        self.request.after(work);
-    }
-
-    fn commit(&self) -> StoreFuture<Ended> {
-        let mut finisher = self.finisher.lock();
-        let Some(finisher) = finisher.as_mut() else {
-            return StoreFuture::ok(self.ended_already());
-        };
-        self.prove(finisher);
-        let done = finisher.commit_so_far();
-        StoreFuture::boxed(async move { Ok(ended(done.await)) })
-    }
-
-    fn end(&self, ending: Ending) -> StoreFuture<Ended> {
-        let Some(mut finisher) = self.finisher.lock().take() else {
-            if self.member {
-                self.request.vote(match ending {
-                    Ending::Commit => Vote::Commit,
-                    Ending::Rollback => Vote::Rollback(RollbackCause::Cancelled),
-                });
-            }
-            return StoreFuture::ok(self.ended_already());
-        };
-        if finisher.is_untouched() {
-            return StoreFuture::ok(closed(finisher, ending));
-        }
-        match ending {
-            Ending::Commit => {
-                self.prove(&mut finisher);
-                let done = finisher.commit();
-                StoreFuture::boxed(async move { Ok(ended(done.await)) })
-            }
-            Ending::Rollback => {
-                let cause = match finisher.verdict() {
-                    Some(Vote::Rollback(cause)) => cause,
-                    _ => RollbackCause::Cancelled,
-                };
-                let done = finisher.rollback(cause);
-                StoreFuture::boxed(async move {
-                    done.await;
-                    Ok(Ended::RolledBack(cause))
-                })
-            }
-        }
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-}
-
-/// Notes what was written; the first hold made in a transaction is the best proof of it.
-fn note(noted: &Mutex<Option<Written>>, written: Option<Written>) {
-    if let Some(written) = written {
-        let mut noted = noted.lock();
-        *noted = Some(written.or(*noted));
-    }
-}
-
-impl SqlReservations {
-    /// Says by what this commit is told should its reply be lost.
-    fn prove(&self, finisher: &mut Finisher) {
-        if let Some(written) = self.written.lock().take() {
-            let statement = Arc::clone(&statements(&self.db).proof);
-            finisher.proof(written.probe(statement));
-        }
-    }
-
-    const fn ended_already(&self) -> Ended {
-        if self.member {
-            Ended::Member
-        } else {
-            Ended::RolledBack(RollbackCause::Cancelled)
-        }
-    }
-}
-
-/// Lends the connection of a guard's transaction; `None` if the store is no SQL store.
-pub(crate) fn request_of(transaction: &dyn ReservationTransaction) -> Option<&RequestTransaction> {
-    let own = transaction.as_any().downcast_ref::<SqlReservations>()?;
-    Some(&own.request)
-}
-
-/// Nothing was begun and nobody waits for the end: no task, no I/O.
-fn closed(finisher: Finisher, ending: Ending) -> Ended {
-    let verdict = finisher.verdict();
-    finisher.close();
-    match (ending, verdict) {
-        (_, Some(Vote::Rollback(cause))) => Ended::RolledBack(cause),
-        (Ending::Commit, _) => Ended::Committed,
-        (Ending::Rollback, _) => Ended::RolledBack(RollbackCause::Cancelled),
-    }
-}
-
-/// Says whether the connection is of engine `D`; without SQL there is none.
-pub(crate) fn is_on<D: Engine>(transaction: &dyn ReservationTransaction) -> bool {
-    let own = transaction.as_any().downcast_ref::<SqlReservations>();
-    own.is_some_and(|own| own.db.dialect() == D::DIALECT)
-}
-
-fn ended(done: Result<(), TransactionError>) -> Ended {
-    match done.map_err(|error| error.kind()) {
-        Ok(()) => Ended::Committed,
-        Err(TransactionErrorKind::Unknown) => Ended::Unknown,
-        Err(TransactionErrorKind::Doomed(cause)) => Ended::RolledBack(cause),
-        Err(TransactionErrorKind::LockTimeout | TransactionErrorKind::Conflict) => {
-            Ended::RolledBack(RollbackCause::Contention)
-        }
-        Err(_) => Ended::RolledBack(RollbackCause::Poisoned),
-    }
-}
-
-impl fmt::Debug for SqlReservations {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SqlReservations")
-            .field("db", &self.db)
-            .field("member", &self.member)
-            .finish_non_exhaustive()
-    }
 }

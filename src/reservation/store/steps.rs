@@ -1,12 +1,11 @@
 //! The steps that every store takes, written once: what differs is how rows are locked, read and written.
 
-use std::time::Duration;
-
 use smallvec::SmallVec;
 
+use super::calendar::{Calendar, InTheWay, Lock, Outbox, Over};
 use super::{
-    AvailabilityQuery, Busy, Change, ChangeDecision, Delivery, HoldDecision, HoldRecord, HoldWish,
-    KEEP_DELIVERED, PaymentRecord, SweepLimits, SweptBatch,
+    Change, ChangeDecision, Delivery, HoldDecision, HoldRecord, HoldWish, KEEP_DELIVERED,
+    SweepLimits, SweptBatch,
 };
 use crate::core::Timestamp;
 use crate::reservation::event::{EventId, EventSet, ReservationEvent};
@@ -16,140 +15,6 @@ use crate::reservation::slot::Slot;
 
 /// How often a wish is tried when what was in the way vanishes while we look.
 const ROUNDS: usize = 3;
-/// Rows that one sweep removes.
-pub(super) const PURGE_ROWS: i64 = 1_000;
-
-/// A hold that was just written as expired.
-#[derive(Debug)]
-pub(super) struct Over {
-    pub(super) hold: HoldId,
-    pub(super) holder: Box<str>,
-    pub(super) version: u32,
-}
-
-/// What a step asks of an engine, inside one transaction. A refused insert leaves no row of itself.
-pub(super) trait Calendar: Send {
-    type Error: Send;
-
-    /// The engine refuses overlaps by a constraint, so that an exclusive wish is inserted before asking.
-    const INSERT_FIRST: bool;
-
-    /// Says that others were faster too often.
-    fn crowded() -> Self::Error;
-
-    fn lock_lanes(
-        &mut self,
-        slots: &[Slot],
-    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
-
-    /// Locks what a change by or with a payment will touch.
-    fn lock_payment(
-        &mut self,
-        payment: &str,
-    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
-
-    /// Reads the rows in blocking states that overlap, and the clock.
-    fn overlaps(
-        &mut self,
-        slots: &[Slot],
-        holder: &str,
-        key: &str,
-    ) -> impl Future<Output = Result<(Vec<Row>, Timestamp), Self::Error>> + Send;
-
-    fn load(
-        &mut self,
-        hold: HoldId,
-        lock: Lock,
-    ) -> impl Future<Output = Result<Option<HoldRecord>, Self::Error>> + Send;
-
-    fn payment(
-        &mut self,
-        payment: &str,
-    ) -> impl Future<Output = Result<Option<PaymentRecord>, Self::Error>> + Send;
-
-    fn payments(
-        &mut self,
-        hold: HoldId,
-    ) -> impl Future<Output = Result<Vec<PaymentRecord>, Self::Error>> + Send;
-
-    /// Inserts the rows of a new hold, all or none.
-    fn insert(
-        &mut self,
-        wish: &HoldWish,
-    ) -> impl Future<Output = Result<Option<HoldRecord>, Self::Error>> + Send;
-
-    /// Puts fresh rows of `record` in the place of its old ones, which block nothing; all or none.
-    fn replace(
-        &mut self,
-        record: &HoldRecord,
-    ) -> impl Future<Output = Result<bool, Self::Error>> + Send;
-
-    /// Writes those of `holds` that are over at `now` as expired, and says which.
-    fn expire(
-        &mut self,
-        holds: &[HoldId],
-        now: Timestamp,
-    ) -> impl Future<Output = Result<Vec<Over>, Self::Error>> + Send;
-
-    /// Writes up to `batch` holds that are over as expired; those that another sweeper has are left out.
-    fn expire_due(
-        &mut self,
-        batch: u32,
-    ) -> impl Future<Output = Result<(Vec<Over>, Timestamp), Self::Error>> + Send;
-
-    /// Writes a payment; `false` if it belongs to another hold.
-    fn write_payment(
-        &mut self,
-        payment: &PaymentRecord,
-    ) -> impl Future<Output = Result<bool, Self::Error>> + Send;
-
-    /// Writes state, end and version of a locked hold.
-    fn write_hold(
-        &mut self,
-        record: &HoldRecord,
-    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
-
-    /// Writes events; one that is already there stays as it is.
-    fn write_events(
-        &mut self,
-        events: &[ReservationEvent],
-    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
-
-    fn purge_holds(
-        &mut self,
-        closed_before: Timestamp,
-    ) -> impl Future<Output = Result<u64, Self::Error>> + Send;
-
-    fn purge_events(
-        &mut self,
-        delivered_before: Timestamp,
-    ) -> impl Future<Output = Result<u64, Self::Error>> + Send;
-
-    fn busy(
-        &mut self,
-        query: &AvailabilityQuery,
-    ) -> impl Future<Output = Result<Vec<Busy>, Self::Error>> + Send;
-
-    fn take_events(
-        &mut self,
-        limit: u32,
-        lease: Duration,
-    ) -> impl Future<Output = Result<Vec<ReservationEvent>, Self::Error>> + Send;
-
-    fn settle_event(
-        &mut self,
-        event: &EventId,
-        delivery: Delivery,
-    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
-}
-
-/// Whether a hold is read to be changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lock {
-    No,
-    Yes,
-}
-
 /// Holds, or says who is in the way. Two that want the same meet in the constraint or under the lane's
 /// lock: a check that came before the insert could be overtaken.
 pub(super) async fn hold<C: Calendar>(
@@ -162,11 +27,19 @@ pub(super) async fn hold<C: Calendar>(
         calendar.lock_lanes(&wish.slots).await?;
     }
     for _ in 0..ROUNDS {
-        if ask && let Some(refused) = clear(calendar, wish).await? {
-            return Ok(refused);
+        let mut over = None;
+        if ask {
+            match look(calendar, wish).await? {
+                Ok(found) => over = found,
+                Err(refused) => return Ok(refused),
+            }
         }
         ask = true;
-        if let Some(record) = calendar.insert(wish).await? {
+        let made = match over {
+            None => calendar.insert(wish).await?,
+            Some(over) => calendar.take_over(wish, &over).await?,
+        };
+        if let Some(record) = made {
             if let Some(event) = policy::creation_event(&record, wish.record) {
                 calendar.write_events(&[event]).await?;
             }
@@ -176,31 +49,27 @@ pub(super) async fn hold<C: Calendar>(
     Err(C::crowded())
 }
 
-/// Looks at what overlaps: an answer, or `None` when the way is free, holds that are over written so.
-async fn clear<C: Calendar>(
+/// Looks at what overlaps: an answer, or, when the way is free, the holds in it that are over.
+async fn look<C: Calendar>(
     calendar: &mut C,
     wish: &HoldWish,
-) -> Result<Option<HoldDecision>, C::Error> {
+) -> Result<Result<Option<InTheWay>, HoldDecision>, C::Error> {
     let (rows, now) = calendar
         .overlaps(&wish.slots, &wish.holder, &wish.key)
         .await?;
-    for twin in policy::twins(&rows, now) {
-        let record = calendar.load(twin, Lock::No).await?;
-        if let Some(record) = record.filter(|record| policy::is_same_wish(record, wish, now)) {
-            return Ok(Some(HoldDecision::Reused(record)));
-        }
+    if let Some(twin) = twin(calendar, wish, &rows, now).await? {
+        return Ok(Err(HoldDecision::Reused(twin)));
     }
-    match policy::admit(&wish.slots, &rows, now) {
-        Admission::Free(over) => {
-            expire(calendar, &over, wish.record, now).await?;
-            Ok(None)
-        }
-        Admission::Taken(blockers) => Ok(Some(HoldDecision::Taken(blockers))),
-        Admission::Full { left } => Ok(Some(HoldDecision::Full { left })),
-    }
+    Ok(match policy::admit(&wish.slots, &rows, now) {
+        Admission::Free(holds) if holds.is_empty() => Ok(None),
+        Admission::Free(holds) => Ok(Some(InTheWay { holds, now })),
+        Admission::Taken(blockers) => Err(HoldDecision::Taken(blockers)),
+        Admission::Full { left } => Err(HoldDecision::Full { left }),
+    })
 }
 
-async fn expire<C: Calendar>(
+/// Writes those of `holds` that are over as expired, with their events.
+pub(super) async fn expire<C: Calendar>(
     calendar: &mut C,
     holds: &[HoldId],
     record: EventSet,
@@ -229,6 +98,32 @@ async fn tell_over<C: Calendar>(
     calendar.write_events(&events).await
 }
 
+/// Says why a wish cannot be granted, without writing; `None` if it may be, or if holds that are over
+/// would have to be written so.
+#[cfg(feature = "postgres")]
+pub(super) async fn refusal<C: Calendar>(
+    calendar: &mut C,
+    wish: &HoldWish,
+) -> Result<Option<HoldDecision>, C::Error> {
+    Ok(look(calendar, wish).await?.err())
+}
+
+/// Finds the running hold of the same wish.
+async fn twin<C: Calendar>(
+    calendar: &mut C,
+    wish: &HoldWish,
+    rows: &[Row],
+    now: Timestamp,
+) -> Result<Option<HoldRecord>, C::Error> {
+    for twin in policy::twins(rows, now) {
+        let record = calendar.load(twin, Lock::No).await?;
+        if let Some(record) = record.filter(|record| policy::is_same_wish(record, wish, now)) {
+            return Ok(Some(record));
+        }
+    }
+    Ok(None)
+}
+
 /// Changes a hold: locked, read, decided by the policy, written.
 pub(super) async fn change<C: Calendar>(
     calendar: &mut C,
@@ -236,16 +131,17 @@ pub(super) async fn change<C: Calendar>(
     change: &Change,
     kinds: EventSet,
 ) -> Result<ChangeDecision, C::Error> {
-    let carried = match change {
-        Change::Attach { payment, .. } => Some(payment),
-        Change::Confirm { paid_by, .. } => paid_by.as_ref(),
-        _ => None,
-    };
+    if let Change::Confirm { paid_by, .. } = change {
+        let paid_by = paid_by.as_ref();
+        if let Some(record) = calendar.confirm_in_time(target, paid_by, kinds).await? {
+            return Ok(ChangeDecision::Done(record));
+        }
+    }
     let named = match target {
         HoldRef::Payment(payment) => Some(&**payment),
         HoldRef::Id(_) => None,
     };
-    let spoken = carried.map(Payment::id).or(named);
+    let spoken = change.carried().map(Payment::id).or(named);
     if let Some(payment) = spoken {
         calendar.lock_payment(payment).await?;
     }
@@ -256,20 +152,18 @@ pub(super) async fn change<C: Calendar>(
             None => return Ok(ChangeDecision::PaymentNotFound),
         },
     };
-    let Some(record) = calendar.load(id, Lock::Yes).await? else {
+    let Some(record) = load_to_change(calendar, id, change).await? else {
         return Ok(ChangeDecision::NotFound);
     };
-    let payments = match spoken {
-        Some(_) => calendar.payments(id).await?,
+    let mut payments = match spoken {
+        Some(spoken) => calendar.payments(id, spoken).await?,
         None => Vec::new(),
     };
-    let mut known = payments
+    let known = payments
         .iter()
         .find(|known| Some(&*known.payment) == spoken)
         .cloned();
-    if let (None, Some(payment)) = (&known, carried) {
-        known = calendar.payment(payment.id()).await?;
-    }
+    payments.retain(|known| known.hold == id);
     let case = Case {
         record: &record,
         payments: &payments,
@@ -287,20 +181,30 @@ pub(super) async fn change<C: Calendar>(
     }
 }
 
-/// The payment first: if it has just been given to another hold, nothing of ours has been written.
+/// Locks a hold. One that is over and counted takes its lanes before its rows, as a wish does that finds
+/// it in the way: in the other order the two would wait for each other.
+async fn load_to_change<C: Calendar>(
+    calendar: &mut C,
+    id: HoldId,
+    change: &Change,
+) -> Result<Option<HoldRecord>, C::Error> {
+    if C::LOCKS_ROWS && matches!(change, Change::Confirm { .. }) {
+        let Some(seen) = calendar.load(id, Lock::No).await? else {
+            return Ok(None);
+        };
+        if policy::may_be_revived(&seen) {
+            calendar.lock_lanes(&seen.slots).await?;
+        }
+    }
+    calendar.load(id, Lock::Yes).await
+}
+
 async fn write<C: Calendar>(calendar: &mut C, edit: Edit) -> Result<ChangeDecision, C::Error> {
-    if let Some(payment) = &edit.payment
-        && !calendar.write_payment(payment).await?
-    {
-        return Ok(ChangeDecision::PaymentInUse);
+    if calendar.write(&edit).await? {
+        Ok(edit.decision())
+    } else {
+        Ok(ChangeDecision::PaymentInUse)
     }
-    if edit.moved {
-        calendar.write_hold(&edit.record).await?;
-    }
-    if !edit.events.is_empty() {
-        calendar.write_events(&edit.events).await?;
-    }
-    Ok(edit.decision())
 }
 
 /// Takes the slots of a hold that is over again: the only way into a blocking state is an insert that
@@ -356,7 +260,7 @@ pub(super) async fn find<C: Calendar>(
 }
 
 /// Writes how deliveries went.
-pub(super) async fn settle<C: Calendar>(
+pub(super) async fn settle<C: Outbox>(
     calendar: &mut C,
     outcomes: &[(EventId, Delivery)],
 ) -> Result<(), C::Error> {
@@ -367,7 +271,7 @@ pub(super) async fn settle<C: Calendar>(
 }
 
 /// Ends due holds and removes what is long closed.
-pub(super) async fn sweep<C: Calendar>(
+pub(super) async fn sweep<C: Outbox>(
     calendar: &mut C,
     limits: SweepLimits,
 ) -> Result<SweptBatch, C::Error> {

@@ -121,6 +121,17 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// Returns the payment that comes with it.
+    pub(crate) const fn carried(&self) -> Option<&Payment> {
+        match self {
+            Self::Attach { payment, .. } => Some(payment),
+            Self::Confirm { paid_by, .. } => paid_by.as_ref(),
+            _ => None,
+        }
+    }
+}
+
 /// What a confirmation of a hold that is over becomes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LateConfirm {

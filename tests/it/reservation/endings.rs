@@ -130,7 +130,8 @@ async fn doom(guard: &mut ReservationGuard) {
         (0..32).map(|at| slot("c").unit(at.to_string())).collect();
     let mut dropped = Box::pin(guard.hold(many, "ann").into_future());
     std::future::poll_fn(|cx| {
-        let _ = dropped.as_mut().poll(cx);
+        let polled = dropped.as_mut().poll(cx);
+        assert!(polled.is_pending(), "{polled:?}");
         std::task::Poll::Ready(())
     })
     .await;

@@ -1,9 +1,11 @@
 //! What has been committed: holds by id, lane and due time, payments, the outbox.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::locks::Locks;
 use crate::backend::memory::{Part, PartSetup};
@@ -25,6 +27,8 @@ pub(super) struct Book {
     pub(super) locks: Locks,
     most: usize,
     pages: Mutex<Pages>,
+    /// Wakes a sweeper that waits for events.
+    pub(super) told: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -72,6 +76,7 @@ impl Part for Book {
             locks: Locks::default(),
             most: setup.max_entries.min(MOST_HOLDS),
             pages: Mutex::new(Pages::default()),
+            told: Arc::default(),
         }
     }
 }
@@ -97,6 +102,9 @@ impl Book {
             }
             pages.payments.insert(name, payment);
         }
+        if !changes.events.is_empty() {
+            self.told.notify_one();
+        }
         for event in changes.events {
             pages.tell(event);
         }
@@ -110,12 +118,13 @@ impl Book {
         self.pages.lock().payments.get(name).cloned()
     }
 
-    pub(super) fn payments(&self, hold: HoldId) -> Vec<PaymentRecord> {
+    pub(super) fn payments(&self, hold: HoldId, spoken: &str) -> Vec<PaymentRecord> {
         let pages = self.pages.lock();
         let names = pages.paid.get(&hold).into_iter().flatten();
-        names
-            .filter_map(|name| pages.payments.get(name).cloned())
-            .collect()
+        let own = names.filter_map(|name| pages.payments.get(name));
+        let other = pages.payments.get(spoken);
+        let other = other.filter(|payment| payment.hold != hold);
+        own.chain(other).cloned().collect()
     }
 
     pub(super) fn find(&self, by: &HoldRef, now: Timestamp) -> Option<HoldRecord> {

@@ -11,7 +11,7 @@ use crate::reservation::event::{EventId, ReservationEvent};
 use crate::reservation::hold::{HoldId, HoldState};
 use crate::reservation::policy::Row;
 use crate::reservation::slot::Slot;
-use crate::reservation::store::steps::{Calendar, Lock, Over, PURGE_ROWS};
+use crate::reservation::store::calendar::{Calendar, Lock, Outbox, Over, PURGE_ROWS};
 use crate::reservation::store::{
     AvailabilityQuery, Busy, Delivery, HoldRecord, HoldWish, PaymentRecord,
 };
@@ -65,6 +65,7 @@ impl MemoryCalendar<'_> {
 impl Calendar for MemoryCalendar<'_> {
     type Error = StoreError;
     const INSERT_FIRST: bool = false;
+    const LOCKS_ROWS: bool = false;
 
     fn crowded() -> StoreError {
         StoreErrorKind::Contention.into()
@@ -110,11 +111,16 @@ impl Calendar for MemoryCalendar<'_> {
         Ok(own.or_else(|| self.book().payment(payment)))
     }
 
-    async fn payments(&mut self, hold: HoldId) -> Result<Vec<PaymentRecord>, StoreError> {
-        let mut all = self.book().payments(hold);
+    async fn payments(
+        &mut self,
+        hold: HoldId,
+        spoken: &str,
+    ) -> Result<Vec<PaymentRecord>, StoreError> {
+        let mut all = self.book().payments(hold, spoken);
         all.retain(|payment| !self.changes.payments.contains_key(&payment.payment));
         let own = self.changes.payments.values();
-        all.extend(own.filter(|payment| payment.hold == hold).cloned());
+        let wanted = |payment: &&PaymentRecord| payment.hold == hold || *payment.payment == *spoken;
+        all.extend(own.filter(wanted).cloned());
         Ok(all)
     }
 
@@ -190,13 +196,15 @@ impl Calendar for MemoryCalendar<'_> {
         Ok(self.book().purge_holds(closed_before, most))
     }
 
+    async fn busy(&mut self, query: &AvailabilityQuery) -> Result<Vec<Busy>, StoreError> {
+        Ok(self.book().busy(query, self.now(), self.changes))
+    }
+}
+
+impl Outbox for MemoryCalendar<'_> {
     async fn purge_events(&mut self, delivered_before: Timestamp) -> Result<u64, StoreError> {
         let most = usize::try_from(PURGE_ROWS).unwrap_or(usize::MAX);
         Ok(self.book().purge_events(delivered_before, most))
-    }
-
-    async fn busy(&mut self, query: &AvailabilityQuery) -> Result<Vec<Busy>, StoreError> {
-        Ok(self.book().busy(query, self.now(), self.changes))
     }
 
     async fn take_events(

@@ -1,31 +1,33 @@
 //! The steps on Postgres: the exclusion constraint decides, and nobody asks before having been refused.
 
+mod changes;
+mod insert;
+mod outbox;
 mod statements;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use uuid::Uuid;
 
+use self::insert::{Fresh, How};
 use self::statements::CLOCK;
 pub(super) use self::statements::Statements;
 use super::rows::{
-    StoredEvent, StoredPayment, StoredSpan, at, busy_of, capacity, event_of, int, millis, ms,
-    overlap_row, payload_of, payment_of, record_of, stored_slot, whole,
+    StoredPayment, StoredSpan, at, busy_of, int, ms, overlap_row, payload_of, payment_of,
+    record_of, stored_slot, whole,
 };
 use crate::backend::sql::{Schema, TransactionError};
 use crate::core::Timestamp;
-use crate::reservation::event::{EventId, ReservationEvent};
-use crate::reservation::hold::{HoldId, HoldState};
-use crate::reservation::policy::Row;
+use crate::reservation::event::{EventKind, EventSet, ReservationEvent};
+use crate::reservation::hold::{HoldId, HoldRef, Payment};
+use crate::reservation::policy::{Edit, Row};
 use crate::reservation::slot::Slot;
-use crate::reservation::store::steps::{Calendar, Lock, Over, PURGE_ROWS};
+use crate::reservation::store::calendar::{Calendar, InTheWay, Lock, Over, PURGE_ROWS};
 use crate::reservation::store::{
-    AvailabilityQuery, Busy, Delivery, HoldRecord, HoldWish, MOST_ATTEMPTS, MOST_SPANS,
-    PaymentRecord, event_pause,
+    AvailabilityQuery, Busy, HoldRecord, HoldWish, MOST_SPANS, PaymentRecord,
 };
 
 pub(super) fn schema(prefix: &str) -> Schema {
@@ -39,87 +41,17 @@ pub(super) struct PostgresCalendar<'c> {
     /// The injected clock; without one the server's is read.
     pub(super) now: Option<Timestamp>,
     pub(super) xid: &'c mut Option<String>,
+    /// Events were written.
+    pub(super) told: bool,
 }
 
 fn sql(text: &Arc<str>) -> AssertSqlSafe<Arc<str>> {
     AssertSqlSafe(Arc::clone(text))
 }
 
-/// What a fresh hold's rows carry beside their slots.
-struct Fresh<'r> {
-    record: &'r HoldRecord,
-    created_at: Option<Timestamp>,
-    lasting: Option<Duration>,
-}
-
-/// The rows that got in.
-struct Inserted {
-    rows: Vec<i64>,
-    created_at: Timestamp,
-    expires_at: Option<Timestamp>,
-}
-
 impl PostgresCalendar<'_> {
     fn injected(&self) -> Option<i64> {
         self.now.map(ms)
-    }
-
-    /// Inserts all rows in one statement, in order of (lane, start); `None` if one was refused.
-    async fn insert_rows(
-        &mut self,
-        fresh: &Fresh<'_>,
-    ) -> Result<Option<Inserted>, TransactionError> {
-        let record = fresh.record;
-        let slots = &record.slots;
-        let text = |of: fn(&Slot) -> &str| -> Vec<&str> { slots.iter().map(of).collect() };
-        let time = |of: fn(&Slot) -> Timestamp| -> Vec<i64> {
-            slots.iter().map(|slot| ms(of(slot))).collect()
-        };
-        let got: Vec<(i64, i64, Option<i64>, String)> = sqlx::query_as(sql(&self.sql.insert))
-            .bind(self.injected())
-            .bind(text(|slot| &slot.resource))
-            .bind(text(|slot| &slot.unit))
-            .bind(time(|slot| slot.start))
-            .bind(time(|slot| slot.end))
-            .bind(time(|slot| slot.blocks().start))
-            .bind(time(|slot| slot.blocks().end))
-            .bind(
-                slots
-                    .iter()
-                    .map(|slot| int(slot.wanted_units()))
-                    .collect::<Vec<_>>(),
-            )
-            .bind(slots.iter().map(capacity).collect::<Vec<_>>())
-            .bind(record.id.as_uuid())
-            .bind(&*record.holder)
-            .bind(&*record.key)
-            .bind(&record.token.0[..])
-            .bind(record.state.code())
-            .bind(int(record.version))
-            .bind(fresh.created_at.map(ms))
-            .bind(fresh.lasting.map(millis))
-            .fetch_all(&mut *self.connection)
-            .await?;
-        let rows: Vec<i64> = got.iter().map(|row| row.0).collect();
-        let whole = rows.len() == slots.len();
-        match got.into_iter().next() {
-            Some((_, created_at, expires_at, xid)) if whole => {
-                *self.xid = Some(xid);
-                Ok(Some(Inserted {
-                    rows,
-                    created_at: at(created_at),
-                    expires_at: expires_at.map(at),
-                }))
-            }
-            Some(_) => {
-                sqlx::query(sql(&self.sql.delete_rows))
-                    .bind(rows)
-                    .execute(&mut *self.connection)
-                    .await?;
-                Ok(None)
-            }
-            None => Ok(None),
-        }
     }
 
     async fn load_by(
@@ -158,6 +90,7 @@ impl PostgresCalendar<'_> {
 impl Calendar for PostgresCalendar<'_> {
     type Error = TransactionError;
     const INSERT_FIRST: bool = true;
+    const LOCKS_ROWS: bool = true;
 
     fn crowded() -> TransactionError {
         TransactionError::crowded()
@@ -241,41 +174,44 @@ impl Calendar for PostgresCalendar<'_> {
         Ok(row.map(payment_of))
     }
 
-    async fn payments(&mut self, hold: HoldId) -> Result<Vec<PaymentRecord>, TransactionError> {
+    async fn payments(
+        &mut self,
+        hold: HoldId,
+        spoken: &str,
+    ) -> Result<Vec<PaymentRecord>, TransactionError> {
         let rows: Vec<StoredPayment> = sqlx::query_as(sql(&self.sql.payments))
             .bind(hold.as_uuid())
+            .bind(spoken)
             .fetch_all(&mut *self.connection)
             .await?;
         Ok(rows.into_iter().map(payment_of).collect())
     }
 
+    async fn confirm_in_time(
+        &mut self,
+        target: &HoldRef,
+        paid_by: Option<&Payment>,
+        kinds: EventSet,
+    ) -> Result<Option<HoldRecord>, TransactionError> {
+        self.confirm_running(target, paid_by, kinds).await
+    }
+
+    async fn write(&mut self, edit: &Edit) -> Result<bool, TransactionError> {
+        self.write_edit(edit).await
+    }
+
     async fn insert(&mut self, wish: &HoldWish) -> Result<Option<HoldRecord>, TransactionError> {
-        let mut record = HoldRecord {
-            id: wish.id,
-            holder: wish.holder.clone(),
-            key: wish.key.clone(),
-            token: wish.token,
-            state: HoldState::Held,
-            slots: Arc::clone(&wish.slots),
-            created_at: Timestamp::EPOCH,
-            expires_at: None,
-            changed_at: Timestamp::EPOCH,
-            version: 1,
-            read_at: Timestamp::EPOCH,
-        };
-        let fresh = Fresh {
-            record: &record,
-            created_at: None,
-            lasting: Some(wish.hold_for),
-        };
-        let Some(inserted) = self.insert_rows(&fresh).await? else {
-            return Ok(None);
-        };
-        record.created_at = inserted.created_at;
-        record.changed_at = inserted.created_at;
-        record.read_at = inserted.created_at;
-        record.expires_at = inserted.expires_at;
-        Ok(Some(record))
+        self.insert_wish(wish, How::Plainly).await
+    }
+
+    async fn take_over(
+        &mut self,
+        wish: &HoldWish,
+        over: &InTheWay,
+    ) -> Result<Option<HoldRecord>, TransactionError> {
+        let tell = wish.record.contains(EventKind::Expired);
+        self.told |= tell;
+        self.insert_wish(wish, How::Over(over, tell)).await
     }
 
     async fn replace(&mut self, record: &HoldRecord) -> Result<bool, TransactionError> {
@@ -284,7 +220,7 @@ impl Calendar for PostgresCalendar<'_> {
             created_at: Some(record.created_at),
             lasting: None,
         };
-        let Some(inserted) = self.insert_rows(&fresh).await? else {
+        let Some(inserted) = self.insert_rows(&fresh, How::Plainly).await? else {
             return Ok(false);
         };
         sqlx::query(sql(&self.sql.delete_others))
@@ -306,7 +242,7 @@ impl Calendar for PostgresCalendar<'_> {
             .bind(ms(now))
             .fetch_all(&mut *self.connection)
             .await?;
-        Ok(over_of(rows))
+        Ok(self.over_of(rows))
     }
 
     async fn expire_due(&mut self, batch: u32) -> Result<(Vec<Over>, Timestamp), TransactionError> {
@@ -319,7 +255,7 @@ impl Calendar for PostgresCalendar<'_> {
             .bind(self.injected())
             .fetch_one(&mut *self.connection)
             .await?;
-        Ok((over_of(rows), at(now)))
+        Ok((self.over_of(rows), at(now)))
     }
 
     async fn write_payment(&mut self, payment: &PaymentRecord) -> Result<bool, TransactionError> {
@@ -353,6 +289,7 @@ impl Calendar for PostgresCalendar<'_> {
     }
 
     async fn write_events(&mut self, events: &[ReservationEvent]) -> Result<(), TransactionError> {
+        self.told = true;
         let each =
             |of: fn(&ReservationEvent) -> &str| -> Vec<&str> { events.iter().map(of).collect() };
         sqlx::query(sql(&self.sql.write_events))
@@ -380,15 +317,6 @@ impl Calendar for PostgresCalendar<'_> {
         Ok(parts.iter().filter(|part| **part == 0).count() as u64)
     }
 
-    async fn purge_events(&mut self, delivered_before: Timestamp) -> Result<u64, TransactionError> {
-        let done = sqlx::query(sql(&self.sql.purge_events))
-            .bind(ms(delivered_before))
-            .bind(PURGE_ROWS)
-            .execute(&mut *self.connection)
-            .await?;
-        Ok(done.rows_affected())
-    }
-
     async fn busy(&mut self, query: &AvailabilityQuery) -> Result<Vec<Busy>, TransactionError> {
         let rows: Vec<StoredSpan> = sqlx::query_as(sql(&self.sql.busy))
             .bind(self.injected())
@@ -400,64 +328,23 @@ impl Calendar for PostgresCalendar<'_> {
             .await?;
         Ok(rows.into_iter().map(busy_of).collect())
     }
-
-    async fn take_events(
-        &mut self,
-        limit: u32,
-        lease: Duration,
-    ) -> Result<Vec<ReservationEvent>, TransactionError> {
-        let rows: Vec<StoredEvent> = sqlx::query_as(sql(&self.sql.take_events))
-            .bind(self.injected())
-            .bind(i64::from(limit))
-            .bind(millis(lease))
-            .fetch_all(&mut *self.connection)
-            .await?;
-        let mut events: Vec<_> = rows.into_iter().filter_map(event_of).collect();
-        events.sort_by(|a, b| (a.at, &a.id).cmp(&(b.at, &b.id)));
-        Ok(events)
-    }
-
-    async fn settle_event(
-        &mut self,
-        event: &EventId,
-        delivery: Delivery,
-    ) -> Result<(), TransactionError> {
-        let (mut state, mut pause) = (0_i16, Duration::ZERO);
-        match delivery {
-            Delivery::Delivered => state = 1,
-            Delivery::Again => {}
-            Delivery::Failed => {
-                let failed: Option<i32> = sqlx::query_scalar(sql(&self.sql.fail_event))
-                    .bind(event.as_str())
-                    .fetch_optional(&mut *self.connection)
-                    .await?;
-                let attempts = whole(failed.unwrap_or(0));
-                pause = event_pause(attempts);
-                state = if attempts >= MOST_ATTEMPTS { 2 } else { 0 };
-            }
-        }
-        sqlx::query(sql(&self.sql.settle_event))
-            .bind(self.injected())
-            .bind(event.as_str())
-            .bind(state)
-            .bind(millis(pause))
-            .bind(delivery == Delivery::Again)
-            .execute(&mut *self.connection)
-            .await?;
-        Ok(())
-    }
 }
 
-/// hold_id, holder, version, part: one row per slot.
-type StoredOver = (Uuid, String, i32, i16);
+/// hold_id, holder, version, part, the transaction's id: one row per slot.
+type StoredOver = (Uuid, String, i32, i16, String);
 
-fn over_of(rows: Vec<StoredOver>) -> Vec<Over> {
-    let first = rows.into_iter().filter(|row| row.3 == 0);
-    first
-        .map(|(hold, holder, version, _)| Over {
-            hold: HoldId::from(hold),
-            holder: holder.into(),
-            version: whole(version),
-        })
-        .collect()
+impl PostgresCalendar<'_> {
+    fn over_of(&mut self, mut rows: Vec<StoredOver>) -> Vec<Over> {
+        if let Some(row) = rows.first_mut() {
+            *self.xid = Some(std::mem::take(&mut row.4));
+        }
+        let first = rows.into_iter().filter(|row| row.3 == 0);
+        first
+            .map(|(hold, holder, version, ..)| Over {
+                hold: HoldId::from(hold),
+                holder: holder.into(),
+                version: whole(version),
+            })
+            .collect()
+    }
 }

@@ -1,25 +1,26 @@
 //! The steps on SQLite: everything happens under the write lock, a trigger watches other writers.
 
+mod outbox;
+
 use std::sync::Arc;
-use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
 use uuid::Uuid;
 
+use self::outbox::OutboxStatements;
 use super::rows::{
-    COLUMNS, OVERLAP_COLUMNS, StoredEvent, StoredPayment, StoredSpan, busy_of, capacity, event_of,
-    int, millis, ms, overlap_row, payload_of, payment_of, record_of, stored_slot, whole,
+    COLUMNS, OVERLAP_COLUMNS, StoredPayment, StoredSpan, busy_of, capacity, int, ms, overlap_row,
+    payload_of, payment_of, record_of, stored_slot, whole,
 };
 use crate::backend::sql::{Schema, TransactionError};
 use crate::core::Timestamp;
-use crate::reservation::event::{EventId, ReservationEvent};
+use crate::reservation::event::ReservationEvent;
 use crate::reservation::hold::{HoldId, HoldState};
 use crate::reservation::policy::Row;
 use crate::reservation::slot::Slot;
-use crate::reservation::store::steps::{Calendar, Lock, Over, PURGE_ROWS};
+use crate::reservation::store::calendar::{Calendar, Lock, Over, PURGE_ROWS};
 use crate::reservation::store::{
-    AvailabilityQuery, Busy, Delivery, HoldRecord, HoldWish, MOST_ATTEMPTS, MOST_SPANS,
-    PaymentRecord, event_pause,
+    AvailabilityQuery, Busy, HoldRecord, HoldWish, MOST_SPANS, PaymentRecord,
 };
 
 pub(super) fn schema(prefix: &str) -> Schema {
@@ -28,6 +29,7 @@ pub(super) fn schema(prefix: &str) -> Schema {
 }
 
 pub(super) struct Statements {
+    outbox: OutboxStatements,
     overlaps: Arc<str>,
     load: Arc<str>,
     payment: Arc<str>,
@@ -38,20 +40,16 @@ pub(super) struct Statements {
     due: Arc<str>,
     write_payment: Arc<str>,
     write_hold: Arc<str>,
-    write_event: Arc<str>,
     closed: Arc<str>,
     forget_payments: Arc<str>,
-    purge_events: Arc<str>,
     busy: Arc<str>,
-    take_events: Arc<str>,
-    fail_event: Arc<str>,
-    settle_event: Arc<str>,
 }
 
 impl Statements {
     pub(super) fn new(p: &str) -> Self {
         let arc = |sql: String| Arc::from(sql);
         Self {
+            outbox: OutboxStatements::new(p),
             overlaps: arc(format!(
                 "SELECT {OVERLAP_COLUMNS} FROM {p}hold h WHERE h.resource = ?1 AND h.unit = ?2 \
                  AND h.state <= 3 AND h.block_end > ?3 AND h.block_start < ?4"
@@ -63,7 +61,8 @@ impl Statements {
                 "SELECT payment, hold_id, valid_until, standing FROM {p}payment WHERE payment = ?1"
             )),
             payments: arc(format!(
-                "SELECT payment, hold_id, valid_until, standing FROM {p}payment WHERE hold_id = ?1"
+                "SELECT payment, hold_id, valid_until, standing FROM {p}payment \
+                 WHERE hold_id = ?1 OR payment = ?2"
             )),
             insert: arc(format!(
                 "INSERT INTO {p}hold ({COLUMNS}, part, counted) VALUES \
@@ -89,35 +88,15 @@ impl Statements {
                 "UPDATE {p}hold SET state = ?2, version = ?3, expires_at = ?4, changed_at = ?5 \
                  WHERE hold_id = ?1"
             )),
-            write_event: arc(format!(
-                "INSERT INTO {p}event (id, kind, hold_id, payload, created_at, due_at, attempts, state) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?5, 0, 0) ON CONFLICT (id) DO NOTHING"
-            )),
             closed: arc(format!(
                 "SELECT hold_id FROM {p}hold WHERE state >= 4 AND changed_at <= ?1 AND part = 0 LIMIT ?2"
             )),
             forget_payments: arc(format!("DELETE FROM {p}payment WHERE hold_id = ?1")),
-            purge_events: arc(format!(
-                "DELETE FROM {p}event WHERE id IN \
-                 (SELECT id FROM {p}event WHERE state = 1 AND due_at <= ?1 LIMIT ?2)"
-            )),
             busy: arc(format!(
                 "SELECT unit, starts, ends, block_start, block_end, state, expires_at, units \
                  FROM {p}hold WHERE resource = ?1 AND state <= 3 AND block_end > ?2 \
                  AND block_start < ?3 AND (state = 3 OR expires_at > ?4) \
                  ORDER BY unit, starts, row_id LIMIT ?5"
-            )),
-            take_events: arc(format!(
-                "UPDATE {p}event SET due_at = ?2 WHERE id IN (SELECT id FROM {p}event \
-                 WHERE state = 0 AND due_at <= ?1 ORDER BY created_at, id LIMIT ?3) \
-                 RETURNING id, kind, hold_id, payload, created_at, attempts"
-            )),
-            fail_event: arc(format!(
-                "UPDATE {p}event SET attempts = attempts + 1 WHERE id = ?1 RETURNING attempts"
-            )),
-            settle_event: arc(format!(
-                "UPDATE {p}event SET state = ?2, due_at = ?3, \
-                 attempts = CASE WHEN ?4 THEN 0 ELSE attempts END WHERE id = ?1"
             )),
         }
     }
@@ -128,6 +107,8 @@ pub(super) struct SqliteCalendar<'c> {
     pub(super) sql: &'c Statements,
     /// Read when the step began, under the write lock.
     pub(super) now: Timestamp,
+    /// Events were written.
+    pub(super) told: bool,
 }
 
 fn sql(text: &Arc<str>) -> AssertSqlSafe<Arc<str>> {
@@ -167,6 +148,7 @@ impl SqliteCalendar<'_> {
 impl Calendar for SqliteCalendar<'_> {
     type Error = TransactionError;
     const INSERT_FIRST: bool = false;
+    const LOCKS_ROWS: bool = false;
 
     fn crowded() -> TransactionError {
         TransactionError::crowded()
@@ -227,9 +209,14 @@ impl Calendar for SqliteCalendar<'_> {
         Ok(row.map(payment_of))
     }
 
-    async fn payments(&mut self, hold: HoldId) -> Result<Vec<PaymentRecord>, TransactionError> {
+    async fn payments(
+        &mut self,
+        hold: HoldId,
+        spoken: &str,
+    ) -> Result<Vec<PaymentRecord>, TransactionError> {
         let rows: Vec<StoredPayment> = sqlx::query_as(sql(&self.sql.payments))
             .bind(hold.as_uuid())
+            .bind(spoken)
             .fetch_all(&mut *self.connection)
             .await?;
         Ok(rows.into_iter().map(payment_of).collect())
@@ -319,8 +306,9 @@ impl Calendar for SqliteCalendar<'_> {
     }
 
     async fn write_events(&mut self, events: &[ReservationEvent]) -> Result<(), TransactionError> {
+        self.told = true;
         for event in events {
-            sqlx::query(sql(&self.sql.write_event))
+            sqlx::query(sql(&self.sql.outbox.write_event))
                 .bind(event.id.as_str())
                 .bind(event.kind.as_str())
                 .bind(event.hold.as_uuid())
@@ -349,15 +337,6 @@ impl Calendar for SqliteCalendar<'_> {
         Ok(closed.len() as u64)
     }
 
-    async fn purge_events(&mut self, delivered_before: Timestamp) -> Result<u64, TransactionError> {
-        let done = sqlx::query(sql(&self.sql.purge_events))
-            .bind(ms(delivered_before))
-            .bind(PURGE_ROWS)
-            .execute(&mut *self.connection)
-            .await?;
-        Ok(done.rows_affected())
-    }
-
     async fn busy(&mut self, query: &AvailabilityQuery) -> Result<Vec<Busy>, TransactionError> {
         let rows: Vec<StoredSpan> = sqlx::query_as(sql(&self.sql.busy))
             .bind(&*query.resource)
@@ -368,51 +347,5 @@ impl Calendar for SqliteCalendar<'_> {
             .fetch_all(&mut *self.connection)
             .await?;
         Ok(rows.into_iter().map(busy_of).collect())
-    }
-
-    async fn take_events(
-        &mut self,
-        limit: u32,
-        lease: Duration,
-    ) -> Result<Vec<ReservationEvent>, TransactionError> {
-        let rows: Vec<StoredEvent> = sqlx::query_as(sql(&self.sql.take_events))
-            .bind(ms(self.now))
-            .bind(ms(self.now) + millis(lease))
-            .bind(limit)
-            .fetch_all(&mut *self.connection)
-            .await?;
-        let mut events: Vec<_> = rows.into_iter().filter_map(event_of).collect();
-        events.sort_by(|a, b| (a.at, &a.id).cmp(&(b.at, &b.id)));
-        Ok(events)
-    }
-
-    async fn settle_event(
-        &mut self,
-        event: &EventId,
-        delivery: Delivery,
-    ) -> Result<(), TransactionError> {
-        let mut state = 0_i16;
-        let mut due = self.now;
-        match delivery {
-            Delivery::Delivered => state = 1,
-            Delivery::Again => {}
-            Delivery::Failed => {
-                let failed: Option<i32> = sqlx::query_scalar(sql(&self.sql.fail_event))
-                    .bind(event.as_str())
-                    .fetch_optional(&mut *self.connection)
-                    .await?;
-                let attempts = whole(failed.unwrap_or(0));
-                due = due.plus(event_pause(attempts));
-                state = if attempts >= MOST_ATTEMPTS { 2 } else { 0 };
-            }
-        }
-        sqlx::query(sql(&self.sql.settle_event))
-            .bind(event.as_str())
-            .bind(state)
-            .bind(ms(due))
-            .bind(delivery == Delivery::Again)
-            .execute(&mut *self.connection)
-            .await?;
-        Ok(())
     }
 }

@@ -22,6 +22,10 @@ pub(in crate::reservation::store::sql) struct Statements {
     pub(super) payment: Arc<str>,
     pub(super) payments: Arc<str>,
     pub(super) insert: Arc<str>,
+    pub(super) insert_alone: Arc<str>,
+    pub(super) take_over: Arc<str>,
+    pub(super) confirm_running: Arc<str>,
+    pub(super) write_edit: Arc<str>,
     pub(super) delete_rows: Arc<str>,
     pub(super) delete_others: Arc<str>,
     pub(super) expire: Arc<str>,
@@ -65,18 +69,20 @@ impl Statements {
                 "SELECT payment, hold_id, valid_until, standing FROM {p}payment WHERE payment = $1"
             )),
             payments: arc(format!(
-                "SELECT payment, hold_id, valid_until, standing FROM {p}payment WHERE hold_id = $1"
+                "SELECT payment, hold_id, valid_until, standing FROM {p}payment \
+                 WHERE hold_id = $1 OR payment = $2"
             )),
-            insert: arc(format!(
-                "WITH clock AS MATERIALIZED (SELECT {CLOCK} AS ms) INSERT INTO {p}hold \
-                 (hold_id, part, resource, unit, starts, ends, block_start, block_end, units, capacity, \
-                 counted, holder, wish_key, token_hash, state, version, created_at, expires_at, changed_at) \
-                 SELECT $10, w.part - 1, w.resource, w.unit, w.starts, w.ends, w.block_start, \
-                 w.block_end, w.units, w.capacity, w.capacity > 0, $11, $12, $13, $14, $15, \
-                 coalesce($16::bigint, clock.ms), clock.ms + $17::bigint, clock.ms \
-                 FROM {SLOTS}, clock ORDER BY w.part ON CONFLICT DO NOTHING \
-                 RETURNING row_id, created_at, expires_at, pg_current_xact_id()::text"
+            insert: arc(insert(p, "", "", "")),
+            // Outside a transaction the wait for others is bounded by the statement itself.
+            insert_alone: arc(insert(
+                p,
+                ", set_config('lock_timeout', $18::text, true)",
+                "",
+                "",
             )),
+            take_over: arc(take_over(p)),
+            confirm_running: arc(confirm_running(p)),
+            write_edit: arc(write_edit(p)),
             delete_rows: arc(format!("DELETE FROM {p}hold WHERE row_id = ANY($1)")),
             delete_others: arc(format!(
                 "DELETE FROM {p}hold WHERE hold_id = $1 AND row_id <> ALL($2)"
@@ -85,7 +91,8 @@ impl Statements {
                 "WITH due AS MATERIALIZED (SELECT row_id FROM {p}hold WHERE hold_id = ANY($1) \
                  AND state <= 2 AND expires_at <= $2 ORDER BY row_id FOR UPDATE) \
                  UPDATE {p}hold h SET state = 5, version = version + 1, changed_at = $2 \
-                 FROM due WHERE h.row_id = due.row_id RETURNING h.hold_id, h.holder, h.version, h.part"
+                 FROM due WHERE h.row_id = due.row_id \
+                 RETURNING h.hold_id, h.holder, h.version, h.part, pg_current_xact_id()::text"
             )),
             expire_due: arc(format!(
                 "WITH clock AS MATERIALIZED (SELECT {CLOCK} AS ms), \
@@ -94,7 +101,7 @@ impl Statements {
                  FOR UPDATE OF {p}hold SKIP LOCKED) \
                  UPDATE {p}hold h SET state = 5, version = version + 1, changed_at = clock.ms \
                  FROM due, clock WHERE h.hold_id = due.hold_id AND h.state <= 2 \
-                 RETURNING h.hold_id, h.holder, h.version, h.part"
+                 RETURNING h.hold_id, h.holder, h.version, h.part, pg_current_xact_id()::text"
             )),
             write_payment: arc(format!(
                 "INSERT INTO {p}payment AS own (payment, hold_id, valid_until, standing, paid_at) \
@@ -147,4 +154,88 @@ impl Statements {
             )),
         }
     }
+}
+
+/// All rows of a hold, in their order; refused ones are left out. `beside` is read with the clock,
+/// `before` are queries that come first, `after` makes the insert wait for them.
+fn insert(p: &str, beside: &str, before: &str, after: &str) -> String {
+    format!(
+        "WITH clock AS MATERIALIZED (SELECT {CLOCK} AS ms{beside}){before} INSERT INTO {p}hold \
+         (hold_id, part, resource, unit, starts, ends, block_start, block_end, units, capacity, \
+         counted, holder, wish_key, token_hash, state, version, created_at, expires_at, changed_at) \
+         SELECT $10, w.part - 1, w.resource, w.unit, w.starts, w.ends, w.block_start, \
+         w.block_end, w.units, w.capacity, w.capacity > 0, $11, $12, $13, $14, $15, \
+         coalesce($16::bigint, clock.ms), clock.ms + $17::bigint, clock.ms \
+         FROM {SLOTS}, clock{after} ORDER BY w.part ON CONFLICT DO NOTHING \
+         RETURNING row_id, created_at, expires_at, pg_current_xact_id()::text"
+    )
+}
+
+/// What is over is locked, written as expired and told of; the rows go in when that is done, because
+/// sorting them waits for the count.
+fn take_over(p: &str) -> String {
+    let before = format!(
+        ", due AS MATERIALIZED (SELECT row_id FROM {p}hold WHERE hold_id = ANY($18::uuid[]) \
+         AND state <= 2 AND expires_at <= $19::bigint ORDER BY row_id FOR UPDATE), \
+         over AS (UPDATE {p}hold h SET state = 5, version = version + 1, changed_at = $19::bigint \
+         FROM due WHERE h.row_id = due.row_id RETURNING h.hold_id, h.holder, h.version, h.part), \
+         told AS (INSERT INTO {p}event \
+         (id, kind, hold_id, payload, created_at, due_at, attempts, state) \
+         SELECT hold_id::text || ':' || version, 'expired', hold_id, \
+         json_build_object('holder', holder)::text, $19::bigint, $19::bigint, 0, 0 \
+         FROM over WHERE part = 0 AND $20::boolean ON CONFLICT (id) DO NOTHING), \
+         gone AS MATERIALIZED (SELECT count(*) FROM over)"
+    );
+    insert(p, "", &before, ", gone")
+}
+
+/// A hold that is over is not even locked, and the clock is read again once the locks are there: it must
+/// not be older than the wait for them.
+fn confirm_running(p: &str) -> String {
+    format!(
+        "WITH own AS MATERIALIZED (SELECT part, hold_id, holder, state, version, expires_at \
+         FROM {p}hold WHERE hold_id = \
+         coalesce($2::uuid, (SELECT hold_id FROM {p}payment WHERE payment = $3::text)) \
+         AND state <= 2 AND expires_at > {CLOCK} ORDER BY row_id FOR UPDATE), \
+         locked AS MATERIALIZED (SELECT *, {CLOCK} AS ms FROM own WHERE part = 0), \
+         runs AS MATERIALIZED (SELECT * FROM locked WHERE state <= 2 AND expires_at > ms), \
+         paid AS (INSERT INTO {p}payment AS known (payment, hold_id, valid_until, standing, paid_at) \
+         SELECT $4::text, hold_id, $5::bigint, 1, ms FROM runs WHERE $4::text IS NOT NULL \
+         ON CONFLICT (payment) DO UPDATE SET standing = 1, \
+         valid_until = coalesce(known.valid_until, excluded.valid_until), \
+         paid_at = coalesce(known.paid_at, excluded.paid_at) \
+         WHERE known.hold_id = excluded.hold_id RETURNING 1), \
+         ok AS MATERIALIZED (SELECT * FROM runs WHERE $4::text IS NULL OR EXISTS (SELECT 1 FROM paid)), \
+         moved AS (UPDATE {p}hold h SET state = 3, version = h.version + 1, expires_at = NULL, \
+         changed_at = ok.ms FROM ok WHERE h.hold_id = ok.hold_id RETURNING h.*), \
+         told AS (INSERT INTO {p}event \
+         (id, kind, hold_id, payload, created_at, due_at, attempts, state) \
+         SELECT hold_id::text || ':' || (version + 1), 'confirmed', hold_id, \
+         json_build_object('holder', holder, 'payment', $4::text)::text, ms, ms, 0, 0 \
+         FROM ok WHERE $6::boolean ON CONFLICT (id) DO NOTHING) \
+         SELECT {COLUMNS}, pg_current_xact_id()::text FROM moved ORDER BY part"
+    )
+}
+
+/// Payment, hold and events of one edit; no row, and nothing written, if the payment is another hold's.
+fn write_edit(p: &str) -> String {
+    format!(
+        "WITH paid AS (INSERT INTO {p}payment AS known \
+         (payment, hold_id, valid_until, standing, paid_at) \
+         SELECT $8::text, $2::uuid, $9::bigint, $10::smallint, \
+         CASE WHEN $10::smallint > 0 THEN {CLOCK} END WHERE $8::text IS NOT NULL \
+         ON CONFLICT (payment) DO UPDATE SET valid_until = excluded.valid_until, \
+         standing = excluded.standing, paid_at = coalesce(known.paid_at, excluded.paid_at) \
+         WHERE known.hold_id = excluded.hold_id RETURNING 1 AS one), \
+         ok AS MATERIALIZED (SELECT 1 AS one WHERE $8::text IS NULL UNION ALL SELECT one FROM paid), \
+         moved AS (UPDATE {p}hold SET state = $3::smallint, version = $4::int, \
+         expires_at = $5::bigint, changed_at = $6::bigint \
+         FROM ok WHERE hold_id = $2::uuid AND $7::boolean), \
+         told AS (INSERT INTO {p}event \
+         (id, kind, hold_id, payload, created_at, due_at, attempts, state) \
+         SELECT id, kind, $2::uuid, payload, at, at, 0, 0 \
+         FROM ok, unnest($11::text[], $12::text[], $13::text[], $14::bigint[]) \
+         AS e(id, kind, payload, at) ON CONFLICT (id) DO NOTHING) \
+         SELECT pg_current_xact_id()::text FROM ok"
+    )
 }
