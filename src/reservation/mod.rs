@@ -47,7 +47,8 @@
 //! Expiry needs no worker to be correct: at exactly its end a hold blocks nothing and reads expired. A
 //! [`Sweeper`] only notices it, delivers what was recorded, and removes what is long closed. A payment
 //! that comes too late is honoured if the slots are still free, and otherwise a
-//! [`Settled::LateConflict`]: an `Ok` value, because an error would roll its compensation back.
+//! [`Settled::LateConflict`]: an `Ok` value, because an error would roll its compensation back. The states, the
+//! calls and what happens to money that comes too late are on the page [`holds_and_payments`].
 //!
 //! # Cancellation
 //! A request that is dropped rolls back in a task; a commit that has begun goes on. What was committed
@@ -67,6 +68,7 @@ mod extract;
 mod future;
 mod guard;
 mod hold;
+pub mod holds_and_payments;
 mod layer;
 mod operation;
 mod policy;

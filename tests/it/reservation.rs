@@ -1,7 +1,9 @@
 //! The reservation layer, driven in process on its engines.
 
 mod endings;
+mod history;
 mod programs;
+mod races;
 mod refusals;
 mod surprises;
 mod trips;

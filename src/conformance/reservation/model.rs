@@ -1,16 +1,20 @@
 //! Random histories against an oracle that colours the minutes of a calendar.
 #![allow(clippy::panic, clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::{ManualClock, Timestamp};
+use crate::reservation::store::Delivery;
 use crate::reservation::{
-    HoldId, ReservationError, ReservationGuard, ReservationLayer, ReservationStore, Reservations,
-    Settled, Slot,
+    EventKind, HoldId, HoldRef, Payment, ReservationError, ReservationGuard, ReservationLayer,
+    ReservationStore, Reservations, Settled, Slot,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
+/// So few that each is used again and again.
+const PAYMENTS: u32 = 40;
 /// Minutes of the calendar that are fought over.
 const DAY: u32 = 24;
 
@@ -19,17 +23,46 @@ const DAY: u32 = 24;
 /// # Panics
 /// At the first answer that differs.
 pub async fn model(store: Arc<dyn ReservationStore>, clock: &ManualClock, seed: u64, steps: u32) {
-    let own = ReservationLayer::new(store).reservations();
+    let own = ReservationLayer::new(Arc::clone(&store)).reservations();
     let mut random = Random(seed.wrapping_mul(2).wrapping_add(1));
     let mut oracle = Oracle {
         day: Timestamp::of(clock).plus(MINUTE * 10_000_000),
         holds: Vec::new(),
+        payments: BTreeMap::new(),
+        given_back: 0,
     };
     for step in 0..steps {
         let what = draw(&mut random, oracle.holds.len());
         let now = Timestamp::of(clock);
         let (answer, expected) = play(&own, &mut oracle, clock, &what, now).await;
         assert_eq!(answer, expected, "seed {seed}, step {step}: {what:?}");
+    }
+    let given_back = given_back(&store).await;
+    assert_eq!(
+        given_back, oracle.given_back,
+        "seed {seed}: money to give back"
+    );
+}
+
+/// Takes all events, and counts those that say that money must be given back.
+async fn given_back(store: &Arc<dyn ReservationStore>) -> usize {
+    let mut count = 0;
+    loop {
+        let taken = store.take_events(100, MINUTE).await;
+        let events = taken.unwrap_or_else(|error| panic!("{error:?}"));
+        if events.is_empty() {
+            return count;
+        }
+        let back = [EventKind::LateConflict, EventKind::DuplicatePayment];
+        count += events
+            .iter()
+            .filter(|event| back.contains(&event.kind))
+            .count();
+        let settled = events
+            .into_iter()
+            .map(|event| (event.id, Delivery::Delivered));
+        let settled = store.settle_events(settled.collect()).await;
+        settled.unwrap_or_else(|error| panic!("{error:?}"));
     }
 }
 
@@ -38,6 +71,12 @@ enum Step {
     Hold(Wish),
     Undone(Wish),
     Confirm(usize),
+    /// A payment's event, by its name alone.
+    Pay(u32),
+    /// A payment's event that overtook the attaching.
+    PaidBy(usize, u32),
+    Attach(usize, u32, u32),
+    Processing(usize, u32),
     Release(usize),
     Cancel(usize),
     Extend(usize, u32),
@@ -58,19 +97,38 @@ struct Part {
     to: u32,
     /// Units of a capacity of 3; `None` is exclusive.
     units: Option<u32>,
+    /// Minutes blocked before and after.
+    buffer: (u32, u32),
+}
+
+impl Part {
+    fn blocks(&self) -> std::ops::Range<u32> {
+        self.from - self.buffer.0..self.to + self.buffer.1
+    }
 }
 
 fn draw(random: &mut Random, known: usize) -> Step {
     let of_known = |random: &mut Random| random.below(known as u32) as usize;
-    match random.below(20) {
+    match random.below(26) {
         0..8 => Step::Hold(wish(random)),
         8 => Step::Undone(wish(random)),
         9..12 => Step::Pass(random.below(5)),
         12 => Step::Sweep,
+        13 => Step::Pay(random.below(PAYMENTS)),
         _ if known == 0 => Step::Pass(1),
-        13 | 14 => Step::Confirm(of_known(random)),
-        15 | 16 => Step::Release(of_known(random)),
-        17 => Step::Cancel(of_known(random)),
+        14 | 15 => Step::Confirm(of_known(random)),
+        16 | 17 => Step::Release(of_known(random)),
+        18 => Step::Cancel(of_known(random)),
+        19 => Step::Processing(of_known(random), random.below(40)),
+        20 | 21 => Step::PaidBy(of_known(random), random.below(PAYMENTS)),
+        22..24 => {
+            // Now and then one that can be paid for longer than any hold may last.
+            let minutes = match random.below(10) {
+                0 => 25 * 60,
+                _ => random.below(30),
+            };
+            Step::Attach(of_known(random), random.below(PAYMENTS), minutes)
+        }
         _ => Step::Extend(of_known(random), random.below(20)),
     }
 }
@@ -79,12 +137,16 @@ fn wish(random: &mut Random) -> Wish {
     let holder = random.below(3);
     let mut parts: Vec<Part> = Vec::new();
     for _ in 0..1 + random.below(2) {
-        let from = random.below(DAY - 6);
+        let from = 2 + random.below(DAY - 6);
         let part = Part {
             lane: random.below(2),
             from,
             to: from + 1 + random.below(6),
             units: (random.below(3) == 0).then(|| 1 + random.below(2)),
+            buffer: match random.below(4) {
+                0 => (random.below(3), random.below(3)),
+                _ => (0, 0),
+            },
         };
         if parts.iter().all(|other| other.lane != part.lane) {
             parts.push(part);
@@ -104,7 +166,7 @@ struct Known {
 
 impl Known {
     fn state_at(&self, now: Timestamp) -> &'static str {
-        if self.state == "held" && self.end <= now {
+        if matches!(self.state, "held" | "processing") && self.end <= now {
             "expired"
         } else {
             self.state
@@ -112,20 +174,30 @@ impl Known {
     }
 
     fn blocks(&self, now: Timestamp) -> bool {
-        matches!(self.state_at(now), "held" | "confirmed")
+        matches!(self.state_at(now), "held" | "processing" | "confirmed")
     }
 }
 
 struct Oracle {
     day: Timestamp,
     holds: Vec<Known>,
+    /// Whose each payment is, and what it turned out to be.
+    payments: BTreeMap<u32, (usize, &'static str)>,
+    /// Events that say that money must be given back.
+    given_back: usize,
 }
 
 impl Oracle {
+    /// A name that no other history on the same store uses.
+    fn name(&self, payment: u32) -> String {
+        format!("{}-{payment}", self.day)
+    }
+
     fn slots(&self, wish: &Wish) -> Vec<Slot> {
         let slot = |part: &Part| {
             let at = |minute| self.day.plus(MINUTE * minute);
-            let slot = Slot::new(format!("lane {}", part.lane), at(part.from)..at(part.to));
+            let slot = Slot::new(format!("lane {}", part.lane), at(part.from)..at(part.to))
+                .buffer(MINUTE * part.buffer.0, MINUTE * part.buffer.1);
             match part.units {
                 Some(units) => slot.units(units).of(3),
                 None => slot,
@@ -143,12 +215,13 @@ impl Oracle {
         };
         let (mut in_the_way, mut full): (Vec<&Known>, bool) = (Vec::new(), false);
         for part in &wish.parts {
-            for minute in part.from..part.to {
+            for minute in part.blocks() {
                 let mut units = 0;
                 for known in others() {
-                    let here = known.wish.parts.iter().find(|other| {
-                        other.lane == part.lane && (other.from..other.to).contains(&minute)
-                    });
+                    let here =
+                        known.wish.parts.iter().find(|other| {
+                            other.lane == part.lane && other.blocks().contains(&minute)
+                        });
                     match (here.map(|other| other.units), part.units) {
                         (None, _) => {}
                         (Some(Some(theirs)), Some(_)) => units += theirs,
@@ -180,7 +253,7 @@ impl Oracle {
         let twin = self
             .holds
             .iter()
-            .any(|known| known.wish == *wish && known.state_at(now) == "held");
+            .any(|known| known.wish == *wish && is_running(known.state_at(now)));
         if twin {
             "reused"
         } else {
@@ -188,31 +261,99 @@ impl Oracle {
         }
     }
 
-    fn confirm(&mut self, at: usize, now: Timestamp) -> &'static str {
+    fn confirm(&mut self, at: usize, now: Timestamp, paying: Option<u32>) -> &'static str {
+        let standing = paying.and_then(|payment| self.payments.get(&payment).copied());
+        if standing.is_some_and(|(hold, _)| hold != at) {
+            return "PAYMENT_IN_USE";
+        }
+        let standing = standing.map(|(_, standing)| standing);
+        let paid = self.payments.values().any(|known| *known == (at, "paid"));
         let free = self.verdict(&self.holds[at].wish, now, Some(at)) == "created";
-        let known = &mut self.holds[at];
-        let (state, answer) = match known.state_at(now) {
-            "held" => ("confirmed", "confirmed"),
-            "confirmed" => ("confirmed", "already"),
-            "cancelled" => ("cancelled", "already"),
-            "late" => ("late", "late"),
-            _ if free => ("confirmed", "confirmed"),
-            _ => ("late", "late"),
+        let before = self.holds[at].state_at(now);
+        // The state, what the payment becomes unless it was settled before, the answer.
+        let (state, becomes, answer) = match before {
+            "held" | "processing" => ("confirmed", "paid", "confirmed"),
+            "confirmed" | "cancelled" if paying.is_none() || standing == Some("paid") => {
+                (before, "paid", "already")
+            }
+            "confirmed" | "cancelled" if !paid => (before, "paid", "already"),
+            "confirmed" => (before, "back", "duplicate"),
+            "cancelled" => (before, "back", "late"),
+            "late" => ("late", "back", "late"),
+            _ if free => ("confirmed", "paid", "confirmed"),
+            _ => ("late", "back", "late"),
         };
-        known.state = state;
+        let settled = matches!(standing, Some("back"));
+        let moved = self.holds[at].state != state && state == "late";
+        if becomes == "back" && (moved || (paying.is_some() && !settled)) {
+            self.given_back += 1;
+        }
+        if let Some(payment) = paying {
+            self.payments.insert(payment, (at, becomes));
+        }
+        self.holds[at].state = state;
         answer
     }
 
-    fn leave(&mut self, at: usize, now: Timestamp, from: &str, to: &'static str) -> &'static str {
+    fn pay(&mut self, payment: u32, now: Timestamp) -> &'static str {
+        match self.payments.get(&payment) {
+            Some((at, _)) => self.confirm(*at, now, Some(payment)),
+            None => "PAYMENT_NOT_FOUND",
+        }
+    }
+
+    fn attach(&mut self, at: usize, now: Timestamp, payment: u32, minutes: u32) -> &'static str {
         let known = &mut self.holds[at];
-        let state = known.state_at(now);
-        if state == from {
-            known.state = to;
-            "ok"
-        } else if state == to || (to == "released" && state == "expired") {
-            "ok"
-        } else {
-            "HOLD_STATE"
+        let (state, whose) = (known.state_at(now), self.payments.get(&payment).copied());
+        let end = now.plus(MINUTE * minutes);
+        match (whose, state) {
+            (Some((hold, _)), _) if hold != at => "PAYMENT_IN_USE",
+            (None, "expired") => "HOLD_EXPIRED",
+            (None, state) if state != "held" => "HOLD_STATE",
+            (Some(_), state) if state != "held" => "ok",
+            _ if end > known.created.plus(MINUTE * 24 * 60) => "PAYMENT_OUTLIVES_HOLD",
+            _ => {
+                known.end = known.end.max(end);
+                self.payments.entry(payment).or_insert((at, "attached"));
+                "ok"
+            }
+        }
+    }
+
+    fn processing(&mut self, at: usize, now: Timestamp, minutes: u32) -> &'static str {
+        let known = &mut self.holds[at];
+        match known.state_at(now) {
+            "held" | "processing" => {
+                known.end = known.end.max(now.plus(MINUTE * minutes));
+                known.state = "processing";
+                "ok"
+            }
+            "expired" => "HOLD_EXPIRED",
+            _ => "HOLD_STATE",
+        }
+    }
+
+    fn release(&mut self, at: usize, now: Timestamp) -> &'static str {
+        let known = &mut self.holds[at];
+        match known.state_at(now) {
+            "held" | "processing" => {
+                known.state = "released";
+                "ok"
+            }
+            "released" | "expired" => "ok",
+            _ => "HOLD_STATE",
+        }
+    }
+
+    fn cancel(&mut self, at: usize, now: Timestamp) -> &'static str {
+        let known = &mut self.holds[at];
+        match known.state_at(now) {
+            "confirmed" => {
+                known.state = "cancelled";
+                "ok"
+            }
+            "cancelled" => "ok",
+            _ => "HOLD_STATE",
         }
     }
 
@@ -263,17 +404,39 @@ async fn play(
             (answer, expected)
         }
         Step::Confirm(at) => {
+            let target = HoldRef::Id(oracle.holds[*at].id);
+            let answer = confirmed(own, target, None).await;
+            (answer, oracle.confirm(*at, now, None))
+        }
+        Step::Pay(payment) => {
+            let target = HoldRef::payment(oracle.name(*payment));
+            let answer = confirmed(own, target, None).await;
+            (answer, oracle.pay(*payment, now))
+        }
+        Step::PaidBy(at, payment) => {
+            let target = HoldRef::Id(oracle.holds[*at].id);
+            let paid_by = Payment::new(oracle.name(*payment));
+            let answer = confirmed(own, target, Some(paid_by)).await;
+            (answer, oracle.confirm(*at, now, Some(*payment)))
+        }
+        Step::Attach(at, payment, minutes) => {
             let id = oracle.holds[*at].id;
-            let done =
-                own.run(|mut guard: ReservationGuard| async move { guard.confirm(id).await });
-            let answer = match done.await {
-                Ok(Settled::Confirmed(_)) => "confirmed",
-                Ok(Settled::AlreadyConfirmed(_)) => "already",
-                Ok(Settled::LateConflict(_)) => "late",
-                Ok(Settled::DuplicatePayment(_)) => "duplicate",
-                Err(error) => error.code(),
-            };
-            (answer, oracle.confirm(*at, now))
+            let payment_of = Payment::new(oracle.name(*payment));
+            let attached = payment_of.valid_until(now.plus(MINUTE * *minutes));
+            let attached = &attached;
+            let done = own.run(|mut guard: ReservationGuard| async move {
+                guard.attach_payment(id, attached.clone()).await
+            });
+            let answer = super::code(done.await);
+            (answer, oracle.attach(*at, now, *payment, *minutes))
+        }
+        Step::Processing(at, minutes) => {
+            let (id, lasting) = (oracle.holds[*at].id, MINUTE * *minutes);
+            let done = own.run(|mut guard: ReservationGuard| async move {
+                guard.processing(id).lasting(lasting).await
+            });
+            let answer = super::code(done.await);
+            (answer, oracle.processing(*at, now, *minutes))
         }
         Step::Release(at) => {
             let (id, holder) = named(oracle, *at);
@@ -281,7 +444,7 @@ async fn play(
             let done = own
                 .run(|mut guard: ReservationGuard| async move { guard.release(id, holder).await });
             let answer = super::code(done.await);
-            (answer, oracle.leave(*at, now, "held", "released"))
+            (answer, oracle.release(*at, now))
         }
         Step::Cancel(at) => {
             let (id, holder) = named(oracle, *at);
@@ -289,7 +452,7 @@ async fn play(
             let done = own
                 .run(|mut guard: ReservationGuard| async move { guard.cancel(id, holder).await });
             let answer = super::code(done.await);
-            (answer, oracle.leave(*at, now, "confirmed", "cancelled"))
+            (answer, oracle.cancel(*at, now))
         }
         Step::Extend(at, minutes) => {
             let (id, holder) = named(oracle, *at);
@@ -309,6 +472,29 @@ async fn play(
             ("", "")
         }
     }
+}
+
+async fn confirmed(own: &Reservations, target: HoldRef, paid_by: Option<Payment>) -> &'static str {
+    let (target, paid_by) = (&target, &paid_by);
+    let done = own.run(|mut guard: ReservationGuard| async move {
+        let confirming = guard.confirm(target.clone());
+        match paid_by {
+            Some(payment) => confirming.paid_by(payment.clone()).await,
+            None => confirming.await,
+        }
+    });
+    match done.await {
+        Ok(Settled::Confirmed(_)) => "confirmed",
+        Ok(Settled::AlreadyConfirmed(_)) => "already",
+        Ok(Settled::LateConflict(_)) => "late",
+        Ok(Settled::DuplicatePayment(_)) => "duplicate",
+        Err(error) => error.code(),
+    }
+}
+
+/// Says whether a hold in this state can still expire.
+fn is_running(state: &str) -> bool {
+    matches!(state, "held" | "processing")
 }
 
 /// The answer of a run that is always rolled back.
