@@ -10,6 +10,7 @@ use http::{Response, request};
 use super::cookie::{CookieText, SessionCookie};
 use super::event::{SessionEvent, SessionEventKind};
 use super::limits::{EXTENDED, Lifetimes, SessionLimit};
+use super::observed::observed;
 use super::record::UserId;
 use super::rejection::SessionRejection;
 use super::store::{EndedSession, SessionStore};
@@ -50,7 +51,7 @@ pub(super) struct Said {
 impl Config {
     pub(super) fn new(store: Arc<dyn SessionStore>) -> Self {
         Self {
-            store,
+            store: observed(store),
             lifetimes: Lifetimes::DEFAULT,
             extended: EXTENDED,
             cookie: CookieText::new(SessionCookie::host("id")),
@@ -79,7 +80,12 @@ impl Config {
                 count!("keep_session_signals_total", 1, "kind" => signal.as_str());
             }
             SessionEventKind::StoreFailed => {
-                count!("keep_session_unavailable_total", 1);
+                let answer = if self.store_failure == StoreFailure::Open {
+                    "open"
+                } else {
+                    "closed"
+                };
+                count!("keep_session_unavailable_total", 1, "answer" => answer);
             }
             SessionEventKind::Undecodable => {
                 count!("keep_session_undecodable_total", 1, "part" => "data");

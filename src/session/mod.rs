@@ -49,11 +49,110 @@
 //! - What was revoked or logged out stays so, whatever was in flight.
 //! - While the store is away, whatever needs a session is 503, never 401, never a new visitor.
 //!
+//! # In five minutes
+//!
+//! **1. The layer.** Put it around the router: one handle for every store (`tower_keep::store::open(url)` chooses by
+//! URL), and what differs from the defaults. 15 minutes idle and a day at most are the defaults.
+//!
+//! ```
+//! # use tower_keep::{HOUR, MINUTE};
+//! # use tower_keep::session::{SessionCookie, SessionLayer, SessionLimit};
+//! # let store = tower_keep::backend::memory::MemoryStore::new();
+//! let sessions = SessionLayer::new(store)
+//!     .idle_timeout(30 * MINUTE)
+//!     .absolute_timeout(12 * HOUR)
+//!     .cookie(SessionCookie::host("id")) // `__Host-id`; plain HTTP in development: `SessionCookie::insecure("id")`
+//!     .limit(SessionLimit::evict_longest_idle(10)) // sessions of one user
+//!     .passive(|parts| parts.uri.path() == "/ping"); // polling keeps nobody logged in
+//! ```
+//!
+//! **2. Data.** A key and any serde type; a [`SessionKey`] fixes the type for everybody who uses the name. Reads load
+//! once per request, blind writes load nothing and are sent once, before the headers leave, unless the answer is a 5xx.
+//!
+//! ```
+//! # use tower_keep::session::{Session, SessionError, SessionKey};
+//! const CART: SessionKey<Vec<String>> = SessionKey::new("cart");
+//!
+//! async fn shop(session: Session) -> Result<String, SessionError> {
+//!     let theme: Option<String> = session.get("theme").await?; // one store call, the first time
+//!     session.insert("seen", &true)?; // blind
+//!     session.increment("pages", 1)?; // blind, and exact among parallel requests
+//!     let items = session.update(CART, |cart| { cart.push("tea".into()); cart.len() }).await?; // compare and set
+//!     Ok(format!("{theme:?}, {items} items"))
+//! }
+//! ```
+//!
+//! **3. Login and logout.** Check the password, then log in: the id stays or moves, the secret is new, the cart goes
+//! along, another user's data does not. What the password hash was is remembered as a stamp, so that a change behind
+//! our back ends the session ([`Session::check_auth_stamp`]).
+//!
+//! ```
+//! # use std::time::Duration;
+//! # use tower_keep::core::Principal;
+//! # use tower_keep::session::{Login, Session, SessionError, SessionRejection};
+//! # struct User { id: String, password_hash: String }
+//! async fn login(session: Session, user: User, remember: bool) -> Result<(), SessionRejection> {
+//!     let mut login = Login::new(Principal::new(&user.id).roles(["guest"])).auth_stamp(&user.password_hash);
+//!     if remember {
+//!         login = login.remember_for(Duration::from_secs(30 * 86_400));
+//!     }
+//!     session.login(login).await
+//! }
+//!
+//! async fn logout(session: Session) -> Result<(), SessionError> {
+//!     session.logout().await // final: nothing in flight brings it back
+//! }
+//! ```
+//!
+//! **4. Who may.** Extract [`Principal`](crate::core::Principal) (401 without one) or `Option<Principal>`, or guard a
+//! whole router by [`RequireLayer`]. A role check is one read of the core, shared with the handler; a role taken away by
+//! [`SessionDirectory::assign_roles`] is gone with the next request on every node.
+//!
+//! **5. Devices, step-up, passwords.** A page of devices, ending one of them, and what asks for a recent login:
+//!
+//! ```
+//! # use tower_keep::MINUTE;
+//! # use tower_keep::core::Principal;
+//! # use tower_keep::session::{Login, Session, SessionId, SessionInfo, SessionRejection};
+//! async fn devices(session: Session) -> Result<Vec<SessionInfo>, SessionRejection> {
+//!     session.list().await // `Firefox on Linux`, address, last activity; no credential
+//! }
+//!
+//! async fn end(session: Session, id: SessionId) -> Result<bool, SessionRejection> {
+//!     session.require_fresh(10 * MINUTE).await?; // 401 REAUTHENTICATION_REQUIRED (RFC 9470) after that
+//!     session.revoke(id).await // false: not theirs, so 404
+//! }
+//!
+//! async fn new_password(session: Session, user: Principal, hash: &str) -> Result<(), SessionRejection> {
+//!     session.login(Login::new(user).auth_stamp(hash).revoke_others()).await // one step
+//! }
+//! ```
+//!
+//! **6. Look at it.** `cargo run --example session` is all of this as a small site; [`SessionLayer::on_event`] tells of
+//! logins, ends and signals (a replayed secret, another device); the metrics are `keep_session_*`.
+//!
+//! # Without axum
+//!
+//! The layer works on any `http` service: [`Session::of`] finds the handle in a request's extensions.
+//!
+//! # Where its promises stand
+//!
+//! | ASVS 5.0 | here |
+//! |---|---|
+//! | 3.3.1–3.3.5 cookie attributes | [`SessionCookie`]: `__Host-`, Secure, HttpOnly, SameSite, under 4,096 bytes; wrong combinations do not build |
+//! | 7.1.1–7.1.3, 7.3.1, 7.3.2 lifetimes | [`Lifetimes`], [`SessionLayer::limit`]: idle and absolute end as facts of each session |
+//! | 7.2.1–7.2.4 tokens | made here, 192 random bits, checked inside each store step, new at each login |
+//! | 7.4.1–7.4.5, 7.5.1–7.5.3, 7.6.1 ends and step-up | `logout`, `revoke*`, [`SessionDirectory`], [`Session::require_fresh`] |
+//! | 11.5.1, 14.2.1 secrets | the system's random source; never in a URL, a log, a list or the store |
+//! | 14.2.2, 14.3.1, 14.3.2 caches | `Cache-Control`, `Vary`, `Clear-Site-Data`; the response cache never keeps a touched answer |
+//! | 16.2.5, 16.5.2, 16.5.3 logs, failure | hashes and ids only; 503 when the store is away, never more access |
+//!
 //! # What it does not do
 //!
 //! It does not detect a stolen live token, nor protect from whoever operates the store. Sessions do not fall back to
-//! another store while theirs is away. There is no SQL store yet, no CSRF token, no peppered verifiers, and no
-//! replay of a revocation that failed: it answered 503 and has to be sent again.
+//! another store while theirs is away. There is no SQL store yet, no CSRF token, no peppered verifiers. A revocation
+//! whose outcome is unknown (503) is sent again by the process it failed in, before any other call for the same
+//! sessions; if that process ends first, it has to be asked for again.
 
 mod config;
 mod cookie;
@@ -69,6 +168,7 @@ mod handle;
 mod key;
 mod layer;
 mod limits;
+mod observed;
 mod policy;
 mod record;
 mod rejection;

@@ -8,6 +8,7 @@ mod faults;
 mod http;
 mod identity;
 mod judges;
+mod leaks;
 mod overlap;
 mod races;
 mod redis;

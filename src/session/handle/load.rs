@@ -134,7 +134,7 @@ impl Shared {
         count!(
             "keep_session_loads_total", 1,
             "part" => if part == Part::Core { "core" } else { "whole" },
-            "answer" => if matches!(answer, Loaded::Live(_)) { "live" } else { "not_live" },
+            "answer" => answer.as_str(),
         );
         match answer {
             Loaded::Live(mut live) => {

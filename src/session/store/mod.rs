@@ -125,6 +125,20 @@ pub enum NotLive {
     Missing,
 }
 
+impl NotLive {
+    /// Returns the word for logs and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Superseded => "superseded",
+            Self::Ended(_) => "ended",
+            Self::Replayed => "replayed",
+            Self::WrongSecret => "wrong_secret",
+            Self::Missing => "missing",
+        }
+    }
+}
+
 /// What ended a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -165,6 +179,15 @@ pub enum Loaded {
     Live(Box<Live>),
     /// It is not.
     NotLive(NotLive),
+}
+
+impl Loaded {
+    pub(super) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Live(_) => "live",
+            Self::NotLive(why) => why.as_str(),
+        }
+    }
 }
 
 /// A live session as it was read.
@@ -249,6 +272,18 @@ pub enum Patched {
     NotLive(NotLive),
 }
 
+impl Patched {
+    pub(super) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Applied { .. } => "applied",
+            Self::Conflict(_) => "conflict",
+            Self::TooLarge => "too_large",
+            Self::NotANumber => "not_a_number",
+            Self::NotLive(why) => why.as_str(),
+        }
+    }
+}
+
 /// The one step behind first write, login, re-login, switch, rotation and credential change.
 #[derive(Clone, Debug)]
 pub struct Establish {
@@ -326,6 +361,20 @@ pub enum Established {
     NotLive(NotLive),
 }
 
+impl Established {
+    pub(super) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Done(_) => "done",
+            Self::Limit => "limit",
+            Self::Overtaken => "overtaken",
+            Self::Taken => "taken",
+            Self::TooLarge => "too_large",
+            Self::NotANumber => "not_a_number",
+            Self::NotLive(why) => why.as_str(),
+        }
+    }
+}
+
 /// A session that was set up, logged in or rotated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Done {
@@ -375,6 +424,16 @@ pub enum Listed {
     NotLive(NotLive),
 }
 
+impl Listed {
+    pub(super) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Sessions(_) => "done",
+            Self::NoUser => "no_user",
+            Self::NotLive(why) => why.as_str(),
+        }
+    }
+}
+
 /// What is to be ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -399,6 +458,16 @@ pub enum Revoked {
     NoUser,
     /// The asking session is not live; nothing was done.
     NotLive(NotLive),
+}
+
+impl Revoked {
+    pub(super) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Done(_) => "done",
+            Self::NoUser => "no_user",
+            Self::NotLive(why) => why.as_str(),
+        }
+    }
 }
 
 /// A session that was ended.

@@ -144,10 +144,8 @@ async fn redis_revives_nothing_over_two_handles() {
     revives_nothing(layers.try_into().unwrap(), &clock, 40).await;
 }
 
-#[tokio::test]
-async fn a_rotation_stands_whatever_the_response_becomes_and_the_old_secret_is_dead() {
-    let clock = clock();
-    let app = App::new(SessionLayer::new(memory(&clock)));
+async fn rotates_once_and_for_all(store: impl SessionStore, clock: &tower_keep::core::ManualClock) {
+    let app = App::new(SessionLayer::new(store));
     let browser = app.browser();
     browser.get("/login/u1").await;
     let old = browser.copy();
@@ -172,6 +170,36 @@ async fn a_rotation_stands_whatever_the_response_becomes_and_the_old_secret_is_d
     );
     clock.advance(std::time::Duration::from_millis(60_001));
     assert!(old.get("/me").await.removes_cookie(), "a replay after 60 s");
+
+    // Twenty rotations of one secret at once: exactly one cookie is good afterwards.
+    let start = browser.copy();
+    let rotations: Vec<_> = (0..20)
+        .map(|_| {
+            let browser = start.copy();
+            tokio::spawn(async move { (browser.status("/rotate").await, browser) })
+        })
+        .collect();
+    let mut good = 0;
+    for rotation in rotations {
+        let (status, browser) = rotation.await.unwrap();
+        let is_good = browser.body("/maybe").await == "u1";
+        assert_eq!(status == 204, is_good, "{status}");
+        good += u32::from(is_good);
+    }
+    assert_eq!(good, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_keeps_one_good_cookie_whatever_becomes_of_a_rotation() {
+    let clock = clock();
+    rotates_once_and_for_all(memory(&clock), &clock).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_keeps_one_good_cookie_whatever_becomes_of_a_rotation() {
+    let clock = clock();
+    let store = shared().await.store(&clock).await;
+    rotates_once_and_for_all(store, &clock).await;
 }
 
 #[tokio::test]
