@@ -144,8 +144,8 @@ impl Plan {
         for (name, operation) in &patch.operations {
             let old = data.get(name).filter(|_| !patch.clear);
             if let Some(old) = old {
-                plan.keys -= 1;
-                plan.bytes -= old.size();
+                plan.keys = plan.keys.saturating_sub(1);
+                plan.bytes = plan.bytes.saturating_sub(old.size());
             }
             let length = match operation {
                 Operation::Remove | Operation::RemoveIf(_) => continue,

@@ -111,9 +111,14 @@ impl Pending {
         }
         let (me, store) = (Arc::clone(self), store.clone());
         runtime.spawn(async move {
-            let _working = Working(Arc::clone(&me));
+            let working = Working(Arc::clone(&me));
             while let Err(error) = me.send(&store, None).await {
                 tokio::time::sleep(Duration::from_secs(error.retry_after_secs())).await;
+            }
+            drop(working);
+            if !me.is_empty() {
+                // Remembered after the last look: whoever did it found somebody at work.
+                me.work(&store);
             }
         });
     }
