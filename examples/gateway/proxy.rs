@@ -1,0 +1,286 @@
+//! Forwards a request to the upstream and its answer back, changing as little as HTTP allows.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::{Authority, PathAndQuery, Uri};
+use http::{Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tower::Service;
+
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// Any body on its way through.
+pub type Stream = UnsyncBoxBody<Bytes, BoxError>;
+
+/// More idle connections than this are closed.
+const MOST_IDLE: usize = 256;
+/// More fields than this are not read from the upstream; a block of them has hyper's bound besides.
+const MOST_FIELDS: usize = 1_000;
+
+/// Makes any body a [`Stream`].
+pub fn boxed<B>(body: B) -> Stream
+where
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    body.map_err(Into::into).boxed_unsync()
+}
+
+/// Why the upstream did not answer.
+#[derive(Debug)]
+pub enum Failure {
+    /// No connection, or one that broke before the head.
+    Broken(BoxError),
+    /// No head in time.
+    TimedOut,
+}
+
+impl Failure {
+    /// What the client sees.
+    pub fn response(&self) -> Response<Stream> {
+        match self {
+            Self::Broken(_) => plain(StatusCode::BAD_GATEWAY, "the upstream did not answer\n"),
+            Self::TimedOut => plain(
+                StatusCode::GATEWAY_TIMEOUT,
+                "the upstream did not answer in time\n",
+            ),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Broken(why) => write!(f, "the upstream did not answer: {why}"),
+            Self::TimedOut => f.write_str("the upstream did not answer in time"),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// A short answer of the gateway's own.
+pub fn plain(status: StatusCode, text: &'static str) -> Response<Stream> {
+    let mut response = Response::new(boxed(Full::new(Bytes::from_static(text.as_bytes()))));
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+/// The service at the bottom of the stack. Clones share the idle connections.
+#[derive(Clone)]
+pub struct Proxy {
+    upstream: Arc<Upstream>,
+}
+
+struct Upstream {
+    /// `host:port`, as a connection is opened to.
+    address: String,
+    timeout: Duration,
+    idle: Mutex<Vec<SendRequest<Stream>>>,
+}
+
+impl Proxy {
+    /// Forwards to `authority`, port 80 unless it names one, and waits up to `timeout` for a head.
+    pub fn new(authority: &Authority, timeout: Duration) -> Self {
+        let port = authority.port_u16().unwrap_or(80);
+        Self {
+            upstream: Arc::new(Upstream {
+                address: format!("{}:{port}", authority.host()),
+                timeout,
+                idle: Mutex::default(),
+            }),
+        }
+    }
+}
+
+impl Service<Request<Stream>> for Proxy {
+    type Response = Response<Stream>;
+    type Error = Failure;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Stream>, Failure>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request<Stream>) -> Self::Future {
+        let upstream = Arc::clone(&self.upstream);
+        Box::pin(async move {
+            prepare(&mut request);
+            let answer = tokio::time::timeout(upstream.timeout, upstream.exchange(request));
+            let mut response = answer.await.map_err(|_| Failure::TimedOut)??;
+            drop_hop_by_hop(response.headers_mut());
+            Ok(response)
+        })
+    }
+}
+
+impl Upstream {
+    async fn exchange(
+        self: &Arc<Self>,
+        request: Request<Stream>,
+    ) -> Result<Response<Stream>, Failure> {
+        let broken = |why: hyper::Error| Failure::Broken(why.into());
+        let mut request = request;
+        while let Some(mut sender) = self.idle() {
+            match sender.try_send_request(request).await {
+                Ok(response) => return Ok(self.answered(sender, response)),
+                // Closed while it was idle: nothing was sent, so another connection may send it.
+                Err(mut failed) => match failed.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(broken(failed.into_error())),
+                },
+            }
+        }
+        let mut sender = self.connect().await?;
+        let response = sender.send_request(request).await.map_err(broken)?;
+        Ok(self.answered(sender, response))
+    }
+
+    fn idle(&self) -> Option<SendRequest<Stream>> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        std::iter::from_fn(|| idle.pop()).find(|sender| !sender.is_closed())
+    }
+
+    /// Keeps the connection for another request once this answer is through.
+    fn answered(
+        self: &Arc<Self>,
+        mut sender: SendRequest<Stream>,
+        response: Response<hyper::body::Incoming>,
+    ) -> Response<Stream> {
+        let upstream = Arc::clone(self);
+        tokio::spawn(async move {
+            if sender.ready().await.is_ok() {
+                let mut idle = upstream.idle.lock().unwrap_or_else(PoisonError::into_inner);
+                idle.retain(|sender| !sender.is_closed());
+                if idle.len() < MOST_IDLE {
+                    idle.push(sender);
+                }
+            }
+        });
+        response.map(boxed)
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Stream>, Failure> {
+        let broken = |why: std::io::Error| Failure::Broken(why.into());
+        let stream = TcpStream::connect(&self.address).await.map_err(broken)?;
+        stream.set_nodelay(true).map_err(broken)?;
+        let (sender, connection) = http1::Builder::new()
+            .preserve_header_case(true)
+            .max_headers(MOST_FIELDS)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|why| Failure::Broken(why.into()))?;
+        // Its end is told to whoever waits for an answer on it.
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+}
+
+/// Puts a request into the form that it has on an HTTP/1.1 connection to the upstream.
+fn prepare(request: &mut Request<Stream>) {
+    let ended = request.body().is_end_stream();
+    let version = std::mem::replace(request.version_mut(), Version::HTTP_11);
+    // An absolute target names the host, whatever the field says (RFC 9112 §3.2.2).
+    if let Some(host) = request.uri().authority() {
+        let host = host.as_str().rsplit('@').next().unwrap_or_default();
+        if let Ok(host) = HeaderValue::try_from(host) {
+            request.headers_mut().insert(header::HOST, host);
+        }
+    }
+    *request.uri_mut() = origin_form(request.method(), request.uri());
+    let fields = request.headers_mut();
+    let trailers = takes_trailers(fields);
+    let chunked = fields.contains_key(header::TRANSFER_ENCODING);
+    drop_hop_by_hop(fields);
+    if trailers {
+        fields.insert(header::TE, HeaderValue::from_static("trailers"));
+        fields.insert(header::CONNECTION, HeaderValue::from_static("te"));
+    }
+    if chunked {
+        fields.remove(header::CONTENT_LENGTH);
+    }
+    if !ended && !fields.contains_key(header::CONTENT_LENGTH) {
+        fields.insert(
+            header::TRANSFER_ENCODING,
+            HeaderValue::from_static("chunked"),
+        );
+    }
+    if version == Version::HTTP_2 {
+        join_cookies(fields);
+    }
+}
+
+fn origin_form(method: &Method, uri: &Uri) -> Uri {
+    let root = if *method == Method::OPTIONS && uri.authority().is_some() && uri.path() == "/" {
+        PathAndQuery::from_static("*")
+    } else {
+        PathAndQuery::from_static("/")
+    };
+    let target = match uri.path_and_query() {
+        // `OPTIONS http://host` without a path asks about the server (RFC 9112 §3.2.4); with one it says it.
+        Some(target) if !target.as_str().is_empty() => target.clone(),
+        _ => root,
+    };
+    Uri::from(target)
+}
+
+/// Says whether `TE` takes trailers, the only coding that is handed on.
+fn takes_trailers(fields: &HeaderMap) -> bool {
+    fields.get_all(header::TE).iter().any(|line| {
+        let mut members = line.as_bytes().split(|byte| *byte == b',');
+        members.any(|member| member.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+    })
+}
+
+/// HTTP/2 may split one Cookie field into many (RFC 9113 §8.2.3); HTTP/1.1 has one.
+fn join_cookies(fields: &mut HeaderMap) {
+    let lines: Vec<&[u8]> = fields
+        .get_all(header::COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if lines.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..]))
+    {
+        fields.insert(header::COOKIE, joined);
+    }
+}
+
+/// Fields that end at each hop (RFC 9110 §7.6.1), beside those that `Connection` names.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    HeaderName::from_static("proxy-authentication-info"),
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+fn drop_hop_by_hop(fields: &mut HeaderMap) {
+    let mut named: Vec<HeaderName> = Vec::new();
+    for line in fields.get_all(header::CONNECTION) {
+        let members = line.as_bytes().split(|byte| *byte == b',');
+        named.extend(members.filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok()));
+    }
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        // How long the message is concerns the whole way, whatever a sender puts into `Connection`.
+        if !matches!(*name, header::CONTENT_LENGTH | header::HOST) {
+            fields.remove(name);
+        }
+    }
+}
