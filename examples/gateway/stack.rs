@@ -35,7 +35,7 @@ pub async fn build(options: &Options) -> Result<Route, String> {
     };
     if let Some(quota) = options.rate_limit {
         let layer = limits::layer(store, quota, proxies.clone());
-        route = over(layer.layer(inwards(route)));
+        route = over(layer.layer(route));
     }
     route = over(ClientIpLayer::new(proxies).layer(route));
     if let Some(name) = options.principal_header.clone() {

@@ -9,7 +9,7 @@ use super::body::ResponseBody;
 use super::config::Config;
 use super::entry::{Entry, Flags, Head};
 use super::feed::Reader;
-use super::freshness::MICROS;
+use super::freshness::{self, MICROS};
 use super::policy;
 use super::range::{self, Part};
 use super::revalidate;
@@ -137,13 +137,15 @@ pub(super) fn shape<R>(
     fields: &mut HeaderMap,
 ) -> (StatusCode, ResponseBody<R>) {
     let (status, body) = (entry.head().status, entry.body());
+    // Near enough to settle the century of a two-digit year.
+    let now = freshness::seconds_of(entry.head().received);
     if let Some(conditions) = asked.conditions.filter(|_| status == StatusCode::OK) {
-        if revalidate::is_not_modified(conditions, fields) {
+        if revalidate::is_not_modified(conditions, fields, now) {
             revalidate::without_body(fields);
             return (StatusCode::NOT_MODIFIED, ResponseBody::empty());
         }
         if !asked.head {
-            match range::part(conditions, fields, body.len() as u64) {
+            match range::part(conditions, fields, body.len() as u64, now) {
                 Part::Whole => {}
                 Part::Bytes(first, last) => return part(fields, body, first, last),
                 Part::Unsatisfiable => return unsatisfiable(fields, body.len()),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use super::cache::Cache;
 use super::key::KeyRules;
@@ -114,8 +114,11 @@ pub(super) struct Config {
     pub(super) key: KeyRules,
     pub(super) lease: Duration,
     pub(super) max_body: usize,
+    /// The target list of RFC 9213 §2.2: the first of these fields that is there and valid decides.
+    pub(super) targeted: Vec<HeaderName>,
     pub(super) heuristics: bool,
     pub(super) allow_reload: bool,
+    pub(super) replay_set_cookie: bool,
     pub(super) downstream: HeaderValue,
     pub(super) status: Names,
     pub(super) on_rejection: Option<OnRejection>,
@@ -129,8 +132,10 @@ impl Default for Config {
             key: KeyRules::default(),
             lease: Duration::from_secs(5),
             max_body: 1_024 * 1_024,
+            targeted: vec![HeaderName::from_static("cdn-cache-control")],
             heuristics: true,
             allow_reload: false,
+            replay_set_cookie: false,
             downstream: HeaderValue::from_static("no-cache"),
             status: Names::new("tower-keep"),
             on_rejection: None,
@@ -170,8 +175,10 @@ impl fmt::Debug for Config {
             .field("key", &self.key)
             .field("lease", &self.lease)
             .field("max_body", &self.max_body)
+            .field("targeted", &self.targeted)
             .field("heuristics", &self.heuristics)
             .field("allow_reload", &self.allow_reload)
+            .field("replay_set_cookie", &self.replay_set_cookie)
             .field("on_rejection", &self.on_rejection.is_some())
             .finish_non_exhaustive()
     }

@@ -11,6 +11,8 @@ pub(super) const MOST_SECONDS: u64 = 1 << 31;
 pub(super) struct Directives {
     /// A Cache-Control line was there, whatever it said.
     pub(super) present: bool,
+    /// A targeted field said it: neither Cache-Control nor Expires counts (RFC 9213 §2.2).
+    pub(super) targeted: bool,
     pub(super) no_store: bool,
     pub(super) no_cache: bool,
     pub(super) private: bool,
@@ -39,8 +41,34 @@ impl Directives {
             for member in members(line.as_bytes()) {
                 found.take(member);
             }
+            if let Some(open) = unterminated(line.as_bytes()) {
+                let mut swallowed = Self::default();
+                for member in open.split(|byte| *byte == b',') {
+                    swallowed.take(member.trim_ascii());
+                }
+                found.restrict(&swallowed);
+            }
         }
         found
+    }
+
+    /// Takes in what restricts, of text that may or may not have been meant: nothing becomes fresher by it.
+    fn restrict(&mut self, other: &Self) {
+        self.no_store |= other.no_store;
+        self.no_cache |= other.no_cache || !other.hidden.is_empty();
+        self.private |= other.private || !other.hidden.is_empty();
+        self.must_revalidate |= other.must_revalidate;
+        self.proxy_revalidate |= other.proxy_revalidate;
+        let lower = |own: &mut Option<u64>, other: Option<u64>| {
+            *own = own.map(|own| other.map_or(own, |other| own.min(other)));
+        };
+        lower(&mut self.max_age, other.max_age);
+        lower(&mut self.s_maxage, other.s_maxage);
+        lower(
+            &mut self.stale_while_revalidate,
+            other.stale_while_revalidate,
+        );
+        lower(&mut self.stale_if_error, other.stale_if_error);
     }
 
     fn take(&mut self, member: &[u8]) {
@@ -100,9 +128,14 @@ impl Directives {
 
     /// Takes in the field names of `no-cache="…"`; says whether the directive means the whole answer.
     fn hides(&mut self, value: Option<&[u8]>) -> bool {
-        let Some([b'"', inner @ .., b'"']) = value else {
-            return true;
-        };
+        match value {
+            Some([b'"', inner @ .., b'"']) => self.hides_named(inner),
+            _ => true,
+        }
+    }
+
+    /// Takes in a list of field names; says whether it is none, so that the directive means the whole answer.
+    pub(super) fn hides_named(&mut self, inner: &[u8]) -> bool {
         let names: Option<SmallVec<[HeaderName; 1]>> = inner
             .split(|byte| *byte == b',')
             .map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
@@ -141,6 +174,20 @@ fn end_of_member(text: &[u8]) -> usize {
         }
     }
     text.len()
+}
+
+/// What stands behind a quote that never ends.
+fn unterminated(line: &[u8]) -> Option<&[u8]> {
+    let (mut open, mut escaped) = (None, false);
+    for (at, byte) in line.iter().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if open.is_some() => escaped = true,
+            b'"' => open = if open.is_some() { None } else { Some(at) },
+            _ => {}
+        }
+    }
+    open.map(|at| &line[at + 1..])
 }
 
 const fn is_space(byte: &u8) -> bool {
@@ -254,6 +301,17 @@ mod tests {
         }
         assert_eq!(of(&["max-age=60", "Max-Age=20"]).max_age, Some(20));
         assert_eq!(of(&["max-stale"]).max_stale, Some(u64::MAX));
+    }
+
+    #[test]
+    fn a_quote_that_never_ends_hides_no_restriction_and_makes_nothing_fresher() {
+        let said = of(&["max-age=60, ext=\"a, no-store, max-age=30, s-maxage=90"]);
+        assert!(said.no_store);
+        assert_eq!((said.max_age, said.s_maxage), (Some(30), None));
+        assert!(of(&["ext=\"a\\\", private"]).private);
+        assert!(of(&["no-cache=\"set-cookie, private"]).private);
+        let closed = of(&["max-age=60, ext=\"no-store\""]);
+        assert_eq!((closed.no_store, closed.max_age), (false, Some(60)));
     }
 
     #[test]

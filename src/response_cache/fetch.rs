@@ -291,8 +291,10 @@ impl Exchange {
         let outcome = ResponseCacheOutcome::Validated;
         self.cache().counters.count(outcome);
         let mut fields = entry.head().fields.clone();
-        for cookie in confirmed.headers().get_all(header::SET_COOKIE) {
-            fields.append(header::SET_COOKIE, cookie.clone());
+        if !self.setup.config.replay_set_cookie {
+            for cookie in confirmed.headers().get_all(header::SET_COOKIE) {
+                fields.append(header::SET_COOKIE, cookie.clone());
+            }
         }
         answer::fetched(
             &entry,

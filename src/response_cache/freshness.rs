@@ -27,6 +27,9 @@ pub(super) fn said_seconds(
 ) -> Option<u64> {
     let shared = if private { None } else { said.s_maxage };
     shared.or(said.max_age).or_else(|| {
+        if said.targeted {
+            return None;
+        }
         let mut lines = fields.get_all(header::EXPIRES).iter();
         let first = lines.next()?;
         // Several lines that differ are as good as one that is no date: already expired.

@@ -66,7 +66,12 @@ impl Draft {
             selection: exchange.ask.selection.as_slice().into(),
             said: plan.targets.into(),
             known: OnceLock::new(),
-            fields: stored_fields(fields, &plan.hidden, received),
+            fields: stored_fields(
+                fields,
+                &plan.hidden,
+                exchange.setup.config.replay_set_cookie,
+                received,
+            ),
             trailers: None,
         };
         answer::put_downstream(&mut head.fields, head.flags, &exchange.setup.config);
@@ -121,10 +126,15 @@ impl Draft {
 
 /// Copies what may be stored into one allocation: no buffer of a connection is kept alive, and a hit that
 /// clones all values counts up in one place.
-fn stored_fields(fields: &HeaderMap, hidden: &[HeaderName], received: u64) -> HeaderMap {
+fn stored_fields(
+    fields: &HeaderMap,
+    hidden: &[HeaderName],
+    cookies: bool,
+    received: u64,
+) -> HeaderMap {
     let connection = fields.contains_key(header::CONNECTION);
     let is_kept = |name: &HeaderName| {
-        *name != header::SET_COOKIE
+        (cookies || *name != header::SET_COOKIE)
             && ((!connection && is_plain(name)) || revalidate::is_storable(name, fields))
             && !hidden.contains(name)
     };
@@ -310,11 +320,12 @@ impl Exchange {
         } = unread;
         answer::put_downstream(&mut parts.headers, draft.head.flags, &self.setup.config);
         self.say_stored(&mut parts, &fetch, &draft.head, draft.keep);
+        let now = freshness::seconds_of(draft.head.received);
         let unmodified = parts.status == StatusCode::OK
             && self
                 .asked()
                 .conditions
-                .is_some_and(|fields| revalidate::is_not_modified(fields, &parts.headers));
+                .is_some_and(|fields| revalidate::is_not_modified(fields, &parts.headers, now));
         let unfinished = &self.cache().unfinished;
         let (mut body, stream, pull) = collector.split(draft.head.clone(), unfinished);
         if let Some((leader, _)) = &fetch.leader {

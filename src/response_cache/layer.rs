@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
 use tower_layer::Layer;
 
 use crate::core::{Clock, telemetry};
@@ -156,6 +156,28 @@ impl ResponseCacheLayer {
     /// Bounds the bodies that are stored (1 MiB); larger ones stream through.
     pub fn max_body(self, bytes: usize) -> Self {
         self.set(|config| config.max_body = bytes)
+    }
+
+    /// Sets the target list (`CDN-Cache-Control` alone): the first of these response fields that is there and
+    /// valid replaces `Cache-Control` and `Expires` for this cache (RFC 9213). They are passed on.
+    ///
+    /// ```
+    /// # use http::HeaderName;
+    /// # use tower_keep::{backend::memory::MemoryStore, response_cache::ResponseCacheLayer};
+    /// let own = HeaderName::from_static("keep-cache-control");
+    /// let all = HeaderName::from_static("cdn-cache-control");
+    /// let cache = ResponseCacheLayer::new(MemoryStore::new()).targeted([own, all]);
+    /// # let _ = cache;
+    /// ```
+    pub fn targeted(self, names: impl IntoIterator<Item = HeaderName>) -> Self {
+        self.set(|config| config.targeted = names.into_iter().collect())
+    }
+
+    /// Stores answers with `Set-Cookie` and replays it, as RFC 9111 §7.3 leaves caches free to.
+    ///
+    /// Off by default: only for handlers whose cookies are the same for all, since everybody gets them.
+    pub fn replay_set_cookie(self) -> Self {
+        self.set(|config| config.replay_set_cookie = true)
     }
 
     /// Guesses no lifetime from `Last-Modified` (RFC 9111 §4.2.2).

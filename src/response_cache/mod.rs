@@ -86,6 +86,7 @@ mod stamps;
 mod status;
 pub mod store;
 mod target;
+mod targeted;
 mod vary;
 
 #[cfg(feature = "conformance")]

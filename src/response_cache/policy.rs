@@ -15,6 +15,7 @@ use super::seen::Seen;
 use super::stamps::Verdict;
 use super::status::Reason;
 use super::target::{Target, is_tag};
+use super::targeted;
 use super::vary::{self, Names};
 
 /// Larger header blocks are not stored.
@@ -153,7 +154,7 @@ pub(super) fn plan(offer: &Offer<'_>) -> Result<Plan, Reason> {
     let Offer { config, fields, .. } = *offer;
     let none = CachePolicy::default();
     let own = offer.policy.unwrap_or(&none);
-    let said = Directives::of(fields.get_all(header::CACHE_CONTROL));
+    let said = targeted::said(fields, &config.targeted);
     let seen = Seen::of(fields);
     refuse(offer, &said, own, seen)?;
     let names = if seen.varies {
@@ -283,7 +284,7 @@ fn refuse(
     }
     let public = is_public(config, said, own);
     if !private && !public {
-        if seen.set_cookie {
+        if seen.set_cookie && !config.replay_set_cookie {
             return Err(Reason::SetCookie);
         }
         if offer.personal {
