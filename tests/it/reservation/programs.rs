@@ -195,7 +195,8 @@ async fn killed(database: &str, folder: &Path) {
             booking.await.unwrap();
         }
         let again = start(database, folder, 600);
-        for (status, booked) in told.lock().unwrap().clone() {
+        let told = told.lock().unwrap().clone();
+        for (status, booked) in told {
             assert_eq!(status, StatusCode::CREATED, "{booked}");
             let hold = booked["hold"]["id"].as_str().unwrap();
             let found = guests.state(again.address(), hold).await;
@@ -364,7 +365,8 @@ async fn what_was_told_is_there_after_postgres_was_killed_and_what_was_refused_i
         .await
         .unwrap();
     let kept: BTreeSet<String> = kept.into_iter().collect();
-    for (n, status) in told.lock().unwrap().iter() {
+    let told = told.lock().unwrap().clone();
+    for (n, status) in &told {
         let calendar = own
             .availability(&format!("room {n}"), slot(*n).blocks())
             .await
