@@ -26,6 +26,8 @@ pub(super) struct Ask {
     pub(super) signals: Signals,
     pub(super) head: bool,
     pub(super) private: bool,
+    /// The same is being fetched by the same cache outside of here.
+    pub(super) nested: bool,
     pub(super) visitor: Option<Visitor>,
     /// The one that a session layer inside left in the answer.
     pub(super) inner_visitor: Option<Visitor>,
@@ -59,6 +61,7 @@ impl Ask {
             signals,
             head: *request.method() == Method::HEAD,
             private: config.private(),
+            nested: false,
             visitor: None,
             inner_visitor: None,
         })
@@ -149,6 +152,7 @@ impl Ask {
     /// Says whether this request shares no fetch with others: it may neither lead nor join.
     pub(super) fn is_alone(&self, request: &HeaderMap) -> bool {
         self.head
+            || self.nested
             || self.demands.no_store
             || (self.signals.authorization && !self.private)
             || self.is_partial(request)

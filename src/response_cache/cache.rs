@@ -1,24 +1,23 @@
 //! What all clones of one layer share: the store, the local level, the stamps and the fetches under way.
 
-use std::sync::Arc;
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use http::HeaderMap;
 use parking_lot::Mutex;
 
 use crate::core::{Clock, StoreError, StoreFuture, SystemClock, telemetry};
+use crate::core::{Notice, Subscription};
 
 use super::ask::Ask;
 use super::collect::Unfinished;
 use super::entry::Entry;
 use super::flight::{Entered, Flights};
 use super::handle::Counters;
-use super::policy::{self, Use};
-use super::stamps::{Stamp, Stamps, Verdict};
-use super::store::{
-    Found, FoundEntry, Hash128, Lease, Local, Lookup, Place, ResponseStore, Ticket, Want,
-};
+use super::hit::BELIEVED;
+use super::stamps::Stamps;
+use super::store::{Hash128, Local, Place, ResponseStore, Ticket};
 
 /// After a stale answer has stood in, the key is answered so without asking, in real microseconds.
 const STAND_IN: u64 = 1_000_000;
@@ -43,27 +42,11 @@ pub(super) struct Cache {
     pub(super) unfinished: Arc<Unfinished>,
     pub(super) counters: Counters,
     asking: AtomicBool,
+    catching_up: tokio::sync::Mutex<()>,
+    /// Asked for once; `None` until it is confirmed, and where the staleness bound is under test.
+    told: OnceLock<Mutex<Option<Subscription>>>,
     refreshes: AtomicUsize,
     stand_ins: Mutex<std::collections::HashMap<Hash128, u64>>,
-}
-
-/// What the store says of a request, judged by stamps that are up to date.
-pub(super) struct Looked {
-    pub(super) now: u64,
-    pub(super) highest: Stamp,
-    pub(super) marked: bool,
-    pub(super) entry: Option<(Arc<Entry>, Use, Verdict)>,
-    pub(super) lease: Option<Lease>,
-}
-
-impl Looked {
-    /// The lease, if it came along.
-    pub(super) fn granted(&self) -> Option<Ticket> {
-        match self.lease {
-            Some(Lease::Granted(ticket)) => Some(ticket),
-            _ => None,
-        }
-    }
 }
 
 impl Cache {
@@ -78,6 +61,11 @@ impl Cache {
         } else {
             0
         };
+        let told = if real.is_some() {
+            OnceLock::from(Mutex::default())
+        } else {
+            OnceLock::new()
+        };
         Self {
             store,
             place,
@@ -91,6 +79,8 @@ impl Cache {
             unfinished: Arc::new(Unfinished::new((local_bytes / 4).max(16 * 1_024 * 1_024))),
             counters: Counters::default(),
             asking: AtomicBool::new(false),
+            catching_up: tokio::sync::Mutex::default(),
+            told,
             refreshes: AtomicUsize::new(0),
             stand_ins: Mutex::default(),
         }
@@ -128,6 +118,31 @@ impl Cache {
         }
     }
 
+    /// Listens for invalidations elsewhere, so that they are obeyed sooner than they must be.
+    pub(super) fn listen(self: &Arc<Self>) {
+        if self.place == Place::Process || self.told.get().is_some() {
+            return;
+        }
+        let cache = Arc::downgrade(self);
+        let on = move |notice: Notice| {
+            // Lost ones are made up for by asking; so nothing is believed because of a notice alone.
+            if let (Notice::Payload(_) | Notice::Restored, Some(cache)) = (notice, cache.upgrade())
+            {
+                cache.ask_behind();
+            }
+        };
+        if self.told.set(Mutex::default()).is_err() {
+            return;
+        }
+        let (asked, cache) = (self.store.subscribe(Arc::new(on)), Arc::downgrade(self));
+        spawn(async move {
+            let subscription = asked.await.ok();
+            if let Some(told) = cache.upgrade().as_ref().and_then(|cache| cache.told.get()) {
+                *told.lock() = subscription;
+            }
+        });
+    }
+
     pub(super) fn sync_now(&self) {
         if let Ok(Ok(news)) = self.store.changes(self.stamps.highest()).try_now() {
             self.stamps.apply(&news);
@@ -142,28 +157,22 @@ impl Cache {
         flights.enter(key, &self.stamps, times, || ask.targets())
     }
 
-    /// What a store of this process says, at once; `None` if that is not to be had without waiting.
-    pub(super) fn look_now(
-        &self,
-        ask: &mut Ask,
-        request: &HeaderMap,
-        want: Want,
-    ) -> Option<Looked> {
-        if self.stamps.has_queued() {
-            return None;
+    /// Learns of invalidations elsewhere before a fetch is joined that began a while ago; one asks for all.
+    pub(super) async fn catch_up(&self, ask: &Ask) {
+        let stands = |now: u64| {
+            let behind = now.saturating_sub(self.stamps.confirmed()) >= BELIEVED;
+            behind
+                && self
+                    .flights
+                    .is_older(ask.flight_key(), now.saturating_sub(BELIEVED))
+        };
+        if self.place == Place::Process || !stands(self.real.now_micros()) {
+            return;
         }
-        loop {
-            let not_before = self.stamps.not_before(|| ask.targets());
-            let question = self.question(ask, want, not_before, None);
-            let found = self.store.lookup(question).try_now().ok()?.ok()?;
-            if found.names != ask.names {
-                ask.select(&found.names, request);
-                continue;
-            }
-            if found.highest > self.stamps.highest() {
-                self.sync_now();
-            }
-            return Some(self.judged(ask, found, None));
+        match self.catching_up.try_lock() {
+            Err(_) => drop(self.catching_up.lock().await),
+            // With the store away a fetch is shared all the same.
+            Ok(_one) => drop(self.sync().await),
         }
     }
 
@@ -187,97 +196,6 @@ impl Cache {
         }
     }
 
-    pub(super) fn question(
-        &self,
-        ask: &Ask,
-        want: Want,
-        not_before: Stamp,
-        have: Option<&Arc<Entry>>,
-    ) -> Lookup {
-        Lookup {
-            key: ask.entry_key(self.place),
-            names: ask.names.clone(),
-            not_before,
-            have: have.map(|entry| entry.id()),
-            want,
-        }
-    }
-
-    /// Asks the store, and judges what it has by stamps that are up to date.
-    pub(super) async fn look(
-        &self,
-        ask: &mut Ask,
-        request: &HeaderMap,
-        want: Want,
-    ) -> Result<Looked, StoreError> {
-        self.tell_queued().await?;
-        let not_before = self.stamps.not_before(|| ask.targets());
-        loop {
-            let copy = self.copy_of(ask, request);
-            let before = self.real.now_micros();
-            let question = self.question(ask, want, not_before, copy.as_ref());
-            let found = match self.store.lookup(question).await {
-                Ok(found) => found,
-                Err(error) => {
-                    self.stamps.doubt();
-                    return Err(error);
-                }
-            };
-            self.follow_clock(found.now);
-            if found.names != ask.names {
-                ask.select(&found.names, request);
-                if self.place == Place::Shared {
-                    self.local.learn(ask.key.local, &found.names, found.now);
-                }
-                continue;
-            }
-            if found.highest > self.stamps.highest() {
-                self.sync().await?;
-            } else {
-                self.stamps.confirm(before);
-            }
-            return Ok(self.judged(ask, found, copy));
-        }
-    }
-
-    fn judged(&self, ask: &Ask, found: Found, copy: Option<Arc<Entry>>) -> Looked {
-        let entry = match found.entry {
-            FoundEntry::None => None,
-            FoundEntry::Same => copy,
-            FoundEntry::Entry(entry) => {
-                self.keep_copy(ask, &entry);
-                Some(entry)
-            }
-        };
-        let judged = entry
-            .filter(|entry| ask.matches(entry.head()))
-            .and_then(|entry| {
-                let verdict = self.stamps.judge(&entry);
-                match policy::use_of(entry.head(), found.now, verdict, &ask.demands) {
-                    Use::Gone => None,
-                    usable => Some((entry, usable, verdict)),
-                }
-            });
-        Looked {
-            now: found.now,
-            highest: found.highest,
-            marked: found.mark.is_some(),
-            entry: judged,
-            lease: found.lease,
-        }
-    }
-
-    fn copy_of(&self, ask: &mut Ask, request: &HeaderMap) -> Option<Arc<Entry>> {
-        if !self.keeps_copies {
-            return None;
-        }
-        let found = self.local.find(ask.key.local, self.now(), |names| {
-            ask.select(names, request);
-            ask.local().1
-        });
-        found.entry.filter(|entry| ask.matches(entry.head()))
-    }
-
     /// Keeps a copy of a shared entry in this process.
     pub(super) fn keep_copy(&self, ask: &Ask, entry: &Arc<Entry>) {
         let (primary, selector) = ask.local();
@@ -289,7 +207,7 @@ impl Cache {
         }
     }
 
-    fn follow_clock(&self, now: u64) {
+    pub(super) fn follow_clock(&self, now: u64) {
         if self.place == Place::Shared {
             let offset = now
                 .cast_signed()

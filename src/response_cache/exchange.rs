@@ -3,21 +3,35 @@
 use std::sync::Arc;
 
 use http::header::HeaderMap;
-use http::{Request, Response, StatusCode};
+use http::{Extensions, Request, Response, StatusCode};
+use smallvec::SmallVec;
 
-use crate::core::{ResponseCacheOutcome, Visitor};
+use crate::core::{CacheOutside, ResponseCacheOutcome, Visitor};
 
 use super::answer::{self, Asked};
 use super::ask::Ask;
 use super::body::ResponseBody;
-use super::cache::{Cache, Looked};
+use super::cache::Cache;
 use super::config::Setup;
 use super::entry::Entry;
 use super::feed::Stream;
+use super::look::Looked;
 use super::policy::{self, Use};
 use super::stamps::Verdict;
 use super::status::{Forward, Said};
-use super::store::{Lease, Ticket};
+use super::store::{Hash128, Lease, Ticket};
+
+/// In a request's extensions: what is being fetched outside of here, by which caches. A layer that stands twice around
+/// one service must not wait for itself.
+#[derive(Clone, Default)]
+struct Outside(SmallVec<[(usize, Hash128); 1]>);
+
+impl Outside {
+    fn name(exchange: &Exchange) -> (usize, Hash128) {
+        let cache = Arc::as_ptr(exchange.cache()) as usize;
+        (cache, exchange.ask.local().0)
+    }
+}
 
 /// A request and its answer to be.
 pub(super) struct Exchange {
@@ -30,11 +44,24 @@ pub(super) struct Exchange {
 impl Exchange {
     pub(super) fn new<B>(setup: &Arc<Setup>, mut ask: Ask, request: &Request<B>) -> Self {
         ask.visitor = request.extensions().get::<Visitor>().cloned();
-        Self {
+        let mut exchange = Self {
             setup: Arc::clone(setup),
             ask,
             fields: request.headers().clone(),
+        };
+        if let Some(outside) = request.extensions().get::<Outside>() {
+            let own = Outside::name(&exchange);
+            exchange.ask.nested = outside.0.contains(&own);
         }
+        exchange
+    }
+
+    /// Marks a request that goes inwards.
+    pub(super) fn mark_fetch(&self, extensions: &mut Extensions) {
+        extensions.insert(CacheOutside);
+        let mut outside = extensions.remove::<Outside>().unwrap_or_default();
+        outside.0.push(Outside::name(self));
+        extensions.insert(outside);
     }
 
     pub(super) fn cache(&self) -> &Arc<Cache> {

@@ -10,7 +10,7 @@ use http::header::{self, HeaderMap};
 use http::{Request, Response, StatusCode};
 use tower_service::Service;
 
-use crate::core::{Body, CacheOutside, Personal, ResponseCacheOutcome};
+use crate::core::{Body, Personal, ResponseCacheOutcome};
 
 use super::answer;
 use super::body::{BoxError, ResponseBody};
@@ -167,7 +167,7 @@ impl<S> Run<S> {
 
     fn fetch_request<B>(&self, fetch: &Fetch, validate: bool) -> (Request<Body<B>>, bool) {
         let mut request = self.request();
-        request.extensions_mut().insert(CacheOutside);
+        self.exchange.mark_fetch(request.extensions_mut());
         revalidate::strip_conditions(request.headers_mut());
         let stale = fetch.stale.as_ref().filter(|_| validate);
         let conditional = stale.is_some_and(|(stale, _)| {
@@ -279,14 +279,9 @@ impl Exchange {
         let entry = Arc::new(stale.with_head(draft.confirm(stale.head())));
         let said = said(Ok(answer::ttl(entry.head(), times.1)));
         self.cache().keep_copy(&self.ask, &entry);
-        let key = self.ask.entry_key(self.cache().place);
-        self.cache().finish(
-            "freshen",
-            self.setup
-                .cache
-                .store
-                .freshen(key, ticket, Arc::clone(&entry)),
-        );
+        let (cache, key) = (self.cache(), self.ask.entry_key(self.cache().place));
+        let freshened = cache.store.freshen(key, ticket, Arc::clone(&entry));
+        cache.finish("freshen", freshened);
         fetch.land(Outcome::Done(Arc::clone(&entry)));
         let outcome = ResponseCacheOutcome::Validated;
         self.cache().counters.count(outcome);

@@ -54,7 +54,9 @@ pub(super) struct Flight {
     changed: Notify,
     waiters: AtomicUsize,
     begun: AtomicU64,
-    /// When its run has lasted a lease, in real microseconds: newcomers start the next one.
+    /// When it was started, in real microseconds.
+    started: u64,
+    /// When its run has lasted a lease: newcomers start the next one.
     overdue: u64,
     /// The version of the stamps when it started: what was known then it cannot miss.
     version: u64,
@@ -127,6 +129,7 @@ impl Flights {
             changed: Notify::new(),
             waiters: AtomicUsize::new(0),
             begun: AtomicU64::new(stamps.highest().0),
+            started: now,
             overdue,
             version: stamps.version(),
         });
@@ -143,6 +146,13 @@ impl Flights {
             flight,
             landed: false,
         })
+    }
+
+    /// Says whether a fetch of `key` is under way that started before `then`, in real microseconds.
+    pub(super) fn is_older(&self, key: FlightKey, then: u64) -> bool {
+        let running = self.running.lock();
+        let flight = running.find(key.hash(), |flight| flight.key == key);
+        flight.is_some_and(|flight| flight.started < then)
     }
 
     pub(super) fn len(&self) -> usize {

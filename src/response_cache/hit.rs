@@ -12,7 +12,7 @@ use super::stamps::Stamp;
 use super::store::{FoundEntry, Place, Want};
 
 /// A local copy answers only if the stamps were confirmed this lately, in real microseconds.
-const BELIEVED: u64 = 1_000_000;
+pub(super) const BELIEVED: u64 = 1_000_000;
 /// While there are local hits the stamps are asked for this often.
 const ASK_EVERY: u64 = 250_000;
 

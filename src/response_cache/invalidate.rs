@@ -44,7 +44,8 @@ impl Cache {
     pub(super) async fn tell_queued(&self) -> Result<(), StoreError> {
         let queued = self.stamps.queued();
         for part in queued.chunks(TARGETS_PER_CALL) {
-            let stamp = self.store.invalidate(part).await?;
+            let changes: Vec<Change> = part.iter().map(|(_, change)| *change).collect();
+            let stamp = self.store.invalidate(&changes).await?;
             self.stamps.told(part, stamp);
         }
         Ok(())

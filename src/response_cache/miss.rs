@@ -8,15 +8,15 @@ use bytes::Bytes;
 use http::{Request, Response};
 use pin_project_lite::pin_project;
 
-use crate::core::{Body, CacheOutside};
+use crate::core::Body;
 
 use super::body::BoxError;
-use super::cache::Looked;
 use super::exchange::Exchange;
 use super::fetch::{Fetch, LeaseHold};
 use super::flight::{Entered, Leader};
 use super::future::Leads;
 use super::keep::Fetched;
+use super::look::Looked;
 use super::revalidate;
 use super::run::{Answer, Step};
 use super::store::{Place, Want};
@@ -73,7 +73,7 @@ impl Exchange {
 /// Makes the client's request one for everybody.
 pub(super) fn shared<B>(exchange: &Exchange, request: Request<B>) -> Request<Body<B>> {
     let mut request = request.map(|_| Body::empty());
-    request.extensions_mut().insert(CacheOutside);
+    exchange.mark_fetch(request.extensions_mut());
     if exchange.asked().conditions.is_some() {
         revalidate::strip_conditions(request.headers_mut());
     }

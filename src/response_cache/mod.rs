@@ -44,8 +44,15 @@
 //! # What it does not do
 //!
 //! It stores no parts of answers and combines none, answers one byte range at a time, forwards no
-//! interim responses, and compresses nothing. A request that waits for somebody else's fetch gets its
-//! answer when the body is complete, not while it streams. It keeps no file on disk.
+//! interim responses, and compresses nothing. It keeps no file on disk.
+//!
+//! # What waits for what
+//!
+//! Of many requests for one missing answer the first goes inwards. As soon as it has a head that may be
+//! stored, all others read its body along, each at its own pace; a `HEAD`, a condition or a byte range waits
+//! for the whole body. An answer that may not be stored releases everybody at its head. Once a body turns out
+//! longer than [`max_body`](ResponseCacheLayer::max_body), nobody joins any more, the first one's reading
+//! sets the pace, and whoever falls more than `max_body` behind is cut off with an error.
 
 mod age;
 mod answer;
@@ -72,6 +79,7 @@ mod invalidate;
 mod keep;
 mod key;
 mod layer;
+mod look;
 mod miss;
 mod policy;
 mod range;

@@ -10,10 +10,10 @@ use tower_service::Service;
 use crate::core::Body;
 
 use super::body::{BoxError, ResponseBody};
-use super::cache::Looked;
 use super::entry::Entry;
 use super::fetch::Fetch;
 use super::flight::{Leader, LeadingMark, Outcome};
+use super::look::Looked;
 use super::policy::Use;
 use super::run::Run;
 use super::stamps::Verdict;

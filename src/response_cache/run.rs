@@ -11,12 +11,12 @@ use tower_service::Service;
 use crate::core::{Body, ResponseCacheOutcome};
 
 use super::body::{BoxError, ResponseBody};
-use super::cache::Looked;
 use super::entry::Entry;
 use super::exchange::{Exchange, ticket_of};
 use super::fetch::Fetch;
 use super::flight::{Entered, Leader, Leading, LeadingMark, Outcome, Waiter};
 use super::inner::Inner;
+use super::look::Looked;
 use super::miss::Lead;
 use super::policy::Use;
 use super::rejection::ResponseCacheRejection;
@@ -98,6 +98,7 @@ impl<S> Run<S> {
             return self.lead(led.leader, mark, until, led.looked).await;
         }
         loop {
+            self.exchange.cache().catch_up(&self.exchange.ask).await;
             let mut waiter = match self.enter() {
                 Entered::Wait(waiter) => waiter,
                 Entered::Lead(leader) => {

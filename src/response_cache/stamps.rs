@@ -53,7 +53,7 @@ pub(super) enum Verdict {
 const MOST_QUEUED: usize = 10_000;
 
 /// This process's copy of a store's stamps, and what it could not tell the store yet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Stamps {
     highest: AtomicU64,
     floor: AtomicU64,
@@ -64,11 +64,48 @@ pub(super) struct Stamps {
     /// When the copy was last known to be complete, in real microseconds; 0 is never.
     confirmed: AtomicU64,
     raised: RwLock<HashMap<Target, [Stamp; 2]>>,
-    queued: Mutex<Vec<Change>>,
+    queued: Mutex<Queue>,
     any_queued: AtomicBool,
 }
 
+/// What the store has not heard yet, in order. What is queued twice is told twice: the first telling may lie before
+/// the second change.
+#[derive(Debug, Default)]
+struct Queue {
+    next: u64,
+    changes: Vec<Queued>,
+}
+
+/// A change and its number in the queue.
+pub(super) type Queued = (u64, Change);
+
+impl Queue {
+    fn push(&mut self, change: Change) {
+        self.changes.push((self.next, change));
+        self.next += 1;
+    }
+}
+
 static NEXT_VERSION: AtomicU64 = AtomicU64::new(1);
+
+impl Default for Stamps {
+    fn default() -> Self {
+        Self {
+            highest: AtomicU64::default(),
+            floor: AtomicU64::default(),
+            highest_said: AtomicU64::default(),
+            version: AtomicU64::new(next_version()),
+            confirmed: AtomicU64::default(),
+            raised: RwLock::default(),
+            queued: Mutex::default(),
+            any_queued: AtomicBool::default(),
+        }
+    }
+}
+
+fn next_version() -> u64 {
+    NEXT_VERSION.fetch_add(1, Ordering::Relaxed)
+}
 
 impl Stamps {
     pub(super) fn highest(&self) -> Stamp {
@@ -130,8 +167,7 @@ impl Stamps {
     }
 
     fn renew(&self) {
-        let version = NEXT_VERSION.fetch_add(1, Ordering::Relaxed);
-        self.version.store(version, Ordering::Release);
+        self.version.store(next_version(), Ordering::Release);
     }
 
     /// Judges an entry; one atomic load where it was judged at this version before.
@@ -149,7 +185,19 @@ impl Stamps {
     }
 
     pub(super) fn judge_head(&self, head: &Head) -> Verdict {
+        if self.is_quiet() {
+            // Nothing was ever invalidated: the targets need not even be worked out.
+            return if head.begun < self.floor() {
+                Verdict::Gone
+            } else {
+                Verdict::Live
+            };
+        }
         self.judge_targets(head.begun, head.targets())
+    }
+
+    fn is_quiet(&self) -> bool {
+        !self.has_queued() && self.raised.read().is_empty()
     }
 
     /// Judges what began at `begun` and carries `targets`.
@@ -163,7 +211,7 @@ impl Stamps {
         }
         let mut verdict = Verdict::Live;
         if self.any_queued.load(Ordering::Acquire) {
-            for change in self.queued.lock().iter() {
+            for (_, change) in &self.queued.lock().changes {
                 if targets.clone().any(|target| *target == change.target) {
                     verdict = worse(verdict, change.kind);
                 }
@@ -216,12 +264,13 @@ impl Stamps {
     /// Keeps invalidations for a store that is away; they hold in this process at once.
     pub(super) fn queue(&self, changes: &[Change]) {
         let mut queued = self.queued.lock();
-        queued.extend_from_slice(changes);
-        if queued.len() > MOST_QUEUED {
-            *queued = vec![Change {
+        changes.iter().for_each(|change| queued.push(*change));
+        if queued.changes.len() > MOST_QUEUED {
+            queued.changes.clear();
+            queued.push(Change {
                 target: Target::everything(),
                 kind: ChangeKind::Gone,
-            }];
+            });
         }
         self.any_queued.store(true, Ordering::Release);
         self.renew();
@@ -232,20 +281,22 @@ impl Stamps {
     }
 
     /// Returns what the store must hear before it is believed again.
-    pub(super) fn queued(&self) -> Vec<Change> {
-        if self.any_queued.load(Ordering::Acquire) {
-            self.queued.lock().clone()
+    pub(super) fn queued(&self) -> Vec<Queued> {
+        if self.has_queued() {
+            self.queued.lock().changes.clone()
         } else {
             Vec::new()
         }
     }
 
-    /// Forgets what the store has heard at `stamp`.
-    pub(super) fn told(&self, changes: &[Change], stamp: Stamp) {
-        self.apply_own(changes, stamp);
+    /// Forgets what the store has heard at `stamp`; what was queued since stays.
+    pub(super) fn told(&self, heard: &[Queued], stamp: Stamp) {
+        let changes: Vec<Change> = heard.iter().map(|(_, change)| *change).collect();
+        self.apply_own(&changes, stamp);
         let mut queued = self.queued.lock();
-        queued.retain(|change| !changes.contains(change));
-        self.any_queued.store(!queued.is_empty(), Ordering::Release);
+        queued.changes.retain(|queued| !heard.contains(queued));
+        self.any_queued
+            .store(!queued.changes.is_empty(), Ordering::Release);
     }
 }
 
@@ -338,12 +389,27 @@ mod tests {
             .map(|n| change(&n.to_string(), ChangeKind::Gone))
             .collect();
         stamps.queue(&many);
-        assert_eq!(
-            stamps.queued(),
-            [Change {
-                target: Target::everything(),
-                kind: ChangeKind::Gone
-            }]
-        );
+        let queued: Vec<Change> = stamps.queued().iter().map(|(_, change)| *change).collect();
+        let everything = Change {
+            target: Target::everything(),
+            kind: ChangeKind::Gone,
+        };
+        assert_eq!(queued, [everything]);
+    }
+
+    #[test]
+    fn what_is_queued_again_while_it_is_told_is_told_again() {
+        let stamps = Stamps::default();
+        stamps.queue(&[change("a", ChangeKind::Gone)]);
+        let telling = stamps.queued();
+        stamps.queue(&[change("a", ChangeKind::Gone)]);
+        stamps.told(&telling, Stamp(6));
+        let late = Head {
+            begun: Stamp(7),
+            said: vec![Target::tag("a")].into(),
+            ..Head::default()
+        };
+        assert_eq!(stamps.judge_head(&late), Verdict::Gone);
+        assert_eq!(stamps.queued().len(), 1);
     }
 }

@@ -3,6 +3,8 @@
 mod bounds;
 mod coherence;
 mod collapse;
+mod example;
+mod joining;
 mod leaks;
 mod levels;
 mod origin;

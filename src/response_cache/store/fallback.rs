@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::backend::fallback::Fallback;
 use crate::core::{Clock, StoreFuture};
+use crate::core::{NoticeCallback, Subscription};
 use crate::response_cache::entry::Entry;
 use crate::response_cache::stamps::{Change, Changes, Stamp};
 
@@ -38,6 +39,10 @@ where
 
     fn changes(&self, since: Stamp) -> StoreFuture<Changes> {
         self.primary().changes(since)
+    }
+
+    fn subscribe(&self, on: NoticeCallback) -> StoreFuture<Subscription> {
+        self.primary().subscribe(on)
     }
 
     fn place(&self) -> Place {

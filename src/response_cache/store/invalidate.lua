@@ -1,6 +1,6 @@
 -- Raises the stamps of targets in one step. Members: 'h' the highest stamp, 'f' the floor, and each target
 -- as 'g' (gone) or 's' (stale) with its hash; 'f' < 'g' keeps the floor first among equals.
--- KEYS: 1 stamps. ARGV: 2 the most targets, 3 how many leave at once, 4... members. Reply: the stamp.
+-- KEYS: 1 stamps. ARGV: 2 the most targets, 3 how many leave at once, 4 the channel to tell, 5... members. Reply: the stamp.
 local function text(number) return string.format('%.0f', number) end
 local head = redis.call('ZMSCORE', KEYS[1], 'h', 'f')
 local highest = tonumber(head[1] or nil)
@@ -10,7 +10,7 @@ if not highest or not head[2] then
   redis.call('ZADD', KEYS[1], text(now), 'h', text(now), 'f')
 end
 local stamp = text(math.max(highest + 1, now))
-for index = 4, #ARGV do redis.call('ZADD', KEYS[1], stamp, ARGV[index]) end
+for index = 5, #ARGV do redis.call('ZADD', KEYS[1], stamp, ARGV[index]) end
 redis.call('ZADD', KEYS[1], stamp, 'h')
 local excess = redis.call('ZCARD', KEYS[1]) - 2 - tonumber(ARGV[2])
 if excess > 0 then
@@ -19,4 +19,5 @@ if excess > 0 then
   redis.call('ZREMRANGEBYRANK', KEYS[1], 1, leaving)
   redis.call('ZADD', KEYS[1], last[2], 'f')
 end
+redis.call('PUBLISH', ARGV[4], stamp)
 return stamp

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::{Clock, StoreFuture};
+use crate::core::{NoticeCallback, Subscription};
 
 use super::entry::{Entry, EntryId};
 use super::stamps::{Change, Changes, Stamp};
@@ -180,6 +181,12 @@ pub trait ResponseStore: fmt::Debug + Send + Sync + 'static {
     /// Any [`StoreErrorKind`](crate::core::StoreErrorKind).
     fn changes(&self, since: Stamp) -> StoreFuture<Changes>;
 
+    /// Calls `on` soon after another process has invalidated something. Notices only save time: any may be lost.
+    ///
+    /// # Errors
+    /// Any [`StoreErrorKind`](crate::core::StoreErrorKind): nobody will be called.
+    fn subscribe(&self, on: NoticeCallback) -> StoreFuture<Subscription>;
+
     /// Says whether a local level pays.
     fn place(&self) -> Place;
 
@@ -217,6 +224,10 @@ impl<T: ?Sized + ResponseStore> ResponseStore for Arc<T> {
 
     fn changes(&self, since: Stamp) -> StoreFuture<Changes> {
         (**self).changes(since)
+    }
+
+    fn subscribe(&self, on: NoticeCallback) -> StoreFuture<Subscription> {
+        (**self).subscribe(on)
     }
 
     fn place(&self) -> Place {

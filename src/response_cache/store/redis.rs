@@ -10,6 +10,7 @@ use crate::backend::redis::{RedisStore, Reply, Script};
 use crate::core::{
     Clock, StoreError, StoreErrorKind, StoreFuture, SystemClock, base64url, telemetry,
 };
+use crate::core::{NoticeCallback, Subscription};
 use crate::response_cache::entry::{Entry, Head};
 use crate::response_cache::key::token;
 use crate::response_cache::stamps::{Change, ChangeKind, Changes, Stamp};
@@ -106,7 +107,8 @@ impl ResponseStore for RedisStore {
         let mut call = self
             .script(&INVALIDATE, &[stamps_key(self)])
             .num(MOST_STAMPS as u64)
-            .num(STAMPS_LEAVING as u64);
+            .num(STAMPS_LEAVING as u64)
+            .arg(channel(self));
         for change in changes {
             call = call.arg(member(*change));
         }
@@ -134,6 +136,10 @@ impl ResponseStore for RedisStore {
             })
     }
 
+    fn subscribe(&self, on: NoticeCallback) -> StoreFuture<Subscription> {
+        Self::subscribe(self, &channel(self), on)
+    }
+
     fn place(&self) -> Place {
         Place::Shared
     }
@@ -151,6 +157,11 @@ fn keys(store: &RedisStore, key: EntryKey) -> [String; 2] {
 
 fn stamps_key(store: &RedisStore) -> String {
     store.key(PART).tag(["stamps"]).plain("set").finish()
+}
+
+/// Where invalidations are announced.
+fn channel(store: &RedisStore) -> String {
+    store.key(PART).tag(["stamps"]).plain("changes").finish()
 }
 
 fn found(reply: Reply, token: u128, selector: Hash128) -> Result<Found, StoreError> {

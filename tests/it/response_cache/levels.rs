@@ -531,3 +531,50 @@ async fn an_old_leaders_late_answer_does_not_beat_a_later_one() {
     let three = Process::new(&fleet, &Arc::new(quick).as_ref().clone(), |layer| layer).await;
     assert_eq!(three.app.get("/a").await.body, "new");
 }
+
+#[tokio::test]
+async fn a_fetch_that_began_before_an_invalidation_elsewhere_is_not_joined_a_second_after_it() {
+    let fleet = Fleet::new().await;
+    let (origin, gate) =
+        gated(|_, call| said(&[("cache-control", "max-age=60")], format!("run {call}")));
+    let one = Process::new(&fleet, &origin, |layer| layer.lease(secs(60))).await;
+    let two = Process::new(&fleet, &origin, |layer| layer).await;
+    let first = tokio::spawn({
+        let app = one.app.clone();
+        async move { app.get("/a").await.body }
+    });
+    until("called", || origin.calls() == 1).await;
+    two.layer.handle().invalidate([Target::everything()]).await;
+    one.real.advance(secs(2));
+    let before = one.store.commands();
+    // Its lease is held, so it waits for that; but not for what the old run brings.
+    let newcomer = tokio::spawn({
+        let app = one.app.clone();
+        async move { app.get("/a").await.body }
+    });
+    until("it has asked", || one.store.commands() >= before + 2).await;
+    gate.add_permits(2);
+    assert_eq!(first.await.unwrap(), "run 0");
+    assert_eq!(newcomer.await.unwrap(), "run 1");
+}
+
+#[tokio::test]
+async fn an_idle_process_is_told_of_an_invalidation_elsewhere() {
+    let fleet = Fleet::new().await;
+    let origin = counted();
+    let (listening, other) = (fleet.store().await, fleet.store().await);
+    let one = App::new(&ResponseCacheLayer::new(listening.clone()), &origin);
+    let two = ResponseCacheLayer::new(other);
+    one.get("/a").await;
+    for _ in 0..1_000 {
+        // The subscription is confirmed behind an answer: what is told before is only lost.
+        let before = listening.commands();
+        two.handle().invalidate([Target::url("/a")]).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        if listening.commands() > before {
+            assert_eq!(one.get("/a").await.body, "run 1");
+            return;
+        }
+    }
+    panic!("nobody was told");
+}

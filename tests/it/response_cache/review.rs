@@ -231,3 +231,80 @@ async fn a_named_default_port_is_the_same_host_to_an_invalidation() {
         .await;
     assert!(!app.get_with("/a", &[("host", "a.test:443")]).await.is_hit());
 }
+
+#[tokio::test]
+async fn a_layer_that_stands_twice_around_one_service_does_not_wait_for_itself() {
+    use axum::body::Body;
+    use axum::routing::get;
+    use tower::ServiceExt;
+
+    let layer = layer(&clock()).ttl(secs(60));
+    let app = axum::Router::new()
+        .route("/a", get(|| async { "a" }).layer(layer.clone()))
+        .layer(layer);
+    let ask = app.oneshot(http::Request::get("/a").body(Body::empty()).unwrap());
+    let answer = tokio::time::timeout(secs(2), ask).await;
+    assert_eq!(answer.expect("it waits").unwrap().status(), 200);
+}
+
+/// An answer that varies, then breaks in its body: its lease was taken before anybody knew the names.
+async fn a_cut_answer_that_varies(one: &ResponseCacheLayer, two: &ResponseCacheLayer) {
+    let origin = Origin::new(|_, call| {
+        let response = said(&[("cache-control", "max-age=60"), ("vary", "accept")], "");
+        let response = response.map(|_| {
+            if call > 0 {
+                return full("whole".into());
+            }
+            let broken = futures_util::stream::iter([Err(super::origin::Broken)]);
+            StreamBody::new(broken).boxed_unsync()
+        });
+        Box::pin(async { Ok(response) })
+    });
+    let (one, two) = (App::new(one, &origin), App::new(two, &origin));
+    let cut = one.try_call(request("GET", "/a", &[])).await.unwrap();
+    assert!(cut.into_body().collect().await.is_err());
+    // The release goes on behind the answer; a lease left behind would last five seconds.
+    let next = tokio::time::timeout(secs(3), two.get("/a")).await;
+    assert_eq!(next.expect("the lease is still held").body, "whole");
+}
+
+#[tokio::test]
+async fn a_cut_answer_that_varies_gives_its_lease_back() {
+    let store = tower_keep::backend::memory::MemoryStore::new();
+    let layer = || ResponseCacheLayer::new(store.clone());
+    a_cut_answer_that_varies(&layer(), &layer()).await;
+}
+
+#[tokio::test]
+async fn a_cut_answer_that_varies_gives_its_lease_back_on_a_shared_store() {
+    let store = RedisStore::builder(&shared().await.url()).prefix(&fresh_prefix());
+    let store = store.open().await.unwrap();
+    let layer = || ResponseCacheLayer::new(store.clone());
+    a_cut_answer_that_varies(&layer(), &layer()).await;
+}
+
+#[tokio::test]
+async fn a_request_that_leaves_while_it_looks_up_leaves_no_lease_behind() {
+    use crate::support::{Proxy, RedisServer};
+
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let through = RedisStore::builder(&format!("redis://{}/", proxy.address()))
+        .prefix("left")
+        .timeout(secs(10));
+    let through = through.open().await.unwrap();
+    through.ping().await.unwrap();
+    let direct = RedisStore::builder(&server.url()).prefix("left");
+    let direct = direct.open().await.unwrap();
+    let origin =
+        Origin::of(|_, call| said(&[("cache-control", "max-age=60")], format!("run {call}")));
+    let leaving = App::new(&ResponseCacheLayer::new(through), &origin);
+    // The scripts are known to the server from here on.
+    leaving.get("/warm").await;
+    proxy.delay(std::time::Duration::from_millis(100));
+    let gone = tokio::time::timeout(std::time::Duration::from_millis(50), leaving.get("/a")).await;
+    assert!(gone.is_err(), "answered before it could leave");
+    let staying = App::new(&ResponseCacheLayer::new(direct), &origin);
+    let next = tokio::time::timeout(secs(3), staying.get("/a")).await;
+    assert_eq!(next.expect("the lease is still held").body, "run 1");
+}

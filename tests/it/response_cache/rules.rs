@@ -970,3 +970,44 @@ async fn numbers_tell_hits_from_misses() {
     assert_eq!((stats.hits, stats.misses, stats.passed), (3, 1, 1));
     assert!((stats.hit_rate() - 0.75).abs() < f64::EPSILON);
 }
+
+#[tokio::test]
+async fn head_of_a_stored_answer_without_content_claims_no_length() {
+    let origin = Origin::of(|_, _| {
+        let mut response = said(&[("cache-control", "max-age=60")], "");
+        *response.status_mut() = http::StatusCode::NO_CONTENT;
+        response
+    });
+    let app = App::new(&layer(&clock()), &origin);
+    app.get("/a").await;
+    let head = app.method("HEAD", "/a").await;
+    assert!(head.is_hit());
+    assert_eq!((head.status, head.field("content-length")), (204, ""));
+}
+
+#[tokio::test]
+async fn set_cookie_is_replayed_only_where_a_route_says_so() {
+    let origin = Origin::of(|_, call| {
+        let fields = [
+            ("cache-control", "max-age=60"),
+            ("set-cookie", "a=1"),
+            ("set-cookie", "b=2"),
+        ];
+        said(&fields, format!("run {call}"))
+    });
+    let plain = App::new(&layer(&clock()), &origin);
+    assert!(
+        plain
+            .get("/a")
+            .await
+            .cache_status()
+            .ends_with("detail=set-cookie")
+    );
+    let replaying = App::new(&layer(&clock()).replay_set_cookie(), &origin);
+    for _ in 0..2 {
+        let got = replaying.get("/a").await;
+        assert_eq!(got.body, "run 1");
+        let cookies: Vec<_> = got.fields.get_all("set-cookie").iter().collect();
+        assert_eq!(cookies, ["a=1", "b=2"]);
+    }
+}
