@@ -19,7 +19,11 @@ impl Key {
             .fold(start, KeyBuilder::segment)
             .finish();
         // The first two bytes are the colons before the part and the first segment.
-        Self(Arc::from(whole.get(2..).unwrap_or_default()))
+        match whole.get(2..) {
+            // An empty text is a key, too; `~` alone is what no other becomes.
+            None | Some("") => Self(Arc::from("~")),
+            Some(text) => Self(Arc::from(text)),
+        }
     }
 
     /// Takes a key back as a store kept it.
@@ -127,6 +131,10 @@ mod tests {
         assert_eq!(("e1", 7_u32).into_key().as_str(), "e1:7");
         assert_eq!("a:b".into_key().as_str(), "a%3Ab");
         assert_eq!(("", "a").into_key().as_str(), ":a");
+        assert_eq!(
+            ("".into_key().as_str(), "~".into_key().as_str()),
+            ("~", "%7E")
+        );
         let key = ("e1", "x").into_key();
         let built = KeyBuilder::new("keep", "lock")
             .tag_of("payment", &key)

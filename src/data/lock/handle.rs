@@ -12,7 +12,7 @@ use super::lane::{Lanes, Place};
 use super::policy;
 use super::store::{Acquired, Asking, Fence, LockKey, LockState, LockStore};
 use crate::core::telemetry::{count, seconds};
-use crate::core::ttl::{MINUTE, SECOND};
+use crate::core::ttl::{LONGEST, MINUTE, SECOND};
 use crate::core::{IntoKey, Key, NotAServiceName, ServiceName, monotonic};
 use crate::data::bell::Bell;
 
@@ -66,15 +66,15 @@ impl Lock {
     }
 
     /// Sets the lease (30 s): how long after its holder's death a lock stays taken. Renewed at a third of it. At
-    /// least 10 ms; a sensible one outlasts a pause of the process and a few round trips.
+    /// least 10 ms, at most 366 days; a sensible one outlasts a pause of the process and a few round trips.
     pub fn lease(self, lease: impl Into<Duration>) -> Self {
-        let lease = lease.into().max(policy::SHORTEST_LEASE);
+        let lease = lease.into().clamp(policy::SHORTEST_LEASE, LONGEST);
         self.with(|config| config.lease = lease)
     }
 
     /// Sets how long one holder may have a lock, renewals included (10 minutes).
     pub fn hold_at_most(self, longest: impl Into<Duration>) -> Self {
-        let longest = longest.into().max(policy::SHORTEST_LEASE);
+        let longest = longest.into().clamp(policy::SHORTEST_LEASE, LONGEST);
         self.with(|config| config.hold_at_most = longest)
     }
 
@@ -106,7 +106,7 @@ impl Lock {
     pub async fn acquire(&self, key: impl IntoKey, wait: Duration) -> Result<LockGuard, LockError> {
         let key = key.into_key();
         let started = monotonic();
-        let until = started + wait;
+        let until = started + wait.min(LONGEST);
         let place = self.lanes.enter(&key);
         let Ok(turn) = tokio::time::timeout_at(until, place.turn()).await else {
             return Err(self.busy(rest(&place)));
@@ -173,6 +173,7 @@ impl Lock {
                 Acquired::Busy { left } => left,
             };
             let now = monotonic();
+            let left = left.min(LONGEST);
             place.heard(now + left);
             if now >= until {
                 break Err(self.busy(left));

@@ -19,7 +19,7 @@ use super::store::{
     Token,
 };
 use super::worker::Worker;
-use crate::core::ttl::{DAY, MINUTE, SECOND};
+use crate::core::ttl::{DAY, LONGEST, MINUTE, SECOND};
 use crate::core::{IntoKey, NotAServiceName, ServiceName, StoreError, StoreErrorKind, monotonic};
 use crate::data::{once_more, record};
 
@@ -84,9 +84,9 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Sets how long a leased job belongs to its worker (30 s); workers extend it at a third. At least 10 ms.
+    /// Sets how long a leased job belongs to its worker (30 s); workers extend it at a third. At least 10 ms, at most 366 days.
     pub fn lease_for(self, lease: impl Into<Duration>) -> Self {
-        let lease = lease.into().max(Duration::from_millis(10));
+        let lease = lease.into().clamp(Duration::from_millis(10), LONGEST);
         self.with(|config| config.lease = lease)
     }
 

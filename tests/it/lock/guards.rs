@@ -346,3 +346,13 @@ async fn an_answer_lost_on_a_cut_link_is_asked_for_once_more() {
     proxy.cut_at_next_reply();
     assert_eq!(guard.release().await.unwrap(), ReleaseOutcome::Released);
 }
+
+#[tokio::test(start_paused = true)]
+async fn times_without_end_are_cut_to_a_year() {
+    let lock = Lock::new(memory(), "l")
+        .lease(Duration::MAX)
+        .hold_at_most(Duration::MAX);
+    let guard = lock.try_acquire("k").await.unwrap();
+    let waits = tokio::time::timeout(SECOND, lock.acquire("k", Duration::MAX));
+    assert!(waits.await.is_err() && guard.is_held());
+}

@@ -10,6 +10,7 @@ use tower_keep::data::lock::LockStore;
 use tower_keep::data::lock::store::{Asking, LockKey, Owner};
 
 use crate::support::redis::{fresh_prefix, shared};
+use crate::support::redis_cluster::RedisCluster;
 
 fn clock() -> ManualClock {
     ManualClock::at("2030-01-01T00:00:00.007Z".parse().unwrap())
@@ -58,4 +59,10 @@ async fn of_a_hundred_owners_one_wins_also_over_two_handles() {
         handles.push(Arc::new(server.store_with(&prefix).await));
     }
     assert_eq!(winners_of(100, &handles, "contended").await, 1);
+}
+
+#[tokio::test]
+async fn a_cluster_keeps_its_promises() {
+    let (cluster, clock) = (RedisCluster::start(3, false).await, clock());
+    lock(Arc::new(cluster.store(&clock).await), &clock).await;
 }

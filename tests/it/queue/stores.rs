@@ -8,6 +8,7 @@ use tower_keep::conformance::queue::{histories, queue};
 use tower_keep::core::ManualClock;
 
 use crate::support::redis::shared;
+use crate::support::redis_cluster::RedisCluster;
 
 fn clock() -> ManualClock {
     ManualClock::at("2030-01-01T00:00:00.007Z".parse().unwrap())
@@ -51,4 +52,10 @@ async fn random_histories_on_redis_are_those_of_a_sorted_list() {
         let store = shared().await.store(&clock).await;
         histories(Arc::new(store), &clock, seed, 300).await;
     }
+}
+
+#[tokio::test]
+async fn a_cluster_keeps_its_promises() {
+    let (cluster, clock) = (RedisCluster::start(3, false).await, clock());
+    queue(Arc::new(cluster.store(&clock).await), &clock).await;
 }

@@ -412,3 +412,19 @@ async fn what_cannot_be_enqueued_is_said_and_adds_nothing() {
     assert!(matches!(refused.kind(), QueueErrorKind::TooLarge { limit } if limit > 262_000));
     assert_eq!(queue.depth().await.unwrap().waiting(), 0);
 }
+
+#[tokio::test]
+async fn a_recipient_without_a_name_is_one_like_any_other() {
+    let store = shared().await.store_with(&fresh_prefix()).await;
+    let queue: Queue<u64> = Queue::new(store, "q").lease_for(Duration::MAX);
+    queue
+        .enqueue_many([Job::to("u1", 1), Job::to("", 2)])
+        .await
+        .unwrap();
+    assert_eq!(queue.count("").await.unwrap().ready, 1);
+    assert_eq!(
+        queue.lease_from("", 9).await.unwrap().unwrap().jobs[0].items,
+        [2]
+    );
+    assert!(queue.lease_from("", 9).await.unwrap().is_none());
+}
