@@ -123,7 +123,7 @@ impl Sweeper {
         plan: &mut Plan,
         mut shutdown: Pin<&mut (impl Future<Output = ()> + Send)>,
     ) -> Result<Round, ReservationError> {
-        let mut due = poll_fn(|cx| Poll::Ready(plan.sweep.as_mut().poll(cx).is_ready())).await;
+        let mut due = poll_fn(|cx| Poll::Ready(plan.poll_sweep(cx).is_ready())).await;
         while due {
             let swept = self
                 .reservations
@@ -134,7 +134,7 @@ impl Sweeper {
             }
             due = swept.expired >= u64::from(self.batch) || swept.purged > 0;
             if !due {
-                plan.sweep = Box::pin(sleep(jittered(self.every)));
+                plan.sweep = Some(Box::pin(sleep(jittered(self.every))));
             }
         }
         loop {
@@ -215,7 +215,8 @@ enum Round {
 
 /// When there is something to do again, if nobody wakes us earlier.
 struct Plan {
-    sweep: Pin<Box<Sleep>>,
+    /// `None` is now.
+    sweep: Option<Pin<Box<Sleep>>>,
     /// The first event that was refused is due again.
     retry: Option<Pin<Box<Sleep>>>,
 }
@@ -223,7 +224,7 @@ struct Plan {
 impl Plan {
     fn now() -> Self {
         Self {
-            sweep: Box::pin(sleep(Duration::ZERO)),
+            sweep: None,
             retry: None,
         }
     }
@@ -235,6 +236,11 @@ impl Plan {
         self.retry = Some(earlier.unwrap_or(own));
     }
 
+    fn poll_sweep(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let sweep = self.sweep.as_mut();
+        sweep.map_or(Poll::Ready(()), |sweep| sweep.as_mut().poll(cx))
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(retry) = &mut self.retry
             && retry.as_mut().poll(cx).is_ready()
@@ -242,7 +248,7 @@ impl Plan {
             self.retry = None;
             return Poll::Ready(());
         }
-        self.sweep.as_mut().poll(cx)
+        self.poll_sweep(cx)
     }
 }
 
