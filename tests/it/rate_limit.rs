@@ -2,11 +2,18 @@
 
 mod addresses;
 mod cancelling;
+mod deny;
 mod faults;
 mod fields;
+mod floods;
 mod limiter;
+pub mod metered;
 mod oracle;
+mod outages;
+mod program;
 mod refusals;
+mod shadows;
+mod telemetry;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

@@ -295,7 +295,7 @@ impl Asked {
                 continue;
             }
             let mut waits = SmallVec::new();
-            if state.outcome == Outcome::Denied && key.wish.cost > 1 {
+            if state.outcome == Outcome::Denied {
                 waits.push((key.wish, until(state.retry_in_micros())));
             }
             let full = Full {

@@ -126,7 +126,11 @@ impl Full {
 
     /// The higher limit stands, and all waits.
     fn join(mut self, later: &Self) -> Self {
-        for (wish, until) in &later.waits {
+        let one = Wish {
+            cost: 1,
+            limit: self.limit,
+        };
+        for (wish, until) in later.waits.iter().filter(|(wish, _)| *wish != one) {
             self.waits.retain(|(known, _)| known != wish);
             if self.waits.len() < MOST_WAITS {
                 self.waits.push((*wish, *until));
