@@ -1,8 +1,9 @@
 //! What a request asks of the policies: who it is, which policies apply, and at what cost.
 
-use http::request::Parts;
+use ipnet::IpNet;
 
 use super::config::Config;
+use super::head::{Client, View};
 use super::partition::{Found, Keyed};
 use super::rejection::RateLimitRejection;
 use super::rule::{Ask, Asks, Rule};
@@ -23,34 +24,36 @@ pub(super) enum Classified {
 }
 
 /// Exemptions, the client's address, the lists: in this order, and without a store.
-pub(super) fn classify(config: &Config, parts: &mut Parts) -> Classified {
+pub(super) fn classify(config: &Config, head: View<'_>) -> (Classified, Client) {
     let settings = &config.settings;
-    if is_preflight(parts) || settings.exempt.iter().any(|exempt| exempt(parts)) {
-        return Classified::Pass;
+    let is_exempt = |parts| settings.exempt.iter().any(|exempt| exempt(parts));
+    if is_preflight(head) || head.parts.is_some_and(is_exempt) {
+        return (Classified::Pass, Client::known(head.extensions));
     }
-    if let Some(client) = settings.proxies.resolve(&parts.headers, &parts.extensions) {
-        let client = client.to_canonical();
-        if parts.extensions.get() != Some(&ClientIp(client)) {
-            parts.extensions.insert(ClientIp(client));
-        }
-        if settings.deny.iter().any(|net| net.contains(&client)) {
-            return Classified::Refuse(RateLimitRejection::listed());
-        }
-        if settings.allow.iter().any(|net| net.contains(&client)) {
-            return Classified::Pass;
-        }
-    }
-    if config.rules.is_empty() {
-        return Classified::Pass;
-    }
-    Classified::Limit
+    let found = settings.proxies.resolve(head.headers, head.extensions);
+    let found = found.map(|client| client.to_canonical());
+    let client = Client {
+        address: found,
+        is_new: found.is_some_and(|found| head.extensions.get() != Some(&ClientIp(found))),
+    };
+    let is_in = |networks: &[IpNet]| {
+        found.is_some_and(|client| networks.iter().any(|net| net.contains(&client)))
+    };
+    let classified = if is_in(&settings.deny) {
+        Classified::Refuse(RateLimitRejection::listed())
+    } else if is_in(&settings.allow) || config.rules.is_empty() {
+        Classified::Pass
+    } else {
+        Classified::Limit
+    };
+    (classified, client)
 }
 
 /// A CORS preflight: the browser asks, no user does.
-fn is_preflight(parts: &Parts) -> bool {
-    parts.method == http::Method::OPTIONS
-        && parts.headers.contains_key(http::header::ORIGIN)
-        && parts
+fn is_preflight(head: View<'_>) -> bool {
+    head.method == http::Method::OPTIONS
+        && head.headers.contains_key(http::header::ORIGIN)
+        && head
             .headers
             .contains_key(http::header::ACCESS_CONTROL_REQUEST_METHOD)
 }
@@ -58,7 +61,8 @@ fn is_preflight(parts: &Parts) -> bool {
 /// Makes the keys of all policies that apply, perhaps of none; refuses where that cannot be told and the layer is closed.
 pub(super) fn ask(
     config: &Config,
-    parts: &Parts,
+    head: View<'_>,
+    client: Client,
     principal: Result<Option<Principal>, StoreError>,
     asks: &mut Asks,
 ) -> Result<(), RateLimitRejection> {
@@ -72,8 +76,8 @@ pub(super) fn ask(
         (Err(_), StoreFailure::Local | StoreFailure::Closed) => None,
     };
     let found = Found {
-        parts,
-        client: parts.extensions.get().map(|ClientIp(client)| *client),
+        head,
+        client: client.address,
         principal: principal.as_ref(),
     };
     for (index, rule) in config.rules.iter().enumerate() {
@@ -92,10 +96,13 @@ pub(super) fn ask(
                 let ask = Ask {
                     rule: index,
                     key,
-                    limit: limit_of(rule, parts),
-                    cost: rule.policy.cost.as_ref().map_or(1, |cost| cost(parts)),
+                    limit: limit_of(rule, head),
+                    cost: match (&rule.policy.cost, head.parts) {
+                        (Some(cost), Some(parts)) => cost(parts),
+                        _ => 1,
+                    },
                 };
-                if !was_charged(rule, &ask, parts) {
+                if !was_charged(rule, &ask, head) {
                     asks.push(ask);
                 }
             }
@@ -104,8 +111,8 @@ pub(super) fn ask(
     Ok(())
 }
 
-fn limit_of(rule: &Rule, parts: &Parts) -> Option<u32> {
-    let limit = rule.policy.limit_by.as_ref()?(parts)?;
+fn limit_of(rule: &Rule, head: View<'_>) -> Option<u32> {
+    let limit = rule.policy.limit_by.as_ref()?(head.parts?)?;
     let declared = rule.policy.quota.limit();
     if limit > declared && rule.capped.first() {
         warn!(
@@ -117,8 +124,8 @@ fn limit_of(rule: &Rule, parts: &Parts) -> Option<u32> {
 }
 
 /// An outer layer with the same policy has charged this very key: once is enough.
-fn was_charged(rule: &Rule, ask: &Ask, parts: &Parts) -> bool {
-    let Some(status) = parts.extensions.get::<RateLimitStatus>() else {
+fn was_charged(rule: &Rule, ask: &Ask, head: View<'_>) -> bool {
+    let Some(status) = head.extensions.get::<RateLimitStatus>() else {
         return false;
     };
     let charged =

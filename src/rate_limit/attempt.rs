@@ -75,7 +75,7 @@ pub struct Grant {
 impl Grant {
     /// Returns what the policies said; nothing where none applied, or where the store was down and the limiter is open.
     pub fn states(&self) -> impl Iterator<Item = &PolicyStatus> {
-        self.decided.iter().flat_map(Decided::own)
+        self.decided.iter().flat_map(|decided| &decided.own)
     }
 
     /// Returns who decided; `None` where no policy applied, or where the store was down and the limiter is open.
@@ -95,7 +95,7 @@ pub struct Denial {
 impl Denial {
     /// Returns what the policies said.
     pub fn states(&self) -> impl Iterator<Item = &PolicyStatus> {
-        self.decided.own().iter()
+        self.decided.own.iter()
     }
 
     /// Returns the refusal as a response would carry it.

@@ -118,6 +118,10 @@ impl Policy {
     pub fn name(&self) -> &str {
         &self.name
     }
+
+    fn reads_parts(&self) -> bool {
+        self.limit_by.is_some() || self.cost.is_some() || self.partition.reads_parts()
+    }
 }
 
 impl fmt::Debug for Policy {
@@ -272,6 +276,10 @@ pub(super) struct Config {
     /// The `RateLimit-Policy` value while every policy applies at its declared limit.
     pub(super) policy_line: Option<HeaderValue>,
     pub(super) asks_principal: bool,
+    /// How many policies are in the fields.
+    pub(super) enforced: usize,
+    /// A closure wants the `Parts` of the request.
+    pub(super) reads_parts: bool,
     /// An enforced policy counts by the principal.
     pub(super) principal_binds: bool,
     pub(super) refunds: bool,
@@ -308,11 +316,17 @@ impl Config {
         Self {
             store,
             local: OnceLock::new(),
-            policy_line: headers::fixed_policy_line(&settings.policies),
+            policy_line: headers::fixed_policy_line(&rules),
             asks_principal: settings
                 .policies
                 .iter()
                 .any(|policy| policy.partition.asks_principal()),
+            enforced: rules
+                .iter()
+                .filter(|rule| rule.policy.mode == Mode::Enforced)
+                .count(),
+            reads_parts: !settings.exempt.is_empty()
+                || settings.policies.iter().any(Policy::reads_parts),
             principal_binds: settings
                 .policies
                 .iter()
@@ -359,16 +373,17 @@ impl Config {
         asks: &'a [Ask],
         source: Source,
     ) -> SmallVec<[Charge<'a>; 2]> {
-        asks.iter()
-            .map(|ask| {
-                let rule = &self.rules[ask.rule];
-                Charge {
-                    bucket: rule.bucket(&ask.key, source),
-                    limit: rule.capacity(ask.limit, source, self.settings.processes),
-                    cost: ask.cost,
-                    mode: rule.policy.mode,
-                }
-            })
-            .collect()
+        let mut charges = SmallVec::new();
+        // Pushed one by one: collecting is dearer, and this is done for every request.
+        for ask in asks {
+            let rule = &self.rules[ask.rule];
+            charges.push(Charge {
+                bucket: rule.bucket(&ask.key, source),
+                limit: rule.capacity(ask.limit, source, self.settings.processes),
+                cost: ask.cost,
+                mode: rule.policy.mode,
+            });
+        }
+        charges
     }
 }

@@ -1,11 +1,10 @@
 //! From a store's answer, good or bad, to what becomes of the request; shared by layer and limiter.
 
 use super::config::Config;
-use super::headers::RateLimitFields;
 use super::meters::Decider;
 use super::rejection::RateLimitRejection;
 use super::rule::Asks;
-use super::status::{PolicyStatus, RateLimitStatus};
+use super::status::{PolicyStatus, Statuses};
 use super::store::{Outcome, Source, Verdict};
 use crate::core::telemetry::{debug, warn};
 use crate::core::{StoreError, StoreFailure};
@@ -59,28 +58,22 @@ pub(super) fn answered(
     Err(failed)
 }
 
-/// A verdict, added to the status of the request.
+/// A verdict, with what each policy said that was asked.
 #[derive(Debug)]
 pub(super) struct Decided {
     pub(super) admitted: bool,
     pub(super) source: Source,
-    /// All layers so far.
-    pub(super) status: RateLimitStatus,
-    /// Where this layer's part of it begins.
-    pub(super) own: usize,
+    pub(super) own: Statuses,
 }
 
 impl Decided {
-    pub(super) fn of(
-        config: &Config,
-        asks: &mut Asks,
-        verdict: &Verdict,
-        mut status: RateLimitStatus,
-    ) -> Self {
-        let own = status.len();
-        status.reserve(asks.len());
-        if verdict.source == Source::DenyCache {
+    pub(super) fn of(config: &Config, asks: &mut Asks, verdict: &Verdict) -> Self {
+        let (source, mut own) = (verdict.source, Statuses::new());
+        if source == Source::DenyCache {
             config.meters.deny_cache_hits.add_one();
+        }
+        if asks.len() > 1 {
+            own.reserve_exact(asks.len());
         }
         for (ask, state) in asks.drain(..).zip(&verdict.states) {
             let rule = &config.rules[ask.rule];
@@ -88,43 +81,35 @@ impl Decided {
                 continue;
             }
             rule.meters.decided(state, rule.policy.mode);
-            status.push(PolicyStatus {
-                scope: rule.scope_of(verdict.source).clone(),
+            own.push(PolicyStatus {
+                scope: rule.scope_of(source).clone(),
                 key: ask.key,
                 state: *state,
                 mode: rule.policy.mode,
-                declared: verdict.source != Source::Local || config.settings.processes == 1,
+                rule: ask.rule,
+                declared: source != Source::Local || config.settings.processes == 1,
                 now: verdict.now,
             });
         }
         Self {
             admitted: verdict.admitted,
-            source: verdict.source,
-            status,
+            source,
             own,
         }
     }
+}
 
-    /// This layer's part.
-    pub(super) fn own(&self) -> &[PolicyStatus] {
-        self.status.since(self.own)
-    }
-
-    pub(super) fn fields(&self, config: &Config) -> RateLimitFields {
-        RateLimitFields::render(config, &self.status, self.own())
-    }
-
-    pub(super) fn rejection(&self, config: &Config) -> RateLimitRejection {
-        let rejection = RateLimitRejection::limited(self.own());
-        debug!(
-            group = &*config.settings.group,
-            policy = rejection.code(),
-            key = ?rejection.binding().map(|binding| binding.key.digest()),
-            retry_after = ?rejection.retry_after(),
-            "refused"
-        );
-        #[cfg(not(feature = "tracing"))]
-        let _ = config;
-        rejection
-    }
+/// Makes the refusal of what the policies said.
+pub(super) fn rejection(config: &Config, own: Statuses) -> RateLimitRejection {
+    let rejection = RateLimitRejection::limited(own);
+    debug!(
+        group = &*config.settings.group,
+        policy = rejection.code(),
+        key = ?rejection.binding().map(|binding| binding.key.digest()),
+        retry_after = ?rejection.retry_after(),
+        "refused"
+    );
+    #[cfg(not(feature = "tracing"))]
+    let _ = config;
+    rejection
 }

@@ -5,14 +5,15 @@ use std::convert::Infallible;
 use axum_core::body::Body;
 use axum_core::extract::FromRequestParts;
 use axum_core::response::{IntoResponse, Response};
+use http::Extensions;
 use http::request::Parts;
 
 use super::rejection::RateLimitRejection;
 use super::status::RateLimitStatus;
 
 /// The route that axum matched.
-pub(super) fn matched_path(parts: &Parts) -> Option<&str> {
-    let matched = parts.extensions.get::<axum::extract::MatchedPath>();
+pub(super) fn matched_path(extensions: &Extensions) -> Option<&str> {
+    let matched = extensions.get::<axum::extract::MatchedPath>();
     matched.map(|path| path.as_str())
 }
 

@@ -14,10 +14,11 @@ use tower_service::Service;
 
 use super::config::Config;
 use super::decide::Decided;
+use super::head::Client;
 use super::headers::RateLimitFields;
 use super::rejection::RateLimitRejection;
-use super::service::{Advanced, Wait, join, with_answer, with_principal};
-use super::status::PolicyStatus;
+use super::service::{Advanced, Wait, with_answer, with_principal};
+use super::status::Statuses;
 use super::store::{Charge, Receipt, Refunded, Source};
 use crate::core::{Body, StoreFuture};
 
@@ -68,7 +69,7 @@ pub(super) struct Admitted {
 struct Refunds {
     config: Arc<Config>,
     source: Source,
-    charged: SmallVec<[PolicyStatus; 2]>,
+    charged: Statuses,
 }
 
 impl Admitted {
@@ -77,7 +78,7 @@ impl Admitted {
             Box::new(Refunds {
                 config: Arc::clone(config),
                 source: decided.source,
-                charged: decided.own().iter().cloned().collect(),
+                charged: decided.own.clone(),
             })
         });
         Self { fields, refunds }
@@ -91,12 +92,8 @@ impl Refunds {
         let mut charges: SmallVec<[Charge<'_>; 4]> = SmallVec::new();
         let mut states = SmallVec::<[_; 4]>::new();
         for entry in &self.charged {
-            let rule = self
-                .config
-                .rules
-                .iter()
-                .find(|rule| &rule.policy.name == entry.scope.policy_name());
-            let wanted = rule.and_then(|rule| rule.policy.refund_when.as_ref());
+            let rule = &self.config.rules[entry.rule];
+            let wanted = rule.policy.refund_when.as_ref();
             if entry.state.entry.is_some() && wanted.is_some_and(|wanted| wanted(&parts)) {
                 charges.push(entry.charge());
                 states.push(entry.state);
@@ -117,12 +114,13 @@ impl fmt::Debug for Refunds {
 }
 
 /// Makes the answer of a refusal, as the hook wants it.
-pub(super) fn refused(config: &Config, rejection: &RateLimitRejection) -> Response<Bytes> {
+pub(super) fn refused(config: &Config, rejection: RateLimitRejection) -> Response<Bytes> {
+    let Some(hook) = &config.settings.hook else {
+        return rejection.into_response_of_bytes();
+    };
     let mut response = rejection.response();
-    if let Some(hook) = &config.settings.hook {
-        hook(rejection, &mut response);
-        rejection.set_retry_after(response.headers_mut());
-    }
+    hook(&rejection, &mut response);
+    rejection.set_retry_after(response.headers_mut());
     response
 }
 
@@ -188,7 +186,7 @@ impl<S, B, F, R> State<S, B, F, R> {
             body,
             ..
         } = *waiting;
-        let future = inner.call(join(parts, body));
+        let future = inner.call(Request::from_parts(parts, body));
         Self::Inner { future, admitted }
     }
 }
@@ -198,11 +196,13 @@ impl<S, B> Waiting<S, B> {
         Poll::Ready(match &mut *self.wait {
             Wait::Principal(answer) => {
                 let principal = ready!(Pin::new(answer).poll(cx));
-                with_principal(&self.config, &mut self.parts, principal)
+                let client = Client::known(&self.parts.extensions);
+                with_principal(&self.config, &mut self.parts, client, principal)
             }
             Wait::Store(answer, source, asks) => {
                 let answer = ready!(Pin::new(answer).poll(cx));
-                with_answer(&self.config, &mut self.parts, answer, *source, asks)
+                let client = Client::known(&self.parts.extensions);
+                with_answer(&self.config, &mut self.parts, client, answer, *source, asks)
             }
         })
     }

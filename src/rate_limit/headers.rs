@@ -6,7 +6,8 @@ use bytes::Bytes;
 use http::header::{HeaderMap, HeaderValue};
 use smallvec::SmallVec;
 
-use super::config::{Config, Policy};
+use super::config::Config;
+use super::rule::Rule;
 use super::status::{PolicyStatus, RateLimitStatus};
 use super::store::{Mode, Outcome};
 use crate::core::fields::{
@@ -23,11 +24,15 @@ pub(super) struct RateLimitFields {
 }
 
 impl RateLimitFields {
-    /// Renders what `own` (this layer's part of `status`) says; the older fields speak for all of `status`.
-    pub(super) fn render(config: &Config, status: &RateLimitStatus, own: &[PolicyStatus]) -> Self {
+    /// Renders what `own` says; the older fields speak for the layers further out, too.
+    pub(super) fn render(
+        config: &Config,
+        earlier: Option<&RateLimitStatus>,
+        own: &[PolicyStatus],
+    ) -> Self {
         let fields = config.settings.fields;
         let standard = (fields.standard).then(|| standard(config, own)).flatten();
-        let legacy = (fields.legacy).then(|| legacy(status)).flatten();
+        let legacy = (fields.legacy).then(|| legacy(earlier, own)).flatten();
         Self { standard, legacy }
     }
 
@@ -58,10 +63,11 @@ impl RateLimitFields {
 }
 
 /// Returns the `RateLimit-Policy` value of a layer whose enforced policies always apply, at their declared limits.
-pub(super) fn fixed_policy_line(policies: &[Policy]) -> Option<HeaderValue> {
+pub(super) fn fixed_policy_line(rules: &[Rule]) -> Option<HeaderValue> {
     let enforced = || {
-        policies
+        rules
             .iter()
+            .map(|rule| &rule.policy)
             .filter(|policy| policy.mode == Mode::Enforced)
     };
     if enforced().any(|policy| policy.limit_by.is_some()) {
@@ -80,23 +86,18 @@ pub(super) fn fixed_policy_line(policies: &[Policy]) -> Option<HeaderValue> {
 }
 
 fn standard(config: &Config, own: &[PolicyStatus]) -> Option<(HeaderValue, HeaderValue)> {
-    let (mut limits, mut shown) = (Line::new(), 0);
+    let (mut limits, mut shown, mut declared) = (Line::new(), 0, true);
     for entry in own.iter().filter(|entry| entry.is_enforced()) {
-        push_limit(&mut limits, entry);
+        push_limit(&mut limits, config, entry);
         shown += 1;
+        declared &= entry.is_declared();
     }
     if shown == 0 {
         return None;
     }
-    let all = config
-        .rules
-        .iter()
-        .filter(|rule| rule.policy.mode == Mode::Enforced);
     let policies = match &config.policy_line {
         // The line is ready for the shared store's quotas; a share of them has numbers of its own.
-        Some(line) if shown == all.count() && own.iter().all(PolicyStatus::is_declared) => {
-            line.clone()
-        }
+        Some(line) if shown == config.enforced && declared => line.clone(),
         _ => {
             let mut line = Line::new();
             for entry in own.iter().filter(|entry| entry.is_enforced()) {
@@ -110,33 +111,33 @@ fn standard(config: &Config, own: &[PolicyStatus]) -> Option<(HeaderValue, Heade
 }
 
 fn push_policy(line: &mut Line, name: &str, quota: u32, window: Option<u64>) {
-    push_name(line, name);
-    line.extend_from_slice(b";q=");
-    push_number(line, u64::from(quota));
+    push_comma(line);
+    // Names need no escaping: they were checked when the policy was made.
+    line.push(b'"');
+    line.extend_from_slice(name.as_bytes());
+    line.extend_from_slice(b"\";q=");
+    line.extend_from_slice(Digits::of(u64::from(quota)).text());
     if let Some(window) = window {
         line.extend_from_slice(b";w=");
-        push_number(line, window);
+        line.extend_from_slice(Digits::of(window).text());
     }
 }
 
-fn push_limit(line: &mut Line, entry: &PolicyStatus) {
-    push_name(line, entry.policy());
-    line.extend_from_slice(b";r=");
-    push_number(line, u64::from(entry.state().remaining));
-    if let Some(more_in) = entry.state().more_in() {
+fn push_limit(line: &mut Line, config: &Config, entry: &PolicyStatus) {
+    push_comma(line);
+    line.extend_from_slice(&config.rules[entry.rule].member);
+    line.extend_from_slice(Digits::of(u64::from(entry.state().remaining)).text());
+    let more_in = entry.state().more_in_micros();
+    if more_in > 0 {
         line.extend_from_slice(b";t=");
-        push_number(line, ceil_secs(more_in));
+        line.extend_from_slice(Digits::of(more_in.div_ceil(1_000_000)).text());
     }
 }
 
-/// Names need no escaping: they were checked when the policy was made.
-fn push_name(line: &mut Line, name: &str) {
+fn push_comma(line: &mut Line) {
     if !line.is_empty() {
         line.extend_from_slice(b", ");
     }
-    line.push(b'"');
-    line.extend_from_slice(name.as_bytes());
-    line.push(b'"');
 }
 
 fn value(line: &Line) -> Option<HeaderValue> {
@@ -146,19 +147,28 @@ fn value(line: &Line) -> Option<HeaderValue> {
     HeaderValue::from_maybe_shared(Bytes::copy_from_slice(line)).ok()
 }
 
-/// Appends a number in decimal.
-pub(super) fn push_number(out: &mut impl Extend<u8>, mut number: u64) {
-    let mut digits = [0_u8; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            break;
+/// A number in decimal.
+pub(super) struct Digits {
+    digits: [u8; 20],
+    first: usize,
+}
+
+impl Digits {
+    pub(super) fn of(mut number: u64) -> Self {
+        let (mut digits, mut first) = ([0_u8; 20], 20);
+        loop {
+            first -= 1;
+            digits[first] = b'0' + (number % 10) as u8;
+            number /= 10;
+            if number == 0 {
+                return Self { digits, first };
+            }
         }
     }
-    out.extend(digits[at..].iter().copied());
+
+    pub(super) fn text(&self) -> &[u8] {
+        &self.digits[self.first..]
+    }
 }
 
 /// Whole seconds, rounded up.
@@ -167,9 +177,13 @@ pub(super) fn ceil_secs(duration: Duration) -> u64 {
 }
 
 /// The three numbers of the policy that binds: violated with the longest wait, else the fewest remaining, then the longest time.
-fn legacy(status: &RateLimitStatus) -> Option<Box<[HeaderValue; 3]>> {
-    let binding = status
-        .iter()
+fn legacy(
+    earlier: Option<&RateLimitStatus>,
+    own: &[PolicyStatus],
+) -> Option<Box<[HeaderValue; 3]>> {
+    let earlier = earlier.into_iter().flat_map(RateLimitStatus::iter);
+    let binding = earlier
+        .chain(own)
         .filter(|entry| entry.is_enforced())
         .max_by_key(|entry| {
             let state = entry.state();

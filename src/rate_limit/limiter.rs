@@ -11,7 +11,7 @@ use super::decide::{self, Decided, Failed};
 use super::partition::{Partition, PartitionKey};
 use super::quota::Quota;
 use super::rule::{Ask, Asks};
-use super::status::{PolicyStatus, RateLimitStatus};
+use super::status::PolicyStatus;
 use super::store::{Charge, Outcome, RateLimitStore, Receipt, Refunded, Source, Verdict};
 use crate::core::{StoreFailure, StoreFuture, Timestamp};
 
@@ -129,7 +129,7 @@ impl RateLimiter {
         };
         let config = self.shared.config();
         let receipt = {
-            let own = decided.own();
+            let own = &decided.own;
             let charges: SmallVec<[Charge<'_>; 4]> = own.iter().map(PolicyStatus::charge).collect();
             let states: SmallVec<[_; 4]> = own.iter().map(|entry| entry.state).collect();
             Receipt::new(&charges, &states)
@@ -245,19 +245,18 @@ fn asks(config: &Config, attempt: Attempt) -> Result<Asks, RateLimitError> {
 }
 
 fn grant(config: &Config, mut asks: Asks, verdict: &Verdict) -> Grant {
-    let status = RateLimitStatus::default();
     Grant {
-        decided: Some(Decided::of(config, &mut asks, verdict, status)),
+        decided: Some(Decided::of(config, &mut asks, verdict)),
     }
 }
 
 fn decision(config: &Config, mut asks: Asks, verdict: &Verdict) -> Decision {
-    let decided = Decided::of(config, &mut asks, verdict, RateLimitStatus::default());
+    let decided = Decided::of(config, &mut asks, verdict);
     if decided.admitted {
         return Decision::Allowed(Grant {
             decided: Some(decided),
         });
     }
-    let rejection = decided.rejection(config);
+    let rejection = decide::rejection(config, decided.own.clone());
     Decision::Denied(Denial { decided, rejection })
 }

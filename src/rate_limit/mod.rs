@@ -69,6 +69,7 @@ mod decide;
 #[cfg(feature = "axum")]
 mod extract;
 mod future;
+mod head;
 mod headers;
 mod layer;
 mod limiter;

@@ -10,6 +10,7 @@ use http::request::Parts;
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 
+use super::head::View;
 use crate::core::{Principal, base64url};
 
 /// Says by what a policy counts: each key has a state of its own.
@@ -135,6 +136,13 @@ impl Partition {
             .any(|source| matches!(source, Source::Principal))
     }
 
+    /// Says whether a closure wants the `Parts` of the request.
+    pub(super) fn reads_parts(&self) -> bool {
+        self.sources
+            .iter()
+            .any(|source| matches!(source, Source::Custom(..)))
+    }
+
     pub(super) fn is_global(&self) -> bool {
         self.sources
             .iter()
@@ -186,7 +194,7 @@ impl fmt::Debug for Partition {
 
 /// What is known of a request when its keys are made.
 pub(super) struct Found<'a> {
-    pub(super) parts: &'a Parts,
+    pub(super) head: View<'a>,
     pub(super) client: Option<IpAddr>,
     pub(super) principal: Option<&'a Principal>,
 }
@@ -214,31 +222,34 @@ impl Source {
                 .principal
                 .map(|principal| Segment::text(principal.id().as_bytes())),
             Self::ApiKey(name) => request
-                .parts
+                .head
                 .headers
                 .get(name)
                 .and_then(|value| credential(name, value.as_bytes()))
                 .map(Segment::text),
             Self::Header(name) => request
-                .parts
+                .head
                 .headers
                 .get(name)
                 .map(|value| value.as_bytes())
                 .filter(|value| !value.trim_ascii().is_empty())
                 .map(Segment::text),
-            Self::Path => Some(Segment::text(request.parts.uri.path().as_bytes())),
+            Self::Path => Some(Segment::text(request.head.uri.path().as_bytes())),
             #[cfg(feature = "axum")]
             Self::MatchedPath => {
-                let matched = super::extract::matched_path(request.parts);
-                let path = matched.unwrap_or(request.parts.uri.path());
+                let matched = super::extract::matched_path(request.head.extensions);
+                let path = matched.unwrap_or(request.head.uri.path());
                 Some(Segment::text(path.as_bytes()))
             }
             Self::Global => Some(Segment::Global),
             Self::Custom(_, find) => {
-                return find(request.parts).map_or(Keyed::NotApplicable, |found| {
-                    key.segments.extend(found.masked(IPV6_PREFIX).segments);
-                    Keyed::Key(())
-                });
+                return request.head.parts.and_then(|parts| find(parts)).map_or(
+                    Keyed::NotApplicable,
+                    |found| {
+                        key.segments.extend(found.masked(IPV6_PREFIX).segments);
+                        Keyed::Key(())
+                    },
+                );
             }
         };
         // Whoever names nobody is counted by the address: limited, and not lumped together.
@@ -539,8 +550,9 @@ mod tests {
             request.unwrap().into_parts().0
         };
         let of = |partition: Partition, value| {
+            let parts = parts(value);
             let found = Found {
-                parts: &parts(value),
+                head: View::from(&parts),
                 client: Some("192.0.2.1".parse().unwrap()),
                 principal: None,
             };

@@ -7,10 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
-use smallvec::SmallVec;
 
-use super::headers::{ceil_secs, push_number};
-use super::status::PolicyStatus;
+use super::headers::{Digits, ceil_secs};
+use super::status::{PolicyStatus, Statuses};
 use super::store::Outcome;
 use crate::core::problem::{ABNORMAL_USAGE, Problem, QUOTA_EXCEEDED};
 use crate::core::{StoreError, Timestamp};
@@ -42,7 +41,7 @@ pub enum RateLimitCause {
 
 struct Refusal {
     cause: RateLimitCause,
-    violated: SmallVec<[PolicyStatus; 1]>,
+    violated: Statuses,
     /// Which of the violated policies binds.
     binding: usize,
     /// Whole seconds.
@@ -52,12 +51,9 @@ struct Refusal {
 
 impl RateLimitRejection {
     /// Makes the refusal of a verdict; the retry is the longest of its violated policies.
-    pub(super) fn limited(decided: &[PolicyStatus]) -> Self {
-        let violated: SmallVec<[PolicyStatus; 1]> = decided
-            .iter()
-            .filter(|entry| entry.is_enforced() && entry.state.outcome != Outcome::Admitted)
-            .cloned()
-            .collect();
+    pub(super) fn limited(decided: Statuses) -> Self {
+        let mut violated = decided;
+        violated.retain(|entry| entry.is_enforced() && entry.state.outcome != Outcome::Admitted);
         let rank = |entry: &PolicyStatus| {
             let severity = match entry.state.outcome {
                 Outcome::Never => 2,
@@ -108,7 +104,7 @@ impl RateLimitRejection {
     fn bare(cause: RateLimitCause, retry_after: Option<u64>) -> Self {
         Self::of(Refusal {
             cause,
-            violated: SmallVec::new(),
+            violated: Statuses::new(),
             binding: 0,
             retry_after,
             reset_time: None,
@@ -167,7 +163,20 @@ impl RateLimitRejection {
     /// Makes the response: a problem document (RFC 9457), `Retry-After`, and this refusal in the extensions.
     #[must_use]
     pub fn response(&self) -> Response<Bytes> {
-        let mut response = match self.cause() {
+        let mut response = self.document();
+        response.extensions_mut().insert(self.clone());
+        response
+    }
+
+    /// The response of a refusal that nobody looks at any more.
+    pub(super) fn into_response_of_bytes(self) -> Response<Bytes> {
+        let mut response = self.document();
+        response.extensions_mut().insert(self);
+        response
+    }
+
+    fn document(&self) -> Response<Bytes> {
+        match self.cause() {
             RateLimitCause::Listed => Problem::new(StatusCode::FORBIDDEN, ADDRESS_DENIED)
                 .registered_type("about:blank")
                 .response(),
@@ -181,13 +190,11 @@ impl RateLimitRejection {
                     .response()
             }
             _ => self.too_many(),
-        };
-        response.extensions_mut().insert(self.clone());
-        response
+        }
     }
 
     fn too_many(&self) -> Response<Bytes> {
-        let mut response = Response::new(Bytes::from(self.document()));
+        let mut response = Response::new(Bytes::from(self.body()));
         *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
         let fields = response.headers_mut();
         // The answer's own five fields, so that the map is sized once.
@@ -197,7 +204,9 @@ impl RateLimitRejection {
             HeaderValue::from_static("application/problem+json"),
         );
         fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        self.set_retry_after(fields);
+        if let Some(seconds) = self.refusal.retry_after {
+            fields.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
         response
     }
 
@@ -211,7 +220,7 @@ impl RateLimitRejection {
     }
 
     /// Writes the document in one go: no member needs an escape, names were checked when the policies were made.
-    fn document(&self) -> Vec<u8> {
+    fn body(&self) -> Vec<u8> {
         let (kind, title) = match self.cause() {
             RateLimitCause::Blocked => (ABNORMAL_USAGE, "Abnormal Usage Detected"),
             _ => (QUOTA_EXCEEDED, "Quota Exceeded"),
@@ -246,11 +255,11 @@ impl RateLimitRejection {
             return;
         }
         out.extend_from_slice(b" allows ");
-        push_number(out, u64::from(binding.state().limit));
+        out.extend_from_slice(Digits::of(u64::from(binding.state().limit)).text());
         match binding.quota().field_window() {
             Some(window) => {
                 out.extend_from_slice(b" in ");
-                push_number(out, window);
+                out.extend_from_slice(Digits::of(window).text());
                 out.extend_from_slice(b" s");
             }
             None => out.extend_from_slice(b" in a calendar month"),
@@ -266,11 +275,11 @@ impl RateLimitRejection {
             return;
         };
         out.extend_from_slice(b"],\"error\":\"Too many requests. Try again in ");
-        push_number(out, seconds);
+        out.extend_from_slice(Digits::of(seconds).text());
         out.extend_from_slice(b" seconds.\",\"reset_time\":");
-        push_number(out, reset.as_millis());
+        out.extend_from_slice(Digits::of(reset.as_millis()).text());
         out.extend_from_slice(b",\"retry_after\":");
-        push_number(out, seconds);
+        out.extend_from_slice(Digits::of(seconds).text());
     }
 }
 

@@ -14,6 +14,8 @@ pub(super) struct Rule {
     pub(super) scope: Scope,
     /// The same, as this process alone counts it while the store is away.
     pub(super) local: Scope,
+    /// What begins this policy's member of the `RateLimit` field.
+    pub(super) member: Box<[u8]>,
     pub(super) meters: PolicyMeters,
     pub(super) capped: Once,
     pub(super) repeated: Once,
@@ -48,6 +50,7 @@ impl Rule {
         Self {
             scope: scope(policy.quota),
             local: scope(policy.quota.share_of(settings.processes)),
+            member: format!("\"{}\";r=", policy.name).into_bytes().into(),
             meters: PolicyMeters::new(&settings.group, &policy.name),
             capped: Once::new(),
             repeated: Once::new(),

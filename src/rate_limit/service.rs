@@ -4,13 +4,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::{Request, Response, request};
+use http::{Request, Response};
 use tower_service::Service;
 
 use super::ask::{self, Classified};
 use super::config::Config;
 use super::decide::{self, Decided, Failed};
 use super::future::{Admitted, ResponseFuture, Waiting, refused};
+use super::head::{Client, Head};
+use super::headers::RateLimitFields;
 use super::rejection::RateLimitRejection;
 use super::rule::Asks;
 use super::status::RateLimitStatus;
@@ -53,32 +55,45 @@ where
 
     /// What is already known (memory, and everything that needs no store) is decided here and now, on the
     /// service that is ready; only where an answer is on its way the ready service moves into the future.
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        if !self.config.reads_parts {
+            let advanced = begin(&self.config, &mut request);
+            return self.go(advanced, request);
+        }
         let (mut parts, body) = request.into_parts();
-        match begin(&self.config, &mut parts) {
-            Advanced::Pass => ResponseFuture::pass(self.inner.call(join(parts, body))),
+        let advanced = begin(&self.config, &mut parts);
+        self.go(advanced, Request::from_parts(parts, body))
+    }
+}
+
+impl<S> RateLimit<S> {
+    #[inline]
+    fn go<B, R>(&mut self, advanced: Advanced, request: Request<B>) -> ResponseFuture<S, B>
+    where
+        S: Service<Request<B>, Response = Response<R>> + Clone,
+    {
+        match advanced {
+            Advanced::Pass => ResponseFuture::pass(self.inner.call(request)),
             Advanced::Admitted(admitted) => {
-                let future = self.inner.call(join(parts, body));
-                ResponseFuture::admitted(future, admitted)
+                ResponseFuture::admitted(self.inner.call(request), admitted)
             }
             Advanced::Refused(refused) => {
                 // Whatever readiness reserved is given back.
                 drop(take_ready(&mut self.inner));
                 ResponseFuture::refused(refused)
             }
-            Advanced::Wait(wait) => ResponseFuture::waiting(Waiting {
-                wait,
-                inner: take_ready(&mut self.inner),
-                parts,
-                body,
-                config: Arc::clone(&self.config),
-            }),
+            Advanced::Wait(wait) => {
+                let (parts, body) = request.into_parts();
+                ResponseFuture::waiting(Waiting {
+                    wait,
+                    inner: take_ready(&mut self.inner),
+                    parts,
+                    body,
+                    config: Arc::clone(&self.config),
+                })
+            }
         }
     }
-}
-
-pub(super) fn join<B>(parts: request::Parts, body: B) -> Request<B> {
-    Request::from_parts(parts, body)
 }
 
 /// Where that leads: to an end, or to the next answer.
@@ -99,23 +114,28 @@ pub(super) enum Wait {
     Store(StoreFuture<Verdict>, Source, Asks),
 }
 
-fn begin(config: &Arc<Config>, parts: &mut request::Parts) -> Advanced {
-    match ask::classify(config, parts) {
+fn begin(config: &Arc<Config>, head: &mut impl Head) -> Advanced {
+    let (classified, mut client) = ask::classify(config, head.view());
+    match classified {
         Classified::Pass => {
             config.meters.passed.add_one();
+            client.hand_on(head);
             return Advanced::Pass;
         }
         Classified::Refuse(rejection) => {
             config.meters.listed.add_one();
-            return refuse(config, &rejection);
+            return refuse(config, rejection);
         }
         Classified::Limit => {}
     }
-    if !config.asks_principal {
-        return with_principal(config, parts, Ok(None));
+    if config.reads_parts || config.asks_principal {
+        client.hand_on(head);
     }
-    match principal_of(&parts.extensions).try_now() {
-        Ok(principal) => with_principal(config, parts, principal),
+    if !config.asks_principal {
+        return with_principal(config, head, client, Ok(None));
+    }
+    match principal_of(head.view().extensions).try_now() {
+        Ok(principal) => with_principal(config, head, client, principal),
         Err(later) => Advanced::Wait(Box::new(Wait::Principal(later))),
     }
 }
@@ -123,12 +143,13 @@ fn begin(config: &Arc<Config>, parts: &mut request::Parts) -> Advanced {
 /// Goes on once it is known who asks.
 pub(super) fn with_principal(
     config: &Arc<Config>,
-    parts: &mut request::Parts,
+    head: &mut impl Head,
+    mut client: Client,
     principal: Result<Option<Principal>, StoreError>,
 ) -> Advanced {
     let unguarded = principal.is_err();
     let mut asks = Asks::new();
-    match ask::ask(config, parts, principal, &mut asks) {
+    match ask::ask(config, head.view(), client, principal, &mut asks) {
         Ok(()) if asks.is_empty() => {
             let meters = &config.meters;
             let meter = if unguarded {
@@ -137,19 +158,21 @@ pub(super) fn with_principal(
                 &meters.passed
             };
             meter.add_one();
+            client.hand_on(head);
             Advanced::Pass
         }
-        Ok(()) => ask_store(config, parts, &mut asks, Source::Store),
+        Ok(()) => ask_store(config, head, client, &mut asks, Source::Store),
         Err(rejection) => {
             config.meters.unavailable.add_one();
-            refuse(config, &rejection)
+            refuse(config, rejection)
         }
     }
 }
 
 fn ask_store(
     config: &Arc<Config>,
-    parts: &mut request::Parts,
+    head: &mut impl Head,
+    mut client: Client,
     asks: &mut Asks,
     source: Source,
 ) -> Advanced {
@@ -157,58 +180,69 @@ fn ask_store(
         .store_of(source)
         .check_and_record(&config.charges(asks, source));
     match answer.try_now() {
-        Ok(answer) => with_answer(config, parts, answer, source, asks),
-        Err(later) => Advanced::Wait(Box::new(Wait::Store(later, source, std::mem::take(asks)))),
+        Ok(answer) => with_answer(config, head, client, answer, source, asks),
+        Err(later) => {
+            client.hand_on(head);
+            Advanced::Wait(Box::new(Wait::Store(later, source, std::mem::take(asks))))
+        }
     }
 }
 
 /// Goes on once the store has answered.
 pub(super) fn with_answer(
     config: &Arc<Config>,
-    parts: &mut request::Parts,
+    head: &mut impl Head,
+    mut client: Client,
     answer: Result<Verdict, StoreError>,
     source: Source,
     asks: &mut Asks,
 ) -> Advanced {
     match decide::answered(config, answer, source) {
-        Err(Failed::AskLocal) => ask_store(config, parts, asks, Source::Local),
+        Err(Failed::AskLocal) => ask_store(config, head, client, asks, Source::Local),
         Err(Failed::Unguarded) => {
             config.meters.unguarded.add_one();
+            client.hand_on(head);
             Advanced::Pass
         }
         Err(Failed::Refuse(fault)) => {
             config.meters.unavailable.add_one();
-            refuse(config, &RateLimitRejection::unavailable(&fault))
+            refuse(config, RateLimitRejection::unavailable(&fault))
         }
-        Ok(verdict) => with_verdict(config, parts, &verdict, asks),
+        Ok(verdict) => {
+            let decided = Decided::of(config, asks, &verdict);
+            let earlier = head.extensions_mut().get_mut::<RateLimitStatus>();
+            let fields = RateLimitFields::render(config, earlier.as_deref(), &decided.own);
+            if !decided.admitted {
+                config.meters.limited.add_one();
+                return limit(config, decided, fields);
+            }
+            config.meters.admitted.add_one();
+            let admitted = Admitted::new(config, &decided, fields);
+            match earlier {
+                Some(status) => status.extend(decided.own),
+                None => drop(
+                    head.extensions_mut()
+                        .insert(RateLimitStatus::of(decided.own)),
+                ),
+            }
+            client.hand_on(head);
+            Advanced::Admitted(admitted)
+        }
     }
 }
 
-fn with_verdict(
-    config: &Arc<Config>,
-    parts: &mut request::Parts,
-    verdict: &Verdict,
-    asks: &mut Asks,
-) -> Advanced {
-    let earlier = parts
-        .extensions
-        .get_mut::<RateLimitStatus>()
-        .map(std::mem::take);
-    let decided = Decided::of(config, asks, verdict, earlier.unwrap_or_default());
-    let fields = decided.fields(config);
-    if decided.admitted {
-        config.meters.admitted.add_one();
-        let admitted = Admitted::new(config, &decided, fields);
-        parts.extensions.insert(decided.status);
-        return Advanced::Admitted(admitted);
+fn limit(config: &Config, decided: Decided, fields: RateLimitFields) -> Advanced {
+    let rejection = decide::rejection(config, decided.own);
+    let mut response = refused(config, rejection);
+    let headers = response.headers_mut();
+    if config.settings.hook.is_some() {
+        fields.apply_after_hook(headers);
+    } else {
+        fields.apply(headers);
     }
-    config.meters.limited.add_one();
-    let rejection = decided.rejection(config);
-    let mut response = refused(config, &rejection);
-    fields.apply_after_hook(response.headers_mut());
     Advanced::Refused(response)
 }
 
-fn refuse(config: &Config, rejection: &RateLimitRejection) -> Advanced {
+fn refuse(config: &Config, rejection: RateLimitRejection) -> Advanced {
     Advanced::Refused(refused(config, rejection))
 }

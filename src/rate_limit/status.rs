@@ -10,8 +10,11 @@ use crate::core::Timestamp;
 /// The states that a request got from all rate limit layers so far, outermost first: an extension of the request.
 #[derive(Clone, Debug, Default)]
 pub struct RateLimitStatus {
-    entries: SmallVec<[PolicyStatus; 1]>,
+    entries: Statuses,
 }
+
+/// What one layer's policies said.
+pub(super) type Statuses = SmallVec<[PolicyStatus; 1]>;
 
 impl RateLimitStatus {
     /// Returns the policies in the order in which they decided.
@@ -30,20 +33,12 @@ impl RateLimitStatus {
             .any(|entry| entry.state.entry.is_some() && entry.key == *key && entry.scope == *scope)
     }
 
-    pub(super) fn push(&mut self, entry: PolicyStatus) {
-        self.entries.push(entry);
+    pub(super) fn of(entries: Statuses) -> Self {
+        Self { entries }
     }
 
-    pub(super) fn since(&self, index: usize) -> &[PolicyStatus] {
-        &self.entries[index..]
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    pub(super) fn reserve(&mut self, more: usize) {
-        self.entries.reserve_exact(more);
+    pub(super) fn extend(&mut self, later: Statuses) {
+        self.entries.extend(later);
     }
 }
 
@@ -54,6 +49,8 @@ pub struct PolicyStatus {
     pub(super) key: PartitionKey,
     pub(super) state: PolicyState,
     pub(super) mode: Mode,
+    /// The place of the policy in its own layer.
+    pub(super) rule: usize,
     /// At the declared quota of the shared store.
     pub(super) declared: bool,
     pub(super) now: u64,

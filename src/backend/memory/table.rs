@@ -65,17 +65,15 @@ impl<V: Entry> Table<V> {
         now: u64,
         change: impl FnOnce(&mut Slot<'_, V>) -> R,
     ) -> R {
-        let shard = self.shard_of(key);
+        let keys = std::slice::from_ref(&key);
+        let (locks, places) = self.lock(keys);
         let mut slot = Slot {
             slots: Slots {
                 table: self,
-                keys: std::slice::from_ref(&key),
+                keys,
                 now,
-                locks: SmallVec::from_iter([(shard, self.shards[shard].0.lock())]),
-                places: SmallVec::from_iter([Place {
-                    lock: 0,
-                    touched: false,
-                }]),
+                locks,
+                places,
                 taken: Delta::default(),
             },
         };
@@ -111,27 +109,7 @@ impl<V: Entry> Table<V> {
         clock: impl FnOnce() -> u64,
         change: impl FnOnce(&mut Slots<'_, V>, u64) -> R,
     ) -> R {
-        let mut wanted: SmallVec<[usize; 4]> = keys.iter().map(|key| self.shard_of(*key)).collect();
-        wanted.sort_unstable();
-        wanted.dedup();
-        let locks: SmallVec<[_; 4]> = wanted
-            .into_iter()
-            .map(|shard| (shard, self.shards[shard].0.lock()))
-            .collect();
-        let lock_of = |key: &EntryKey| {
-            let shard = self.shard_of(*key);
-            locks
-                .iter()
-                .position(|(locked, _)| *locked == shard)
-                .unwrap_or(0)
-        };
-        let places = keys
-            .iter()
-            .map(|key| Place {
-                lock: lock_of(key),
-                touched: false,
-            })
-            .collect();
+        let (locks, places) = self.lock(keys);
         let now = clock();
         let mut slots = Slots {
             table: self,
@@ -144,6 +122,29 @@ impl<V: Entry> Table<V> {
         let answer = change(&mut slots, now);
         slots.settle();
         answer
+    }
+
+    /// Takes the locks of all shards that hold `keys`, in order, and says which key lies under which.
+    fn lock(&self, keys: &[EntryKey]) -> (Locks<'_, V>, SmallVec<[Place; 4]>) {
+        let (mut locks, mut places) = (Locks::new(), SmallVec::new());
+        if let [key] = keys {
+            let shard = self.shard_of(*key);
+            locks.push((shard, self.shards[shard].0.lock()));
+            places.push(Place::new(0));
+            return (locks, places);
+        }
+        let mut wanted: SmallVec<[usize; 4]> = keys.iter().map(|key| self.shard_of(*key)).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        for shard in wanted {
+            locks.push((shard, self.shards[shard].0.lock()));
+        }
+        for key in keys {
+            let shard = self.shard_of(*key);
+            let lock = locks.iter().position(|(locked, _)| *locked == shard);
+            places.push(Place::new(lock.unwrap_or(0)));
+        }
+        (locks, places)
     }
 
     /// Drops up to `most` expired entries; for callers that have a quiet moment. Returns how many.
@@ -206,17 +207,29 @@ pub struct Slots<'a, V: Entry> {
     table: &'a Table<V>,
     keys: &'a [EntryKey],
     now: u64,
-    locks: SmallVec<[(usize, MutexGuard<'a, Shard<V>>); 4]>,
+    locks: Locks<'a, V>,
     places: SmallVec<[Place; 4]>,
     /// Room that was taken and is not accounted for as used yet: given back at the end, when it is.
     taken: Delta,
 }
+
+/// Shards under lock, by their numbers.
+type Locks<'a, V> = SmallVec<[(usize, MutexGuard<'a, Shard<V>>); 4]>;
 
 #[derive(Clone, Copy)]
 struct Place {
     lock: usize,
     /// The value was lent out for change: weigh it anew at the end.
     touched: bool,
+}
+
+impl Place {
+    const fn new(lock: usize) -> Self {
+        Self {
+            lock,
+            touched: false,
+        }
+    }
 }
 
 impl<V: Entry> Slots<'_, V> {

@@ -256,10 +256,6 @@ impl Scope {
         self.inner.varied
     }
 
-    pub(super) fn policy_name(&self) -> &Arc<str> {
-        &self.inner.policy
-    }
-
     /// A number for states of this scope, and one for its blocks.
     pub(super) fn ids(&self) -> (u64, u64) {
         (self.inner.state_id, self.inner.block_id)

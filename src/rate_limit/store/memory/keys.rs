@@ -35,10 +35,10 @@ pub(super) struct Keys {
 
 impl Keys {
     pub(super) fn of(store: &MemoryStore, charges: &[Charge<'_>]) -> Self {
-        let mut all: SmallVec<[EntryKey; 4]> = charges
-            .iter()
-            .map(|charge| state_key(store, &charge.bucket))
-            .collect();
+        let mut all = SmallVec::new();
+        for charge in charges {
+            all.push(state_key(store, &charge.bucket));
+        }
         let until = store.part::<Blocks>().until.load(Ordering::SeqCst);
         let blocks = until != 0 && until > store.now_micros();
         if blocks {
