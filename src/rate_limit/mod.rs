@@ -40,6 +40,64 @@
 //! a group that mixes partitions (user and address and global) lies on one shard. `Debug` of the layer says
 //! which (`tag`).
 //!
+//! # Tiers, costs, refunds, trials
+//!
+//! ```
+//! # use http::StatusCode;
+//! # use tower_keep::backend::memory::MemoryStore;
+//! # use tower_keep::rate_limit::{Partition, Policy, Quota, RateLimitLayer};
+//! let tier = Policy::new("tier", Quota::per_hour(10_000), Partition::api_key("x-api-key"))
+//!     .limit_by(|parts| parts.headers.contains_key("x-trial").then_some(100))
+//!     .cost(|parts| if parts.uri.path().starts_with("/export") { 25 } else { 1 })
+//!     .refund_when(|response| response.status == StatusCode::NOT_MODIFIED);
+//! // Counts what it would refuse, and refuses nobody, whatever happens to the store.
+//! let tried = Policy::new("tried", Quota::per_minute(60), Partition::client_ip()).shadow();
+//! let layer = RateLimitLayer::new(MemoryStore::new()).policy(tier).policy(tried);
+//! ```
+//!
+//! # Without a request
+//!
+//! [`RateLimiter`] is the same as a handle: for failed logins, for jobs, for an operator who blocks a client.
+//!
+//! ```
+//! # use tower_keep::backend::memory::MemoryStore;
+//! # use tower_keep::rate_limit::{Attempt, Decision, Partition, Policy, Quota, RateLimiter};
+//! # use tower_keep::MINUTE;
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let logins = RateLimiter::new(MemoryStore::new())
+//!     .policy(Policy::new("failed", Quota::new(3, 15 * MINUTE), Partition::client_ip()));
+//! let address: std::net::IpAddr = "192.0.2.1".parse()?;
+//! match logins.check_and_record(Attempt::new().on("failed", address)).await? {
+//!     Decision::Allowed(grant) => drop(logins.refund(grant).await?), // or drop it: the charge stands
+//!     Decision::Denied(denial) => return Err(denial.rejection().clone().into()),
+//! }
+//! logins.block("failed", address, 10 * MINUTE).await?;
+//! assert!(logins.peek("failed", address).await?.blocked);
+//! logins.reset("failed", address).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Floods
+//!
+//! On Redis a key that the server called full or blocked is refused by this process for up to five seconds without
+//! asking again: a flood of refused requests costs next to no command. Nobody is refused who need not be: whoever frees
+//! such a key early (`reset`, a refund) says so in the same step, every process listens, and one that cannot hear asks
+//! the server. For more than four different costs of one key the wait that is told may be too short.
+//!
+//! In memory the table is bounded. For a new key the least used one goes, never one that refuses, is blocked or is shared
+//! by all. Where nothing may go the newcomers share 256 entries per policy with the clients of their neighbourhood (/24,
+//! /48), under the same quota; the metric `keep_rate_limit_overflow_total` says so, and what is counted there is not
+//! refunded.
+//!
+//! # What is measured
+//!
+//! Counters `keep_rate_limit_…_total`: `decisions` and `near` by policy, `requests` by outcome, `deny_cache_hits`,
+//! `refunds`, `unkeyed`, `overflow`, `undecodable`. The histogram `keep_rate_limit_store_seconds` by `op`, and the gauge
+//! `keep_rate_limit_source`: 0 the store decides, 1 this process, 2 nobody (open), 3 nobody (closed). Calls that leave the
+//! process are spans (`rate_limit_store`, level debug).
+//!
 //! # Where it stands
 //!
 //! Limits by address and global ones outermost, limits by user inside the session layer. CORS goes outside,
@@ -60,7 +118,7 @@
 //! - A dropped request and an inner error keep their charge: aborting is no way to free attempts.
 //! - Counts in memory are gone with the process; on Redis under an `allkeys-*` eviction policy a key may be
 //!   forgotten early: use `noeviction` or `volatile-ttl`.
-//! - A store inside the process that has no room and nothing to evict cannot answer: the failure mode decides.
+//! - An exact log that would have to grow where there is no room for it cannot answer: the failure mode decides.
 
 mod ask;
 mod attempt;

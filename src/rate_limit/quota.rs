@@ -30,6 +30,12 @@ const GCRA_ROOM: u64 = 1 << 52;
 /// assert_eq!(PAYMENTS, Quota::per_minute(5));
 /// assert!(Quota::try_new(0, MINUTE).is_err());
 /// ```
+///
+/// ```compile_fail
+/// # use tower_keep::MINUTE;
+/// # use tower_keep::rate_limit::Quota;
+/// const NOTHING: Quota = Quota::new(0, MINUTE); // an error of the compiler
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Quota {
     limit: u32,

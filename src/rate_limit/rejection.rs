@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
+use smallvec::SmallVec;
 
 use super::headers::{Digits, ceil_secs};
 use super::status::{PolicyStatus, Statuses};
@@ -16,6 +17,9 @@ use crate::core::{StoreError, Timestamp};
 
 /// The code of a refusal by the deny list.
 const ADDRESS_DENIED: &str = "ADDRESS_DENIED";
+
+/// A document while it is written: on the stack, and copied once to where it stays.
+type Text = SmallVec<[u8; 512]>;
 
 /// Why a request was refused; in the extensions of the response. Cheap to clone.
 #[derive(Clone)]
@@ -194,18 +198,22 @@ impl RateLimitRejection {
     }
 
     fn too_many(&self) -> Response<Bytes> {
-        let mut response = Response::new(Bytes::from(self.body()));
+        let mut response = Response::new(self.body());
         *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
         let fields = response.headers_mut();
-        // The answer's own five fields, so that the map is sized once.
-        fields.reserve(5);
+        // The answer's own five fields and its length, so that the map is sized once.
+        fields.reserve(6);
         fields.insert(
             CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
         fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(seconds) = self.refusal.retry_after {
-            fields.insert(RETRY_AFTER, HeaderValue::from(seconds));
+            // From a number it would be two allocations.
+            let digits = Bytes::copy_from_slice(Digits::of(seconds).text());
+            if let Ok(seconds) = HeaderValue::from_maybe_shared(digits) {
+                fields.insert(RETRY_AFTER, seconds);
+            }
         }
         response
     }
@@ -219,18 +227,36 @@ impl RateLimitRejection {
         }
     }
 
-    /// Writes the document in one go: no member needs an escape, names were checked when the policies were made.
-    fn body(&self) -> Vec<u8> {
+    /// Writes the document: no member needs an escape, names were checked when the policies were made.
+    fn body(&self) -> Bytes {
+        let mut out = Text::new();
+        match self.refusal.violated.as_slice() {
+            // The usual one: but for its numbers it is always the same.
+            [only] if self.cause() == RateLimitCause::Limited && only.is_at_its_quota() => {
+                let head = only.scope.refusal(|| {
+                    let mut head = Text::new();
+                    self.push_head(&mut head);
+                    head.into_vec().into()
+                });
+                out.extend_from_slice(head);
+            }
+            _ => self.push_head(&mut out),
+        }
+        self.push_retry(&mut out);
+        out.push(b'}');
+        Bytes::copy_from_slice(&out)
+    }
+
+    fn push_head(&self, out: &mut Text) {
         let (kind, title) = match self.cause() {
             RateLimitCause::Blocked => (ABNORMAL_USAGE, "Abnormal Usage Detected"),
             _ => (QUOTA_EXCEEDED, "Quota Exceeded"),
         };
-        let mut out = Vec::with_capacity(448);
         for text in ["{\"type\":\"", kind, "\",\"title\":\"", title] {
             out.extend_from_slice(text.as_bytes());
         }
         out.extend_from_slice(b"\",\"status\":429,\"detail\":\"");
-        self.push_detail(&mut out);
+        self.push_detail(out);
         out.extend_from_slice(b"\",\"code\":\"");
         out.extend_from_slice(self.code().as_bytes());
         out.extend_from_slice(b"\",\"violated-policies\":[");
@@ -239,12 +265,9 @@ impl RateLimitRejection {
             out.extend_from_slice(entry.policy().as_bytes());
             out.push(b'"');
         }
-        self.push_retry(&mut out);
-        out.push(b'}');
-        out
     }
 
-    fn push_detail(&self, out: &mut Vec<u8>) {
+    fn push_detail(&self, out: &mut Text) {
         let Some(binding) = self.binding() else {
             return;
         };
@@ -266,7 +289,7 @@ impl RateLimitRejection {
         }
     }
 
-    fn push_retry(&self, out: &mut Vec<u8>) {
+    fn push_retry(&self, out: &mut Text) {
         let (Some(seconds), Some(reset)) = (self.refusal.retry_after, self.refusal.reset_time)
         else {
             out.extend_from_slice(
@@ -274,12 +297,13 @@ impl RateLimitRejection {
             );
             return;
         };
+        let (seconds, reset) = (Digits::of(seconds), Digits::of(reset.as_millis()));
         out.extend_from_slice(b"],\"error\":\"Too many requests. Try again in ");
-        out.extend_from_slice(Digits::of(seconds).text());
+        out.extend_from_slice(seconds.text());
         out.extend_from_slice(b" seconds.\",\"reset_time\":");
-        out.extend_from_slice(Digits::of(reset.as_millis()).text());
+        out.extend_from_slice(reset.text());
         out.extend_from_slice(b",\"retry_after\":");
-        out.extend_from_slice(Digits::of(seconds).text());
+        out.extend_from_slice(seconds.text());
     }
 }
 

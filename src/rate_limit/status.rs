@@ -102,6 +102,11 @@ impl PolicyStatus {
         }
     }
 
+    /// Whether the limit is the declared one.
+    pub(super) fn is_at_its_quota(&self) -> bool {
+        self.state.limit == self.quota().capacity()
+    }
+
     pub(super) fn decided_at(&self) -> u64 {
         self.now
     }

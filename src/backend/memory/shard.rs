@@ -52,7 +52,7 @@ struct Row<V> {
 }
 
 /// What a change did to the table's totals.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Delta {
     pub(super) entries: isize,
     pub(super) bytes: isize,

@@ -1,14 +1,18 @@
 //! A sharded table: a closure runs on one or several entries under their shard locks.
 
+mod slots;
+
 use std::fmt;
 use std::sync::atomic::{AtomicIsize, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
+use slots::{Locks, Place};
+pub use slots::{Slot, Slots};
 use smallvec::SmallVec;
 
 use super::hash::EntryKey;
 use super::part::{Part, PartSetup};
-use super::shard::{Delta, Entry, Full, Shard};
+use super::shard::{Delta, Entry, Shard};
 
 const MOST_SHARDS: usize = 64;
 const ENTRIES_PER_SHARD: usize = 1_024;
@@ -130,7 +134,7 @@ impl<V: Entry> Table<V> {
         if let [key] = keys {
             let shard = self.shard_of(*key);
             locks.push((shard, self.shards[shard].0.lock()));
-            places.push(Place::new(0));
+            places.push(Place::new(0, locks[0].1.find(*key)));
             return (locks, places);
         }
         let mut wanted: SmallVec<[usize; 4]> = keys.iter().map(|key| self.shard_of(*key)).collect();
@@ -142,7 +146,8 @@ impl<V: Entry> Table<V> {
         for key in keys {
             let shard = self.shard_of(*key);
             let lock = locks.iter().position(|(locked, _)| *locked == shard);
-            places.push(Place::new(lock.unwrap_or(0)));
+            let lock = lock.unwrap_or(0);
+            places.push(Place::new(lock, locks[lock].1.find(*key)));
         }
         (locks, places)
     }
@@ -199,283 +204,6 @@ impl<V> fmt::Debug for Table<V> {
             .field("entries", &self.entries)
             .field("bytes", &self.bytes)
             .finish_non_exhaustive()
-    }
-}
-
-/// Several entries under lock, by their index in the call's keys. An expired entry is as good as none.
-pub struct Slots<'a, V: Entry> {
-    table: &'a Table<V>,
-    keys: &'a [EntryKey],
-    now: u64,
-    locks: Locks<'a, V>,
-    places: SmallVec<[Place; 4]>,
-    /// Room that was taken and is not accounted for as used yet: given back at the end, when it is.
-    taken: Delta,
-}
-
-/// Shards under lock, by their numbers.
-type Locks<'a, V> = SmallVec<[(usize, MutexGuard<'a, Shard<V>>); 4]>;
-
-#[derive(Clone, Copy)]
-struct Place {
-    lock: usize,
-    /// The value was lent out for change: weigh it anew at the end.
-    touched: bool,
-}
-
-impl Place {
-    const fn new(lock: usize) -> Self {
-        Self {
-            lock,
-            touched: false,
-        }
-    }
-}
-
-impl<V: Entry> Slots<'_, V> {
-    /// Returns the number of keys.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.keys.len()
-    }
-
-    /// Says whether there are no keys.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.keys.is_empty()
-    }
-
-    /// Returns the value at `index`.
-    #[must_use]
-    pub fn get(&self, index: usize) -> Option<&V> {
-        let at = self.live(index)?;
-        Some(self.shard(index).value(at))
-    }
-
-    /// Returns the value at `index` to be changed in place. (Before it grows, [`Slots::reserve`] makes room.)
-    #[must_use]
-    pub fn get_mut(&mut self, index: usize) -> Option<&mut V> {
-        let at = self.live(index)?;
-        self.places[index].touched = true;
-        Some(self.shard_mut(index).value_mut(at))
-    }
-
-    /// Returns when the entry at `index` expires, in UTC microseconds.
-    #[must_use]
-    pub fn expires_at(&self, index: usize) -> Option<u64> {
-        let at = self.live(index)?;
-        Some(self.shard(index).expires_at(at))
-    }
-
-    /// Changes when the entry at `index` expires; without an entry nothing happens.
-    pub fn set_expiry(&mut self, index: usize, expires_at: u64) {
-        if let Some(at) = self.live(index) {
-            self.shard_mut(index).set_expiry(at, expires_at);
-        }
-    }
-
-    /// Writes the entry at `index`.
-    ///
-    /// # Errors
-    /// [`Full`]: nothing was changed.
-    pub fn set(&mut self, index: usize, value: V, expires_at: u64) -> Result<(), Full> {
-        self.make_room(index, &value)?;
-        self.write(index, value, expires_at);
-        Ok(())
-    }
-
-    /// Writes the entry at `index` also where there is no room: for entries whose number is bounded by something else.
-    pub fn set_beyond_bounds(&mut self, index: usize, value: V, expires_at: u64) {
-        // Whatever room there is to be made is made.
-        let _ = self.make_room(index, &value);
-        self.write(index, value, expires_at);
-    }
-
-    fn write(&mut self, index: usize, value: V, expires_at: u64) {
-        let (key, now, keep) = (self.keys[index], self.now, self.keys);
-        let shard = self.shard_mut(index);
-        let delta = match shard.find(key) {
-            Some(at) => shard.replace(at, value, expires_at),
-            None => shard.insert(key, value, expires_at, now, keep),
-        };
-        self.table.account(delta);
-        self.settle();
-    }
-
-    /// Removes the entry at `index`.
-    pub fn remove(&mut self, index: usize) -> Option<V> {
-        let (key, now) = (self.keys[index], self.now);
-        let shard = self.shard_mut(index);
-        let at = shard.find(key)?;
-        let live = shard.is_live(at, now);
-        let (value, delta) = shard.remove(at);
-        self.table.account(delta);
-        live.then_some(value)
-    }
-
-    /// Makes room for the entry at `index` to grow in place by `bytes`.
-    ///
-    /// # Errors
-    /// [`Full`]: nothing was changed.
-    pub fn reserve(&mut self, index: usize, bytes: usize) -> Result<(), Full> {
-        let bytes = isize::try_from(bytes).map_err(|_| Full)?;
-        if bytes > self.table.max_bytes {
-            return Err(Full);
-        }
-        // What has grown in this step so far counts, too.
-        self.settle();
-        let most_barren = self
-            .get(index)
-            .map_or(OTHER_SHARDS, |value| self.patience(value));
-        self.free(index, (0, bytes), most_barren)
-    }
-
-    /// How many shards are asked in vain: what may be evicted itself makes room for any other, so that only a table
-    /// of nothing else refuses it.
-    fn patience(&self, value: &V) -> usize {
-        match value.eviction_rank(self.now) {
-            Some(_) => 2 * self.table.shards.len(),
-            None => OTHER_SHARDS,
-        }
-    }
-
-    /// Makes room for `value`.
-    fn make_room(&mut self, index: usize, value: &V) -> Result<(), Full> {
-        let shard = self.shard(index);
-        let whole = (value.weight() + Shard::<V>::overhead()) as isize;
-        if whole > self.table.max_bytes {
-            return Err(Full);
-        }
-        let (entries, bytes) = match shard.find(self.keys[index]) {
-            Some(at) => (
-                0,
-                value.weight() as isize - shard.value(at).weight() as isize,
-            ),
-            None => (1, whole),
-        };
-        let most_barren = self.patience(value);
-        self.free(index, (entries, bytes), most_barren)
-    }
-
-    /// Frees what is missing: in the entry's own shard, then in others that are ours or free at this moment.
-    fn free(
-        &mut self,
-        index: usize,
-        (entries, bytes): (isize, isize),
-        most_barren: usize,
-    ) -> Result<(), Full> {
-        let own = self.places[index].lock;
-        let (table, mut other, mut barren) = (self.table, self.locks[own].0, 0);
-        let room = Delta { entries, bytes };
-        if entries <= 0 && bytes <= 0 {
-            return Ok(());
-        }
-        while !table.try_take(room) {
-            let mut freed = self.locks[own].1.make_room(self.now, self.keys);
-            if freed.entries == 0 {
-                other = (other + 1) & (table.shards.len() - 1);
-                barren += 1;
-                let ours = self.locks.iter_mut().find(|(shard, _)| *shard == other);
-                if let Some((_, shard)) = ours {
-                    freed = shard.make_room(self.now, self.keys);
-                } else if let Some(mut shard) = table.shards[other].0.try_lock() {
-                    // One that somebody else holds is skipped: waiting here could deadlock.
-                    freed = shard.make_room(self.now, self.keys);
-                }
-            }
-            table.account(freed);
-            if freed.entries != 0 {
-                barren = 0;
-            } else if barren > most_barren {
-                return Err(Full);
-            }
-        }
-        self.taken += room;
-        Ok(())
-    }
-
-    fn give_back(&mut self) {
-        self.table.account(-std::mem::take(&mut self.taken));
-    }
-
-    fn live(&self, index: usize) -> Option<usize> {
-        let shard = self.shard(index);
-        shard
-            .find(self.keys[index])
-            .filter(|at| shard.is_live(*at, self.now))
-    }
-
-    fn shard(&self, index: usize) -> &Shard<V> {
-        &self.locks[self.places[index].lock].1
-    }
-
-    fn shard_mut(&mut self, index: usize) -> &mut Shard<V> {
-        &mut self.locks[self.places[index].lock].1
-    }
-
-    fn settle(&mut self) {
-        for index in 0..self.places.len() {
-            if self.places[index].touched {
-                let key = self.keys[index];
-                let shard = self.shard_mut(index);
-                if let Some(at) = shard.find(key) {
-                    let delta = shard.weigh(at);
-                    self.table.account(delta);
-                }
-            }
-        }
-        self.give_back();
-    }
-}
-
-/// One entry under lock. An expired entry is as good as none.
-pub struct Slot<'a, V: Entry> {
-    slots: Slots<'a, V>,
-}
-
-impl<V: Entry> Slot<'_, V> {
-    /// Returns the value.
-    #[must_use]
-    pub fn get(&self) -> Option<&V> {
-        self.slots.get(0)
-    }
-
-    /// Returns the value to be changed in place. (Before it grows, [`Slot::reserve`] makes room.)
-    #[must_use]
-    pub fn get_mut(&mut self) -> Option<&mut V> {
-        self.slots.get_mut(0)
-    }
-
-    /// Makes room for the entry to grow in place by `bytes`.
-    ///
-    /// # Errors
-    /// [`Full`]: nothing was changed.
-    pub fn reserve(&mut self, bytes: usize) -> Result<(), Full> {
-        self.slots.reserve(0, bytes)
-    }
-
-    /// Returns when the entry expires, in UTC microseconds.
-    #[must_use]
-    pub fn expires_at(&self) -> Option<u64> {
-        self.slots.expires_at(0)
-    }
-
-    /// Changes when the entry expires; without an entry nothing happens.
-    pub fn set_expiry(&mut self, expires_at: u64) {
-        self.slots.set_expiry(0, expires_at);
-    }
-
-    /// Writes the entry.
-    ///
-    /// # Errors
-    /// [`Full`]: nothing was changed.
-    pub fn set(&mut self, value: V, expires_at: u64) -> Result<(), Full> {
-        self.slots.set(0, value, expires_at)
-    }
-
-    /// Removes the entry.
-    pub fn remove(&mut self) -> Option<V> {
-        self.slots.remove(0)
     }
 }
 

@@ -35,6 +35,8 @@ pub(super) struct DenyCache {
     epoch: AtomicU64,
     /// Counts notices, so that a reply which crossed one is not kept.
     notices: AtomicU64,
+    /// The latest reading of a clock that was passed, and so may be set back.
+    latest: Option<AtomicU64>,
     joined: AtomicBool,
     subscription: Mutex<Option<Subscription>>,
 }
@@ -63,15 +65,16 @@ impl DenyCache {
     pub(super) fn of(store: &RedisStore) -> Arc<Self> {
         store.beside(|| {
             let builder = MemoryStore::builder().max_entries(MOST_KEYS);
-            Self::new(match store.clock() {
-                Some(clock) => builder.clock(clock).build(),
-                None => builder.build(),
-            })
+            match store.clock() {
+                Some(clock) => Self::new(builder.clock(clock).build(), true),
+                None => Self::new(builder.build(), false),
+            }
         })
     }
 
-    fn new(keys: MemoryStore) -> Self {
+    fn new(keys: MemoryStore, may_go_back: bool) -> Self {
         Self {
+            latest: may_go_back.then(AtomicU64::default),
             keys,
             epoch: AtomicU64::new(0),
             notices: AtomicU64::new(0),
@@ -135,6 +138,22 @@ impl DenyCache {
         self.epoch.load(Ordering::SeqCst)
     }
 
+    /// Reads the clock. Where it was set back nothing from before is believed, also when that time comes again.
+    fn now(&self) -> u64 {
+        let now = self.keys.now_micros();
+        if let Some(latest) = &self.latest
+            && latest.swap(now, Ordering::SeqCst) > now
+        {
+            let epoch = self.epoch();
+            let next = epoch + 2;
+            // Whoever changed it meanwhile did the same.
+            let _ = self
+                .epoch
+                .compare_exchange(epoch, next, Ordering::SeqCst, Ordering::SeqCst);
+        }
+        now
+    }
+
     fn believe_nothing(&self) {
         self.epoch.store(self.epoch() / 2 * 2 + 3, Ordering::SeqCst);
     }
@@ -184,11 +203,14 @@ impl DenyCache {
 
     /// Refuses without asking the server, if any enforced policy is known to refuse.
     pub(super) fn refuse(&self, charges: &[Charge<'_>]) -> Option<Verdict> {
-        let epoch = self.epoch();
-        if epoch.is_multiple_of(2) || self.keys.table::<Known>().entries() == 0 {
+        if self.keys.table::<Known>().entries() == 0 {
             return None;
         }
-        let now = self.keys.now_micros();
+        let now = self.now();
+        let epoch = self.epoch();
+        if epoch.is_multiple_of(2) {
+            return None;
+        }
         let (mut states, mut refused, mut server) = (SmallVec::new(), false, now);
         for charge in charges {
             let known = match charge.mode {
@@ -251,6 +273,7 @@ impl DenyCache {
 
     /// Notes what is asked, so that the reply can be kept; `None` while nobody listens.
     pub(super) fn asked(self: &Arc<Self>, charges: &[Charge<'_>]) -> Option<Asked> {
+        let sent = self.now();
         let epoch = self.epoch();
         if epoch.is_multiple_of(2) {
             return None;
@@ -267,7 +290,7 @@ impl DenyCache {
         Some(Asked {
             epoch,
             notices: self.notices.load(Ordering::SeqCst),
-            sent: self.keys.now_micros(),
+            sent,
             keys: keys.collect(),
             cache: Arc::clone(self),
         })

@@ -280,12 +280,7 @@ fn charge_one(
     match slots.get_mut(index) {
         Some(Kept::State { state, .. }) => {
             let growth = state.growth(quota, now, charge.cost);
-            if growth == 0 {
-                let expires_at = charged(state, decided);
-                slots.set_expiry(index, expires_at);
-                return Ok(());
-            }
-            if !in_any_case {
+            if growth > 0 && !in_any_case {
                 slots.reserve(index, growth)?;
             }
             if let Some(Kept::State { state, .. }) = slots.get_mut(index) {
@@ -294,6 +289,15 @@ fn charge_one(
             }
         }
         _ => {
+            // What has expired and still lies there is empty by now: it begins anew where it is.
+            if let Some(Kept::State { state, .. }) = slots.expired_mut(index)
+                && !state.is_ahead(quota, now)
+                && state.growth(quota, now, charge.cost) == 0
+            {
+                let expires_at = charged(state, decided);
+                slots.revive(index, expires_at);
+                return Ok(());
+            }
             let mut state = State::empty(quota, now);
             let expires_at = charged(&mut state, decided);
             let scope = charge.bucket.scope.clone();

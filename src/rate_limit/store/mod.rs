@@ -10,8 +10,8 @@ mod redis;
 
 use std::fmt;
 use std::num::NonZeroU64;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -154,6 +154,8 @@ struct ScopeInner {
     quota_text: String,
     pinned: bool,
     varied: bool,
+    /// What a refusal at the declared quota says before its numbers, rendered once.
+    refusal: OnceLock<Box<[u8]>>,
     /// Digests of the above, for states and (without the quota) for blocks.
     state_id: u64,
     block_id: u64,
@@ -182,6 +184,7 @@ impl Scope {
             quota_text,
             pinned: false,
             varied: false,
+            refusal: OnceLock::new(),
         };
         Self {
             inner: Arc::new(inner),
@@ -206,6 +209,7 @@ impl Scope {
             group: Arc::clone(&old.group),
             policy: Arc::clone(&old.policy),
             quota_text: old.quota_text.clone(),
+            refusal: OnceLock::new(),
             ..*old
         };
         mark(&mut inner);
@@ -254,6 +258,11 @@ impl Scope {
     #[must_use]
     pub fn is_varied(&self) -> bool {
         self.inner.varied
+    }
+
+    /// Returns the text that was rendered at its first use.
+    pub(super) fn refusal(&self, render: impl FnOnce() -> Box<[u8]>) -> &[u8] {
+        self.inner.refusal.get_or_init(render)
     }
 
     /// A number for states of this scope, and one for its blocks.

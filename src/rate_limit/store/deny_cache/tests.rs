@@ -30,7 +30,7 @@ impl Desk {
             .clock(clock.clone())
             .max_entries(MOST_KEYS);
         Self {
-            cache: Arc::new(DenyCache::new(keys.build())),
+            cache: Arc::new(DenyCache::new(keys.build(), true)),
             scope: Scope::new("g", Tag::Key, "p", Quota::per_minute(5)),
             key: PartitionKey::from("k"),
             clock,
@@ -113,6 +113,8 @@ fn nothing_is_believed_longer_than_five_seconds_nor_before_it_was_asked_for() {
     desk.full(&desk.asked().unwrap(), 60);
     desk.clock.set_micros(desk.cache.keys.now_micros() - 1);
     assert_eq!(desk.refuses(5, 1), None, "the clock was set back");
+    desk.clock.advance(Duration::from_secs(1));
+    assert_eq!(desk.refuses(5, 1), None, "and what was known is not again");
 }
 
 #[test]
