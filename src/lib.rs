@@ -22,7 +22,7 @@ pub mod response_cache;
 pub mod session;
 pub mod store;
 
-pub use core::ttl::{DAY, HOUR, MILLIS, MINUTE, SECOND};
+pub use core::ttl::{self, DAY, HOUR, MILLIS, MINUTE, SECOND};
 
 /// The README's example, kept true by the compiler.
 #[cfg(all(doctest, feature = "axum", feature = "sqlite"))]

@@ -19,7 +19,9 @@ use std::sync::Arc;
 use crate::backend::health::StoreHealth;
 use crate::backend::memory::MemoryStore;
 use crate::core::Clock;
+use crate::data::counter::CounterStore;
 use crate::data::lock::LockStore;
+use crate::data::once::OnceStore;
 use crate::data::queue::QueueStore;
 use crate::data::topic::TopicStore;
 use crate::idempotency::IdempotencyStore;
@@ -35,7 +37,9 @@ pub trait Store:
     + IdempotencyStore
     + SessionStore
     + ResponseStore
+    + CounterStore
     + LockStore
+    + OnceStore
     + QueueStore
     + TopicStore
     + StoreHealth
@@ -47,7 +51,9 @@ impl<T> Store for T where
         + IdempotencyStore
         + SessionStore
         + ResponseStore
+        + CounterStore
         + LockStore
+        + OnceStore
         + QueueStore
         + TopicStore
         + StoreHealth

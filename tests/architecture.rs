@@ -16,7 +16,14 @@ const LAYERS: [&str; 5] = [
     "response_cache",
     "reservation",
 ];
-const SERVICES: [&str; 3] = ["data/lock", "data/queue", "data/topic"];
+const SERVICES: [&str; 6] = [
+    "data/cache",
+    "data/counter",
+    "data/lock",
+    "data/once",
+    "data/queue",
+    "data/topic",
+];
 const ENGINES: [&str; 4] = ["memory", "redis", "sql", "fallback"];
 
 /// A source file: its path below `src`, and its code without comments, strings' contents kept, tests cut off.
@@ -180,7 +187,7 @@ fn imports_run_downward_only() {
             }
             "data" => {
                 let siblings = SERVICES.iter().filter(|other| !source.is_in(other));
-                let siblings = siblings.map(|other| other.replace('/', "::"));
+                let siblings = siblings.map(|other| format!("{}::", other.replace('/', "::")));
                 LAYERS
                     .iter()
                     .chain(&["conformance", "store"])

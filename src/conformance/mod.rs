@@ -1,7 +1,9 @@
 //! Test suites that any store can be held against.
 
+pub mod counter;
 pub mod idempotency;
 pub mod lock;
+pub mod once;
 pub mod queue;
 
 pub mod rate_limit;

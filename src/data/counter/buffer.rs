@@ -1,0 +1,187 @@
+//! What `add` keeps back for a moment: sums by key, sent in calls with an id, so that a lost reply counts once.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::handle::AT_ONCE;
+use super::store::{Change, CounterStore};
+use crate::core::telemetry::{count, gauge, warn};
+use crate::core::ttl::Ttl;
+use crate::core::{Key, StoreError, StoreErrorKind, base64url};
+use crate::data::{DataError, DataErrorKind};
+
+/// The most keys that wait, those of calls under way included.
+const MOST_KEYS: usize = 10_000;
+
+pub(super) struct Buffer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    store: Arc<dyn CounterStore>,
+    name: Arc<str>,
+    every: Duration,
+    waiting: Mutex<Waiting>,
+    /// One flush at a time: calls go out in order.
+    flushing: tokio::sync::Mutex<()>,
+    is_running: AtomicBool,
+}
+
+#[derive(Default)]
+struct Waiting {
+    sums: HashMap<Key, (i64, Ttl)>,
+    /// Calls whose answer is not known to be good, each to be repeated under its id.
+    calls: Vec<(Key, Vec<Change>)>,
+}
+
+impl Waiting {
+    fn keys(&self) -> usize {
+        self.sums.len() + self.calls.iter().map(|call| call.1.len()).sum::<usize>()
+    }
+}
+
+impl Buffer {
+    pub(super) fn new(store: Arc<dyn CounterStore>, name: Arc<str>, every: Duration) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                store,
+                name,
+                every,
+                waiting: Mutex::default(),
+                flushing: tokio::sync::Mutex::default(),
+                is_running: AtomicBool::new(false),
+            }),
+        }
+    }
+
+    pub(super) fn add(&self, key: Key, by: i64, ttl: Ttl) -> Result<(), DataError> {
+        let full = DataError::of(DataErrorKind::Full { retry_after: 1 });
+        {
+            let mut waiting = self.shared.waiting.lock();
+            let has_room = waiting.keys() < MOST_KEYS;
+            match waiting.sums.get_mut(&key) {
+                Some((sum, _)) => *sum = sum.checked_add(by).ok_or(full)?,
+                None if has_room => drop(waiting.sums.insert(key, (by, ttl))),
+                None => return Err(full),
+            }
+        }
+        self.shared.run();
+        Ok(())
+    }
+
+    pub(super) async fn flush(&self) -> Result<(), StoreError> {
+        self.shared.flush().await
+    }
+}
+
+impl Shared {
+    /// Starts the task that flushes, where there is a runtime; it ends with the last handle, after a last flush.
+    fn run(self: &Arc<Self>) {
+        if self.is_running.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            self.is_running.store(false, Ordering::Release);
+            return;
+        };
+        runtime.spawn(tick(Arc::downgrade(self), self.every));
+    }
+
+    async fn flush(&self) -> Result<(), StoreError> {
+        let _one_at_a_time = self.flushing.lock().await;
+        self.pack()?;
+        loop {
+            let Some((id, changes)) = self.waiting.lock().calls.first().cloned() else {
+                return Ok(());
+            };
+            match self.store.incr(&self.name, changes, Some(id)).await {
+                Ok(_) => {
+                    let (_, sent) = self.waiting.lock().calls.remove(0);
+                    count!("keep_counter_ops_total", sent.len() as u64, "counter" => self.name.to_string());
+                }
+                // Whatever it was, the call stays and keeps its id.
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Makes calls of the sums, each with an id of its own.
+    fn pack(&self) -> Result<(), StoreError> {
+        let mut waiting = self.waiting.lock();
+        let sums: Vec<(Key, (i64, Ttl))> = waiting.sums.drain().collect();
+        gauge!("keep_counter_buffered", sums.len() as f64, "counter" => self.name.to_string());
+        let change = |(key, (by, ttl)): &(Key, (i64, Ttl))| Change {
+            key: key.clone(),
+            by: *by,
+            ttl: *ttl,
+            sliding: false,
+            within: i64::MIN..=i64::MAX,
+            event: None,
+        };
+        for part in sums.chunks(AT_ONCE) {
+            let mut id = [0; 16];
+            if let Err(error) = getrandom::fill(&mut id) {
+                waiting.sums.extend(sums);
+                let why = error.to_string();
+                return Err(StoreError::with_source(StoreErrorKind::Failed, why));
+            }
+            let call = (
+                Key::of([base64url(&id)]),
+                part.iter().map(change).collect::<Vec<_>>(),
+            );
+            waiting.calls.push(call);
+        }
+        Ok(())
+    }
+}
+
+async fn tick(shared: Weak<Shared>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        if let Err(error) = shared.flush().await {
+            let _ = &error;
+            warn!(counter = &*shared.name, %error, "counts are kept back");
+        }
+        // Idle: the next `add` starts a task again.
+        shared.is_running.store(false, Ordering::Release);
+        let is_idle = shared.waiting.lock().keys() == 0;
+        if is_idle || shared.is_running.swap(true, Ordering::AcqRel) {
+            return;
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let waiting = std::mem::take(self.waiting.get_mut());
+        if waiting.keys() == 0 {
+            return;
+        }
+        // The last handle is gone: what waits goes out once more, best effort.
+        let rest = Self {
+            store: Arc::clone(&self.store),
+            name: Arc::clone(&self.name),
+            every: self.every,
+            waiting: Mutex::new(waiting),
+            flushing: tokio::sync::Mutex::default(),
+            is_running: AtomicBool::new(true),
+        };
+        let last = async move {
+            let sent = rest.flush().await;
+            let lost = std::mem::take(&mut *rest.waiting.lock()).keys();
+            if sent.is_err() {
+                count!("keep_counter_flush_lost_total", lost as u64, "counter" => rest.name.to_string());
+            }
+        };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            drop(runtime.spawn(last));
+        }
+    }
+}

@@ -1,0 +1,5 @@
+-- Forgets a counter.
+-- KEYS[1] counter.
+-- Reply: 1.
+redis.call('DEL', KEYS[1])
+return 1

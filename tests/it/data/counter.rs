@@ -1,0 +1,143 @@
+//! Counters: the suite on every engine, the buffer, two handles, lost replies.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tower_keep::backend::fallback::Fallback;
+use tower_keep::backend::memory::MemoryStore;
+use tower_keep::backend::redis::RedisStore;
+use tower_keep::conformance::counter::{counter, sum_over};
+use tower_keep::core::ManualClock;
+use tower_keep::data::DataErrorKind;
+use tower_keep::data::counter::{Bucket, Counter, CounterStore, Increment};
+use tower_keep::{HOUR, ttl};
+
+use crate::support::Proxy;
+use crate::support::redis::{RedisServer, fresh_prefix, shared};
+
+fn clock() -> ManualClock {
+    ManualClock::at("2030-01-01T00:00:00.007Z".parse().unwrap())
+}
+
+#[tokio::test]
+async fn memory_keeps_its_promises() {
+    let clock = clock();
+    let store = MemoryStore::builder().clock(clock.clone()).build();
+    counter(Arc::new(store), &clock).await;
+}
+
+#[tokio::test]
+async fn redis_keeps_its_promises_also_behind_a_fallback() {
+    let clock = clock();
+    let second = MemoryStore::builder().clock(clock.clone()).build();
+    let store = Fallback::new(shared().await.store(&clock).await, second);
+    counter(Arc::new(store), &clock).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handles_of_two_processes_add_up() {
+    let (server, prefix) = (shared().await, fresh_prefix());
+    let mut handles: Vec<Arc<dyn CounterStore>> = Vec::new();
+    for _ in 0..4 {
+        handles.push(Arc::new(server.store_with(&prefix).await));
+    }
+    assert_eq!(sum_over(&handles, 250, "signups").await, 1_000);
+}
+
+#[tokio::test]
+async fn an_increment_is_one_command_however_many_buckets_and_changes() {
+    let store = shared().await.store_with(&fresh_prefix()).await;
+    let metrics = Counter::new(store.clone(), "metrics");
+    let actions = metrics.series("user-action", [Bucket::HOUR, Bucket::DAY]);
+    let all = || (0..512_u32).map(|key| Increment::new(key, 1, ttl::METRIC));
+    for _ in 0..2 {
+        let before = store.commands();
+        metrics.incr("a", 1, ttl::METRIC).await.unwrap();
+        actions.incr(("book", "u1"), 1).await.unwrap();
+        assert_eq!(metrics.apply(all()).await.unwrap().len(), 512);
+        if before > 0 {
+            assert_eq!(store.commands() - before, 3);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_full_store_changes_nothing_of_a_batch() {
+    let store = MemoryStore::builder().max_entries(4).build();
+    let metrics = Counter::new(store, "metrics");
+    metrics.incr("a", 1, ttl::METRIC).await.unwrap();
+    let keys = ["a", "b", "c", "d", "e"];
+    let batch = || keys.map(|key| Increment::new(key, 1, ttl::METRIC).once("event"));
+    let full = metrics.apply(batch()).await.unwrap_err();
+    assert!(matches!(full.kind(), DataErrorKind::Full { .. }));
+    assert_eq!(metrics.values(keys).await.unwrap(), [1, 0, 0, 0, 0]);
+    // Nor is the event marked.
+    let one = Increment::new("a", 1, ttl::METRIC).once("event");
+    assert!(metrics.apply([one]).await.unwrap()[0].applied);
+}
+
+#[tokio::test]
+async fn what_was_added_is_flushed_by_itself_and_at_shutdown() {
+    let store = MemoryStore::new();
+    let metrics = Counter::new(store.clone(), "metrics").flush_every(Duration::from_millis(5));
+    for _ in 0..100 {
+        metrics.add("hits", 1, ttl::METRIC).unwrap();
+    }
+    while metrics.value("hits").await.unwrap() < 100 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let slow = Counter::new(store.clone(), "metrics").flush_every(HOUR);
+    slow.add("hits", 1, ttl::METRIC).unwrap();
+    slow.flush().await.unwrap();
+    assert_eq!(metrics.value("hits").await.unwrap(), 101);
+    slow.add("hits", 1, ttl::METRIC).unwrap();
+    drop(slow);
+    while metrics.value("hits").await.unwrap() < 102 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_buffer_is_bounded_by_keys() {
+    let metrics = Counter::new(MemoryStore::new(), "metrics").flush_every(HOUR);
+    for key in 0..10_000_u32 {
+        metrics.add(key, 1, ttl::METRIC).unwrap();
+    }
+    let full = metrics.add(10_000_u32, 1, ttl::METRIC).unwrap_err();
+    assert!(matches!(full.kind(), DataErrorKind::Full { .. }));
+    metrics.add(7_u32, 1, ttl::METRIC).unwrap();
+    metrics.flush().await.unwrap();
+    assert_eq!(metrics.value(7_u32).await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn a_flush_whose_reply_was_lost_counts_once() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let store = RedisStore::connect(&format!("redis://{}/", proxy.address())).await;
+    let metrics = Counter::new(store.unwrap(), "metrics").flush_every(HOUR);
+    // The server knows the script from now on.
+    metrics.incr("other", 1, ttl::METRIC).await.unwrap();
+    metrics.add("hits", 5, ttl::METRIC).unwrap();
+    proxy.cut_at_next_reply();
+    assert!(metrics.flush().await.is_err());
+    metrics.add("hits", 2, ttl::METRIC).unwrap();
+    metrics.flush().await.unwrap();
+    assert_eq!(metrics.value("hits").await.unwrap(), 7);
+}
+
+#[tokio::test]
+async fn an_outage_is_an_error_and_what_was_added_is_kept() {
+    let mut server = RedisServer::start().await;
+    let store = RedisStore::connect(&server.url()).await.unwrap();
+    let metrics = Counter::new(store, "metrics").flush_every(HOUR);
+    server.kill();
+    assert!(metrics.incr("a", 1, ttl::METRIC).await.is_err());
+    metrics.add("b", 1, ttl::METRIC).unwrap();
+    assert!(metrics.flush().await.is_err());
+    server.restart();
+    while metrics.flush().await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(metrics.value("b").await.unwrap(), 1);
+}

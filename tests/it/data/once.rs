@@ -1,0 +1,120 @@
+//! One-time values: the suite on every engine, tokens, two processes, cut links.
+
+use std::sync::Arc;
+
+use tower_keep::backend::fallback::Fallback;
+use tower_keep::backend::memory::MemoryStore;
+use tower_keep::backend::redis::RedisStore;
+use tower_keep::conformance::once::{once, takers_of};
+use tower_keep::core::{ManualClock, Principal};
+use tower_keep::data::DataErrorKind;
+use tower_keep::data::once::{Expect, Once, OnceStore, Progress, PutOutcome, SaveOutcome};
+use tower_keep::ttl::{self, Ttl};
+
+use crate::support::Proxy;
+use crate::support::redis::{RedisServer, fresh_prefix, shared};
+
+fn clock() -> ManualClock {
+    ManualClock::at("2030-01-01T00:00:00.007Z".parse().unwrap())
+}
+
+#[tokio::test]
+async fn memory_keeps_its_promises() {
+    let clock = clock();
+    let store = MemoryStore::builder().clock(clock.clone()).build();
+    once(Arc::new(store), &clock).await;
+}
+
+#[tokio::test]
+async fn redis_keeps_its_promises_also_behind_a_fallback() {
+    let clock = clock();
+    let second = MemoryStore::builder().clock(clock.clone()).build();
+    let store = Fallback::new(shared().await.store(&clock).await, second);
+    once(Arc::new(store), &clock).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_thousand_takes_over_two_handles_one_succeeds() {
+    let (server, prefix) = (shared().await, fresh_prefix());
+    let mut handles: Vec<Arc<dyn OnceStore>> = Vec::new();
+    for _ in 0..2 {
+        handles.push(Arc::new(server.store_with(&prefix).await));
+    }
+    assert_eq!(takers_of(1_000, &handles, "contended").await, 1);
+    let memory: [Arc<dyn OnceStore>; 1] = [Arc::new(MemoryStore::new())];
+    assert_eq!(takers_of(1_000, &memory, "contended").await, 1);
+}
+
+#[tokio::test]
+async fn a_foreign_attempt_finds_nothing_and_burns_nothing() {
+    let states: Once<String> = Once::new(MemoryStore::new(), "oauth", ttl::OAUTH_STATE);
+    let (mine, other) = (Principal::new("u1"), Principal::new("u2"));
+    let token = states.owned_by(&mine).issue(&"x".to_owned()).await.unwrap();
+    assert_eq!(states.owned_by(&other).take(&token).await.unwrap(), None);
+    assert_eq!(states.take(&token).await.unwrap(), None);
+    let taken = states.owned_by(&mine).take(&token).await.unwrap().unwrap();
+    assert_eq!(taken.value, "x");
+    assert_eq!(states.owned_by(&mine).take(&token).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn weak_tokens_and_large_values_are_refused() {
+    let states: Once<String> = Once::new(MemoryStore::new(), "verification", ttl::VERIFICATION);
+    let weak = states.put("123456", &String::new()).await.unwrap_err();
+    assert_eq!(weak.kind(), DataErrorKind::WeakToken);
+    assert_eq!(states.take("123456").await.unwrap(), None);
+    let large = "x".repeat(70_000);
+    let large = states.put("0123456789abcdef", &large).await.unwrap_err();
+    assert_eq!(large.kind(), DataErrorKind::TooLarge { limit: 65_536 });
+    let token = states.issue(&"v".to_owned()).await.unwrap();
+    assert_eq!(token.expose().len(), 43);
+    assert!(!format!("{token:?}").contains(token.expose()));
+    let again = states.put(&token, &"w".to_owned()).await.unwrap();
+    assert_eq!(again, PutOutcome::Exists);
+}
+
+#[tokio::test]
+async fn no_token_is_found_in_the_store() {
+    let (server, prefix) = (shared().await, fresh_prefix());
+    let states: Once<u8> = Once::new(server.store_with(&prefix).await, "oauth", ttl::OAUTH_STATE);
+    let token = states.issue(&7).await.unwrap();
+    let mut raw = server.raw().await;
+    let keys: Vec<String> = redis::cmd("KEYS")
+        .arg(format!("{prefix}:*"))
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    assert_eq!(keys.len(), 1);
+    assert!(!keys[0].contains(token.expose()));
+}
+
+#[tokio::test]
+async fn a_lost_reply_burns_the_token_and_never_gives_it_twice() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let store = RedisStore::connect(&format!("redis://{}/", proxy.address())).await;
+    let states: Once<u8> = Once::new(store.unwrap(), "oauth", ttl::OAUTH_STATE);
+    let token = states.issue(&7).await.unwrap();
+    assert!(states.peek(&token).await.unwrap().is_some());
+    proxy.cut_at_next_reply();
+    // The handle's own answer to a script that it does not know yet may have been the reply that was cut.
+    assert!(states.take(&token).await.is_err());
+    let second = states.take(&token).await.unwrap();
+    let third = states.take(&token).await.unwrap();
+    assert!(second.is_none() || third.is_none());
+}
+
+#[tokio::test]
+async fn two_tabs_never_overwrite_each_other_unseen() {
+    let forms: Progress<u8> = Progress::new(MemoryStore::new(), "form", Ttl::secs(60));
+    let key = ("u1", "intake");
+    forms.save(key, &1, Expect::Absent).await.unwrap();
+    let (a, b) = tokio::join!(
+        forms.save(key, &2, Expect::Version(1)),
+        forms.save(key, &3, Expect::Version(1))
+    );
+    assert_eq!(a.unwrap(), SaveOutcome::Saved { version: 2 });
+    assert_eq!(b.unwrap(), SaveOutcome::Conflict { version: 2 });
+    assert_eq!(forms.take(key).await.unwrap().unwrap().value, 2);
+    assert!(forms.load(key).await.unwrap().is_none());
+}
