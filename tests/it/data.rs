@@ -1,4 +1,7 @@
-//! The example of the data services, on memory and on Redis.
+//! Data services: counters and one-time values on every engine; the example on memory and on Redis.
+
+mod counter;
+mod once;
 
 use crate::support::program;
 use crate::support::redis::RedisServer;

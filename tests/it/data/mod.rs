@@ -1,4 +1,0 @@
-//! Data services: caches, counters and one-time values, on every engine.
-
-mod counter;
-mod once;
