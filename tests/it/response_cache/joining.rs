@@ -8,8 +8,10 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tower_keep::core::{AskVisitor, Visitor};
 use tower_keep::response_cache::{ResponseBody, ResponseCacheLayer};
 
+use super::leaks::FakeSession;
 use super::origin::{App, Broken, Origin, TestBody, clock, layer, request, until};
 
 type Sent = Result<Frame<Bytes>, Broken>;
@@ -169,6 +171,26 @@ async fn a_body_that_is_cut_is_cut_for_all_and_stored_for_nobody() {
     pens.close();
     assert_eq!(next.rest().await.unwrap(), "again");
     assert_eq!(origin.calls(), 2);
+}
+
+#[tokio::test]
+async fn a_session_touched_while_others_read_along_cuts_them_off() {
+    let (origin, pens) = slow(FRESH);
+    let app = App::new(&cache(1_000), &origin);
+    let session = Arc::<FakeSession>::default();
+    let mut asked = request("GET", "/a", &[]);
+    let ask: Arc<dyn AskVisitor> = Arc::clone(&session) as _;
+    asked.extensions_mut().insert(Visitor::new(ask));
+    let leader = Reading(app.try_call(asked).await.unwrap());
+    pens.write(0, "hello ");
+    let mut joiner = Reading::of(&app, &[]).await;
+    assert_eq!(joiner.frame().await, "hello ");
+    session.mark_personal();
+    pens.close();
+    assert_eq!(leader.rest().await.unwrap(), "hello ");
+    assert!(joiner.rest().await.is_err());
+    drop(Reading::of(&app, &[]).await);
+    assert_eq!(origin.calls(), 2, "nothing was stored");
 }
 
 #[tokio::test]

@@ -240,7 +240,7 @@ async fn a_repeated_origin_and_an_encoding_select_though_vary_forgot_them() {
 
 /// A session that a handler may touch.
 #[derive(Debug, Default)]
-struct FakeSession {
+pub(super) struct FakeSession {
     who: Option<Principal>,
     touched: AtomicBool,
 }

@@ -268,7 +268,7 @@ async fn two_processes_make_one_run() {
     let one = Process::new(&fleet, &origin, |layer| layer).await;
     let two = Process::new(&fleet, &origin, |layer| layer).await;
     let mut running = tokio::task::JoinSet::new();
-    for _ in 0..100 {
+    for _ in 0..5_000 {
         for app in [&one.app, &two.app] {
             let app = app.clone();
             running.spawn(async move { app.get("/a").await.body });
