@@ -8,8 +8,7 @@ use sqlx::AssertSqlSafe;
 use super::{Acquired, Asking, Fence, LockKey, LockState, LockStore, Owned, Owner};
 use crate::backend::sql::{Dialect, RequestTransaction, Schema, SqlStore, TransactionError};
 use crate::core::{
-    Clock, NoticeCallback, RollbackCause, StoreError, StoreFuture, Subscription, SystemClock,
-    Timestamp,
+    NoticeCallback, RollbackCause, StoreError, StoreFuture, Subscription, Timestamp,
 };
 use crate::data::ticker;
 
@@ -77,7 +76,10 @@ macro_rules! alone {
                 Box::pin(async move {
                     #[cfg(feature = "sqlite")]
                     if let Some($connection) = step.connection.sqlite() {
-                        let engine = i64::try_from(SystemClock.now_micros()).unwrap_or(i64::MAX);
+                        let engine = i64::try_from(crate::core::Clock::now_micros(
+                            &crate::core::SystemClock,
+                        ))
+                        .unwrap_or(i64::MAX);
                         let $now = Now::of(injected, engine);
                         return $body;
                     }
