@@ -263,15 +263,15 @@ async fn a_cut_answer_that_varies(one: &ResponseCacheLayer, two: &ResponseCacheL
     let (one, two) = (App::new(one, &origin), App::new(two, &origin));
     let cut = one.try_call(request("GET", "/a", &[])).await.unwrap();
     assert!(cut.into_body().collect().await.is_err());
-    // The release goes on behind the answer; a lease left behind would last five seconds.
-    let next = tokio::time::timeout(secs(3), two.get("/a")).await;
+    // The release goes on behind the answer; a lease left behind would last a minute.
+    let next = tokio::time::timeout(secs(20), two.get("/a")).await;
     assert_eq!(next.expect("the lease is still held").body, "whole");
 }
 
 #[tokio::test]
 async fn a_cut_answer_that_varies_gives_its_lease_back() {
     let store = tower_keep::backend::memory::MemoryStore::new();
-    let layer = || ResponseCacheLayer::new(store.clone());
+    let layer = || ResponseCacheLayer::new(store.clone()).lease(secs(60));
     a_cut_answer_that_varies(&layer(), &layer()).await;
 }
 
@@ -279,7 +279,7 @@ async fn a_cut_answer_that_varies_gives_its_lease_back() {
 async fn a_cut_answer_that_varies_gives_its_lease_back_on_a_shared_store() {
     let store = RedisStore::builder(&shared().await.url()).prefix(&fresh_prefix());
     let store = store.open().await.unwrap();
-    let layer = || ResponseCacheLayer::new(store.clone());
+    let layer = || ResponseCacheLayer::new(store.clone()).lease(secs(60));
     a_cut_answer_that_varies(&layer(), &layer()).await;
 }
 
@@ -298,13 +298,13 @@ async fn a_request_that_leaves_while_it_looks_up_leaves_no_lease_behind() {
     let direct = direct.open().await.unwrap();
     let origin =
         Origin::of(|_, call| said(&[("cache-control", "max-age=60")], format!("run {call}")));
-    let leaving = App::new(&ResponseCacheLayer::new(through), &origin);
+    let leaving = App::new(&ResponseCacheLayer::new(through).lease(secs(60)), &origin);
     // The scripts are known to the server from here on.
     leaving.get("/warm").await;
-    proxy.delay(std::time::Duration::from_millis(100));
+    proxy.delay(std::time::Duration::from_millis(500));
     let gone = tokio::time::timeout(std::time::Duration::from_millis(50), leaving.get("/a")).await;
     assert!(gone.is_err(), "answered before it could leave");
-    let staying = App::new(&ResponseCacheLayer::new(direct), &origin);
-    let next = tokio::time::timeout(secs(3), staying.get("/a")).await;
+    let staying = App::new(&ResponseCacheLayer::new(direct).lease(secs(60)), &origin);
+    let next = tokio::time::timeout(secs(20), staying.get("/a")).await;
     assert_eq!(next.expect("the lease is still held").body, "run 1");
 }
