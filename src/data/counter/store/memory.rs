@@ -127,7 +127,9 @@ fn restore(slots: &mut Slots<'_, Tally>, before: &[Option<(i64, u64)>], places: 
         match before {
             // It had this room a moment ago.
             Some((value, end)) => drop(slots.set(index, Tally::Value(*value), *end)),
-            None => drop(slots.remove(index)),
+            None => {
+                slots.remove(index);
+            }
         }
     }
     if let Some(batch) = places.batch {
@@ -172,7 +174,9 @@ impl CounterStore for MemoryStore {
                 Ok(())
             };
             if let Err(full) = step() {
-                marked.iter().for_each(|event| drop(slots.remove(*event)));
+                for event in marked {
+                    slots.remove(event);
+                }
                 restore(slots, &before, &places);
                 return Err(full.into());
             }
@@ -270,7 +274,7 @@ impl CounterStore for MemoryStore {
     fn reset(&self, name: &Arc<str>, key: Key) -> StoreFuture<()> {
         let entry = entry_of(self, name, b"value", &key);
         let table = self.table::<Tally>();
-        table.update_one(entry, now_micros(self), |slot| drop(slot.remove()));
+        table.update_one(entry, now_micros(self), |slot| slot.remove());
         StoreFuture::ok(())
     }
 }
