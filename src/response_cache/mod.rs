@@ -82,6 +82,7 @@ mod layer;
 mod look;
 mod miss;
 mod policy;
+mod posted;
 mod range;
 mod record;
 mod refresh;

@@ -23,6 +23,7 @@ use super::hit::Tried;
 use super::key::{self, Key};
 use super::miss::{self, Fetching, Led};
 use super::policy;
+use super::posted;
 use super::run::{Answer, Run};
 use super::stamps::{Change, ChangeKind};
 use super::status::{Bypass, Forward};
@@ -68,7 +69,7 @@ where
             &signals,
             ended,
         ) {
-            Err(_) if consider::is_unsafe(request.method()) => self.change(request),
+            Err(_) if consider::is_unsafe(request.method()) => self.change(request, signals),
             Err(why) => self.pass(request, why),
             Ok(()) => self.consider(request, signals),
         }
@@ -95,13 +96,18 @@ impl<S> ResponseCache<S> {
     }
 
     /// A request that may change things: a good answer invalidates what it names.
-    fn change<B, R>(&mut self, request: Request<B>) -> ResponseFuture<S::Future, R, S::Error>
+    fn change<B, R>(
+        &mut self,
+        request: Request<B>,
+        signals: Signals,
+    ) -> ResponseFuture<S::Future, R, S::Error>
     where
         S: Service<Request<Body<B>>, Response = Response<R>> + Send + 'static,
         S::Future: Send,
         S::Error: Send,
         B: Send + 'static,
-        R: Send + 'static,
+        R: http_body::Body<Data = Bytes> + Send + 'static,
+        R::Error: Into<BoxError>,
     {
         let setup = Arc::clone(&self.setup);
         let rules = &setup.config.key;
@@ -109,13 +115,21 @@ impl<S> ResponseCache<S> {
         let rewritten = key::rewritten(rules, request.uri());
         let uri = rewritten.as_ref().unwrap_or(request.uri());
         let site = Key::of(rules, &request, uri, &[], false, None);
+        let posted = posted::as_get(&setup, &request, signals);
         let call = self.inner.call(request.map(Body::pass));
         let run = async move {
+            let asked = setup.cache.now();
             let mut response = call.await?;
+            let times = (asked, setup.cache.now());
             let status = response.status();
             if let Some(site) = site.filter(|_| status.is_success() || status.is_redirection()) {
                 let changes = changed_by(&site, response.headers());
                 setup.cache.invalidate(changes).await;
+                if let Some(exchange) = posted
+                    && posted::answers_get(&setup, &site, &response, times.1)
+                {
+                    return Ok(posted::kept(exchange, response, times).await);
+                }
             }
             setup.cache.counters.count(ResponseCacheOutcome::Bypass);
             setup
@@ -303,7 +317,7 @@ fn changed_by(site: &Key, fields: &http::HeaderMap) -> Vec<Change> {
 }
 
 /// The target of a URI reference, if it lies on the same host.
-fn same_site(site: &Key, reference: &str) -> Option<Target> {
+pub(super) fn same_site(site: &Key, reference: &str) -> Option<Target> {
     let cut = reference.find('#').unwrap_or(reference.len());
     let uri: http::Uri = reference[..cut].parse().ok()?;
     let path = uri.path_and_query()?.as_str();

@@ -12,6 +12,7 @@ mod support;
 mod clinic;
 mod cluster;
 mod data;
+mod gateway;
 mod hyper;
 mod idempotency;
 mod lock;

@@ -1,0 +1,6 @@
+//! The gateway as it runs: what it forwards, what its layers add, and the rules of HTTP caching through it.
+
+mod conformance;
+mod faithful;
+mod layers;
+mod wire;
