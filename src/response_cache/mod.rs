@@ -41,6 +41,27 @@
 //! What is not part of the key (ignored query parameters) does not reach the handler, except by
 //! axum's `OriginalUri`.
 //!
+//! # Conformance
+//!
+//! `tests/it/gateway` drives the cache over real HTTP through `examples/gateway`, with default settings:
+//!
+//! | specification | rules under test |
+//! |---|---|
+//! | RFC 9111 §1.2.2, §4.2, §5.1, §5.3 | lifetimes, Age, Expires in all forms of RFC 9110 §5.6.7, heuristics, overflow |
+//! | RFC 9111 §5.2 | each directive of requests and responses, and how odd spellings are read |
+//! | RFC 9111 §3, §3.5, §7.3 | statuses, Authorization, Set-Cookie |
+//! | RFC 9111 §4.1 | Vary: absent, several, `*`, and values that differ in form only |
+//! | RFC 9111 §4.3, §3.2; RFC 9110 §13, §14 | conditions both ways, what a 304 updates, one byte range, If-Range |
+//! | RFC 9111 §4.4; RFC 9110 §9.3.2, §9.3.3 | invalidation by unsafe methods, HEAD, answers to POST kept for GET |
+//! | RFC 5861 | stale while revalidated, stale in place of errors, and what forbids it |
+//! | RFC 9211, 9213, 9875 | Cache-Status, CDN-Cache-Control, groups |
+//!
+//! Known departures: answers with Set-Cookie are not shared unless said to be public, and demands of
+//! requests for a fresh answer are not obeyed, until
+//! [`replay_set_cookie`](ResponseCacheLayer::replay_set_cookie) and
+//! [`allow_reload`](ResponseCacheLayer::allow_reload) say otherwise; parts are not stored; no language other than
+//! the negotiated variant's is chosen by Content-Language.
+//!
 //! # What it does not do
 //!
 //! It stores no parts of answers and combines none, answers one byte range at a time, forwards no

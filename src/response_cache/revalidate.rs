@@ -101,7 +101,11 @@ pub(super) fn merged(head: &Head, confirmed: &HeaderMap) -> HeaderMap {
             // Without a Date of its own the 304 was made when it came, not when the stored answer was.
             || *name == header::DATE
     };
-    let taken = |name: &HeaderName| !OF_THE_BODY.contains(name) && is_storable(name, confirmed);
+    // A digest is of the body that is kept, not of the 304's, which has none.
+    let digest = |name: &HeaderName| matches!(name.as_str(), "content-digest" | "content-md5");
+    let taken = |name: &HeaderName| {
+        !OF_THE_BODY.contains(name) && !digest(name) && is_storable(name, confirmed)
+    };
     let mut fields = HeaderMap::new();
     for (name, value) in head.stored_fields() {
         let replaced = taken(name) && confirmed.contains_key(name);
@@ -200,6 +204,7 @@ mod tests {
             &map(&[
                 ("x-old", "3"),
                 ("content-type", "c/d"),
+                ("content-md5", "x"),
                 ("connection", "x-hop"),
                 ("x-hop", "1"),
                 ("ratelimit", "r"),
