@@ -19,6 +19,7 @@ use std::sync::Arc;
 use crate::backend::health::StoreHealth;
 use crate::backend::memory::MemoryStore;
 use crate::core::Clock;
+use crate::data::cache::CacheStore;
 use crate::data::counter::CounterStore;
 use crate::data::lock::LockStore;
 use crate::data::once::OnceStore;
@@ -37,6 +38,7 @@ pub trait Store:
     + IdempotencyStore
     + SessionStore
     + ResponseStore
+    + CacheStore
     + CounterStore
     + LockStore
     + OnceStore
@@ -51,6 +53,7 @@ impl<T> Store for T where
         + IdempotencyStore
         + SessionStore
         + ResponseStore
+        + CacheStore
         + CounterStore
         + LockStore
         + OnceStore

@@ -1,5 +1,6 @@
 //! Test suites that any store can be held against.
 
+pub mod cache;
 pub mod counter;
 pub mod idempotency;
 pub mod lock;

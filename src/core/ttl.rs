@@ -178,6 +178,11 @@ impl Lifetime {
         self
     }
 
+    pub(crate) const fn stale_for_millis(mut self, millis: u64) -> Self {
+        self.stale_millis = millis;
+        self
+    }
+
     const fn check(&self) {
         assert!(self.refresh_millis > 0, "refresh_after must not be zero");
         assert!(

@@ -1,5 +1,6 @@
 //! Data services on the stores of the layers: typed handles, no tower in them.
 //!
+//! - [`cache`]: values read through a loader, invalidated by key, tag and prefix.
 //! - [`counter`]: counts that expire, and series of hours and days.
 //! - [`lock`]: mutual exclusion over processes, with fencing and a signal of loss.
 //! - [`once`]: values that are used once, and progress saved by version.
@@ -8,6 +9,7 @@
 
 mod again;
 mod bell;
+pub mod cache;
 pub mod counter;
 mod error;
 pub mod lock;

@@ -1,5 +1,6 @@
-//! Data services: counters and one-time values on every engine; the example on memory and on Redis.
+//! Data services: caches, counters and one-time values on every engine; the example on memory and on Redis.
 
+mod cache;
 mod counter;
 mod once;
 

@@ -1,0 +1,331 @@
+//! A group of caches: one channel, one sight, one list of what the store has yet to be told.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::{Notify, OnceCell};
+
+use super::handle::Cache;
+use super::sight::Sight;
+use super::store::CacheStore;
+use super::target::{Hit, Target};
+use crate::core::telemetry::{count, info, warn};
+use crate::core::ttl::Lifetime;
+use crate::core::{
+    NotAServiceName, Notice, ServiceName, StoreError, StoreErrorKind, Subscription, base64url,
+};
+
+/// Targets kept back in an outage; beyond, the whole group.
+const MOST_PENDING: usize = 10_000;
+const AT_ONCE: usize = 512;
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+
+/// Caches that are invalidated together: tags, prefixes and `clear` reach all of them in one step.
+#[derive(Clone)]
+#[must_use]
+pub struct CacheGroup {
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What became of an invalidation. In this process the next read is new in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InvalidateOutcome {
+    /// The store has it.
+    Done,
+    /// The store is away: it is told before the next shared read; until then nothing that was hit is served here.
+    Queued,
+}
+
+pub(super) struct Shared {
+    pub(super) store: Arc<dyn CacheStore>,
+    pub(super) name: ServiceName,
+    pub(super) sender: String,
+    pub(super) sight: Sight,
+    /// Notices arrive: local copies may be believed.
+    is_live: AtomicBool,
+    subscription: OnceCell<Subscription>,
+    waiters: Mutex<HashMap<String, Weak<Notify>>>,
+    pending: Mutex<HashSet<Target>>,
+    has_pending: AtomicBool,
+    flushing: tokio::sync::Mutex<()>,
+}
+
+impl CacheGroup {
+    /// Makes a group.
+    ///
+    /// # Panics
+    /// If `name` is not 1 to 64 of `a-z 0-9 . _ -`.
+    #[track_caller]
+    pub fn new(store: impl CacheStore, name: &str) -> Self {
+        Self::of(Arc::new(store), ServiceName::new(name))
+    }
+
+    /// Like [`CacheGroup::new`], for a name that is known only at run time.
+    ///
+    /// # Errors
+    /// The name is not 1 to 64 of `a-z 0-9 . _ -`.
+    pub fn try_new(store: impl CacheStore, name: &str) -> Result<Self, NotAServiceName> {
+        Ok(Self::of(Arc::new(store), ServiceName::try_new(name)?))
+    }
+
+    fn of(store: Arc<dyn CacheStore>, name: ServiceName) -> Self {
+        let mut sender = [0; 16];
+        // Without random bits a sender hears its own notices: its local copies end early, no more.
+        let sender = match getrandom::fill(&mut sender) {
+            Ok(()) => base64url(&sender),
+            Err(_) => "-".to_owned(),
+        };
+        Self {
+            shared: Arc::new(Shared {
+                store,
+                name,
+                sender,
+                sight: Sight::default(),
+                is_live: AtomicBool::new(false),
+                subscription: OnceCell::new(),
+                waiters: Mutex::default(),
+                pending: Mutex::default(),
+                has_pending: AtomicBool::new(false),
+                flushing: tokio::sync::Mutex::default(),
+            }),
+        }
+    }
+
+    /// Makes the cache `entity` of this group.
+    ///
+    /// # Panics
+    /// If `entity` is not 1 to 64 of `a-z 0-9 . _ -`.
+    #[track_caller]
+    pub fn cache<K, V>(&self, entity: &str, life: impl Into<Lifetime>) -> Cache<K, V>
+    where
+        V: Serialize + DeserializeOwned + Send + Sync + 'static,
+    {
+        Cache::of(self.clone(), ServiceName::new(entity), life.into())
+    }
+
+    /// Invalidates; after the commit of what changed. Never fails, and runs on if the future is dropped.
+    pub async fn invalidate(&self, targets: impl IntoIterator<Item = Target>) -> InvalidateOutcome {
+        let targets: Vec<Target> = targets.into_iter().collect();
+        let shared = Arc::clone(&self.shared);
+        // A task of its own: a caller that goes away leaves no copy behind.
+        let task = tokio::spawn(async move { shared.invalidate(targets).await });
+        task.await.unwrap_or(InvalidateOutcome::Queued)
+    }
+
+    /// Invalidates all caches of the group.
+    pub async fn clear(&self) -> InvalidateOutcome {
+        self.invalidate([Target::all()]).await
+    }
+
+    /// Returns the name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.shared.name.as_str()
+    }
+}
+
+impl Shared {
+    async fn invalidate(self: &Arc<Self>, targets: Vec<Target>) -> InvalidateOutcome {
+        let mut outcome = InvalidateOutcome::Done;
+        for part in targets.chunks(AT_ONCE) {
+            // Before the call: loads that run are left alone. After it: so are reads that began meanwhile.
+            self.hit(part);
+            let group = self.name.shared();
+            let told = self.store.invalidate(&group, part.to_vec(), &self.sender);
+            if let Err(error) = told.await {
+                let _ = &error;
+                warn!(cache = self.name.as_str(), %error, "an invalidation is queued");
+                self.keep_back(part.iter().cloned());
+                outcome = InvalidateOutcome::Queued;
+            }
+            self.hit(part);
+        }
+        let result = match outcome {
+            InvalidateOutcome::Done => "done",
+            InvalidateOutcome::Queued => "queued",
+        };
+        let _ = result;
+        count!("keep_cache_invalidations_total", targets.len() as u64, "group" => self.name.as_str().to_owned(), "result" => result);
+        outcome
+    }
+
+    pub(super) fn hit(&self, targets: &[Target]) {
+        let members: Vec<String> = targets.iter().map(Target::member).collect();
+        self.told(&members);
+    }
+
+    fn told(&self, members: &[String]) {
+        // Which tags a value has is known only when it is loaded: a tag leaves all loads of the group alone.
+        let is_tag = |member: &String| member.starts_with('t');
+        let any_tag = members.iter().any(is_tag).then_some(ANY_TAG);
+        let names = members.iter().map(String::as_str).chain(any_tag);
+        self.sight.hit(names);
+        self.wake(members.iter().map(String::as_str));
+    }
+
+    fn wake<'a>(&self, members: impl Iterator<Item = &'a str>) {
+        let mut waiters = self.waiters.lock();
+        for member in members {
+            if let Some(waiter) = waiters.remove(member).and_then(|waiter| waiter.upgrade()) {
+                waiter.notify_waiters();
+                waiter.notify_one();
+            }
+        }
+    }
+
+    /// Returns what is rung when another process has filled or dropped `member`.
+    pub(super) fn waiter(&self, member: &str) -> Arc<Notify> {
+        let mut waiters = self.waiters.lock();
+        if let Some(waiter) = waiters.get(member).and_then(Weak::upgrade) {
+            return waiter;
+        }
+        waiters.retain(|_, waiter| waiter.strong_count() > 0);
+        let waiter = Arc::new(Notify::new());
+        waiters.insert(member.to_owned(), Arc::downgrade(&waiter));
+        waiter
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        self.is_live.load(Ordering::SeqCst)
+    }
+
+    /// Listens for what others invalidate, from the first use on.
+    pub(super) async fn listen(self: &Arc<Self>) {
+        let listening = self.subscription.get_or_try_init(|| {
+            let weak = Arc::downgrade(self);
+            let callback = Arc::new(move |notice| {
+                if let Some(shared) = weak.upgrade() {
+                    shared.notice(notice);
+                }
+            });
+            self.store.subscribe(&self.name.shared(), callback)
+        });
+        // Without a subscription local copies are not believed.
+        let _ = listening.await;
+    }
+
+    fn notice(&self, notice: Notice) {
+        match notice {
+            Notice::Lost => {
+                count!("keep_cache_link_lost_total", 1, "group" => self.name.as_str().to_owned());
+                self.is_live.store(false, Ordering::SeqCst);
+            }
+            Notice::Restored => {
+                self.sight.hit([""]);
+                self.is_live.store(true, Ordering::SeqCst);
+            }
+            Notice::Payload(payload) => {
+                let Ok(text) = std::str::from_utf8(&payload) else {
+                    return;
+                };
+                let Some((sender, rest)) = text.split_once('\n') else {
+                    return;
+                };
+                let members: Vec<String> = rest.split('\n').map(str::to_owned).collect();
+                match members.first().and_then(|first| first.strip_prefix('f')) {
+                    Some(filled) => self.wake(std::iter::once(filled)),
+                    None if sender == self.sender => {}
+                    None => self.told(&members),
+                }
+            }
+        }
+    }
+
+    /// Keeps targets for the time after an outage.
+    pub(super) fn keep_back(self: &Arc<Self>, targets: impl IntoIterator<Item = Target>) {
+        {
+            let mut pending = self.pending.lock();
+            pending.extend(targets);
+            if pending.len() > MOST_PENDING {
+                pending.clear();
+                pending.insert(Target(Hit::All));
+            }
+        }
+        if !self.has_pending.swap(true, Ordering::SeqCst) {
+            let weak = Arc::downgrade(self);
+            drop(tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(TRY_AGAIN).await;
+                    match weak.upgrade() {
+                        Some(shared) if shared.catch_up().await.is_err() => {}
+                        _ => return,
+                    }
+                }
+            }));
+        }
+    }
+
+    /// Tells the store what it could not take; to be called before each shared read.
+    pub(super) async fn catch_up(&self) -> Result<(), StoreError> {
+        if !self.has_pending.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let _one_at_a_time = self.flushing.lock().await;
+        loop {
+            let part = self.take_pending();
+            if part.is_empty() {
+                return Ok(());
+            }
+            // Taken out before the call: a target that is queued again meanwhile stays.
+            let mut unsent = Unsent { shared: self, part };
+            let (group, part) = (self.name.shared(), unsent.part.clone());
+            let told = self.store.invalidate(&group, part, &self.sender).await;
+            match told {
+                // The store will never take it: everything of the group ends by its own lifetime.
+                Err(error) if error.kind() == StoreErrorKind::Failed => {
+                    warn!(cache = self.name.as_str(), %error, "an invalidation was refused");
+                }
+                Err(error) => return Err(error),
+                Ok(()) => info!(
+                    cache = self.name.as_str(),
+                    targets = unsent.part.len(),
+                    "invalidations are replayed"
+                ),
+            }
+            self.hit(&std::mem::take(&mut unsent.part));
+        }
+    }
+
+    fn take_pending(&self) -> Vec<Target> {
+        let mut pending = self.pending.lock();
+        let part: Vec<Target> = pending.iter().take(AT_ONCE).cloned().collect();
+        for target in &part {
+            pending.remove(target);
+        }
+        if part.is_empty() {
+            self.has_pending.store(false, Ordering::SeqCst);
+        }
+        part
+    }
+}
+
+/// What is being told to the store; goes back if that fails or is dropped.
+struct Unsent<'a> {
+    shared: &'a Shared,
+    part: Vec<Target>,
+}
+
+impl Drop for Unsent<'_> {
+    fn drop(&mut self) {
+        if !self.part.is_empty() {
+            self.shared.pending.lock().extend(self.part.drain(..));
+        }
+    }
+}
+
+/// Hit by every tag; loads that run are told by it.
+pub(super) const ANY_TAG: &str = "t";
+
+impl fmt::Debug for CacheGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CacheGroup")
+            .field("name", &self.shared.name)
+            .finish_non_exhaustive()
+    }
+}

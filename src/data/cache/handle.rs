@@ -1,0 +1,361 @@
+//! The service: reads through, writes through, forgets.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::hash::Hash;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::cached::Cached;
+use super::error::LoadError;
+use super::flight::{Answer, Flight, FlightKey, Loader, Want};
+use super::group::{CacheGroup, InvalidateOutcome};
+use super::loaded::Loaded;
+use super::local::{Local, LocalLevel};
+use super::stats::{CacheStats, Meter};
+use super::store::CacheStore;
+use super::target::{CacheKey, Tag, Target};
+use crate::core::ttl::{Lifetime, SECOND};
+use crate::core::{Clock, IntoKey, Key, ServiceName};
+use crate::data::DataError;
+
+type TagsOf<K, V> = Arc<dyn Fn(&K, &V) -> Vec<Tag> + Send + Sync>;
+type Sanitize<V> = Arc<dyn Fn(&mut V) + Send + Sync>;
+
+/// Values by key, read through a loader: in this process, then in the store, then loaded once for all.
+#[must_use]
+pub struct Cache<K, V> {
+    tag_with: Option<TagsOf<K, V>>,
+    pub(super) state: Arc<State<V>>,
+    key: PhantomData<fn(K)>,
+}
+
+/// All of a cache but its key's type.
+pub(super) struct State<V> {
+    pub(super) group: CacheGroup,
+    pub(super) entity: Arc<str>,
+    pub(super) label: String,
+    pub(super) config: Config<V>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) local: Option<LocalLevel>,
+    pub(super) flights: Mutex<HashMap<FlightKey, Arc<Flight<V>>>>,
+    /// Until when, in UTC microseconds, a stale value answers without a load: its loader has failed.
+    pub(super) failed: Mutex<HashMap<Key, u64>>,
+    pub(super) meter: Meter,
+}
+
+pub(super) struct Config<V> {
+    pub(super) life: Lifetime,
+    pub(super) missing_for: Duration,
+    pub(super) soft: Duration,
+    pub(super) hard: Duration,
+    pub(super) bounds: Local,
+    pub(super) sanitize: Option<Sanitize<V>>,
+    pub(super) schema: u32,
+}
+
+impl<V> Clone for Config<V> {
+    fn clone(&self) -> Self {
+        Self {
+            sanitize: self.sanitize.clone(),
+            ..*self
+        }
+    }
+}
+
+impl<K, V> Cache<K, V>
+where
+    V: Serialize + DeserializeOwned + Send + Sync + 'static,
+{
+    /// Makes a cache in a group of its own.
+    ///
+    /// # Panics
+    /// If `name` is not 1 to 64 of `a-z 0-9 . _ -`.
+    #[track_caller]
+    pub fn new(store: impl CacheStore, name: &str, life: impl Into<Lifetime>) -> Self {
+        CacheGroup::new(store, name).cache(name, life)
+    }
+
+    pub(super) fn of(group: CacheGroup, entity: ServiceName, life: Lifetime) -> Self {
+        let config = Config {
+            life,
+            missing_for: 30 * SECOND,
+            soft: SECOND / 2,
+            hard: 10 * SECOND,
+            bounds: Local::default(),
+            sanitize: None,
+            schema: 0,
+        };
+        Self {
+            tag_with: None,
+            state: Arc::new(State::new(group, entity.shared(), config)),
+            key: PhantomData,
+        }
+    }
+
+    /// A setter starts with an empty local level: set up first, clone later.
+    fn with(self, change: impl FnOnce(&mut Config<V>)) -> Self {
+        let mut config = self.state.config.clone();
+        change(&mut config);
+        let state = State::new(self.state.group.clone(), self.state.entity.clone(), config);
+        Self {
+            state: Arc::new(state),
+            ..self
+        }
+    }
+
+    /// Remembers for this long that there is no value (30 s), never longer than the ttl; zero is not at all.
+    pub fn missing_for(self, time: Duration) -> Self {
+        self.with(|config| config.missing_for = time)
+    }
+
+    /// Waits this long for a loader while a stale value is at hand (500 ms), and this long at all (10 s).
+    pub fn load_timeout(self, soft: Duration, hard: Duration) -> Self {
+        self.with(|config| (config.soft, config.hard) = (soft.min(hard), hard))
+    }
+
+    /// Bounds what is kept in this process.
+    pub fn local(self, bounds: Local) -> Self {
+        self.with(|config| config.bounds = bounds)
+    }
+
+    /// Runs on every value that comes in, before it is returned, kept or encoded: no copy has what this removes.
+    pub fn sanitize(self, sanitize: impl Fn(&mut V) + Send + Sync + 'static) -> Self {
+        self.with(|config| config.sanitize = Some(Arc::new(sanitize)))
+    }
+
+    /// Tags every value; at most 16 tags count.
+    pub fn tag_with<I>(mut self, tags: impl Fn(&K, &V) -> I + Send + Sync + 'static) -> Self
+    where
+        I: IntoIterator<Item = Tag>,
+    {
+        self.tag_with = Some(Arc::new(move |key, value| {
+            tags(key, value).into_iter().collect()
+        }));
+        self
+    }
+
+    /// Numbers the shape of the values (0): a record of another number is a miss.
+    pub fn schema(self, number: u32) -> Self {
+        self.with(|config| config.schema = number)
+    }
+
+    /// Returns what was counted.
+    #[must_use]
+    pub fn stats(&self) -> CacheStats {
+        let local = self.state.local.as_ref();
+        let size = local.map_or((0, 0), LocalLevel::size::<V>);
+        self.state.meter.stats(size)
+    }
+}
+
+impl<K, V> Cache<K, V>
+where
+    K: IntoKey + Hash + Eq + Clone + Send + Sync + 'static,
+    V: Serialize + DeserializeOwned + Send + Sync + 'static,
+{
+    /// Returns the value, loading it if need be: once for all who ask at the same time. A remembered absence is loaded.
+    ///
+    /// The load runs in a task of its own: dropping the future does not stop it, nor the fill.
+    ///
+    /// # Errors
+    /// The loader failed, hung or panicked, and no stale value was at hand. The store's faults are none.
+    pub async fn get_or_load<F, Fut, L, E>(
+        &self,
+        key: &K,
+        loader: F,
+    ) -> Result<Cached<V>, LoadError>
+    where
+        F: FnOnce(K) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<L, E>> + Send + 'static,
+        L: Into<Loaded<V>>,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let own = self.key_of(key);
+        let loader = || self.loader(key.clone(), loader, |loaded: L| Some(loaded.into()));
+        match self.state.read_or_load(own, Want::Value, loader).await? {
+            Some(cached) => Ok(cached),
+            // A loader of values never says that there is none.
+            None => Err(LoadError::Panicked),
+        }
+    }
+
+    /// Like [`Cache::get_or_load`], for a loader that may find nothing; that is remembered too.
+    ///
+    /// # Errors
+    /// See [`Cache::get_or_load`].
+    pub async fn find_or_load<F, Fut, L, E>(&self, key: &K, loader: F) -> Answer<V>
+    where
+        F: FnOnce(K) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<Option<L>, E>> + Send + 'static,
+        L: Into<Loaded<V>>,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let own = self.key_of(key);
+        let loader = || {
+            self.loader(key.clone(), loader, |found: Option<L>| {
+                found.map(Into::into)
+            })
+        };
+        self.state.read_or_load(own, Want::Either, loader).await
+    }
+
+    /// Loads past the cache and replaces what it has.
+    ///
+    /// # Errors
+    /// See [`Cache::get_or_load`].
+    pub async fn refresh<F, Fut, L, E>(&self, key: &K, loader: F) -> Result<Cached<V>, LoadError>
+    where
+        F: FnOnce(K) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<L, E>> + Send + 'static,
+        L: Into<Loaded<V>>,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let own = self.key_of(key);
+        let loader = || self.loader(key.clone(), loader, |loaded: L| Some(loaded.into()));
+        let refreshed = self.state.read_or_load(own, Want::Refresh, loader).await?;
+        refreshed.ok_or(LoadError::Panicked)
+    }
+
+    /// Returns the value if it is cached; never loads.
+    ///
+    /// # Errors
+    /// The store cannot tell.
+    pub async fn get(&self, key: &K) -> Result<Option<Cached<V>>, DataError> {
+        self.state.get(self.key_of(key)).await
+    }
+
+    /// Says whether a value is cached.
+    ///
+    /// # Errors
+    /// The store cannot tell.
+    pub async fn contains(&self, key: &K) -> Result<bool, DataError> {
+        Ok(self.get(key).await?.is_some())
+    }
+
+    /// Writes a value that the caller knows to be true. Loads that run are overtaken. Runs on if the future is dropped.
+    ///
+    /// # Errors
+    /// The store could not take it: the key is invalidated as soon as it can be.
+    pub async fn put(&self, key: &K, value: V) -> Result<(), DataError> {
+        let mut loaded = Loaded::new(value);
+        self.prepare(key, &mut loaded);
+        let (state, key) = (Arc::clone(&self.state), self.key_of(key));
+        let task = tokio::spawn(async move { state.put(key, loaded).await });
+        task.await.unwrap_or_else(|error| {
+            Err(DataError::with_source(
+                crate::data::DataErrorKind::Failed,
+                error,
+            ))
+        })
+    }
+
+    /// Forgets a key; see [`CacheGroup::invalidate`].
+    pub async fn remove(&self, key: &K) -> InvalidateOutcome {
+        self.state.group.invalidate([self.target(key)]).await
+    }
+
+    /// Names a key of this cache for [`CacheGroup::invalidate`].
+    #[must_use]
+    pub fn target(&self, key: &K) -> Target {
+        Target::key(self.key_of(key))
+    }
+
+    /// Names a key of this cache.
+    #[must_use]
+    pub fn cache_key(&self, key: &K) -> CacheKey {
+        self.key_of(key)
+    }
+
+    /// Returns the group: what is invalidated together.
+    pub fn group(&self) -> &CacheGroup {
+        &self.state.group
+    }
+
+    fn key_of(&self, key: &K) -> CacheKey {
+        CacheKey {
+            entity: Arc::clone(&self.state.entity),
+            key: key.clone().into_key(),
+        }
+    }
+
+    fn prepare(&self, key: &K, loaded: &mut Loaded<V>) {
+        if let Some(sanitize) = &self.state.config.sanitize {
+            sanitize(&mut loaded.value);
+        }
+        if let Some(tag_with) = &self.tag_with {
+            loaded.tags.extend(tag_with(key, &loaded.value));
+        }
+    }
+
+    /// Boxes a loader with what is done to each value that comes in.
+    fn loader<F, Fut, T, E>(
+        &self,
+        key: K,
+        loader: F,
+        take: impl FnOnce(T) -> Option<Loaded<V>> + Send + 'static,
+    ) -> Loader<V>
+    where
+        F: FnOnce(K) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let cache = self.clone();
+        Box::new(move || {
+            Box::pin(async move {
+                let found = loader(key.clone()).await;
+                let found = found.map_err(|error| Arc::from(error.into()))?;
+                let mut loaded = take(found);
+                if let Some(loaded) = &mut loaded {
+                    cache.prepare(&key, loaded);
+                }
+                Ok(loaded)
+            })
+        })
+    }
+}
+
+impl<V: Send + Sync + 'static> State<V> {
+    fn new(group: CacheGroup, entity: Arc<str>, config: Config<V>) -> Self {
+        let clock = group.shared.store.clock();
+        let has_local = config.bounds.entries > 0 && !config.bounds.ttl.is_zero();
+        let local = has_local.then(|| LocalLevel::new(config.bounds, Arc::clone(&clock)));
+        Self {
+            label: format!("{}.{entity}", group.name()),
+            group,
+            entity,
+            config,
+            clock,
+            local,
+            flights: Mutex::default(),
+            failed: Mutex::default(),
+            meter: Meter::default(),
+        }
+    }
+}
+
+impl<K, V> Clone for Cache<K, V> {
+    fn clone(&self) -> Self {
+        Self {
+            tag_with: self.tag_with.clone(),
+            state: Arc::clone(&self.state),
+            key: PhantomData,
+        }
+    }
+}
+
+impl<K, V> fmt::Debug for Cache<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache")
+            .field("name", &self.state.label)
+            .field("life", &self.state.config.life)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,170 @@
+//! Values of this process: decoded, shared, bounded, and believed only while nothing of them was hit.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::sight::Sight;
+use super::target::CacheKey;
+use crate::backend::memory::{Entry, EntryKey, MemoryStore};
+use crate::core::ttl::SECOND;
+use crate::core::{Clock, Key};
+
+/// Bounds of the local level; [`Local::off`] has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Local {
+    pub(super) entries: usize,
+    pub(super) bytes: usize,
+    pub(super) ttl: Duration,
+}
+
+impl Local {
+    /// Keeps up to this many values (10,000), 64 MiB of them, encoded, each for 30 s.
+    pub const fn entries(entries: usize) -> Self {
+        Self {
+            entries,
+            bytes: 64 * 1_024 * 1_024,
+            ttl: Duration::from_secs(30),
+        }
+    }
+
+    /// Keeps nothing in this process: every read asks the store.
+    pub const fn off() -> Self {
+        Self::entries(0)
+    }
+
+    /// Bounds the bytes.
+    pub const fn bytes(mut self, bytes: usize) -> Self {
+        self.bytes = bytes;
+        self
+    }
+
+    /// Sets how long a value is believed here without asking the store.
+    pub const fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+}
+
+impl Default for Local {
+    fn default() -> Self {
+        Self::entries(10_000).ttl(30 * SECOND)
+    }
+}
+
+/// A value as the process knows it; times by the local clock, in UTC microseconds.
+pub(super) struct Known<V> {
+    pub(super) value: Option<Arc<V>>,
+    pub(super) stored: u64,
+    pub(super) stored_ms: u64,
+    pub(super) refresh: u64,
+    pub(super) fresh: u64,
+}
+
+impl<V> Clone for Known<V> {
+    fn clone(&self) -> Self {
+        Self {
+            value: self.value.clone(),
+            ..*self
+        }
+    }
+}
+
+struct Copy<V> {
+    known: Known<V>,
+    /// The number of the process's sight before the value was fetched.
+    noted: AtomicU64,
+    names: Box<[String]>,
+    weight: usize,
+    used: AtomicU64,
+}
+
+impl<V: Send + Sync + 'static> Entry for Copy<V> {
+    fn weight(&self) -> usize {
+        let names: usize = self.names.iter().map(|name| name.len() + 24).sum();
+        size_of::<Self>() + self.weight + names
+    }
+
+    fn eviction_rank(&self, now: u64) -> Option<u64> {
+        Some(now.saturating_sub(self.used.load(Ordering::Relaxed)))
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct LocalLevel {
+    store: MemoryStore,
+    ttl: u64,
+}
+
+impl LocalLevel {
+    pub(super) fn new(bounds: Local, clock: Arc<dyn Clock>) -> Self {
+        let store = MemoryStore::builder()
+            .max_entries(bounds.entries)
+            .max_bytes(bounds.bytes)
+            .clock(clock)
+            .build();
+        Self {
+            store,
+            ttl: u64::try_from(bounds.ttl.as_micros()).unwrap_or(u64::MAX / 2),
+        }
+    }
+
+    fn entry(&self, key: &Key) -> EntryKey {
+        self.store
+            .hash(|hasher| hasher.part(key.as_str().as_bytes()))
+    }
+
+    pub(super) fn read<V: Send + Sync + 'static>(
+        &self,
+        key: &Key,
+        now: u64,
+        sight: &Sight,
+    ) -> Option<Known<V>> {
+        let table = self.store.table::<Copy<V>>();
+        table.read_one(self.entry(key), now, |copy| {
+            let copy = copy?;
+            let (noted, seen) = (copy.noted.load(Ordering::Acquire), sight.now());
+            if !sight.is_good(noted, &copy.names) {
+                return None;
+            }
+            // Good until then: the names need not be looked at again before the next hit.
+            copy.noted.fetch_max(seen, Ordering::AcqRel);
+            copy.used.store(now, Ordering::Relaxed);
+            Some(copy.known.clone())
+        })
+    }
+
+    /// Keeps what was read after `noted` was.
+    pub(super) fn keep<V: Send + Sync + 'static>(
+        &self,
+        key: &CacheKey,
+        known: Known<V>,
+        (noted, tags): (u64, &[String]),
+        weight: usize,
+    ) {
+        let now = self.store.now_micros();
+        let end = known.fresh.min(now.saturating_add(self.ttl));
+        let names = names_of(key).chain(tags.iter().cloned()).collect();
+        let copy = Copy {
+            known,
+            noted: AtomicU64::new(noted),
+            names,
+            weight,
+            used: AtomicU64::new(now),
+        };
+        let table = self.store.table::<Copy<V>>();
+        // One that finds no room is fetched again.
+        let _ = table.update_one(self.entry(&key.key), now, |slot| slot.set(copy, end));
+    }
+
+    pub(super) fn size<V: Send + Sync + 'static>(&self) -> (usize, usize) {
+        let table = self.store.table::<Copy<V>>();
+        (table.entries(), table.bytes())
+    }
+}
+
+/// What an invalidation of a key may be called.
+pub(super) fn names_of(key: &CacheKey) -> impl Iterator<Item = String> {
+    std::iter::once(key.member()).chain(key.prefixes())
+}

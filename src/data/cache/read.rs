@@ -1,0 +1,451 @@
+//! How a read goes: local copy, one flight per key, the store, the loader, the fill.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+use super::cached::{CacheOutcome, Cached};
+use super::codec;
+use super::error::LoadError;
+use super::fill::LARGEST;
+use super::flight::{Answer, Flight, FlightKey, Loader, Want};
+use super::group::ANY_TAG;
+use super::handle::State;
+use super::loaded::Loaded;
+use super::local::{Known, names_of};
+use super::policy;
+use super::store::{Ask, Fetched, Fill, LeaseToken, LeaseWish, Leased, Record, Right, Written};
+use super::target::{CacheKey, Target};
+use crate::core::telemetry::{count, seconds, warn};
+use crate::core::ttl::{Lifetime, SECOND, Ttl};
+use crate::core::{StoreError, Timestamp, digest22, monotonic};
+use crate::data::{DataError, DataErrorKind, once_more};
+
+/// How long one waits for another process that loads; then it takes over.
+const WAIT_FOR_OTHERS: Duration = SECOND;
+const MOST_FAILED: usize = 10_000;
+
+type Told<V> = watch::Sender<Option<Answer<V>>>;
+
+/// What the store gave before a load.
+pub(super) struct Start<V> {
+    stale: Option<Known<V>>,
+    pub(super) token: Option<LeaseToken>,
+    pub(super) bypassed: bool,
+    pub(super) noted: u64,
+}
+
+impl<V> State<V>
+where
+    V: Serialize + DeserializeOwned + Send + Sync + 'static,
+{
+    pub(super) async fn read_or_load(
+        self: &Arc<Self>,
+        key: CacheKey,
+        want: Want,
+        loader: impl FnOnce() -> Loader<V>,
+    ) -> Answer<V> {
+        self.group.shared.listen().await;
+        if want != Want::Refresh
+            && let Some(known) = self.known_here(&key)
+            && (known.value.is_some() || want == Want::Either)
+        {
+            let now = self.clock.now_micros();
+            if now >= known.refresh && known.refresh < known.fresh && self.may_load(&key, now) {
+                let (_, _behind) = self.flight(key, Want::Either, loader);
+            }
+            self.meter.read(&self.label, "local");
+            return Ok(self.cached(known, CacheOutcome::LocalHit));
+        }
+        let (flight, joined) = self.flight(key, want, loader);
+        flight.wait(joined).await
+    }
+
+    pub(super) async fn get(&self, key: CacheKey) -> Result<Option<Cached<V>>, DataError> {
+        self.group.shared.listen().await;
+        if let Some(known) = self.known_here(&key) {
+            self.meter.read(&self.label, "local");
+            return Ok(self.cached(known, CacheOutcome::LocalHit));
+        }
+        let (fetched, noted) = match self.fetch(&key, Ask::Read).await {
+            Ok(fetched) => fetched,
+            Err(error) => {
+                self.meter.read(&self.label, "bypass");
+                return Err(error.into());
+            }
+        };
+        let known = self.take(&key, fetched, noted);
+        let known = known.filter(|known| known.fresh > self.clock.now_micros());
+        let found = known.is_some();
+        self.meter
+            .read(&self.label, if found { "shared" } else { "miss" });
+        Ok(known.and_then(|known| self.cached(known, CacheOutcome::SharedHit)))
+    }
+
+    pub(super) async fn put(&self, key: CacheKey, loaded: Loaded<V>) -> Result<(), DataError> {
+        let target = [Target::key(key.clone())];
+        let shared = &self.group.shared;
+        shared.hit(&target);
+        let written = match self.fill(&loaded, Right::Always) {
+            Ok(Some(fill)) => self.write(&key, fill).await.map_err(DataError::from),
+            Ok(None) => Err(DataError::of(DataErrorKind::TooLarge { limit: LARGEST })),
+            Err(error) => Err(error),
+        };
+        if written.is_err() {
+            // What was there before is no longer true.
+            shared.keep_back(target.clone());
+        }
+        shared.hit(&target);
+        written.map(drop)
+    }
+
+    /// Joins the load that runs, unless something it reads was invalidated since it began; else starts one.
+    fn flight(
+        self: &Arc<Self>,
+        key: CacheKey,
+        want: Want,
+        loader: impl FnOnce() -> Loader<V>,
+    ) -> (Arc<Flight<V>>, bool) {
+        let sight = &self.group.shared.sight;
+        let mut names: Vec<String> = names_of(&key).collect();
+        names.push(ANY_TAG.to_owned());
+        let at = FlightKey {
+            key: key.key.clone(),
+            want,
+        };
+        let mut flights = self.flights.lock();
+        if let Some(flight) = flights.get(&at)
+            && sight.is_good(flight.noted, &names)
+        {
+            return (Arc::clone(flight), true);
+        }
+        let (told, answer) = watch::channel(None);
+        let noted = sight.now();
+        let flight = Arc::new(Flight { noted, answer });
+        flights.insert(at.clone(), Arc::clone(&flight));
+        drop(flights);
+        let (state, loader, own) = (Arc::clone(self), loader(), Arc::clone(&flight));
+        tokio::spawn(async move {
+            let landing = Landing {
+                state: &state,
+                at,
+                own,
+            };
+            state.fly(&key, want, loader, &told, &landing).await;
+        });
+        (flight, false)
+    }
+
+    async fn fly(
+        self: &Arc<Self>,
+        key: &CacheKey,
+        want: Want,
+        loader: Loader<V>,
+        told: &Told<V>,
+        landing: &Landing<'_, V>,
+    ) {
+        let start = match self.before_load(key, want, told).await {
+            Some(start) => start,
+            None => return,
+        };
+        let now = self.clock.now_micros();
+        if let Some(stale) = &start.stale
+            && want != Want::Refresh
+            && !self.may_load(key, now)
+        {
+            if told.borrow().is_none() {
+                self.tell_stale(told, stale);
+            }
+            return;
+        }
+        let loaded = self.load(key, loader, told, &start, want).await;
+        let answer = match loaded {
+            Ok(found) => self.settle(key, found, &start).await,
+            Err(error) => {
+                self.note_failure(key);
+                match &start.stale {
+                    Some(stale) if want != Want::Refresh => {
+                        if told.borrow().is_none() {
+                            self.tell_stale(told, stale);
+                        }
+                        return;
+                    }
+                    _ => Err(error),
+                }
+            }
+        };
+        // First out of the list, then the answer: whoever asks after it starts anew.
+        landing.land();
+        tell(told, answer);
+    }
+
+    /// Asks the store; `None` where that was the answer, and nothing is to be loaded.
+    async fn before_load(&self, key: &CacheKey, want: Want, told: &Told<V>) -> Option<Start<V>> {
+        let token = draw();
+        let wish = |take_over, force| {
+            Ask::Lease(LeaseWish {
+                token,
+                lasts: self.config.hard + SECOND,
+                take_over,
+                force,
+            })
+        };
+        // A load that failed here has left its lease behind: it is nobody's.
+        let is_left = self.failed.lock().contains_key(&key.key);
+        let mut ask = wish(is_left, want == Want::Refresh);
+        let waiter = self.group.shared.waiter(&key.member());
+        for attempt in 0..4 {
+            let (fetched, noted) = match self.fetch(key, ask).await {
+                Ok(fetched) => fetched,
+                Err(error) => return self.bypass(key, want, told, &error),
+            };
+            let leased = fetched.leased;
+            let now = self.clock.now_micros();
+            let known = self.take(key, fetched, noted);
+            let fits = |known: &Known<V>| known.value.is_some() || want == Want::Either;
+            let known = known.filter(fits);
+            let start = |stale, token| Start {
+                stale,
+                token,
+                bypassed: false,
+                noted,
+            };
+            match (known, leased) {
+                (Some(known), leased) if known.fresh > now && want != Want::Refresh => {
+                    self.meter.read(&self.label, "shared");
+                    let is_due = leased == Leased::Given;
+                    let kept = is_due.then(|| known.clone());
+                    tell(told, Ok(self.cached(known, CacheOutcome::SharedHit)));
+                    return kept.map(|known| start(Some(known), Some(token)));
+                }
+                (known, Leased::Given) => {
+                    self.meter.read(&self.label, "miss");
+                    return Some(start(known, Some(token)));
+                }
+                (Some(stale), Leased::Busy) if want != Want::Refresh => {
+                    self.tell_stale(told, &stale);
+                    return None;
+                }
+                (_, Leased::Busy) if attempt < 2 => {
+                    let told = tokio::time::timeout(WAIT_FOR_OTHERS, waiter.notified()).await;
+                    // Filled or given up; or taken over from a loader that died.
+                    ask = wish(told.is_err(), want == Want::Refresh);
+                }
+                // A remembered absence, where a value is wanted; or another that never ends.
+                _ => ask = wish(true, true),
+            }
+        }
+        self.meter.read(&self.label, "miss");
+        Some(Start {
+            stale: None,
+            token: None,
+            bypassed: true,
+            noted: self.group.shared.sight.now(),
+        })
+    }
+
+    /// The store is away: what is here and still believed, else the loader.
+    fn bypass(
+        &self,
+        key: &CacheKey,
+        want: Want,
+        told: &Told<V>,
+        error: &StoreError,
+    ) -> Option<Start<V>> {
+        let _ = error;
+        self.meter.read(&self.label, "bypass");
+        let shared = &self.group.shared;
+        let noted = shared.sight.now();
+        let known = self
+            .local
+            .as_ref()
+            .and_then(|local| local.read::<V>(&key.key, self.clock.now_micros(), &shared.sight));
+        let fits = |known: &Known<V>| known.value.is_some() || want == Want::Either;
+        if let Some(known) = known.filter(fits)
+            && want != Want::Refresh
+        {
+            tell(told, Ok(self.cached(known, CacheOutcome::Bypassed)));
+            return None;
+        }
+        Some(Start {
+            stale: None,
+            token: None,
+            bypassed: true,
+            noted,
+        })
+    }
+
+    async fn load(
+        &self,
+        key: &CacheKey,
+        loader: Loader<V>,
+        told: &Told<V>,
+        start: &Start<V>,
+        want: Want,
+    ) -> Result<Option<Loaded<V>>, LoadError> {
+        self.meter.loads.fetch_add(1, Ordering::Relaxed);
+        let began = monotonic();
+        // A task of its own: a panic ends it alone.
+        let mut task = tokio::spawn(async move { loader().await });
+        let soft = start.stale.as_ref().filter(|_| want != Want::Refresh);
+        let early = match soft {
+            Some(_) => tokio::time::timeout(self.config.soft, &mut task).await.ok(),
+            None => None,
+        };
+        let ended = match early {
+            Some(ended) => Ok(ended),
+            None => {
+                if let Some(stale) = soft
+                    && told.borrow().is_none()
+                {
+                    self.tell_stale(told, stale);
+                }
+                let rest = self.config.hard.saturating_sub(began.elapsed());
+                tokio::time::timeout(rest, &mut task)
+                    .await
+                    .inspect_err(|_| task.abort())
+            }
+        };
+        let (answer, result) = match ended {
+            Err(_) => (Err(LoadError::TimedOut), "timeout"),
+            Ok(Err(_)) => (Err(LoadError::Panicked), "panic"),
+            Ok(Ok(Err(error))) => (Err(LoadError::Failed(error)), "error"),
+            Ok(Ok(Ok(loaded))) => (Ok(loaded), "ok"),
+        };
+        if answer.is_err() {
+            self.meter.load_errors.fetch_add(1, Ordering::Relaxed);
+            warn!(cache = %self.label, key = digest22(key.key.as_str().as_bytes()), result, "a load failed");
+        }
+        let _ = (key, result);
+        count!("keep_cache_loads_total", 1, "cache" => self.label.clone(), "result" => result);
+        seconds!("keep_cache_load_seconds", began.elapsed().as_secs_f64(), "cache" => self.label.clone());
+        answer
+    }
+
+    async fn fetch(&self, key: &CacheKey, ask: Ask) -> Result<(Fetched, u64), StoreError> {
+        let shared = &self.group.shared;
+        shared.catch_up().await?;
+        let noted = shared.sight.now();
+        let fetched = shared.store.fetch(&shared.name.shared(), key, ask).await?;
+        Ok((fetched, noted))
+    }
+
+    /// Decodes what was fetched, and keeps it here while it is fresh.
+    fn take(&self, key: &CacheKey, fetched: Fetched, noted: u64) -> Option<Known<V>> {
+        let (record, now_ms) = (fetched.record?, fetched.now);
+        let Some(value) = codec::decode::<V>(&record.payload, self.config.schema) else {
+            self.meter.undecodable.fetch_add(1, Ordering::Relaxed);
+            count!("keep_cache_undecodable_total", 1, "cache" => self.label.clone());
+            return None;
+        };
+        let known = self.translate(&record, now_ms, value);
+        if let Some(local) = &self.local
+            && known.fresh > self.clock.now_micros()
+        {
+            let weight = record.payload.len();
+            local.keep(key, known.clone(), (noted, &record.tags), weight);
+        }
+        Some(known)
+    }
+
+    /// Moves the store's times onto the local clock.
+    fn translate(&self, record: &Record, now_ms: u64, value: Option<V>) -> Known<V> {
+        let here = self.clock.now_micros();
+        let local = |at: u64| {
+            let ahead = at.saturating_sub(now_ms).saturating_mul(1_000);
+            let behind = now_ms.saturating_sub(at).saturating_mul(1_000);
+            here.saturating_add(ahead).saturating_sub(behind)
+        };
+        Known {
+            value: value.map(Arc::new),
+            stored: local(record.stored),
+            stored_ms: record.stored,
+            refresh: local(record.refresh),
+            fresh: local(record.fresh),
+        }
+    }
+
+    fn known_here(&self, key: &CacheKey) -> Option<Known<V>> {
+        let shared = &self.group.shared;
+        let local = self.local.as_ref().filter(|_| shared.is_live())?;
+        local.read(&key.key, self.clock.now_micros(), &shared.sight)
+    }
+
+    pub(super) fn cached(&self, known: Known<V>, outcome: CacheOutcome) -> Option<Cached<V>> {
+        let now = self.clock.now_micros();
+        Some(Cached {
+            value: known.value?,
+            stored_at: Timestamp::from_millis(known.stored_ms),
+            age: Duration::from_micros(now.saturating_sub(known.stored)),
+            expires_in: Duration::from_micros(known.fresh.saturating_sub(now)),
+            outcome,
+        })
+    }
+
+    fn tell_stale(&self, told: &Told<V>, stale: &Known<V>) {
+        self.meter.read(&self.label, "stale");
+        tell(told, Ok(self.cached(stale.clone(), CacheOutcome::Stale)));
+    }
+
+    /// Says whether no load of `key` has failed lately.
+    fn may_load(&self, key: &CacheKey, now: u64) -> bool {
+        let failed = self.failed.lock();
+        failed.get(&key.key).is_none_or(|until| now >= *until)
+    }
+
+    fn note_failure(&self, key: &CacheKey) {
+        let pause = self.config.life.ttl().as_millis().min(30_000) * 1_000;
+        let mut failed = self.failed.lock();
+        if failed.len() >= MOST_FAILED {
+            failed.clear();
+        }
+        let until = self.clock.now_micros().saturating_add(pause);
+        failed.insert(key.key.clone(), until);
+    }
+}
+
+fn tell<V>(told: &Told<V>, answer: Answer<V>) {
+    told.send_if_modified(|slot| {
+        let is_first = slot.is_none();
+        if is_first {
+            *slot = Some(answer);
+        }
+        is_first
+    });
+}
+
+/// Without random bits no lease is told from another: fills may then be refused, never wrong.
+fn draw() -> LeaseToken {
+    let mut bits = [0; 16];
+    let _ = getrandom::fill(&mut bits);
+    LeaseToken(bits)
+}
+
+/// Takes a flight off the list when its task ends, however that is.
+struct Landing<'a, V> {
+    state: &'a State<V>,
+    at: FlightKey,
+    own: Arc<Flight<V>>,
+}
+
+impl<V> Landing<'_, V> {
+    fn land(&self) {
+        let mut flights = self.state.flights.lock();
+        if flights
+            .get(&self.at)
+            .is_some_and(|flight| Arc::ptr_eq(flight, &self.own))
+        {
+            flights.remove(&self.at);
+        }
+    }
+}
+
+impl<V> Drop for Landing<'_, V> {
+    fn drop(&mut self) {
+        self.land();
+    }
+}

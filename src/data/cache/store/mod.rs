@@ -1,0 +1,195 @@
+//! Where cached records, leases and stamps live: one atomic step per method.
+
+mod fallback;
+mod memory;
+#[cfg(feature = "redis")]
+mod redis;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::target::{CacheKey, Target};
+use crate::core::{Clock, NoticeCallback, StoreFuture, Subscription};
+
+/// Drawn for each attempt to load: only its owner fills under a lease.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct LeaseToken(pub [u8; 16]);
+
+impl fmt::Debug for LeaseToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LeaseToken(..)")
+    }
+}
+
+/// What a reader asks for beside the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Nothing.
+    Read,
+    /// A lease, if the record is missing, stale or due for a refresh.
+    Lease(LeaseWish),
+}
+
+/// A wish for a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseWish {
+    /// The asker.
+    pub token: LeaseToken,
+    /// How long a load may take.
+    pub lasts: Duration,
+    /// Ends another's lease.
+    pub take_over: bool,
+    /// Also where the record is fresh.
+    pub force: bool,
+}
+
+/// Whether a lease was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leased {
+    /// Not asked for, or not needed.
+    No,
+    /// Yours.
+    Given,
+    /// Another loads.
+    Busy,
+}
+
+/// A record that no stamp has overtaken, and that is not past its stale time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The bytes.
+    pub payload: Bytes,
+    /// The tags it was stored with.
+    pub tags: Vec<String>,
+    /// When it was stored, by the store's clock, in UTC milliseconds; so are the others.
+    pub stored: u64,
+    /// From then on it is due for a refresh.
+    pub refresh: u64,
+    /// From then on it is stale.
+    pub fresh: u64,
+    /// From then on it is gone.
+    pub expires: u64,
+}
+
+/// The answer to a fetch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fetched {
+    /// The record.
+    pub record: Option<Record>,
+    /// The lease.
+    pub leased: Leased,
+    /// The store's clock in UTC milliseconds.
+    pub now: u64,
+}
+
+/// Under what right a record is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Right {
+    /// A lease, and only if nothing of the record was invalidated since it was given.
+    Lease(LeaseToken),
+    /// The writer knows the truth: a put.
+    Always,
+}
+
+/// A record to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// The bytes.
+    pub payload: Bytes,
+    /// Tags, at most 16.
+    pub tags: Vec<String>,
+    /// Milliseconds until a refresh is due.
+    pub refresh: u64,
+    /// Milliseconds until it is stale.
+    pub fresh: u64,
+    /// Milliseconds until it is gone.
+    pub life: u64,
+    /// Under what right.
+    pub right: Right,
+}
+
+/// Whether a record was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// It is kept.
+    Stored,
+    /// Something invalidated it while it was loaded, or the lease is another's by now.
+    Refused,
+}
+
+/// Keeps records under stamps.
+///
+/// # Behaviour
+/// - Every method is one atomic step. A record is there while every stamp of its group, prefixes and tags is older than its own.
+/// - Stamps are the engine's and only grow; each is given once. If they are lost, all records of the group are misses.
+/// - Ages follow the passed clock if any, else the engine's; leases always the engine's.
+pub trait CacheStore: fmt::Debug + Send + Sync + 'static {
+    /// Reads a record, and gives or takes over a lease if asked.
+    ///
+    /// # Errors
+    /// As the engine has them.
+    fn fetch(&self, group: &Arc<str>, key: &CacheKey, ask: Ask) -> StoreFuture<Fetched>;
+
+    /// Writes a record, and ends the lease of its key. Tells others of a put, and those who wait of a fill.
+    ///
+    /// # Errors
+    /// `Full`, `TooLarge`: nothing was done. `Unavailable`, `TimedOut`: unknown.
+    fn write(
+        &self,
+        group: &Arc<str>,
+        key: &CacheKey,
+        fill: Fill,
+        sender: &str,
+    ) -> StoreFuture<Written>;
+
+    /// Drops the records and leases of keys, raises the stamps of tags, prefixes and the group, and tells others.
+    ///
+    /// # Errors
+    /// As the engine has them; a repeat is harmless.
+    fn invalidate(&self, group: &Arc<str>, targets: Vec<Target>, sender: &str) -> StoreFuture<()>;
+
+    /// Calls back with what was invalidated or filled. Any call may be lost.
+    ///
+    /// # Errors
+    /// As the engine has them.
+    fn subscribe(&self, group: &Arc<str>, callback: NoticeCallback) -> StoreFuture<Subscription>;
+
+    /// Returns the clock that was passed, else the system's: local copies age by it.
+    fn clock(&self) -> Arc<dyn Clock>;
+}
+
+impl<T: CacheStore + ?Sized> CacheStore for Arc<T> {
+    fn fetch(&self, group: &Arc<str>, key: &CacheKey, ask: Ask) -> StoreFuture<Fetched> {
+        (**self).fetch(group, key, ask)
+    }
+
+    fn write(
+        &self,
+        group: &Arc<str>,
+        key: &CacheKey,
+        fill: Fill,
+        sender: &str,
+    ) -> StoreFuture<Written> {
+        (**self).write(group, key, fill, sender)
+    }
+
+    fn invalidate(&self, group: &Arc<str>, targets: Vec<Target>, sender: &str) -> StoreFuture<()> {
+        (**self).invalidate(group, targets, sender)
+    }
+
+    fn subscribe(&self, group: &Arc<str>, callback: NoticeCallback) -> StoreFuture<Subscription> {
+        (**self).subscribe(group, callback)
+    }
+
+    fn clock(&self) -> Arc<dyn Clock> {
+        (**self).clock()
+    }
+}
+
+/// What a notice says: who sent it, then what, a line each.
+pub(super) fn notice(sender: &str, targets: &[String]) -> Bytes {
+    Bytes::from(format!("{sender}\n{}", targets.join("\n")))
+}
