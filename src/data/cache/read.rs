@@ -17,13 +17,12 @@ use super::group::ANY_TAG;
 use super::handle::State;
 use super::loaded::Loaded;
 use super::local::{Known, names_of};
-use super::policy;
-use super::store::{Ask, Fetched, Fill, LeaseToken, LeaseWish, Leased, Record, Right, Written};
+use super::store::{Ask, Fetched, LeaseToken, LeaseWish, Leased, Record, Right};
 use super::target::{CacheKey, Target};
 use crate::core::telemetry::{count, seconds, warn};
-use crate::core::ttl::{Lifetime, SECOND, Ttl};
-use crate::core::{StoreError, Timestamp, digest22, monotonic};
-use crate::data::{DataError, DataErrorKind, once_more};
+use crate::core::ttl::SECOND;
+use crate::core::{StoreError, Timestamp, monotonic};
+use crate::data::{DataError, DataErrorKind};
 
 /// How long one waits for another process that loads; then it takes over.
 const WAIT_FOR_OTHERS: Duration = SECOND;
@@ -318,7 +317,7 @@ where
         };
         if answer.is_err() {
             self.meter.load_errors.fetch_add(1, Ordering::Relaxed);
-            warn!(cache = %self.label, key = digest22(key.key.as_str().as_bytes()), result, "a load failed");
+            warn!(cache = %self.label, key = crate::core::digest22(key.key.as_str().as_bytes()), result, "a load failed");
         }
         let _ = (key, result);
         count!("keep_cache_loads_total", 1, "cache" => self.label.clone(), "result" => result);

@@ -210,7 +210,7 @@ impl CacheStore for MemoryStore {
                 let set = table.update_one(entry, now * 1_000, |slot| slot.set(stored, end));
                 if set.is_err() {
                     // The old record must not outlive a put.
-                    table.update_one(entry, now * 1_000, |slot| drop(slot.remove()));
+                    table.update_one(entry, now * 1_000, |slot| slot.remove());
                 }
                 set.map(|()| Written::Stored)
             } else {
@@ -235,7 +235,7 @@ impl CacheStore for MemoryStore {
                     state.leases.remove(key);
                     let entry = entry_of(self, group, key);
                     let table = self.table::<Stored>();
-                    table.update_one(entry, now, |slot| drop(slot.remove()));
+                    table.update_one(entry, now, |slot| slot.remove());
                 } else {
                     state.raise(target.member());
                 }
