@@ -131,8 +131,7 @@ async fn a_loader_that_fails_panics_or_hangs_poisons_nothing() {
     );
     let panicked = users
         .get_or_load(&key, |_| async {
-            let nothing: Option<usize> = None;
-            Ok::<_, io::Error>(nothing.unwrap())
+            Ok::<_, io::Error>("no number".parse::<usize>().unwrap())
         })
         .await;
     assert!(matches!(panicked, Err(LoadError::Panicked)));
