@@ -77,7 +77,7 @@ enum Cell {
 }
 
 /// All keys of a history.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Oracle {
     cells: HashMap<(usize, usize), Cell>,
     blocks: HashMap<(usize, usize), u64>,

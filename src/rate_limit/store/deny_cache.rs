@@ -139,7 +139,7 @@ impl DenyCache {
     }
 
     /// Reads the clock. Where it was set back nothing from before is believed, also when that time comes again.
-    fn now(&self) -> u64 {
+    pub(super) fn now(&self) -> u64 {
         let now = self.keys.now_micros();
         if let Some(latest) = &self.latest
             && latest.swap(now, Ordering::SeqCst) > now

@@ -115,6 +115,8 @@ impl Hasty {
     }
 
     fn call(&self, script: &'static Script, keys: &[String]) -> Call {
+        // Any call may mend states after a passed clock was set back: what is known of them is over then.
+        self.denied.now();
         let call = self.store.script(script, keys);
         match self.timeout {
             Some(timeout) => call.timeout(timeout),
