@@ -8,7 +8,7 @@ use http::StatusCode;
 use tokio::sync::oneshot;
 use tower_keep::backend::sql::{Postgres, SqlStore, Sqlite};
 use tower_keep::reservation::{
-    ReservationError, ReservationGuard, ReservationRejection, ReservationStore, Slots,
+    ReservationError, ReservationGuard, ReservationRejection, ReservationStore,
 };
 
 use super::{App, check, memory, postgres, slot, sqlite, stores, visits};
