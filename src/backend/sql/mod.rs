@@ -62,6 +62,8 @@ pub use finisher::Finisher;
 pub use lease::Lease;
 pub use migrations::Schema;
 pub(crate) use open::Step;
+#[cfg(feature = "postgres")]
+pub(crate) use postgres::TRANSACTION;
 pub use proof::{AnyLease, Proof, ProofFuture};
 #[cfg(feature = "postgres")]
 pub use sqlx::Postgres;

@@ -44,8 +44,30 @@ pub(super) fn millis(of: std::time::Duration) -> i32 {
     i32::try_from(of.as_millis()).unwrap_or(i32::MAX).max(1)
 }
 
-const SENTINEL: &str = "SELECT pg_current_xact_id_if_assigned()::text, \
-                        current_setting('keep.transaction', true)";
+/// Which run of the server this is, as SQL: another one after every crash and every failover, the same one
+/// after nothing else that loses what was written. A server that crashed forgets the numbers whose records
+/// had not reached the disk, and gives them out **again**; so a number alone proves no commit. The start
+/// time tells of a new postmaster, the reset of the statistics of a crash that the postmaster lived through
+/// (from 15 on; before, asking for it is dear, and the rows have to tell).
+macro_rules! run {
+    () => {
+        "coalesce(CASE WHEN current_setting('server_version_num')::int >= 150000 THEN \
+         extract(epoch FROM pg_postmaster_start_time())::text || '/' || \
+         extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time())::text END, '')"
+    };
+}
+
+/// What names the transaction that asks, as SQL: `number@run`. Gives it a number if it has none.
+pub(crate) const TRANSACTION: &str = concat!("(pg_current_xact_id()::text || '@' || ", run!(), ")");
+
+const SENTINEL: &str = concat!(
+    "SELECT pg_current_xact_id_if_assigned()::text || '@' || ",
+    run!(),
+    ", current_setting('keep.transaction', true)"
+);
+
+/// The status of number `$1`, and whether `$2` is the run that is going on.
+const FATE: &str = concat!("SELECT pg_xact_status($1::text::xid8), $2 = ", run!());
 
 pub(super) async fn sentinel(
     connection: &mut PgConnection,
@@ -77,26 +99,32 @@ pub(super) enum Fate {
     Committed,
     Aborted,
     Open,
-    /// This server does not know it: too long ago, or made by another.
+    /// This server does not know it: too long ago, made by another, or lost in a crash and given out again.
     Forgotten,
 }
 
-pub(super) async fn fate(pool: &PgPool, xid: &str) -> Result<Fate, sqlx::Error> {
-    let asked: Result<Option<String>, sqlx::Error> =
-        sqlx::query_scalar("SELECT pg_xact_status($1::text::xid8)")
-            .bind(xid)
-            .fetch_one(pool)
-            .await;
-    let status = match asked {
-        Ok(status) => status,
+/// Asks after a transaction by its `number` or `number@run`.
+pub(super) async fn fate(pool: &PgPool, transaction: &str) -> Result<Fate, sqlx::Error> {
+    let (xid, run) = transaction.split_once('@').unwrap_or((transaction, ""));
+    let asked: Result<(Option<String>, bool), sqlx::Error> = sqlx::query_as(FATE)
+        .bind(xid)
+        .bind(run)
+        .fetch_one(pool)
+        .await;
+    let (status, same) = match asked {
+        Ok(told) => told,
         // "transaction ID … is in the future"
-        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("22023") => None,
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("22023") => {
+            return Ok(Fate::Forgotten);
+        }
         Err(error) => return Err(error),
     };
+    let same = same && !run.is_empty();
     Ok(match status.as_deref() {
-        Some("committed") => Fate::Committed,
+        Some("committed") if same => Fate::Committed,
+        Some("in progress") => Fate::Open,
+        // Whoever has the number now: had ours been committed, the number would have been kept.
         Some("aborted") => Fate::Aborted,
-        Some(_) => Fate::Open,
-        None => Fate::Forgotten,
+        _ => Fate::Forgotten,
     })
 }

@@ -227,3 +227,45 @@ async fn postgres_refuses_to_tell_of_a_transaction_that_another_server_has_made(
         .into_owned();
     assert_eq!(code, "22023");
 }
+
+/// A server that crashed gives out again the numbers that had not reached its disk: what another
+/// transaction did under ours says nothing of ours.
+#[tokio::test]
+async fn a_number_that_a_crashed_server_gave_out_again_proves_nothing() {
+    let mut server = crate::support::postgres::PostgresServer::start_durable().await;
+    let url = server.database().await;
+    let db = SqlStore::builder(&url)
+        .commit_timeout(Duration::from_secs(1))
+        .acquire_timeout(Duration::from_secs(20));
+    let db = db.open().await.unwrap();
+    let pool = db.pool::<tower_keep::backend::sql::Postgres>().unwrap();
+    let made = "create table t (n integer); checkpoint";
+    sqlx::raw_sql(made).execute(pool).await.unwrap();
+    let (transaction, mut finisher) = RequestTransaction::alone(&db);
+    let number: String = {
+        let lease = transaction.lease::<tower_keep::backend::sql::Postgres>();
+        let mut lease = lease.await.unwrap();
+        let made = sqlx::query_scalar("insert into t values (7) returning xmin::text");
+        made.fetch_one(&mut *lease).await.unwrap()
+    };
+    // The sentinel asks now, so that the next request is COMMIT itself.
+    finisher.mark().await.unwrap();
+    server.restart();
+    let mut others = Vec::new();
+    while others.len() < 20 {
+        let other = sqlx::query_scalar("insert into t values (8) returning xmin::text");
+        others.extend(
+            other
+                .fetch_one(pool)
+                .await
+                .ok()
+                .into_iter()
+                .collect::<Vec<String>>(),
+        );
+    }
+    assert!(others.contains(&number), "{number} is among {others:?}");
+    let told = finisher.commit().await.unwrap_err();
+    assert_eq!(told.kind(), TransactionErrorKind::Unknown);
+    let kept = sqlx::query("select n from t where n = 7");
+    assert!(kept.fetch_optional(pool).await.unwrap().is_none());
+}

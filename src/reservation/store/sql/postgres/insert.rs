@@ -7,7 +7,7 @@ use sqlx::postgres::PgArguments;
 
 use super::super::rows::{at, capacity, int, millis, ms};
 use super::{PostgresCalendar, sql};
-use crate::backend::sql::TransactionError;
+use crate::backend::sql::{TRANSACTION, TransactionError};
 use crate::core::Timestamp;
 use crate::reservation::hold::HoldState;
 use crate::reservation::slot::Slot;
@@ -110,8 +110,9 @@ impl PostgresCalendar<'_> {
             }
             // Expiries were written all the same.
             None if matches!(how, How::Over(..)) => {
-                let asked = "SELECT pg_current_xact_id()::text";
-                let asked = sqlx::query_scalar(asked).fetch_one(&mut *self.connection);
+                let asked = format!("SELECT {TRANSACTION}");
+                let asked =
+                    sqlx::query_scalar(sqlx::AssertSqlSafe(asked)).fetch_one(&mut *self.connection);
                 *self.xid = Some(asked.await?);
                 Ok(None)
             }

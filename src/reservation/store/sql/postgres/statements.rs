@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::super::rows::{COLUMNS, OVERLAP_COLUMNS};
+use crate::backend::sql::TRANSACTION;
 
 /// The injected clock, bound as $1, else the server's; `now()` would stand still since BEGIN.
 pub(super) const CLOCK: &str =
@@ -92,7 +93,7 @@ impl Statements {
                  AND state <= 2 AND expires_at <= $2 ORDER BY row_id FOR UPDATE) \
                  UPDATE {p}hold h SET state = 5, version = version + 1, changed_at = $2 \
                  FROM due WHERE h.row_id = due.row_id \
-                 RETURNING h.hold_id, h.holder, h.version, h.part, pg_current_xact_id()::text"
+                 RETURNING h.hold_id, h.holder, h.version, h.part, {TRANSACTION}"
             )),
             expire_due: arc(format!(
                 "WITH clock AS MATERIALIZED (SELECT {CLOCK} AS ms), \
@@ -101,7 +102,7 @@ impl Statements {
                  FOR UPDATE OF {p}hold SKIP LOCKED) \
                  UPDATE {p}hold h SET state = 5, version = version + 1, changed_at = clock.ms \
                  FROM due, clock WHERE h.hold_id = due.hold_id AND h.state <= 2 \
-                 RETURNING h.hold_id, h.holder, h.version, h.part, pg_current_xact_id()::text"
+                 RETURNING h.hold_id, h.holder, h.version, h.part, {TRANSACTION}"
             )),
             write_payment: arc(format!(
                 "INSERT INTO {p}payment AS own (payment, hold_id, valid_until, standing, paid_at) \
@@ -112,7 +113,7 @@ impl Statements {
             )),
             write_hold: arc(format!(
                 "UPDATE {p}hold SET state = $2, version = $3, expires_at = $4, changed_at = $5 \
-                 WHERE hold_id = $1 RETURNING pg_current_xact_id()::text"
+                 WHERE hold_id = $1 RETURNING {TRANSACTION}"
             )),
             write_events: arc(format!(
                 "INSERT INTO {p}event (id, kind, hold_id, payload, created_at, due_at, attempts, state) \
@@ -157,6 +158,7 @@ impl Statements {
 }
 
 /// All rows of a hold, in their order; refused ones are left out. `beside` is read with the clock,
+/// A hold that was made here tells more than the transaction's whole name: its number is enough.
 /// `before` are queries that come first, `after` makes the insert wait for them.
 fn insert(p: &str, beside: &str, before: &str, after: &str) -> String {
     format!(
@@ -213,7 +215,7 @@ fn confirm_running(p: &str) -> String {
          SELECT hold_id::text || ':' || (version + 1), 'confirmed', hold_id, \
          json_build_object('holder', holder, 'payment', $4::text)::text, ms, ms, 0, 0 \
          FROM ok WHERE $6::boolean ON CONFLICT (id) DO NOTHING) \
-         SELECT {COLUMNS}, pg_current_xact_id()::text FROM moved ORDER BY part"
+         SELECT {COLUMNS}, {TRANSACTION} FROM moved ORDER BY part"
     )
 }
 
@@ -236,6 +238,6 @@ fn write_edit(p: &str) -> String {
          SELECT id, kind, $2::uuid, payload, at, at, 0, 0 \
          FROM ok, unnest($11::text[], $12::text[], $13::text[], $14::bigint[]) \
          AS e(id, kind, payload, at) ON CONFLICT (id) DO NOTHING) \
-         SELECT pg_current_xact_id()::text FROM ok"
+         SELECT {TRANSACTION} FROM ok"
     )
 }
