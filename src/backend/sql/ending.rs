@@ -1,4 +1,4 @@
-//! The endings themselves: each in a task that owns the connection, with the after-work behind it.
+//! The endings themselves: each carried to its end by whatever owns the connection, the after-work behind it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,18 +27,12 @@ pub(super) fn start_commit(
     shared: &Arc<Shared>,
     part: Part,
 ) -> impl Future<Output = Result<(), TransactionError>> + Send + use<> {
-    let (reply, answer) = oneshot::channel();
     let tasks = shared.db.inner.tasks.clone();
     let shared = Arc::clone(shared);
-    let task = tasks.spawn(&Handle::current(), async move {
+    tasks.carry(async move {
         let ended = commit(&shared, part).await;
-        finish(&shared, ended, reply).await;
-    });
-    async move {
-        let answer = answer.await;
-        drop(task);
-        answer.map_err(|_| TransactionError::new(TransactionErrorKind::Unknown))?
-    }
+        finish(&shared, ended).await
+    })
 }
 
 /// What a commit came to.
@@ -126,27 +120,30 @@ fn refused(error: sqlx::Error, clue: Clue) -> Ended {
     }
 }
 
-/// Answers the waiter, then does the work that waited for the end.
-async fn finish(
-    shared: &Arc<Shared>,
-    ended: Ended,
-    reply: oneshot::Sender<Result<(), TransactionError>>,
-) {
+/// The waiter's answer; the work that waited for the end goes on in a task.
+async fn finish(shared: &Arc<Shared>, ended: Ended) -> Result<(), TransactionError> {
     let work = take_work(shared);
     match ended {
         Ended::Committed => {
             count!("keep_sql_transactions_total", 1, "end" => "commit");
-            let _ = reply.send(Ok(()));
-            run_all(work, End::Committed).await;
+            start_work(shared, work, End::Committed);
+            Ok(())
         }
         Ended::RolledBack(cause, error) => {
             // What was to be committed so far is gone: nothing after it may end as a success.
             shared.doom(cause);
             count!("keep_sql_transactions_total", 1, "end" => label(cause));
-            let _ = reply.send(Err(error));
-            run_all(work, End::RolledBack(cause)).await;
+            start_work(shared, work, End::RolledBack(cause));
+            Err(error)
         }
-        Ended::Lost(clue) => resolve(shared, clue, reply, work).await,
+        Ended::Lost(clue) => resolve(shared, clue, work).await,
+    }
+}
+
+fn start_work(shared: &Shared, work: Vec<AfterWork>, end: End) {
+    if !work.is_empty() {
+        let tasks = &shared.db.inner.tasks;
+        tasks.spawn(&Handle::current(), run_all(work, end));
     }
 }
 
@@ -169,31 +166,35 @@ const fn label(cause: RollbackCause) -> &'static str {
 /// Asks what became of a commit whose reply was lost: for the waiter up to the commit timeout, for the
 /// after-work on up to a minute.
 async fn resolve(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     clue: Clue,
-    reply: oneshot::Sender<Result<(), TransactionError>>,
     work: Vec<AfterWork>,
-) {
+) -> Result<(), TransactionError> {
     count!("keep_sql_transactions_total", 1, "end" => "unknown");
     error!("the reply to a commit was lost");
     let patience = shared.db.inner.settings.commit_timeout;
-    let mut fate = ask(shared, &clue, patience).await;
+    let fate = ask(shared, &clue, patience).await;
     match fate {
         Some(End::Committed) => {}
         Some(End::RolledBack(cause)) => shared.doom(cause),
         None => shared.doom(RollbackCause::Poisoned),
     }
-    let _ = reply.send(match fate {
+    let holder = Arc::clone(shared);
+    let tasks = &shared.db.inner.tasks;
+    tasks.spawn(&Handle::current(), async move {
+        let mut fate = fate;
+        if fate.is_none() && clue.may_tell() {
+            fate = ask(&holder, &clue, RESOLVE_LONGEST).await;
+        }
+        if let Some(end) = fate {
+            count!("keep_sql_transactions_total", 1, "end" => "resolved");
+            run_all(work, end).await;
+        }
+    });
+    match fate {
         Some(End::Committed) => Ok(()),
         Some(End::RolledBack(cause)) => Err(TransactionError::doomed(cause)),
         None => Err(TransactionError::new(TransactionErrorKind::Unknown)),
-    });
-    if fate.is_none() && clue.may_tell() {
-        fate = ask(shared, &clue, RESOLVE_LONGEST).await;
-    }
-    if let Some(end) = fate {
-        count!("keep_sql_transactions_total", 1, "end" => "resolved");
-        run_all(work, end).await;
     }
 }
 

@@ -1,7 +1,7 @@
 //! The one who ends a request's transaction.
 //!
-//! Every ending runs in a task of its own that owns the connection: dropping whoever waits for it
-//! changes nothing. Work for after the end runs there too, when the waiter has its answer.
+//! Every ending is carried to its end: dropping whoever waits for it changes nothing, it goes on in a task
+//! then. Work for after the end runs in a task too.
 
 use std::fmt;
 use std::sync::Arc;
@@ -155,7 +155,7 @@ impl Finisher {
     /// [`TransactionErrorKind::Doomed`] when it was rolled back instead (a failed statement, a leaked guard,
     /// a vote, the timeout), [`TransactionErrorKind::Unknown`] when the reply was lost and stays lost.
     ///
-    /// Started at the call: dropping the answer changes nothing.
+    /// Dropping the answer changes nothing: it is carried to its end in a task then.
     pub fn commit(mut self) -> impl Future<Output = Result<(), TransactionError>> + Send + use<> {
         self.ended = true;
         start_commit(&self.shared, Part::Last)

@@ -50,6 +50,7 @@ mod sqlite;
 mod store;
 mod tasks;
 mod transaction;
+mod watch;
 
 pub use builder::{Migrations, SqlStoreBuilder};
 #[doc(hidden)]

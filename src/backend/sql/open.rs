@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection::Connected;
 use super::error::{TransactionError, TransactionErrorKind};
-use super::shared::Watchdog;
 use super::store::{AnyPool, SqlStore};
+use super::watch::Entry;
 use crate::core::telemetry::{error, seconds, warn};
 
 /// How long a rollback is awaited before it goes on alone.
@@ -28,7 +28,8 @@ pub(super) struct Open {
     xid: Option<String>,
     /// User SQL had the connection since the last sentinel.
     pub(super) used: bool,
-    pub(super) watchdog: Option<Watchdog>,
+    /// Ends it in time, if nobody else does.
+    pub(super) deadline: Option<Entry>,
 }
 
 /// What a library step works on.
@@ -42,21 +43,14 @@ pub(crate) struct Step<'c> {
 }
 
 impl Open {
-    /// Begins in a task of its own: whoever waits may vanish, and what was begun is rolled back.
+    /// Begins, whatever happens to whoever waits: what was begun for nobody is rolled back.
     /// (A `begin()` of sqlx dropped before its reply leaves a session idle in a transaction.)
     pub(super) async fn begin(
         db: &SqlStore,
         lock_timeout: Duration,
     ) -> Result<Self, TransactionError> {
-        let (reply, begun) = oneshot::channel();
-        let handle = db.clone();
-        db.inner.tasks.spawn(&Handle::current(), async move {
-            // A reply that nobody takes is dropped, and an `Open` that is dropped rolls back.
-            drop(reply.send(begin(handle, lock_timeout).await));
-        });
-        begun
-            .await
-            .map_err(|_| TransactionError::new(TransactionErrorKind::Unavailable))?
+        // An `Open` that nobody takes is dropped, and rolls back.
+        db.inner.tasks.carry(begin(db.clone(), lock_timeout)).await
     }
 
     pub(super) fn connection(&mut self) -> Result<&mut Connected, TransactionError> {
@@ -184,7 +178,7 @@ async fn begin(db: SqlStore, lock_timeout: Duration) -> Result<Open, Transaction
         id,
         xid: None,
         used: false,
-        watchdog: None,
+        deadline: None,
         db,
     })
 }

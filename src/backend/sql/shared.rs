@@ -57,7 +57,8 @@ impl Shared {
             // The tables must be there before the only connection of a memory database is taken.
             self.db.prepare().await?;
             let mut open = Open::begin(&self.db, lock_timeout).await?;
-            open.watchdog = Some(self.watch());
+            let longest = self.db.inner.settings.transaction_timeout;
+            open.deadline = Some(self.db.inner.deadlines.enter(self, longest));
             *slot = Some(open);
         }
         Ok(slot)
@@ -100,42 +101,15 @@ impl Shared {
         self.guards.load(Ordering::SeqCst) > 0
     }
 
-    /// After the transaction timeout it is doomed, and the connection taken back as soon as no
+    /// The transaction timeout has passed: it is doomed, and the connection taken back as soon as no
     /// statement runs on it.
-    fn watch(self: &Arc<Self>) -> Watchdog {
-        let longest = self.db.inner.settings.transaction_timeout;
-        let weak = Arc::downgrade(self);
-        let task = tokio::spawn(async move {
-            tokio::time::sleep(longest).await;
-            let Some(shared) = weak.upgrade() else { return };
-            let mut slot = shared.slot.lock().await;
-            let Some(mut open) = slot.take() else { return };
-            // Its end would stop this very task.
-            if let Some(own) = open.watchdog.take() {
-                own.keep();
-            }
-            shared.doom(RollbackCause::Timeout);
-            count!("keep_sql_transactions_total", 1, "end" => "timeout");
-            error!("a transaction was open for longer than the transaction timeout");
-            open.rollback().await;
-        });
-        Watchdog(Some(task.abort_handle()))
-    }
-}
-
-/// Stops the timer of a transaction when it ends.
-pub(super) struct Watchdog(Option<tokio::task::AbortHandle>);
-
-impl Watchdog {
-    fn keep(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Watchdog {
-    fn drop(&mut self) {
-        if let Some(task) = &self.0 {
-            task.abort();
-        }
+    pub(super) async fn overdue(&self) {
+        let Some(open) = self.slot.lock().await.take() else {
+            return;
+        };
+        self.doom(RollbackCause::Timeout);
+        count!("keep_sql_transactions_total", 1, "end" => "timeout");
+        error!("a transaction was open for longer than the transaction timeout");
+        open.rollback().await;
     }
 }

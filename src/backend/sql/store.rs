@@ -14,6 +14,7 @@ use super::engine::{Dialect, Engine};
 use super::error::{TransactionError, TransactionErrorKind};
 use super::migrations::{Schema, Schemas};
 use super::tasks::Tasks;
+use super::watch::Deadlines;
 use crate::core::{Admission, Breaker, Clock, StoreError, Timestamp};
 
 /// A SQL database: pool, settings and schema behind one cheap-to-clone handle.
@@ -27,6 +28,7 @@ pub(super) struct Inner {
     pub(super) settings: Settings,
     pub(super) schemas: Schemas,
     pub(super) tasks: Tasks,
+    pub(super) deadlines: Deadlines,
     /// SQLite has one writer: in this process they queue here, first come, first served.
     writer: Arc<Semaphore>,
     /// The pool has one connection, so that readers queue with the writers.
@@ -97,6 +99,7 @@ impl SqlStore {
                 settings,
                 schemas: Schemas::default(),
                 tasks: Tasks::default(),
+                deadlines: Deadlines::default(),
                 writer: Arc::new(Semaphore::new(1)),
                 single,
                 breaker: Mutex::new(Breaker::default()),
