@@ -17,6 +17,8 @@ pub mod once;
 pub mod queue;
 mod record;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod sql_step;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod ticker;
 pub mod topic;
 

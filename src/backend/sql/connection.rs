@@ -67,6 +67,25 @@ impl Connected {
         }
     }
 
+    /// Reads the engine's clock in microseconds: on Postgres the server's, inside the step (`now()` would stand still
+    /// since BEGIN); SQLite has this machine's.
+    pub(crate) async fn engine_micros(&mut self) -> Result<i64, TransactionError> {
+        match &mut self.inner {
+            #[cfg(feature = "sqlite")]
+            Inner::Sqlite(_) => {
+                let now = crate::core::Clock::now_micros(&crate::core::SystemClock);
+                Ok(i64::try_from(now).unwrap_or(i64::MAX))
+            }
+            #[cfg(feature = "postgres")]
+            Inner::Postgres(transaction) => {
+                let sql = "SELECT floor(extract(epoch from clock_timestamp()) * 1000000)::bigint";
+                Ok(sqlx::query_scalar(sql)
+                    .fetch_one(&mut **transaction)
+                    .await?)
+            }
+        }
+    }
+
     /// Lends it to whoever can tell the engines apart.
     pub(super) fn lend(&mut self) -> AnyLease<'_> {
         match &mut self.inner {

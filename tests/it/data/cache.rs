@@ -19,6 +19,7 @@ use tower_keep::ttl::{self, Lifetime, Ttl};
 use tower_keep::{HOUR, MILLIS, MINUTE, SECOND};
 
 use crate::support::redis::{RedisServer, fresh_prefix, shared};
+use crate::support::redis_cluster::RedisCluster;
 
 fn clock() -> ManualClock {
     ManualClock::at("2030-01-01T00:00:00.007Z".parse().unwrap())
@@ -67,6 +68,12 @@ async fn redis_keeps_its_promises_also_behind_a_fallback() {
     let clock = clock();
     let store = Fallback::new(shared().await.store(&clock).await, memory(&clock));
     cache(Arc::new(store), &clock).await;
+}
+
+#[tokio::test]
+async fn a_cluster_keeps_its_promises() {
+    let (cluster, clock) = (RedisCluster::start(3, false).await, clock());
+    cache(Arc::new(cluster.store(&clock).await), &clock).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -14,6 +14,7 @@ use tower_keep::{HOUR, ttl};
 
 use crate::support::Proxy;
 use crate::support::redis::{RedisServer, fresh_prefix, shared};
+use crate::support::redis_cluster::RedisCluster;
 
 fn clock() -> ManualClock {
     ManualClock::at("2030-01-01T00:00:00.007Z".parse().unwrap())
@@ -32,6 +33,12 @@ async fn redis_keeps_its_promises_also_behind_a_fallback() {
     let second = MemoryStore::builder().clock(clock.clone()).build();
     let store = Fallback::new(shared().await.store(&clock).await, second);
     counter(Arc::new(store), &clock).await;
+}
+
+#[tokio::test]
+async fn a_cluster_keeps_its_promises() {
+    let (cluster, clock) = (RedisCluster::start(3, false).await, clock());
+    counter(Arc::new(cluster.store(&clock).await), &clock).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

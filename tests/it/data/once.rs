@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tower_keep::backend::fallback::Fallback;
 use tower_keep::backend::memory::MemoryStore;
 use tower_keep::backend::redis::RedisStore;
+use tower_keep::backend::sql::SqlStore;
 use tower_keep::conformance::once::{once, takers_of};
 use tower_keep::core::{ManualClock, Principal};
 use tower_keep::data::DataErrorKind;
@@ -12,7 +13,9 @@ use tower_keep::data::once::{Expect, Once, OnceStore, Progress, PutOutcome, Save
 use tower_keep::ttl::{self, Ttl};
 
 use crate::support::Proxy;
+use crate::support::postgres;
 use crate::support::redis::{RedisServer, fresh_prefix, shared};
+use crate::support::redis_cluster::RedisCluster;
 
 fn clock() -> ManualClock {
     ManualClock::at("2030-01-01T00:00:00.007Z".parse().unwrap())
@@ -43,6 +46,96 @@ async fn of_a_thousand_takes_over_two_handles_one_succeeds() {
     assert_eq!(takers_of(1_000, &handles, "contended").await, 1);
     let memory: [Arc<dyn OnceStore>; 1] = [Arc::new(MemoryStore::new())];
     assert_eq!(takers_of(1_000, &memory, "contended").await, 1);
+}
+
+async fn on_sql(url: &str) {
+    let clock = clock();
+    let store = SqlStore::builder(url).clock(clock.clone()).open().await;
+    once(Arc::new(store.unwrap()), &clock).await;
+}
+
+#[tokio::test]
+async fn sqlite_keeps_its_promises() {
+    on_sql("sqlite::memory:").await;
+}
+
+#[tokio::test]
+async fn postgres_keeps_its_promises() {
+    on_sql(&postgres::shared().await.database().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_takes_over_two_pools_one_succeeds_and_of_many_saves_each_version_is_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = format!("sqlite:{}", folder.path().join("keep.db").display());
+    for url in [file, postgres::shared().await.database().await] {
+        let mut pools: Vec<Arc<dyn OnceStore>> = Vec::new();
+        for _ in 0..2 {
+            pools.push(Arc::new(SqlStore::connect(&url).await.unwrap()));
+        }
+        assert_eq!(takers_of(40, &pools, "contended").await, 1, "{url}");
+        assert_eq!(savers_of(20, &pools).await, 20, "{url}");
+    }
+}
+
+/// Saves with the version that was read, again after each conflict, from both stores at once; returns the last version.
+async fn savers_of(parallel: usize, stores: &[Arc<dyn OnceStore>]) -> u64 {
+    let mut calls = tokio::task::JoinSet::new();
+    for index in 0..parallel {
+        let store = Arc::clone(&stores[index % stores.len()]);
+        let forms: Progress<usize> = Progress::new(store, "form", Ttl::secs(60));
+        calls.spawn(async move {
+            let mut expect = Expect::Absent;
+            loop {
+                match forms.save("k", &index, expect).await.unwrap() {
+                    SaveOutcome::Saved { version } => return version,
+                    SaveOutcome::Conflict { version: 0 } => expect = Expect::Absent,
+                    SaveOutcome::Conflict { version } => expect = Expect::Version(version),
+                }
+            }
+        });
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    while let Some(version) = calls.join_next().await {
+        assert!(seen.insert(version.unwrap()), "a version was given twice");
+    }
+    seen.into_iter().max().unwrap()
+}
+
+#[tokio::test]
+async fn what_has_ended_leaves_the_table_by_itself() {
+    let clock = clock();
+    let store = SqlStore::builder("sqlite::memory:").clock(clock.clone());
+    let store = store.open().await.unwrap();
+    let states: Once<u8> = Once::new(store.clone(), "oauth", Ttl::secs(1));
+    for _ in 0..20 {
+        states.issue(&1).await.unwrap();
+    }
+    clock.advance(tower_keep::SECOND);
+    for _ in 0..6 {
+        states.issue(&2).await.unwrap();
+    }
+    let pool = store.pool::<sqlx::Sqlite>().unwrap();
+    let rows = sqlx::query_scalar("SELECT count(*) FROM keep_once").fetch_one(pool);
+    let rows: i64 = rows.await.unwrap();
+    assert_eq!(rows, 6);
+}
+
+#[tokio::test]
+async fn a_cluster_keeps_its_promises_and_values_spread_over_its_nodes() {
+    let (cluster, clock) = (RedisCluster::start(3, false).await, clock());
+    let store = cluster.store(&clock).await;
+    once(Arc::new(store.clone()), &clock).await;
+    let before: Vec<u64> = cluster.sizes().await;
+    let states: Once<u8> = Once::new(store, "oauth", ttl::OAUTH_STATE);
+    for _ in 0..64 {
+        states.issue(&1).await.unwrap();
+    }
+    let after = cluster.sizes().await;
+    assert!(
+        before.iter().zip(&after).all(|(old, new)| new > old),
+        "{after:?}"
+    );
 }
 
 #[tokio::test]

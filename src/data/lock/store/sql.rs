@@ -6,10 +6,9 @@ use std::time::Duration;
 use sqlx::AssertSqlSafe;
 
 use super::{Acquired, Asking, Fence, LockKey, LockState, LockStore, Owned, Owner};
-use crate::backend::sql::{Dialect, RequestTransaction, Schema, SqlStore, TransactionError};
-use crate::core::{
-    NoticeCallback, RollbackCause, StoreError, StoreFuture, Subscription, Timestamp,
-};
+use crate::backend::sql::{Dialect, Schema, SqlStore};
+use crate::core::{NoticeCallback, StoreFuture, Subscription};
+use crate::data::sql_step::{alone, skip_locked};
 use crate::data::ticker;
 
 const LOOK_EVERY: std::ops::RangeInclusive<Duration> =
@@ -19,11 +18,13 @@ const KEPT_MS: i64 = 86_400_000;
 
 struct Text {
     prefix: String,
+    skip: &'static str,
 }
 
 impl Text {
     fn of(&self, text: &str) -> AssertSqlSafe<String> {
-        AssertSqlSafe(text.replace("{p}", &self.prefix))
+        let text = text.replace("{p}", &self.prefix);
+        AssertSqlSafe(text.replace("{skip}", self.skip))
     }
 }
 
@@ -45,67 +46,8 @@ fn text(db: &SqlStore) -> Arc<Text> {
     };
     db.part(schema, |db| Text {
         prefix: db.table_prefix().to_owned(),
+        skip: skip_locked(db),
     })
-}
-
-/// Milliseconds of the passed clock or the engine's, and microseconds of the engine's.
-#[derive(Clone, Copy)]
-struct Now {
-    ms: i64,
-    engine_us: i64,
-}
-
-impl Now {
-    fn of(injected: Option<Timestamp>, engine_us: i64) -> Self {
-        let ms = injected.map(|now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX));
-        Self {
-            ms: ms.unwrap_or(engine_us / 1_000),
-            engine_us,
-        }
-    }
-}
-
-/// Runs `$body` as a transaction of its own on whichever engine the store has; dropped, it rolls back.
-macro_rules! alone {
-    ($db:expr, |$connection:ident, $now:ident, $text:ident| $body:expr) => {{
-        let (db, $text) = ($db.clone(), text($db));
-        StoreFuture::boxed(async move {
-            let (request, finisher) = RequestTransaction::alone(&db);
-            let injected = db.injected_now();
-            let step = request.operate(move |step| {
-                Box::pin(async move {
-                    #[cfg(feature = "sqlite")]
-                    if let Some($connection) = step.connection.sqlite() {
-                        let engine = i64::try_from(crate::core::Clock::now_micros(
-                            &crate::core::SystemClock,
-                        ))
-                        .unwrap_or(i64::MAX);
-                        let $now = Now::of(injected, engine);
-                        return $body;
-                    }
-                    #[cfg(feature = "postgres")]
-                    if let Some($connection) = step.connection.postgres() {
-                        let sql =
-                            "SELECT floor(extract(epoch from clock_timestamp()) * 1000000)::bigint";
-                        let engine = sqlx::query_scalar(sql).fetch_one(&mut *$connection).await?;
-                        let $now = Now::of(injected, engine);
-                        return $body;
-                    }
-                    Err(TransactionError::crowded())
-                })
-            });
-            match step.await {
-                Ok(answer) => {
-                    finisher.commit().await?;
-                    Ok(answer)
-                }
-                Err(error) => {
-                    finisher.rollback(RollbackCause::Poisoned).await;
-                    Err(StoreError::from(error))
-                }
-            }
-        })
-    }};
 }
 
 fn ms(duration: Duration) -> i64 {
@@ -117,7 +59,7 @@ const fn owned(rows: u64) -> Owned {
 }
 
 const FORGET: &str = "DELETE FROM {p}lock WHERE (name, item) IN \
-     (SELECT name, item FROM {p}lock WHERE ends < $1 ORDER BY ends LIMIT 2)";
+     (SELECT name, item FROM {p}lock WHERE ends < $1 ORDER BY ends LIMIT 2 {skip})";
 
 const ACQUIRE: &str = "INSERT INTO {p}lock (name, item, owner, fence, ends) VALUES ($1, $2, $3, $4, $5) \
      ON CONFLICT (name, item) DO UPDATE SET owner = excluded.owner, ends = excluded.ends, last = NULL, \
@@ -135,11 +77,7 @@ impl LockStore for SqlStore {
         _: Asking,
     ) -> StoreFuture<Acquired> {
         let key = key.clone();
-        alone!(self, |connection, now, text| {
-            sqlx::query(text.of(FORGET))
-                .bind(now.ms - KEPT_MS)
-                .execute(&mut *connection)
-                .await?;
+        alone!(self, text(self), |connection, now, text| {
             let fence: Option<i64> = sqlx::query_scalar(text.of(ACQUIRE))
                 .bind(&*key.name)
                 .bind(key.key.as_str())
@@ -150,6 +88,11 @@ impl LockStore for SqlStore {
                 .fetch_optional(&mut *connection)
                 .await?;
             if let Some(fence) = fence {
+                // After its own row and never waiting: of two that met in another order each would wait for the other.
+                sqlx::query(text.of(FORGET))
+                    .bind(now.ms - KEPT_MS)
+                    .execute(&mut *connection)
+                    .await?;
                 return Ok(Acquired::Granted(Fence(fence.unsigned_abs())));
             }
             let sql = text.of("SELECT ends FROM {p}lock WHERE name = $1 AND item = $2");
@@ -167,7 +110,7 @@ impl LockStore for SqlStore {
 
     fn extend(&self, key: &LockKey, owner: Owner, lease: Duration) -> StoreFuture<Owned> {
         let key = key.clone();
-        alone!(self, |connection, now, text| {
+        alone!(self, text(self), |connection, now, text| {
             let sql = "UPDATE {p}lock SET ends = $4 WHERE name = $1 AND item = $2 AND owner = $3 AND ends > $5";
             let done = sqlx::query(text.of(sql))
                 .bind(&*key.name)
@@ -183,7 +126,7 @@ impl LockStore for SqlStore {
 
     fn release(&self, key: &LockKey, owner: Owner) -> StoreFuture<Owned> {
         let key = key.clone();
-        alone!(self, |connection, now, text| {
+        alone!(self, text(self), |connection, now, text| {
             let sql = "UPDATE {p}lock SET owner = NULL, ends = $4, last = CASE WHEN ends > $4 THEN owner END \
                        WHERE name = $1 AND item = $2 AND owner = $3";
             sqlx::query(text.of(sql))
@@ -207,7 +150,7 @@ impl LockStore for SqlStore {
 
     fn inspect(&self, key: &LockKey) -> StoreFuture<Option<LockState>> {
         let key = key.clone();
-        alone!(self, |connection, now, text| {
+        alone!(self, text(self), |connection, now, text| {
             let sql = "SELECT fence, ends FROM {p}lock WHERE name = $1 AND item = $2 \
                        AND owner IS NOT NULL AND ends > $3";
             let found: Option<(i64, i64)> = sqlx::query_as(text.of(sql))
