@@ -1,7 +1,7 @@
 //! What is particular to Postgres: opening, the one-message BEGIN, the sentinel, and asking after a lost COMMIT.
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Row};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use super::builder::Settings;
 use super::connection::Sentinel;
@@ -77,11 +77,13 @@ pub(super) async fn sentinel(
     if !connection.is_in_transaction() {
         return Ok(Sentinel::Lost);
     }
-    match connection.fetch_one(SENTINEL).await {
-        Ok(row) => {
-            let ours: Option<String> = row.try_get(1)?;
+    // Prepared once for each connection: planning it anew would cost more than asking it.
+    let asked: Result<(Option<String>, Option<String>), _> =
+        sqlx::query_as(SENTINEL).fetch_one(connection).await;
+    match asked {
+        Ok((transaction, ours)) => {
             if ours.as_deref() == Some(id) {
-                Ok(Sentinel::Sound(row.try_get(0)?))
+                Ok(Sentinel::Sound(transaction))
             } else {
                 Ok(Sentinel::Lost)
             }
