@@ -50,6 +50,11 @@ pub async fn rate_limit(store: Arc<dyn RateLimitStore>, clock: &ManualClock) {
         suite.a_lower_limit_sees_what_was_consumed(quota).await;
         suite.fifty_at_once_get_no_more_than_the_limit(quota).await;
     }
+    for quota in &quotas()[..3] {
+        suite
+            .what_is_over_stays_over_after_a_refund_and_a_clock_that_went_back(*quota)
+            .await;
+    }
     for quota in &quotas()[..4] {
         suite
             .a_clock_that_went_back_locks_out_for_one_window(*quota)
@@ -231,6 +236,27 @@ impl Suite {
         self.clock.advance(Duration::from_secs(32 * 86_400));
         assert_eq!(self.store.refund(&late).await.unwrap(), Refunded::TooLate);
         assert_eq!(self.used(&subject).await, 0);
+    }
+
+    /// The refund leaves nothing that counts, so nothing is left that could count again.
+    async fn what_is_over_stays_over_after_a_refund_and_a_clock_that_went_back(
+        &self,
+        quota: Quota,
+    ) {
+        let subject = Subject::new("over", quota);
+        let first = self.take(subject.charge(1)).await;
+        let window = first.states[0].more_in().unwrap();
+        self.clock.advance(window.mul_f64(0.6));
+        let second = subject.charge(1);
+        let verdict = self.take(second).await;
+        let receipt = Receipt::new(&[second], &verdict.states);
+        self.clock.advance(window.mul_f64(0.6));
+        let over = self.clock.now_micros();
+        self.store.refund(&receipt).await.unwrap();
+        self.clock
+            .set_micros(over - (window.as_micros() as u64) / 2);
+        assert_eq!(self.used(&subject).await, 0, "{quota:?}");
+        self.clock.set_micros(over);
     }
 
     async fn a_receipt_does_nothing_after_a_reset(&self, quota: Quota) {

@@ -7,7 +7,10 @@ local give_back = {}
 
 function give_back.l(p, s)
   if p.a + p.window <= now then return 0 end
-  return redis.call('LREM', p.key, -p.amount, text(p.a))
+  local taken = redis.call('LREM', p.key, -p.amount, text(p.a))
+  -- Nothing is left but what is over: a clock that goes back must not bring it to life.
+  if taken > 0 and taken >= s.units - s.live then redis.call('DEL', p.key) end
+  return taken
 end
 
 function give_back.b(p, s)
