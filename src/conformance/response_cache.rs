@@ -34,6 +34,7 @@ pub async fn response_cache(store: Arc<dyn ResponseStore>, clock: &ManualClock) 
     suite.looks_nothing_up_under_other_names().await;
     suite.drops_the_oldest_variant().await;
     suite.remembers_a_mark_until_it_ends().await;
+    suite.marks_one_variant_and_not_the_others().await;
     suite.freshens_a_head_and_leaves_the_body().await;
     suite.raises_stamps_that_only_grow().await;
     suite.takes_every_call_twice().await;
@@ -430,6 +431,48 @@ impl Suite<'_> {
             None,
             "what is stored after all is not marked"
         );
+    }
+
+    async fn marks_one_variant_and_not_the_others(&self) {
+        let (primary, names) = (hash(), Names::from_text("accept"));
+        let variant = || EntryKey {
+            primary,
+            selector: hash(),
+        };
+        let lookup = |key, want| Lookup {
+            key,
+            names: names.clone(),
+            not_before: Stamp(0),
+            have: None,
+            want,
+        };
+        let kept = variant();
+        let ticket = match self
+            .ask(lookup(kept, Want::EntryOrLease(LEASE)))
+            .await
+            .lease
+        {
+            Some(Lease::Granted(ticket)) => ticket,
+            other => broken("the lease of a missing entry is granted", &other),
+        };
+        let entry = Arc::new(sample(&names, ticket, 900 * SECOND, 900 * SECOND, "body"));
+        answer(self.store.store(kept, ticket, entry).await);
+        let mut marked = Vec::new();
+        for seconds in 0..=MOST_VARIANTS as u64 {
+            let key = variant();
+            let mark = Duration::from_secs(60 + seconds);
+            answer(self.store.release(key, Ticket::default(), Some(mark)).await);
+            marked.push((key, mark));
+        }
+        for (index, (key, mark)) in marked.into_iter().enumerate() {
+            let found = self.ask(lookup(key, Want::EntryOrLease(LEASE))).await;
+            // Of too many the first to end has gone.
+            assert_eq!(found.mark, (index > 0).then_some(mark), "{index}");
+            assert_eq!(found.lease.is_some(), index == 0, "{index}");
+        }
+        let found = self.ask(lookup(kept, Want::EntryOrLease(LEASE))).await;
+        assert_eq!((found.mark, found.lease), (None, None));
+        assert!(matches!(found.entry, FoundEntry::Entry(_)), "{found:?}");
     }
 
     async fn freshens_a_head_and_leaves_the_body(&self) {

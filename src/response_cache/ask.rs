@@ -47,24 +47,31 @@ impl Ask {
         let own = config.key.own_parts(request);
         let uri = request.uri();
         let key = Key::of(&config.key, request, uri, &own, signals.poison, principal)?;
+        let mut ask = Self::under(key, config, request.headers(), signals);
+        ask.head = *request.method() == Method::HEAD;
+        Some(ask)
+    }
+
+    /// A GET under this key.
+    pub(super) fn under(key: Key, config: &Config, request: &HeaderMap, signals: Signals) -> Self {
         let demands = if signals.directives {
-            Demands::of(request.headers(), config.allow_reload)
+            Demands::of(request, config.allow_reload)
         } else {
             Demands::default()
         };
-        Some(Self {
+        Self {
             key,
             names: Names::default(),
             selection: Vec::new(),
             selector: Hash128::default(),
             demands,
             signals,
-            head: *request.method() == Method::HEAD,
+            head: false,
             private: config.private(),
             nested: false,
             visitor: None,
             inner_visitor: None,
-        })
+        }
     }
 
     /// Selects the variant by `names`.

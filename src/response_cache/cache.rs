@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::core::{Clock, StoreError, StoreFuture, SystemClock, telemetry};
-use crate::core::{Notice, Subscription};
+use crate::core::{Clock, StoreError, StoreFuture, Subscription, SystemClock, telemetry};
 
 use super::ask::Ask;
 use super::collect::Unfinished;
@@ -17,7 +16,8 @@ use super::flight::{Entered, Flights};
 use super::handle::Counters;
 use super::hit::BELIEVED;
 use super::stamps::Stamps;
-use super::store::{Hash128, Local, Place, ResponseStore, Ticket};
+use super::store::{Hash128, Local, Place, ResponseStore, StoreNotice, Ticket};
+use super::waits::Filled;
 
 /// After a stale answer has stood in, the key is answered so without asking, in real microseconds.
 const STAND_IN: u64 = 1_000_000;
@@ -39,6 +39,8 @@ pub(super) struct Cache {
     pub(super) keeps_copies: bool,
     pub(super) stamps: Stamps,
     pub(super) flights: Arc<Flights>,
+    /// Leaders that wait for leases of other processes.
+    pub(super) filled: Filled,
     pub(super) unfinished: Arc<Unfinished>,
     pub(super) counters: Counters,
     asking: AtomicBool,
@@ -76,6 +78,7 @@ impl Cache {
             keeps_copies: copies > 0,
             stamps: Stamps::default(),
             flights: Arc::default(),
+            filled: Filled::default(),
             unfinished: Arc::new(Unfinished::new((local_bytes / 4).max(16 * 1_024 * 1_024))),
             counters: Counters::default(),
             asking: AtomicBool::new(false),
@@ -124,11 +127,14 @@ impl Cache {
             return;
         }
         let cache = Arc::downgrade(self);
-        let on = move |notice: Notice| {
-            // Lost ones are made up for by asking; so nothing is believed because of a notice alone.
-            if let (Notice::Payload(_) | Notice::Restored, Some(cache)) = (notice, cache.upgrade())
-            {
-                cache.ask_behind();
+        let on = move |notice: StoreNotice| {
+            let Some(cache) = cache.upgrade() else {
+                return;
+            };
+            match notice {
+                // Lost ones are made up for by asking; so nothing is believed because of a notice alone.
+                StoreNotice::Changed => cache.ask_behind(),
+                StoreNotice::Filled(primary) => cache.filled.wake(primary),
             }
         };
         if self.told.set(Mutex::default()).is_err() {

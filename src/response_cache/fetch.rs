@@ -318,7 +318,7 @@ impl Exchange {
 }
 
 /// What the policies said when the entry was stored, for a 304 that says nothing.
-fn policy_of(head: &Head) -> Option<CachePolicy> {
+pub(super) fn policy_of(head: &Head) -> Option<CachePolicy> {
     let by_policy = head.flags.has(Flags::BY_POLICY);
     by_policy.then(|| {
         let mut policy = CachePolicy::new().ttl(Duration::from_micros(head.lifetime));

@@ -104,6 +104,15 @@ impl KeyRules {
         self
     }
 
+    pub(super) const fn has_functions(&self) -> bool {
+        !self.by.is_empty()
+    }
+
+    /// Returns what else belongs to the key, by name: fields, cookies, and the number of functions.
+    pub(super) fn own(&self) -> (&[HeaderName], &[String], usize) {
+        (&self.headers, &self.cookies, self.by.len())
+    }
+
     /// Asks the route's own functions for their parts of the key.
     pub(super) fn own_parts<B>(&self, request: &mut Request<B>) -> Vec<Option<String>> {
         if self.by.is_empty() {

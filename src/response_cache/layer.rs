@@ -231,6 +231,10 @@ impl ResponseCacheLayer {
         self.set(|config| config.on_rejection = Some(Arc::new(hook)))
     }
 
+    pub(super) fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
     /// Returns the handle to invalidate and observe this cache by; all clones have the same.
     #[must_use]
     pub fn handle(&self) -> ResponseCacheHandle {

@@ -1,12 +1,15 @@
 //! Answers to POST that are answers to GET, too (RFC 9110 §9.3.3): kept under the stamp of their own invalidation.
 
 use std::future::poll_fn;
+use std::mem::swap;
 use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
-use http::header::CONTENT_LOCATION;
-use http::{Method, Request, Response};
+use http::header::{CONTENT_LOCATION, HeaderMap};
+use http::{Method, Request, Response, Uri};
+
+use crate::core::Visitor;
 
 use super::ask::Ask;
 use super::body::{BoxError, ResponseBody};
@@ -16,32 +19,64 @@ use super::exchange::Exchange;
 use super::fetch::Fetch;
 use super::freshness;
 use super::keep::Fetched;
-use super::key::Key;
+use super::key::{Key, KeyRules};
+use super::seen::Seen;
 use super::service::same_site;
 use super::status::Forward;
 use super::target::Target;
 use super::targeted;
 
-/// The GET that a POST's answer may be stored for; none on private routes, which ask who is there.
+/// The GET that a POST's answer may be stored for, without a copy of the request's fields; none on private routes,
+/// which ask who is there.
 pub(super) fn as_get<B>(
     setup: &Arc<Setup>,
-    request: &Request<B>,
+    request: &mut Request<B>,
+    uri: Option<&Uri>,
+    site: &Key,
     signals: Signals,
 ) -> Option<Exchange> {
-    if *request.method() != Method::POST || setup.config.private() {
+    let config = &setup.config;
+    if *request.method() != Method::POST || config.private() {
         return None;
     }
-    let mut get = Request::new(());
-    *get.uri_mut() = request.uri().clone();
-    *get.headers_mut() = request.headers().clone();
-    *get.extensions_mut() = request.extensions().clone();
-    let mut ask = Ask::of(&setup.config, &mut get, signals, None)?;
+    let own = own_parts(&config.key, request, uri);
+    let key = if own.is_empty() && !signals.poison {
+        site.clone()
+    } else {
+        let uri = uri.unwrap_or(request.uri());
+        Key::of(&config.key, request, uri, &own, signals.poison, None)?
+    };
+    let mut ask = Ask::under(key, config, request.headers(), signals);
     // The conditions were the POST's own, and are the handler's to evaluate.
     ask.forget_conditions();
-    (!ask.demands.no_store).then(|| Exchange::new(setup, ask, &get))
+    ask.visitor = request.extensions().get::<Visitor>().cloned();
+    (!ask.demands.no_store).then(|| Exchange {
+        setup: Arc::clone(setup),
+        ask,
+        fields: HeaderMap::new(),
+    })
 }
 
-/// Says whether an answer is one to GET: a 2xx that names its own target, and says how long it is fresh.
+/// What the route's own functions find in the GET of the same target.
+fn own_parts<B>(
+    rules: &KeyRules,
+    request: &mut Request<B>,
+    uri: Option<&Uri>,
+) -> Vec<Option<String>> {
+    if !rules.has_functions() {
+        return Vec::new();
+    }
+    let mut other = (Method::GET, uri.unwrap_or(request.uri()).clone());
+    swap(request.method_mut(), &mut other.0);
+    swap(request.uri_mut(), &mut other.1);
+    let own = rules.own_parts(request);
+    swap(request.method_mut(), &mut other.0);
+    swap(request.uri_mut(), &mut other.1);
+    own
+}
+
+/// Says whether an answer is one to GET: a 2xx that names its own target, and says how long it is fresh. One that
+/// varies is not kept: the fields that selected it went inwards with the request.
 pub(super) fn answers_get<R>(
     setup: &Setup,
     site: &Key,
@@ -58,6 +93,7 @@ pub(super) fn answers_get<R>(
     let said = targeted::said(fields, &setup.config.targeted);
     let now = freshness::seconds_of(received);
     response.status().is_success()
+        && !Seen::of(fields).varies
         && named == Some(own)
         && freshness::said_seconds(&said, fields, false, now).is_some()
 }

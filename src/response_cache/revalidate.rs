@@ -104,7 +104,9 @@ pub(super) fn merged(head: &Head, confirmed: &HeaderMap) -> HeaderMap {
     // A digest is of the body that is kept, not of the 304's, which has none.
     let digest = |name: &HeaderName| matches!(name.as_str(), "content-digest" | "content-md5");
     let taken = |name: &HeaderName| {
-        !OF_THE_BODY.contains(name) && !digest(name) && is_storable(name, confirmed)
+        let of_the_body = OF_THE_BODY.contains(name)
+            && !(*name == header::CONTENT_TYPE && is_same_kind(&head.fields, confirmed));
+        !of_the_body && !digest(name) && is_storable(name, confirmed)
     };
     let mut fields = HeaderMap::new();
     for (name, value) in head.stored_fields() {
@@ -119,6 +121,21 @@ pub(super) fn merged(head: &Head, confirmed: &HeaderMap) -> HeaderMap {
         }
     }
     fields
+}
+
+/// The same media type, perhaps with other parameters. Another one is a framework's default for an answer without
+/// a body rather than news of the stored one.
+fn is_same_kind(stored: &HeaderMap, confirmed: &HeaderMap) -> bool {
+    let kind = |fields: &HeaderMap| {
+        let value = fields.get(header::CONTENT_TYPE)?.as_bytes();
+        let end = value.iter().position(|byte| *byte == b';');
+        Some(
+            value[..end.unwrap_or(value.len())]
+                .trim_ascii()
+                .to_ascii_lowercase(),
+        )
+    };
+    kind(stored).is_some_and(|stored| kind(confirmed) == Some(stored))
 }
 
 /// Says whether a field belongs to the answer, not to one exchange of it.
@@ -219,6 +236,17 @@ mod tests {
                 ("x-old", "3")
             ])
         );
+    }
+
+    #[test]
+    fn a_304_changes_the_parameters_of_a_media_type_but_not_the_type() {
+        let head = Head {
+            fields: map(&[("content-type", "text/plain")]),
+            ..Head::default()
+        };
+        let of = |kind| merged(&head, &map(&[("content-type", kind)]))["content-type"].clone();
+        assert_eq!(of("Text/Plain;charset=utf-8"), "Text/Plain;charset=utf-8");
+        assert_eq!(of("text/html"), "text/plain");
     }
 
     #[test]

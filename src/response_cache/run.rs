@@ -24,9 +24,6 @@ use super::stamps::Verdict;
 use super::status::{Forward, Said};
 use super::store::{Lease, Ticket, Want};
 
-/// The first waits for somebody else's lease; the last one repeats.
-const WAITS: [u64; 4] = [25, 50, 100, 200];
-
 pub(super) type Answer<R, E> = Result<Response<ResponseBody<R>>, E>;
 
 /// What a leader does next.
@@ -215,15 +212,21 @@ impl<S> Run<S> {
         R: http_body::Body<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
-        let looked = self.look(Want::Entry).await;
-        let (ticket, mut forward) = match &looked {
-            Ok(looked) => match &looked.entry {
-                Some((entry, usable, _)) if *usable != Use::Validate => {
-                    return Ok(self.exchange.stored(entry, looked.now));
+        let mut stored = None;
+        let (ticket, mut forward) = match self.look(Want::Entry).await {
+            Ok(looked) => {
+                let ticket = ticket_of(&looked);
+                match looked.entry {
+                    Some((entry, usable, _)) if usable != Use::Validate => {
+                        return Ok(self.exchange.stored(&entry, looked.now));
+                    }
+                    Some((entry, ..)) => {
+                        stored = Some((entry, ticket));
+                        (Some(ticket), Forward::Stale)
+                    }
+                    None => (Some(ticket), Forward::UriMiss),
                 }
-                Some(_) => (Some(ticket_of(looked)), Forward::Stale),
-                None => (Some(ticket_of(looked)), Forward::UriMiss),
-            },
+            }
             Err(_) => {
                 self.exchange.cache().failed("lookup");
                 (None, Forward::Store)
@@ -240,7 +243,7 @@ impl<S> Run<S> {
             let fetch = self.apart(forward).with_ticket(ticket);
             return self.fetch(fetch).await;
         }
-        self.pass(forward).await
+        self.pass(forward, stored).await
     }
 
     /// Leads: one look-up for all who wait, then an answer from the store or a fetch.
@@ -260,7 +263,8 @@ impl<S> Run<S> {
     {
         let lease = self.exchange.setup.config.lease;
         let mut want = Want::EntryOrLease(lease);
-        let mut waited = 0;
+        let cache = Arc::clone(self.exchange.cache());
+        let mut wait = None;
         loop {
             let looked = match looked.take() {
                 Some(looked) => Ok(looked),
@@ -294,20 +298,25 @@ impl<S> Run<S> {
                 Step::Insist => want = Want::Lease(lease),
                 Step::Wait(left, stale) => {
                     want = Want::EntryOrLease(lease);
-                    if timeout_at(until, sleep(wait(waited, left))).await.is_err() {
+                    let key = self.exchange.ask.entry_key(cache.place).primary;
+                    let wait = wait.get_or_insert_with(|| cache.filled.wait_for(key));
+                    if timeout_at(until, wait.next(left)).await.is_err() {
                         leader.land(Outcome::Released);
                         let forward = self.exchange.forward(stale.is_some());
                         let fetch = Fetch::alone(ticket_of(&looked), forward);
                         return self.fetch(fetch.impatient().validating(stale)).await;
                     }
-                    waited += 1;
                 }
             }
         }
     }
 
-    /// Sends the request inwards as the client made it, with nothing stored.
-    async fn pass<B, R>(mut self: Box<Self>, forward: Forward) -> Answer<R, S::Error>
+    /// Sends the request inwards as the client made it. An answer to HEAD may renew what is stored for GET.
+    async fn pass<B, R>(
+        mut self: Box<Self>,
+        forward: Forward,
+        stored: Option<(Arc<Entry>, Ticket)>,
+    ) -> Answer<R, S::Error>
     where
         S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
     {
@@ -316,7 +325,12 @@ impl<S> Run<S> {
         if self.exchange.ask.head {
             *request.method_mut() = Method::HEAD;
         }
+        let asked = self.exchange.cache().now();
         let mut response = self.inner.call(request).await?;
+        if let Some((stored, ticket)) = stored.filter(|_| self.exchange.ask.head) {
+            let times = (asked, self.exchange.cache().now());
+            self.exchange.headed(&stored, ticket, &response, times);
+        }
         let said = Said::Fetched {
             forward,
             status: None,
@@ -378,11 +392,4 @@ impl Exchange {
             None => Step::Insist,
         }
     }
-}
-
-/// How long to wait for somebody else's lease: a little longer each time, never past its end, and not all at once.
-fn wait(waited: usize, left: Duration) -> Duration {
-    let base = WAITS[waited.min(WAITS.len() - 1)];
-    let jitter = 80 + super::key::random() % 41;
-    Duration::from_micros(base * 10 * jitter).min(left.max(Duration::from_millis(1)))
 }

@@ -98,7 +98,7 @@ impl<S> ResponseCache<S> {
     /// A request that may change things: a good answer invalidates what it names.
     fn change<B, R>(
         &mut self,
-        request: Request<B>,
+        mut request: Request<B>,
         signals: Signals,
     ) -> ResponseFuture<S::Future, R, S::Error>
     where
@@ -115,7 +115,9 @@ impl<S> ResponseCache<S> {
         let rewritten = key::rewritten(rules, request.uri());
         let uri = rewritten.as_ref().unwrap_or(request.uri());
         let site = Key::of(rules, &request, uri, &[], false, None);
-        let posted = posted::as_get(&setup, &request, signals);
+        let posted = site.as_ref().and_then(|site| {
+            posted::as_get(&setup, &mut request, rewritten.as_ref(), site, signals)
+        });
         let call = self.inner.call(request.map(Body::pass));
         let run = async move {
             let asked = setup.cache.now();

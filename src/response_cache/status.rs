@@ -28,6 +28,14 @@ const BYPASSES: [(Bypass, &str); 8] = [
     (Bypass::Principal, "fwd=bypass;detail=principal"),
 ];
 
+impl Bypass {
+    /// As a member of `Cache-Status` says it, behind the cache's name.
+    pub(super) fn as_str(self) -> &'static str {
+        let own = BYPASSES.iter().find(|(bypass, _)| *bypass == self);
+        own.map_or("fwd=bypass", |(_, said)| said)
+    }
+}
+
 /// Why an answer was not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reason {

@@ -1,9 +1,12 @@
 //! The response cache: what is stored, who gets it, and how often the inner service runs.
 
 mod bounds;
+mod cluster;
 mod coherence;
 mod collapse;
 mod example;
+mod handle;
+mod heads;
 mod joining;
 mod leaks;
 mod levels;

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::fallback::Fallback;
-use crate::core::{Clock, StoreFuture};
-use crate::core::{NoticeCallback, Subscription};
+use crate::core::{Clock, StoreFuture, Subscription};
 use crate::response_cache::entry::Entry;
 use crate::response_cache::stamps::{Change, Changes, Stamp};
 
-use super::{EntryKey, Found, Lookup, Place, ResponseStore, Stored, Ticket};
+use super::{EntryKey, Found, Lookup, Place, ResponseStore, StoreNoticeCallback, Stored, Ticket};
 
 impl<P, S> ResponseStore for Fallback<P, S>
 where
@@ -41,7 +40,7 @@ where
         self.primary().changes(since)
     }
 
-    fn subscribe(&self, on: NoticeCallback) -> StoreFuture<Subscription> {
+    fn subscribe(&self, on: StoreNoticeCallback) -> StoreFuture<Subscription> {
         self.primary().subscribe(on)
     }
 

@@ -25,8 +25,8 @@ const MOST_HITS: u32 = 255;
 #[derive(Default)]
 pub(super) struct Row {
     pub(super) names: Names,
-    /// Until when the key is known as uncacheable.
-    pub(super) mark_until: u64,
+    /// Until when its variants are known as uncacheable.
+    marks: SmallVec<[(Hash128, u64); 1]>,
     pub(super) variants: SmallVec<[(Hash128, Arc<Entry>); 1]>,
     used: Cell<u64>,
     hits: Cell<u32>,
@@ -38,6 +38,29 @@ impl Row {
             .iter()
             .find(|(own, _)| *own == selector)
             .map(|(_, entry)| entry)
+    }
+
+    /// Until when a variant is known as uncacheable; 0 if it is not.
+    pub(super) fn marked_until(&self, selector: Hash128) -> u64 {
+        let mark = self.marks.iter().find(|(own, _)| *own == selector);
+        mark.map_or(0, |(_, until)| *until)
+    }
+
+    /// Notes a variant as uncacheable; what is stored of it is gone.
+    pub(super) fn mark(&mut self, selector: Hash128, until: u64) {
+        self.variants.retain(|(own, _)| *own != selector);
+        self.unmark(selector);
+        if self.marks.len() == MOST_VARIANTS {
+            let first = self.marks.iter().enumerate();
+            if let Some((at, _)) = first.min_by_key(|(_, (_, until))| *until) {
+                self.marks.remove(at);
+            }
+        }
+        self.marks.push((selector, until));
+    }
+
+    pub(super) fn unmark(&mut self, selector: Hash128) {
+        self.marks.retain(|(own, _)| *own != selector);
     }
 
     /// Notes a use, for eviction.
@@ -71,7 +94,8 @@ impl Row {
             .variants
             .iter()
             .map(|(_, entry)| entry.head().expires_at);
-        let last = entries.chain([self.mark_until]).max();
+        let marks = self.marks.iter().map(|(_, until)| *until);
+        let last = entries.chain(marks).max();
         last.unwrap_or(0).saturating_add(LINGER)
     }
 }
@@ -82,7 +106,8 @@ impl memory::Entry for Row {
             .variants
             .iter()
             .map(|(_, entry)| entry.weight() + OVERHEAD);
-        size_of::<Self>() + self.names.as_text().len() + variants.sum::<usize>()
+        let marks = self.marks.len() * size_of::<(Hash128, u64)>();
+        size_of::<Self>() + self.names.as_text().len() + marks + variants.sum::<usize>()
     }
 
     /// The longer unused and the seldomer hit, the readier.
@@ -143,7 +168,7 @@ impl Local {
                 select(&row.names)
             };
             LocalFound {
-                mark_until: row.mark_until,
+                mark_until: row.marked_until(selector),
                 entry: row.variant(selector).cloned(),
             }
         })
@@ -158,7 +183,7 @@ impl Local {
         now: u64,
     ) {
         self.change(key, now, |row| {
-            row.mark_until = 0;
+            row.unmark(selector);
             let there = row.variant(selector);
             if there.is_some_and(|there| is_superseded(there.head(), entry.head().at, now)) {
                 return;
@@ -177,7 +202,7 @@ impl Local {
         });
     }
 
-    /// Remembers until when `key` is uncacheable, by the real clock; its entry is gone.
+    /// Remembers until when a variant of `key` is uncacheable, by the real clock; its entry is gone.
     pub(in crate::response_cache) fn mark(
         &self,
         key: Hash128,
@@ -185,10 +210,7 @@ impl Local {
         until: u64,
         now: u64,
     ) {
-        self.change(key, now, |row| {
-            row.mark_until = until;
-            row.variants.retain(|(own, _)| *own != selector);
-        });
+        self.change(key, now, |row| row.mark(selector, until));
     }
 
     fn change(&self, key: Hash128, now: u64, change: impl FnOnce(&mut Row)) {

@@ -1,28 +1,31 @@
 -- Looks an entry up; takes the lease if it is wanted and the entry is absent, stale or due.
--- KEYS: 1 primary, 2 entry, 3 stamps.
+-- KEYS: 1 primary, 2 entry, 3 stamps; on a Cluster the stamps lie elsewhere and are read by a call of their own.
 -- ARGV: 2 selector, 3 names, 4 oldest stamp allowed, 5 id held or '', 6 want (0 entry, 1 entry or lease, 2 lease),
 --       7 length of the lease in microseconds, 8 its token.
 -- Reply: now, highest, floor, names, state (0 none, 1 same, 2 here), head, body,
---        lease (0 unwanted, 1 granted, 2 held), microseconds held, microseconds marked.
--- On a Cluster the stamps lie elsewhere and are read by a call of their own.
+--        lease (0 unwanted, 1 granted, 2 held), microseconds held, microseconds marked, when the entry was begun.
+--        Without stamps highest and floor are 0.
 local function text(number) return string.format('%.0f', number) end
-local stamps = redis.call('ZMSCORE', KEYS[3], 'h', 'f')
-local highest, floor = tonumber(stamps[1] or nil), tonumber(stamps[2] or nil)
-if not highest or not floor then
-  -- New, or lost: nothing older than this moment may be believed.
-  highest, floor = now, now
-  redis.call('DEL', KEYS[3])
-  redis.call('ZADD', KEYS[3], text(now), 'h', text(now), 'f')
+local highest, floor = 0, 0
+if KEYS[3] then
+  local stamps = redis.call('ZMSCORE', KEYS[3], 'h', 'f')
+  highest, floor = tonumber(stamps[1] or nil), tonumber(stamps[2] or nil)
+  if not highest or not floor then
+    -- New, or lost: nothing older than this moment may be believed.
+    highest, floor = now, now
+    redis.call('DEL', KEYS[3])
+    redis.call('ZADD', KEYS[3], text(now), 'h', text(now), 'f')
+  end
 end
 local lease_field = 'l:' .. ARGV[2]
-local primary = redis.call('HMGET', KEYS[1], 'names', 'mark', lease_field, 'v:' .. ARGV[2])
-local marked = math.max(0, (tonumber(primary[2] or '0') or 0) - now)
+local primary = redis.call('HMGET', KEYS[1], 'names', 'm:' .. ARGV[2], lease_field, 'v:' .. ARGV[2])
 local names = primary[1] or ''
 if names ~= '' and names ~= ARGV[3] then
-  return {text(now), text(highest), text(floor), names, 0, '', '', 0, 0, text(marked)}
+  return {text(now), text(highest), text(floor), names, 0, '', '', 0, 0, 0, 0}
 end
+local marked = math.max(0, (tonumber(primary[2] or '0') or 0) - now)
 local want = tonumber(ARGV[6])
-local state, head, body, due = 0, '', '', true
+local state, head, body, due, begun = 0, '', '', true, 0
 if primary[4] then
   local entry
   if ARGV[5] == '' then
@@ -32,7 +35,7 @@ if primary[4] then
   end
   local oldest = math.max(tonumber(ARGV[4]), floor)
   if entry[1] and entry[2] and tonumber(entry[1]) > now and tonumber(entry[2]) >= oldest then
-    due = now >= tonumber(entry[3])
+    due, begun = now >= tonumber(entry[3]), entry[2]
     if entry[4] == ARGV[5] then
       state = 1
     else
@@ -46,9 +49,11 @@ if primary[4] then
 end
 local granted, held = 0, 0
 if marked == 0 and (want == 2 or (want == 1 and (state == 0 or due))) then
-  local owner, until_at = string.match(primary[3] or '', '^(%x+)|(%d+)$')
+  local owner, until_at, waited = string.match(primary[3] or '', '^(%x+)|(%d+)(w?)$')
   if owner and tonumber(until_at) > now then
     granted, held = 2, tonumber(until_at) - now
+    -- Whoever drops the lease tells those who wait for it.
+    if waited == '' then redis.call('HSET', KEYS[1], lease_field, primary[3] .. 'w') end
   else
     granted = 1
     local length = tonumber(ARGV[7])
@@ -57,4 +62,4 @@ if marked == 0 and (want == 2 or (want == 1 and (state == 0 or due))) then
     if redis.call('PTTL', KEYS[1]) < keep_ms then redis.call('PEXPIRE', KEYS[1], keep_ms) end
   end
 end
-return {text(now), text(highest), text(floor), ARGV[3], state, head, body, granted, text(held), text(marked)}
+return {text(now), text(highest), text(floor), ARGV[3], state, head, body, granted, text(held), text(marked), begun}

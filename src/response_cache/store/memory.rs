@@ -8,8 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::backend::memory::{self, Full, MemoryStore, Part, PartSetup, Slot};
-use crate::core::{Clock, StoreFuture};
-use crate::core::{NoticeCallback, Subscription};
+use crate::core::{Clock, StoreFuture, Subscription};
 use crate::response_cache::entry::Entry;
 use crate::response_cache::key::token;
 use crate::response_cache::stamps::{Change, ChangeKind, Changes, Stamp, is_superseded};
@@ -19,7 +18,7 @@ use crate::response_cache::vary::Names;
 use super::local::{LINGER, OVERHEAD, Row};
 use super::{
     EntryKey, Found, FoundEntry, Hash128, Lease, Lookup, MOST_STAMPS, Place, ResponseStore,
-    STAMPS_LEAVING, Stored, Ticket, Want,
+    STAMPS_LEAVING, StoreNoticeCallback, Stored, Ticket, Want,
 };
 
 impl ResponseStore for MemoryStore {
@@ -81,7 +80,7 @@ impl ResponseStore for MemoryStore {
                 row.variants.clear();
                 return Stored::Superseded;
             }
-            row.mark_until = 0;
+            row.unmark(key.selector);
             row.put(key.selector, entry);
             let until = row.expires_at();
             slot.set_expiry(until);
@@ -127,13 +126,12 @@ impl ResponseStore for MemoryStore {
             };
             let mark_until = now.saturating_add(micros(mark));
             if let Some(row) = slot.get_mut() {
-                row.mark_until = mark_until;
-                row.variants.retain(|(own, _)| *own != key.selector);
+                row.mark(key.selector, mark_until);
                 let until = row.expires_at();
                 slot.set_expiry(until);
             } else {
                 let mut row = Row::default();
-                row.mark_until = mark_until;
+                row.mark(key.selector, mark_until);
                 row.touch(now);
                 // A mark that finds no room costs a fetch that waiters share in vain.
                 let _ = slot.set(row, mark_until.saturating_add(LINGER));
@@ -152,7 +150,7 @@ impl ResponseStore for MemoryStore {
     }
 
     /// Every look-up here is exact already: there is nothing to be told.
-    fn subscribe(&self, _: NoticeCallback) -> StoreFuture<Subscription> {
+    fn subscribe(&self, _: StoreNoticeCallback) -> StoreFuture<Subscription> {
         StoreFuture::ok(Subscription::new(|| {}))
     }
 
@@ -194,12 +192,12 @@ fn look(row: Option<&Row>, lookup: &Lookup, found: &mut Found) -> bool {
     };
     let now = found.now;
     row.touch(now);
-    let left = row.mark_until.saturating_sub(now);
-    found.mark = (left > 0).then(|| Duration::from_micros(left));
     if row.names != lookup.names && !row.names.is_empty() {
         found.names = row.names.clone();
         return false;
     }
+    let left = row.marked_until(lookup.key.selector).saturating_sub(now);
+    found.mark = (left > 0).then(|| Duration::from_micros(left));
     let mut due = true;
     if let Some(entry) = row.variant(lookup.key.selector) {
         let head = entry.head();

@@ -4,8 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::core::{Clock, StoreFuture};
-use crate::core::{NoticeCallback, Subscription};
+use crate::core::{Clock, StoreFuture, Subscription};
 
 use super::entry::{Entry, EntryId};
 use super::stamps::{Change, Changes, Stamp};
@@ -93,7 +92,7 @@ pub struct Found {
     pub entry: FoundEntry,
     /// The lease, where it was wanted and the entry was absent, stale or due.
     pub lease: Option<Lease>,
-    /// How long this key is still known as uncacheable.
+    /// How long this variant is still known as uncacheable.
     pub mark: Option<Duration>,
 }
 
@@ -130,6 +129,18 @@ pub enum Place {
     Shared,
 }
 
+/// What a store tells at once to whoever listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreNotice {
+    /// Something was invalidated, or may have been unheard.
+    Changed,
+    /// A lease of this primary was dropped: its entry is there, or the lease is free.
+    Filled(Hash128),
+}
+
+/// Called for each notice; must neither block nor call the store.
+pub type StoreNoticeCallback = Arc<dyn Fn(StoreNotice) + Send + Sync>;
+
 /// Keeps responses, leases and the stamps of invalidations.
 ///
 /// # Behaviour
@@ -138,7 +149,7 @@ pub enum Place {
 ///   before `not_before` or the floor.
 /// - Of many concurrent look-ups that want a lease exactly one is granted it; at exactly its end it is free.
 /// - Of two entries for one key the later-begun stays, whatever the order in which they are written.
-/// - While a key is known as uncacheable no lease of it is granted.
+/// - While a variant is known as uncacheable no lease of it is granted; other variants are not touched by that.
 /// - A ticket without a live lease may still store.
 /// - At most [`MOST_VARIANTS`] variants are kept for one key; the oldest goes.
 /// - Stamps only grow. A store that has lost them starts anew with `highest` = `floor` = now, so that all
@@ -163,7 +174,8 @@ pub trait ResponseStore: fmt::Debug + Send + Sync + 'static {
     /// Any [`StoreErrorKind`](crate::core::StoreErrorKind).
     fn freshen(&self, key: EntryKey, ticket: Ticket, entry: Arc<Entry>) -> StoreFuture<Stored>;
 
-    /// Drops the ticket's lease; with `mark` the key is known as uncacheable for that long, and its entry is gone.
+    /// Drops the ticket's lease; with `mark` the variant is known as uncacheable for that long, and its entry is gone.
+    /// At most [`MOST_VARIANTS`] are known so; the first to end goes.
     ///
     /// # Errors
     /// Any [`StoreErrorKind`](crate::core::StoreErrorKind).
@@ -181,11 +193,12 @@ pub trait ResponseStore: fmt::Debug + Send + Sync + 'static {
     /// Any [`StoreErrorKind`](crate::core::StoreErrorKind).
     fn changes(&self, since: Stamp) -> StoreFuture<Changes>;
 
-    /// Calls `on` soon after another process has invalidated something. Notices only save time: any may be lost.
+    /// Calls `on` soon after another process has invalidated something, and when a lease was dropped that somebody has
+    /// found held. Notices only save time: any may be lost.
     ///
     /// # Errors
     /// Any [`StoreErrorKind`](crate::core::StoreErrorKind): nobody will be called.
-    fn subscribe(&self, on: NoticeCallback) -> StoreFuture<Subscription>;
+    fn subscribe(&self, on: StoreNoticeCallback) -> StoreFuture<Subscription>;
 
     /// Says whether a local level pays.
     fn place(&self) -> Place;
@@ -226,7 +239,7 @@ impl<T: ?Sized + ResponseStore> ResponseStore for Arc<T> {
         (**self).changes(since)
     }
 
-    fn subscribe(&self, on: NoticeCallback) -> StoreFuture<Subscription> {
+    fn subscribe(&self, on: StoreNoticeCallback) -> StoreFuture<Subscription> {
         (**self).subscribe(on)
     }
 

@@ -10,7 +10,7 @@ use crate::backend::redis::{RedisStore, Reply, Script};
 use crate::core::{
     Clock, StoreError, StoreErrorKind, StoreFuture, SystemClock, base64url, telemetry,
 };
-use crate::core::{NoticeCallback, Subscription};
+use crate::core::{Notice, Subscription};
 use crate::response_cache::entry::{Entry, Head};
 use crate::response_cache::key::token;
 use crate::response_cache::stamps::{Change, ChangeKind, Changes, Stamp};
@@ -19,8 +19,10 @@ use crate::response_cache::vary::Names;
 
 use super::{
     EntryKey, Found, FoundEntry, Hash128, Lease, Lookup, MOST_STAMPS, Place, ResponseStore,
-    STAMPS_LEAVING, Stored, Ticket, Want,
+    STAMPS_LEAVING, StoreNotice, StoreNoticeCallback, Stored, Ticket, Want,
 };
+
+mod cluster;
 
 static LOOKUP: Script = Script::new(include_str!("lookup.lua"));
 static STORE: Script = Script::new(include_str!("store.lua"));
@@ -32,29 +34,19 @@ static CHANGES: Script = Script::new(include_str!("changes.lua"));
 const PART: &str = "response_cache";
 /// A look-up that takes longer than this part of the handle's timeout is given up: 50 ms of 500.
 const LOOKUP_SHARE: u32 = 10;
+/// How a notice begins that a lease was dropped for which others wait.
+const FILLED: char = 'f';
 /// Lua keeps whole numbers exactly up to here.
 const LARGEST_NUMBER: u64 = 1 << 53;
 
 impl ResponseStore for RedisStore {
     fn lookup(&self, lookup: Lookup) -> StoreFuture<Found> {
-        let (want, length) = match lookup.want {
-            Want::Entry => (0, Duration::ZERO),
-            Want::EntryOrLease(length) => (1, length),
-            Want::Lease(length) => (2, length),
-        };
-        let token = token();
+        if self.is_cluster() {
+            return StoreFuture::boxed(cluster::lookup(self.clone(), lookup));
+        }
         let [primary, entry] = keys(self, lookup.key);
-        let have = lookup.have.map(|id| id.0.to_string()).unwrap_or_default();
-        self.script(&LOOKUP, &[primary, entry, stamps_key(self)])
-            .arg(base64url(&lookup.key.selector.0))
-            .arg(lookup.names.as_text())
-            .num(lookup.not_before.0)
-            .arg(have)
-            .num(want)
-            .num(micros(length))
-            .arg(hex(token))
-            .timeout(self.timeout() / LOOKUP_SHARE)
-            .run(move |reply| found(reply, token, lookup.key.selector))
+        let question = question(self, &[primary, entry, stamps_key(self)], &lookup);
+        question.map(|(found, _)| found)
     }
 
     fn store(&self, key: EntryKey, ticket: Ticket, entry: Arc<Entry>) -> StoreFuture<Stored> {
@@ -74,6 +66,8 @@ impl ResponseStore for RedisStore {
             .arg(head.encode())
             .arg(entry.body())
             .arg(base64url(&ticket.selector.0))
+            .arg(channel(self))
+            .arg(filled(key.primary))
             .run(stored)
     }
 
@@ -91,6 +85,8 @@ impl ResponseStore for RedisStore {
             .num(kept_millis(head, &*clock))
             .arg(head.encode())
             .arg(base64url(&ticket.selector.0))
+            .arg(channel(self))
+            .arg(filled(key.primary))
             .run(stored)
     }
 
@@ -100,6 +96,8 @@ impl ResponseStore for RedisStore {
             .arg(hex(ticket.token))
             .num(micros(mark.unwrap_or_default()))
             .arg(base64url(&ticket.selector.0))
+            .arg(channel(self))
+            .arg(filled(key.primary))
             .run(|_| Ok(()))
     }
 
@@ -116,28 +114,16 @@ impl ResponseStore for RedisStore {
     }
 
     fn changes(&self, since: Stamp) -> StoreFuture<Changes> {
-        self.script(&CHANGES, &[stamps_key(self)])
-            .num(since.0)
-            .run(|reply| {
-                let mut parts = reply.array()?.into_iter();
-                let mut next = || parts.next().ok_or_else(unexpected);
-                let (highest, floor) = (Stamp(number(next()?)?), Stamp(number(next()?)?));
-                let mut changes = Vec::new();
-                while let (Some(text), Some(stamp)) = (parts.next(), parts.next()) {
-                    if let Some(change) = change_of(&text.bytes()?) {
-                        changes.push((change, Stamp(number(stamp)?)));
-                    }
-                }
-                Ok(Changes {
-                    highest,
-                    floor,
-                    changes,
-                })
-            })
+        changes(self, since, self.timeout())
     }
 
-    fn subscribe(&self, on: NoticeCallback) -> StoreFuture<Subscription> {
-        Self::subscribe(self, &channel(self), on)
+    fn subscribe(&self, on: StoreNoticeCallback) -> StoreFuture<Subscription> {
+        let hear = move |notice| match notice {
+            Notice::Payload(payload) => on(heard(&payload)),
+            Notice::Restored => on(StoreNotice::Changed),
+            Notice::Lost => {}
+        };
+        Self::subscribe(self, &channel(self), Arc::new(hear))
     }
 
     fn place(&self) -> Place {
@@ -147,6 +133,26 @@ impl ResponseStore for RedisStore {
     fn clock(&self) -> Arc<dyn Clock> {
         Self::clock(self).unwrap_or_else(|| Arc::new(SystemClock))
     }
+}
+
+fn changes(store: &RedisStore, since: Stamp, timeout: Duration) -> StoreFuture<Changes> {
+    let call = store.script(&CHANGES, &[stamps_key(store)]);
+    call.num(since.0).timeout(timeout).run(|reply| {
+        let mut parts = reply.array()?.into_iter();
+        let mut next = || parts.next().ok_or_else(unexpected);
+        let (highest, floor) = (Stamp(number(next()?)?), Stamp(number(next()?)?));
+        let mut changes = Vec::new();
+        while let (Some(text), Some(stamp)) = (parts.next(), parts.next()) {
+            if let Some(change) = change_of(&text.bytes()?) {
+                changes.push((change, Stamp(number(stamp)?)));
+            }
+        }
+        Ok(Changes {
+            highest,
+            floor,
+            changes,
+        })
+    })
 }
 
 fn keys(store: &RedisStore, key: EntryKey) -> [String; 2] {
@@ -159,12 +165,50 @@ fn stamps_key(store: &RedisStore) -> String {
     store.key(PART).tag(["stamps"]).plain("set").finish()
 }
 
-/// Where invalidations are announced.
+/// What is told to those who wait for somebody else's lease.
+fn filled(primary: Hash128) -> String {
+    format!("{FILLED}{:032x}", u128::from_be_bytes(primary.0))
+}
+
+/// A stamp is what an invalidation tells.
+fn heard(payload: &[u8]) -> StoreNotice {
+    let text = std::str::from_utf8(payload).ok();
+    let filled = text.and_then(|text| text.strip_prefix(FILLED));
+    let key = filled.and_then(|digits| u128::from_str_radix(digits, 16).ok());
+    key.map_or(StoreNotice::Changed, |key| {
+        StoreNotice::Filled(Hash128(key.to_be_bytes()))
+    })
+}
+
+/// Where invalidations are announced, and what others wait for.
 fn channel(store: &RedisStore) -> String {
     store.key(PART).tag(["stamps"]).plain("changes").finish()
 }
 
-fn found(reply: Reply, token: u128, selector: Hash128) -> Result<Found, StoreError> {
+/// Asks what is there under `keys`, with the stamps last where they lie on the same server. The answer says, too,
+/// at which stamp the entry was begun.
+fn question(store: &RedisStore, keys: &[String], lookup: &Lookup) -> StoreFuture<(Found, Stamp)> {
+    let (want, length) = match lookup.want {
+        Want::Entry => (0, Duration::ZERO),
+        Want::EntryOrLease(length) => (1, length),
+        Want::Lease(length) => (2, length),
+    };
+    let (token, selector) = (token(), lookup.key.selector);
+    let have = lookup.have.map(|id| id.0.to_string()).unwrap_or_default();
+    store
+        .script(&LOOKUP, keys)
+        .arg(base64url(&selector.0))
+        .arg(lookup.names.as_text())
+        .num(lookup.not_before.0)
+        .arg(have)
+        .num(want)
+        .num(micros(length))
+        .arg(hex(token))
+        .timeout(store.timeout() / LOOKUP_SHARE)
+        .run(move |reply| found(reply, token, selector))
+}
+
+fn found(reply: Reply, token: u128, selector: Hash128) -> Result<(Found, Stamp), StoreError> {
     let mut parts = reply.array()?.into_iter();
     let mut next = || parts.next().ok_or_else(unexpected);
     let now = number(next()?)?;
@@ -173,6 +217,7 @@ fn found(reply: Reply, token: u128, selector: Hash128) -> Result<Found, StoreErr
     let names = Names::from_text(std::str::from_utf8(&names).map_err(|_| unexpected())?);
     let (state, head, body) = (next()?.int()?, next()?.bytes()?, next()?.bytes()?);
     let (granted, held, marked) = (next()?.int()?, number(next()?)?, number(next()?)?);
+    let begun = Stamp(number(next()?)?);
     let entry = match state {
         1 => FoundEntry::Same,
         2 => decoded(&head, body),
@@ -189,7 +234,7 @@ fn found(reply: Reply, token: u128, selector: Hash128) -> Result<Found, StoreErr
         _ => None,
     };
     let mark = (marked > 0).then(|| Duration::from_micros(marked));
-    Ok(Found {
+    let found = Found {
         now,
         highest,
         floor,
@@ -197,7 +242,8 @@ fn found(reply: Reply, token: u128, selector: Hash128) -> Result<Found, StoreErr
         entry,
         lease,
         mark,
-    })
+    };
+    Ok((found, begun))
 }
 
 /// A record that cannot be read is a miss; whoever fetches next writes over it.

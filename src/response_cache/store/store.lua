@@ -1,18 +1,23 @@
--- Writes an entry; drops the ticket's lease and the mark. The later-begun of two fetches stays.
+-- Writes an entry; drops the ticket's lease and the variant's mark. The later-begun of two fetches stays.
 -- KEYS: 1 primary, 2 entry.
 -- ARGV: 2 selector, 3 names, 4 token, 5 at, 6 due, 7 expires, 8 begun, 9 id, 10 body id, 11 milliseconds to keep, 12 head, 13 body,
---       14 the lease's selector.
+--       14 the lease's selector, 15 the channel to tell, 16 what to tell those who wait.
 -- Reply: 1 written, 0 superseded.
 local MOST_VARIANTS = 32
 local lease_field = 'l:' .. ARGV[14]
 local primary = redis.call('HMGET', KEYS[1], 'names', lease_field, 'v:' .. ARGV[2])
-if primary[2] and string.match(primary[2], '^%x+') == ARGV[4] then redis.call('HDEL', KEYS[1], lease_field) end
+if primary[2] and string.match(primary[2], '^%x+') == ARGV[4] then
+  redis.call('HDEL', KEYS[1], lease_field)
+  -- Heard when this script has ended, and the entry is there.
+  if string.sub(primary[2], -1) == 'w' then redis.call('PUBLISH', ARGV[15], ARGV[16]) end
+end
 local keep_ms = tonumber(ARGV[11]) + 60000
 local known = primary[1] or ''
 if known ~= ARGV[3] then
   -- Entries under other names can never be found again.
   for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
-    if string.sub(field, 1, 2) == 'v:' then redis.call('HDEL', KEYS[1], field) end
+    local kind = string.sub(field, 1, 2)
+    if kind == 'v:' or kind == 'm:' then redis.call('HDEL', KEYS[1], field) end
   end
   local all, seen = {}, {}
   for name in string.gmatch(known .. ',' .. ARGV[3], '[^,]+') do
@@ -52,6 +57,6 @@ redis.call('HSET', KEYS[2], 'at', ARGV[5], 'due', ARGV[6], 'expires', ARGV[7], '
   'body_id', ARGV[10], 'head', ARGV[12], 'body', ARGV[13])
 redis.call('PEXPIRE', KEYS[2], ARGV[11])
 redis.call('HSET', KEYS[1], 'names', ARGV[3], 'v:' .. ARGV[2], ARGV[5])
-redis.call('HDEL', KEYS[1], 'mark')
+redis.call('HDEL', KEYS[1], 'm:' .. ARGV[2])
 if redis.call('PTTL', KEYS[1]) < keep_ms then redis.call('PEXPIRE', KEYS[1], keep_ms) end
 return 1

@@ -578,3 +578,57 @@ async fn an_idle_process_is_told_of_an_invalidation_elsewhere() {
     }
     panic!("nobody was told");
 }
+
+#[tokio::test]
+async fn who_finds_a_lease_held_is_told_when_it_is_dropped() {
+    use tower_keep::response_cache::store::{
+        EntryKey, Hash128, Lease, Lookup, ResponseStore, StoreNotice, Ticket, Want,
+    };
+    let fleet = Fleet::new().await;
+    let (one, two) = (fleet.store().await, fleet.store().await);
+    let heard = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let note = Arc::clone(&heard);
+    let on = Arc::new(move |notice| note.lock().unwrap().push(notice));
+    let _subscription = ResponseStore::subscribe(&two, on).await.unwrap();
+    until("it listens", || {
+        heard.lock().unwrap().contains(&StoreNotice::Changed)
+    })
+    .await;
+    let lease = async |store: &RedisStore, primary: u8| {
+        let lookup = Lookup {
+            key: EntryKey {
+                primary: Hash128([primary; 16]),
+                selector: Hash128::default(),
+            },
+            names: Default::default(),
+            not_before: Default::default(),
+            have: None,
+            want: Want::EntryOrLease(secs(5)),
+        };
+        (lookup.key, store.lookup(lookup).await.unwrap().lease)
+    };
+    let drop_of = async |key: EntryKey, lease: Option<Lease>| {
+        let Some(Lease::Granted(ticket)) = lease else {
+            panic!("granted");
+        };
+        assert_ne!(ticket, Ticket::default());
+        one.release(key, ticket, None).await.unwrap();
+    };
+    // Nobody waits for the first; the second is found held, twice.
+    let (first, granted) = lease(&one, 1).await;
+    drop_of(first, granted).await;
+    let (second, granted) = lease(&one, 2).await;
+    for _ in 0..2 {
+        assert!(matches!(lease(&two, 2).await.1, Some(Lease::Held(_))));
+    }
+    drop_of(second, granted).await;
+    let filled = || {
+        let heard = heard.lock().unwrap();
+        let filled = heard
+            .iter()
+            .filter(|notice| **notice != StoreNotice::Changed);
+        filled.copied().collect::<Vec<_>>()
+    };
+    until("it is told", || !filled().is_empty()).await;
+    assert_eq!(filled(), [StoreNotice::Filled(second.primary)]);
+}
