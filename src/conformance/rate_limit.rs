@@ -364,10 +364,13 @@ impl Suite {
     }
 
     async fn a_shadow_policy_never_refuses_and_is_charged_when_it_would_admit(&self) {
-        let (real, shadow) = (
-            Subject::new("shadow", Quota::new(5, 10 * SECOND)),
-            Subject::new("shadow-2", Quota::new(1, 10 * SECOND)),
-        );
+        let real = Subject::new("shadow", Quota::new(5, 10 * SECOND));
+        let tried = Quota::new(1, 10 * SECOND);
+        // A call never spans groups.
+        let shadow = Subject {
+            scope: Scope::new("shadow", Tag::Key, "tried", tried),
+            ..Subject::new("shadow", tried)
+        };
         for round in 1..=5 {
             let charges = [
                 real.charge(1),

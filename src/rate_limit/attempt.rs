@@ -30,6 +30,9 @@ impl Attempt {
     }
 
     /// Applies `policy` by `key`. A second key for the same policy takes the place of the first.
+    ///
+    /// Where all policies of a limiter count by the same partition they take the same key: their states lie together, on
+    /// one shard of a cluster. Another key for each is [`RateLimitErrorKind::KeysDiffer`].
     pub fn on(mut self, policy: &str, key: impl Into<PartitionKey>) -> Self {
         self.keys.retain(|(name, _)| **name != *policy);
         self.keys.push((Box::from(policy), key.into()));
@@ -141,6 +144,9 @@ pub struct RateLimitError {
 pub enum RateLimitErrorKind {
     /// The limiter has no policy of that name.
     UnknownPolicy,
+    /// The policies of the limiter all count by the same partition, and so live under one key; the attempt names several.
+    /// Give the policies partitions of their own, for example by [`Partition::custom`](super::Partition::custom).
+    KeysDiffer,
     /// The store could not answer.
     Store,
 }
@@ -164,6 +170,13 @@ impl RateLimitError {
             source: None,
         }
     }
+
+    pub(super) const fn keys_differ() -> Self {
+        Self {
+            kind: RateLimitErrorKind::KeysDiffer,
+            source: None,
+        }
+    }
 }
 
 impl From<StoreError> for RateLimitError {
@@ -179,6 +192,9 @@ impl fmt::Display for RateLimitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.kind {
             RateLimitErrorKind::UnknownPolicy => "the limiter has no policy of that name",
+            RateLimitErrorKind::KeysDiffer => {
+                "policies of one partition take one key: give them partitions of their own"
+            }
             RateLimitErrorKind::Store => "the rate limit's store could not answer",
         })
     }

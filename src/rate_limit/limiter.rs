@@ -225,7 +225,7 @@ impl RateLimiter {
 }
 
 fn asks(config: &Config, attempt: Attempt) -> Result<Asks, RateLimitError> {
-    attempt
+    let asks: Asks = attempt
         .keys
         .into_iter()
         .map(|(name, key)| {
@@ -241,7 +241,14 @@ fn asks(config: &Config, attempt: Attempt) -> Result<Asks, RateLimitError> {
                 cost: attempt.cost,
             })
         })
-        .collect()
+        .collect::<Result<_, RateLimitError>>()?;
+    let charges = config.charges(&asks, Source::Store);
+    let mut pairs = charges.windows(2);
+    if pairs.all(|pair| pair[0].bucket.shares_tag(&pair[1].bucket)) {
+        drop(charges);
+        return Ok(asks);
+    }
+    Err(RateLimitError::keys_differ())
 }
 
 fn grant(config: &Config, mut asks: Asks, verdict: &Verdict) -> Grant {

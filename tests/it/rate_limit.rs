@@ -2,6 +2,7 @@
 
 mod addresses;
 mod cancelling;
+mod cluster;
 mod deny;
 mod faults;
 mod fields;

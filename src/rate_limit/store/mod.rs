@@ -23,6 +23,8 @@ use crate::core::StoreFuture;
 
 /// Counts units per bucket, any number of buckets in one atomic step.
 ///
+/// The buckets of one charging call share a hash tag ([`Bucket::shares_tag`]); the layer and the limiter see to that.
+///
 /// # Behaviour
 /// - A call decides and charges all its buckets in one step: concurrent calls never admit more than a limit.
 /// - Nothing is charged unless every enforced charge is admitted; a refused call leaves every state as it was,
@@ -60,7 +62,8 @@ pub trait RateLimitStore: fmt::Debug + Send + Sync + 'static {
     /// The store's; at worst the units age out.
     fn refund(&self, receipt: &Receipt) -> StoreFuture<Refunded>;
 
-    /// Forgets what is counted in `buckets` and lifts their blocks.
+    /// Forgets what is counted in `buckets` and lifts their blocks: in one step what lies under one hash tag, so a group,
+    /// or one key of a group that is tagged by its keys.
     ///
     /// # Errors
     /// The store's.
@@ -301,6 +304,16 @@ pub struct Bucket<'a> {
     pub scope: &'a Scope,
     /// Whose.
     pub key: &'a PartitionKey,
+}
+
+impl Bucket<'_> {
+    /// Says whether both lie under one hash tag, so that one step can reach both.
+    #[must_use]
+    pub fn shares_tag(&self, other: &Bucket<'_>) -> bool {
+        self.scope.group() == other.scope.group()
+            && self.scope.tag() == other.scope.tag()
+            && (self.scope.tag() == Tag::Group || self.key == other.key)
+    }
 }
 
 /// What a call wants of one bucket.

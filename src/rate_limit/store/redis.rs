@@ -193,6 +193,20 @@ impl Hasty {
         observed("refund", parts.first().map(ReceiptPart::bucket), answer)
     }
 
+    fn reset_tag(&self, buckets: &[Bucket<'_>]) -> StoreFuture<()> {
+        let keys: SmallVec<[String; 2]> = buckets
+            .iter()
+            .flat_map(|bucket| [self.state_key(bucket), self.block_key(bucket)])
+            .collect();
+        let call = self.call(&RESET, &keys);
+        let freed = self.freeing(buckets.iter().copied());
+        let answer = self.publishing(call, &freed).run(move |reply| {
+            freed.forget();
+            reply.int().map(drop)
+        });
+        observed("reset", buckets.first().copied(), answer)
+    }
+
     fn freeing<'a>(&self, buckets: impl Iterator<Item = Bucket<'a>>) -> Freeing {
         Freeing {
             denied: Arc::clone(&self.denied),
@@ -278,18 +292,27 @@ impl RateLimitStore for Hasty {
         })
     }
 
+    /// One command for each hash tag: a cluster knows no step over several.
     fn reset(&self, buckets: &[Bucket<'_>]) -> StoreFuture<()> {
-        let keys: SmallVec<[String; 2]> = buckets
-            .iter()
-            .flat_map(|bucket| [self.state_key(bucket), self.block_key(bucket)])
-            .collect();
-        let call = self.call(&RESET, &keys);
-        let freed = self.freeing(buckets.iter().copied());
-        let answer = self.publishing(call, &freed).run(move |reply| {
-            freed.forget();
-            reply.int().map(drop)
-        });
-        observed("reset", buckets.first().copied(), answer)
+        let mut tags: SmallVec<[SmallVec<[Bucket<'_>; 1]>; 1]> = SmallVec::new();
+        for bucket in buckets {
+            match tags.iter_mut().find(|tag| tag[0].shares_tag(bucket)) {
+                Some(tag) => tag.push(*bucket),
+                None => tags.push(SmallVec::from_iter([*bucket])),
+            }
+        }
+        if let [tag] = tags.as_slice() {
+            return self.reset_tag(tag);
+        }
+        let answers: Vec<_> = tags.iter().map(|tag| self.reset_tag(tag)).collect();
+        StoreFuture::boxed(async move {
+            let mut answered = Ok(());
+            for answer in answers {
+                // What can be forgotten is, whatever became of the others.
+                answered = answered.and(answer.await);
+            }
+            answered
+        })
     }
 
     fn block(&self, bucket: &Bucket<'_>, duration: Duration) -> StoreFuture<()> {
