@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, request, response};
+use http::{HeaderMap, HeaderValue, Response, request, response};
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
@@ -14,6 +14,7 @@ use super::meters::LayerMeters;
 use super::name::{NameError, checked_name};
 use super::partition::Partition;
 use super::quota::Quota;
+use super::refuse;
 use super::rejection::RateLimitRejection;
 use super::rule::{Ask, Rule};
 use super::store::{Charge, Mode, RateLimitStore, Source, Tag};
@@ -275,6 +276,8 @@ pub(super) struct Config {
     local: OnceLock<Arc<dyn RateLimitStore>>,
     /// The `RateLimit-Policy` value while every policy applies at its declared limit.
     pub(super) policy_line: Option<HeaderValue>,
+    /// The fields of a refusal, but for its numbers.
+    pub(super) refusal_fields: HeaderMap,
     pub(super) asks_principal: bool,
     /// How many policies are in the fields.
     pub(super) enforced: usize,
@@ -313,10 +316,13 @@ impl Config {
             .store
             .within(settings.timeout)
             .unwrap_or_else(|| Arc::clone(&settings.store));
+        let policy_line = headers::fixed_policy_line(&rules);
+        let standard = settings.fields.standard;
         Self {
             store,
             local: OnceLock::new(),
-            policy_line: headers::fixed_policy_line(&rules),
+            refusal_fields: refuse::prepared(standard, policy_line.as_ref()),
+            policy_line,
             asks_principal: settings
                 .policies
                 .iter()

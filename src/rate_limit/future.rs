@@ -16,7 +16,6 @@ use super::config::Config;
 use super::decide::Decided;
 use super::head::Client;
 use super::headers::RateLimitFields;
-use super::rejection::RateLimitRejection;
 use super::service::{Advanced, Wait, with_answer, with_principal};
 use super::status::Statuses;
 use super::store::{Charge, Receipt, Refunded, Source};
@@ -111,17 +110,6 @@ impl fmt::Debug for Refunds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Refunds").finish_non_exhaustive()
     }
-}
-
-/// Makes the answer of a refusal, as the hook wants it.
-pub(super) fn refused(config: &Config, rejection: RateLimitRejection) -> Response<Bytes> {
-    let Some(hook) = &config.settings.hook else {
-        return rejection.into_response_of_bytes();
-    };
-    let mut response = rejection.response();
-    hook(&rejection, &mut response);
-    rejection.set_retry_after(response.headers_mut());
-    response
 }
 
 impl<S, B> ResponseFuture<S, B>

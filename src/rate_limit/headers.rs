@@ -16,6 +16,23 @@ use crate::core::fields::{
 
 type Line = SmallVec<[u8; 256]>;
 
+/// Where text is written.
+pub(super) trait Put {
+    fn put(&mut self, text: &[u8]);
+}
+
+impl Put for Line {
+    fn put(&mut self, text: &[u8]) {
+        self.extend_from_slice(text);
+    }
+}
+
+impl Put for Vec<u8> {
+    fn put(&mut self, text: &[u8]) {
+        self.extend_from_slice(text);
+    }
+}
+
 /// The fields of one response.
 #[derive(Debug, Default)]
 pub(super) struct RateLimitFields {
@@ -34,6 +51,19 @@ impl RateLimitFields {
         let standard = (fields.standard).then(|| standard(config, own)).flatten();
         let legacy = (fields.legacy).then(|| legacy(earlier, own)).flatten();
         Self { standard, legacy }
+    }
+
+    /// Only the older fields.
+    pub(super) fn older(
+        config: &Config,
+        earlier: Option<&RateLimitStatus>,
+        own: &[PolicyStatus],
+    ) -> Self {
+        let legacy = config.settings.fields.legacy.then(|| legacy(earlier, own));
+        Self {
+            standard: None,
+            legacy: legacy.flatten(),
+        }
     }
 
     /// Appends the standard fields, so that stacked layers add up to one List, and sets the older ones
@@ -74,9 +104,10 @@ pub(super) fn fixed_policy_line(rules: &[Rule]) -> Option<HeaderValue> {
         return None;
     }
     let mut line = Line::new();
-    for policy in enforced() {
+    for (index, policy) in enforced().enumerate() {
         push_policy(
             &mut line,
+            index,
             &policy.name,
             policy.quota.capacity(),
             policy.quota.field_window(),
@@ -86,57 +117,107 @@ pub(super) fn fixed_policy_line(rules: &[Rule]) -> Option<HeaderValue> {
 }
 
 fn standard(config: &Config, own: &[PolicyStatus]) -> Option<(HeaderValue, HeaderValue)> {
-    let (mut limits, mut shown, mut declared) = (Line::new(), 0, true);
-    for entry in own.iter().filter(|entry| entry.is_enforced()) {
-        push_limit(&mut limits, config, entry);
-        shown += 1;
-        declared &= entry.is_declared();
-    }
-    if shown == 0 {
-        return None;
-    }
-    let policies = match &config.policy_line {
-        // The line is ready for the shared store's quotas; a share of them has numbers of its own.
-        Some(line) if shown == config.enforced && declared => line.clone(),
-        _ => {
+    let policies = match policies(config, own) {
+        Policies::None => return None,
+        Policies::AsDeclared(line) => line.clone(),
+        Policies::Other => {
             let mut line = Line::new();
-            for entry in own.iter().filter(|entry| entry.is_enforced()) {
-                let window = entry.quota().field_window();
-                push_policy(&mut line, entry.policy(), entry.state().limit, window);
-            }
+            push_policies(&mut line, own);
             value(&line)?
         }
     };
-    Some((policies, value(&limits)?))
+    Some((policies, limits(config, own)?))
 }
 
-fn push_policy(line: &mut Line, name: &str, quota: u32, window: Option<u64>) {
-    push_comma(line);
+fn limits(config: &Config, own: &[PolicyStatus]) -> Option<HeaderValue> {
+    let [only] = own else {
+        let mut line = Line::new();
+        push_limits(&mut line, config, own);
+        return value(&line);
+    };
+    // The usual one is written where it stays: whoever is asked has room for this much and no more.
+    let (remaining, wait) = numbers(only);
+    let member = &config.rules[only.rule].member;
+    let wait = wait.as_ref().map_or(&[] as &[u8], Digits::text);
+    let between: &[u8] = if wait.is_empty() { b"" } else { b";t=" };
+    let parts = [&**member, remaining.text(), between, wait];
+    let mut text = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
+    for part in parts {
+        text.extend_from_slice(part);
+    }
+    HeaderValue::from_maybe_shared(Bytes::from(text)).ok()
+}
+
+/// The `RateLimit-Policy` line of an answer.
+pub(super) enum Policies<'a> {
+    /// No enforced policy was asked.
+    None,
+    /// The one that is ready.
+    AsDeclared(&'a HeaderValue),
+    /// To be written: the line is ready for the shared store's quotas; a share of them has numbers of its own.
+    Other,
+}
+
+pub(super) fn policies<'a>(config: &'a Config, own: &[PolicyStatus]) -> Policies<'a> {
+    let (mut shown, mut declared) = (0, true);
+    for entry in own.iter().filter(|entry| entry.is_enforced()) {
+        shown += 1;
+        declared &= entry.is_declared();
+    }
+    match &config.policy_line {
+        _ if shown == 0 => Policies::None,
+        Some(line) if shown == config.enforced && declared => Policies::AsDeclared(line),
+        _ => Policies::Other,
+    }
+}
+
+pub(super) fn push_policies(line: &mut impl Put, own: &[PolicyStatus]) {
+    let enforced = own.iter().filter(|entry| entry.is_enforced());
+    for (index, entry) in enforced.enumerate() {
+        let window = entry.quota().field_window();
+        push_policy(line, index, entry.policy(), entry.state().limit, window);
+    }
+}
+
+fn push_policy(line: &mut impl Put, index: usize, name: &str, quota: u32, window: Option<u64>) {
+    push_comma(line, index);
     // Names need no escaping: they were checked when the policy was made.
-    line.push(b'"');
-    line.extend_from_slice(name.as_bytes());
-    line.extend_from_slice(b"\";q=");
-    line.extend_from_slice(Digits::of(u64::from(quota)).text());
+    line.put(b"\"");
+    line.put(name.as_bytes());
+    line.put(b"\";q=");
+    line.put(Digits::of(u64::from(quota)).text());
     if let Some(window) = window {
-        line.extend_from_slice(b";w=");
-        line.extend_from_slice(Digits::of(window).text());
+        line.put(b";w=");
+        line.put(Digits::of(window).text());
     }
 }
 
-fn push_limit(line: &mut Line, config: &Config, entry: &PolicyStatus) {
-    push_comma(line);
-    line.extend_from_slice(&config.rules[entry.rule].member);
-    line.extend_from_slice(Digits::of(u64::from(entry.state().remaining)).text());
+/// Writes the `RateLimit` line.
+pub(super) fn push_limits(line: &mut impl Put, config: &Config, own: &[PolicyStatus]) {
+    let enforced = own.iter().filter(|entry| entry.is_enforced());
+    for (index, entry) in enforced.enumerate() {
+        push_comma(line, index);
+        let (remaining, wait) = numbers(entry);
+        line.put(&config.rules[entry.rule].member);
+        line.put(remaining.text());
+        if let Some(wait) = wait {
+            line.put(b";t=");
+            line.put(wait.text());
+        }
+    }
+}
+
+/// What is left, and the seconds until there is more.
+fn numbers(entry: &PolicyStatus) -> (Digits, Option<Digits>) {
     let more_in = entry.state().more_in_micros();
-    if more_in > 0 {
-        line.extend_from_slice(b";t=");
-        line.extend_from_slice(Digits::of(more_in.div_ceil(1_000_000)).text());
-    }
+    let remaining = Digits::of(u64::from(entry.state().remaining));
+    let wait = (more_in > 0).then(|| Digits::of(more_in.div_ceil(1_000_000)));
+    (remaining, wait)
 }
 
-fn push_comma(line: &mut Line) {
-    if !line.is_empty() {
-        line.extend_from_slice(b", ");
+fn push_comma(line: &mut impl Put, index: usize) {
+    if index > 0 {
+        line.put(b", ");
     }
 }
 

@@ -136,6 +136,7 @@ mod name;
 mod partition;
 mod policy;
 mod quota;
+mod refuse;
 mod rejection;
 mod rule;
 mod service;

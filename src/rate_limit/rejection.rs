@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
-use smallvec::SmallVec;
 
 use super::headers::{Digits, ceil_secs};
 use super::status::{PolicyStatus, Statuses};
@@ -17,9 +16,6 @@ use crate::core::{StoreError, Timestamp};
 
 /// The code of a refusal by the deny list.
 const ADDRESS_DENIED: &str = "ADDRESS_DENIED";
-
-/// A document while it is written: on the stack, and copied once to where it stays.
-type Text = SmallVec<[u8; 512]>;
 
 /// Why a request was refused; in the extensions of the response. Cheap to clone.
 #[derive(Clone)]
@@ -143,6 +139,10 @@ impl RateLimitRejection {
         self.refusal.retry_after.map(Duration::from_secs)
     }
 
+    pub(super) fn retry_after_secs(&self) -> Option<u64> {
+        self.refusal.retry_after
+    }
+
     /// Returns the violated policies in declared order.
     pub fn violated(&self) -> impl Iterator<Item = &PolicyStatus> {
         self.refusal.violated.iter()
@@ -198,23 +198,14 @@ impl RateLimitRejection {
     }
 
     fn too_many(&self) -> Response<Bytes> {
-        let mut response = Response::new(self.body());
+        let mut body = Vec::with_capacity(512);
+        self.write(&mut body);
+        let mut response = Response::new(Bytes::from(body));
         *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
         let fields = response.headers_mut();
-        // The answer's own five fields and its length, so that the map is sized once.
-        fields.reserve(6);
-        fields.insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
-        fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if let Some(seconds) = self.refusal.retry_after {
-            // From a number it would be two allocations.
-            let digits = Bytes::copy_from_slice(Digits::of(seconds).text());
-            if let Ok(seconds) = HeaderValue::from_maybe_shared(digits) {
-                fields.insert(RETRY_AFTER, seconds);
-            }
-        }
+        fields.insert(CONTENT_TYPE, content_type());
+        fields.insert(CACHE_CONTROL, no_store());
+        self.set_retry_after(fields);
         response
     }
 
@@ -228,26 +219,24 @@ impl RateLimitRejection {
     }
 
     /// Writes the document: no member needs an escape, names were checked when the policies were made.
-    fn body(&self) -> Bytes {
-        let mut out = Text::new();
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
         match self.refusal.violated.as_slice() {
             // The usual one: but for its numbers it is always the same.
             [only] if self.cause() == RateLimitCause::Limited && only.is_at_its_quota() => {
                 let head = only.scope.refusal(|| {
-                    let mut head = Text::new();
+                    let mut head = Vec::new();
                     self.push_head(&mut head);
-                    head.into_vec().into()
+                    head.into()
                 });
                 out.extend_from_slice(head);
             }
-            _ => self.push_head(&mut out),
+            _ => self.push_head(out),
         }
-        self.push_retry(&mut out);
+        self.push_retry(out);
         out.push(b'}');
-        Bytes::copy_from_slice(&out)
     }
 
-    fn push_head(&self, out: &mut Text) {
+    fn push_head(&self, out: &mut Vec<u8>) {
         let (kind, title) = match self.cause() {
             RateLimitCause::Blocked => (ABNORMAL_USAGE, "Abnormal Usage Detected"),
             _ => (QUOTA_EXCEEDED, "Quota Exceeded"),
@@ -267,7 +256,7 @@ impl RateLimitRejection {
         }
     }
 
-    fn push_detail(&self, out: &mut Text) {
+    fn push_detail(&self, out: &mut Vec<u8>) {
         let Some(binding) = self.binding() else {
             return;
         };
@@ -289,7 +278,7 @@ impl RateLimitRejection {
         }
     }
 
-    fn push_retry(&self, out: &mut Text) {
+    fn push_retry(&self, out: &mut Vec<u8>) {
         let (Some(seconds), Some(reset)) = (self.refusal.retry_after, self.refusal.reset_time)
         else {
             out.extend_from_slice(
@@ -305,6 +294,15 @@ impl RateLimitRejection {
         out.extend_from_slice(b",\"retry_after\":");
         out.extend_from_slice(seconds.text());
     }
+}
+
+pub(super) const fn content_type() -> HeaderValue {
+    HeaderValue::from_static("application/problem+json")
+}
+
+/// RFC 6585 section 4: a response of this status must not be stored.
+pub(super) const fn no_store() -> HeaderValue {
+    HeaderValue::from_static("no-store")
 }
 
 impl fmt::Debug for RateLimitRejection {

@@ -10,9 +10,10 @@ use tower_service::Service;
 use super::ask::{self, Classified};
 use super::config::Config;
 use super::decide::{self, Decided, Failed};
-use super::future::{Admitted, ResponseFuture, Waiting, refused};
+use super::future::{Admitted, ResponseFuture, Waiting};
 use super::head::{Client, Head};
 use super::headers::RateLimitFields;
+use super::refuse::{limited, refused};
 use super::rejection::RateLimitRejection;
 use super::rule::Asks;
 use super::status::RateLimitStatus;
@@ -211,11 +212,11 @@ pub(super) fn with_answer(
         Ok(verdict) => {
             let decided = Decided::of(config, asks, &verdict);
             let earlier = head.extensions_mut().get_mut::<RateLimitStatus>();
-            let fields = RateLimitFields::render(config, earlier.as_deref(), &decided.own);
             if !decided.admitted {
                 config.meters.limited.add_one();
-                return limit(config, decided, fields);
+                return Advanced::Refused(limited(config, earlier.as_deref(), decided));
             }
+            let fields = RateLimitFields::render(config, earlier.as_deref(), &decided.own);
             config.meters.admitted.add_one();
             let admitted = Admitted::new(config, &decided, fields);
             match earlier {
@@ -229,18 +230,6 @@ pub(super) fn with_answer(
             Advanced::Admitted(admitted)
         }
     }
-}
-
-fn limit(config: &Config, decided: Decided, fields: RateLimitFields) -> Advanced {
-    let rejection = decide::rejection(config, decided.own);
-    let mut response = refused(config, rejection);
-    let headers = response.headers_mut();
-    if config.settings.hook.is_some() {
-        fields.apply_after_hook(headers);
-    } else {
-        fields.apply(headers);
-    }
-    Advanced::Refused(response)
 }
 
 fn refuse(config: &Config, rejection: RateLimitRejection) -> Advanced {

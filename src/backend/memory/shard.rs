@@ -119,6 +119,12 @@ impl<V: Entry> Shard<V> {
         self.rows[at].expires_at
     }
 
+    /// The value and its expiry, both to be changed in place.
+    pub(super) fn row_mut(&mut self, at: usize) -> (&mut V, &mut u64) {
+        let row = &mut self.rows[at];
+        (&mut row.value, &mut row.expires_at)
+    }
+
     pub(super) fn set_expiry(&mut self, at: usize, expires_at: u64) {
         self.rows[at].expires_at = expires_at;
     }

@@ -93,6 +93,28 @@ impl<V: Entry> Table<V> {
         read(found.map(|at| shard.value(at)))
     }
 
+    /// Runs `change` on the value of `key` and its expiry under the shard lock, if there is one: the shortest way to
+    /// change what is there. Like [`Table::update_timed`] it reads `clock` under the lock. (What has to grow needs room:
+    /// that is [`Slots::reserve`]'s to make.)
+    pub fn change_one<R>(
+        &self,
+        key: EntryKey,
+        clock: impl FnOnce() -> u64,
+        change: impl FnOnce(&mut V, &mut u64, u64) -> R,
+    ) -> Option<R> {
+        let mut shard = self.shards[self.shard_of(key)].0.lock();
+        let at = shard.find(key)?;
+        let now = clock();
+        if !shard.is_live(at, now) {
+            return None;
+        }
+        let (value, expires_at) = shard.row_mut(at);
+        let answer = change(value, expires_at, now);
+        let delta = shard.weigh(at);
+        self.account(delta);
+        Some(answer)
+    }
+
     /// Runs `change` on the entries of `keys`, under the locks of all their shards, taken in order.
     ///
     /// A key may stand there twice; both indexes then mean the same entry.

@@ -30,7 +30,13 @@ const LOCAL_ENTRIES: usize = 100_000;
 
 impl RateLimitStore for MemoryStore {
     fn check_and_record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
-        StoreFuture::ready(charging(self, charges, check_and_charge))
+        let keys = Keys::of(self, charges);
+        if let ([charge], Some(key)) = (charges, keys.only())
+            && let Some(verdict) = in_place(self, key, charge)
+        {
+            return StoreFuture::ok(verdict);
+        }
+        StoreFuture::ready(charging(self, keys, charges, check_and_charge))
     }
 
     fn check(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
@@ -43,7 +49,8 @@ impl RateLimitStore for MemoryStore {
     }
 
     fn record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
-        StoreFuture::ready(charging(self, charges, charge_always))
+        let keys = Keys::of(self, charges);
+        StoreFuture::ready(charging(self, keys, charges, charge_always))
     }
 
     fn refund(&self, receipt: &Receipt) -> StoreFuture<Refunded> {
@@ -110,16 +117,44 @@ impl RateLimitStore for MemoryStore {
     }
 }
 
+/// The same decision where one policy has a state that is there and need not grow: the usual case, by the shortest way.
+/// `None`, and nothing changed, where it is not that simple.
+fn in_place(store: &MemoryStore, key: EntryKey, charge: &Charge<'_>) -> Option<Verdict> {
+    let (quota, table) = (charge.bucket.scope.quota(), store.table::<Kept>());
+    let clock = || store.now_micros();
+    table.change_one(key, clock, |kept, expires_at, now| {
+        let Kept::State { state, .. } = kept else {
+            return None;
+        };
+        if state.is_ahead(quota, now) || state.growth(quota, now, charge.cost) > 0 {
+            return None;
+        }
+        let mut decided = policy::decide(Some(state), quota, now, charge.limit, charge.cost, None);
+        let admits = decided.outcome == Outcome::Admitted;
+        if admits && charge.cost > 0 {
+            decided.entry = state.charge(quota, now, charge.cost);
+            *expires_at = state.expires_at(quota);
+        }
+        policy::measure(&mut decided, state, quota, now);
+        Some(Verdict {
+            admitted: admits || charge.mode == Mode::Shadow,
+            states: SmallVec::from_buf([decided]),
+            now,
+            source: Source::Store,
+        })
+    })?
+}
+
 /// What a charging method does under the locks.
 type Charging = fn(&mut Slots<'_, Kept>, &Keys, &[Charge<'_>], u64) -> Result<Verdict, StoreError>;
 
 /// Charges; where there is no room for a new key it shares an entry with others of its policy.
 fn charging(
     store: &MemoryStore,
+    keys: Keys,
     charges: &[Charge<'_>],
     act: Charging,
 ) -> Result<Verdict, StoreError> {
-    let keys = Keys::of(store, charges);
     let answer = step(store, &keys.all, |slots, now| {
         act(slots, &keys, charges, now)
     });

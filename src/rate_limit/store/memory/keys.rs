@@ -56,6 +56,14 @@ impl Keys {
         }
     }
 
+    /// The key of the only state, while no block is live.
+    pub(super) fn only(&self) -> Option<EntryKey> {
+        match self.all.as_slice() {
+            [key] => Some(*key),
+            _ => None,
+        }
+    }
+
     pub(super) fn with_overflow(mut self, store: &MemoryStore, charges: &[Charge<'_>]) -> Self {
         let shared = charges
             .iter()
