@@ -27,6 +27,7 @@ use crate::core::telemetry::{count, error};
 use crate::core::{Body, IdempotencyOutcome, StoreError, StoreFailure, Timestamp};
 
 /// A request whose body was read.
+#[derive(Clone)]
 pub(super) struct Gist {
     pub(super) parts: Parts,
     pub(super) bytes: Bytes,
@@ -64,7 +65,7 @@ pub(super) async fn guarded<S, B, R>(
     state: Arc<RunState>,
 ) -> Result<Response<Body<R>>, S::Error>
 where
-    S: Service<Request<Body<B>>, Response = Response<R>> + Send,
+    S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send,
     S::Future: Send,
     B: HttpBody<Data = Bytes> + Send,
     R: HttpBody<Data = Bytes> + Send + 'static,
@@ -88,6 +89,13 @@ where
         Ok(question) => question,
         Err(cause) => return refused(cause, key),
     };
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    if let Some(mode) = &config.transactional {
+        let run = (&shared, &state);
+        // In a box of its own: the usual request pays for no room of this one.
+        let run = super::transactional::guarded(mode, inner, gist, question, run, key);
+        return Box::pin(run).await;
+    }
     match claim(&shared, &question, &state).await {
         Claimed::Run(ticket) => run::run(&mut inner, gist, *ticket, &shared, &state, key).await,
         Claimed::Answer(found, outcome) => Ok(give(config, found, outcome, key)),
@@ -291,6 +299,15 @@ async fn begin(
 
 /// What is kept for this key, for this request and for those of this process that wait for it.
 fn replayed(question: &Question, record: Record, seat: Option<Seat>) -> Claimed {
+    let (found, outcome) = found(question, record, seat);
+    Claimed::Answer(found, outcome)
+}
+
+pub(super) fn found(
+    question: &Question,
+    record: Record,
+    seat: Option<Seat>,
+) -> (Found, IdempotencyOutcome) {
     if record.head.fingerprint.rule != question.fingerprint.rule {
         count!("keep_idempotency_rule_skipped_total", 1);
     }
@@ -301,7 +318,7 @@ fn replayed(question: &Question, record: Record, seat: Option<Seat>) -> Claimed 
     if let Some(seat) = seat {
         seat.publish(found.clone());
     }
-    Claimed::Answer(found, IdempotencyOutcome::Replayed)
+    (found, IdempotencyOutcome::Replayed)
 }
 
 /// A claim under way: cut off by a time limit, it is released in the background, should it have been won.
@@ -379,7 +396,7 @@ fn in_progress(shared: &Shared, head: &Head) -> RejectionCause {
 }
 
 /// Gives a finished run's answer again, or says why that cannot be.
-fn give<R>(
+pub(super) fn give<R>(
     config: &Config,
     found: Found,
     outcome: IdempotencyOutcome,

@@ -71,6 +71,8 @@ pub(super) struct Config {
     pub(super) replay_field: HeaderName,
     pub(super) report_status: bool,
     pub(super) on_store_failure: StoreFailure,
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(super) transactional: Option<super::transactional::Transactional>,
     pub(super) documentation: Option<HeaderValue>,
     pub(super) on_rejection: Option<Arc<OnRejection>>,
 }
@@ -121,6 +123,8 @@ impl Config {
             replay_field: REPLAYED_FIELD,
             report_status: false,
             on_store_failure: StoreFailure::Closed,
+            #[cfg(any(feature = "sqlite", feature = "postgres"))]
+            transactional: None,
             documentation: None,
             on_rejection: None,
         }

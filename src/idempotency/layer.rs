@@ -20,6 +20,8 @@ use super::running::Runs;
 use super::scope::Scope;
 use super::service::{Idempotency, Shared};
 use super::store::IdempotencyStore;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+use super::transactional::Transactional;
 use crate::core::StoreFailure;
 use crate::core::telemetry::{Once, warn};
 
@@ -53,6 +55,22 @@ impl IdempotencyLayer {
             config: Arc::new(Config::new(Arc::new(store), scope)),
             runs: Arc::new(Runs::default()),
         }
+    }
+
+    /// Keeps claims and answers in the transaction of the request: the claim, what the handler writes and the
+    /// answer commit together before the client sees it, or none of them does. Of any number of requests
+    /// with one key, the effect is there once or not at all.
+    ///
+    /// `database` is a [`SqlStore`](crate::backend::sql::SqlStore), or [`Transactional::new`]. The handler
+    /// writes through [`SqlTransaction`](crate::backend::sql::SqlTransaction), or a reservation layer inside
+    /// lends it. A status of 200–399 commits; any other undoes what the handler wrote, and its answer is
+    /// kept all the same where the statuses say so. A run takes no longer than a transaction may (30 s), and
+    /// needs no lease.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub fn transactional(database: impl Into<Transactional>, scope: Scope) -> Self {
+        let mode = database.into();
+        mode.register();
+        Self::new(mode.db().clone(), scope).set(|config| config.transactional = Some(mode))
     }
 
     fn set(mut self, change: impl FnOnce(&mut Config)) -> Self {
@@ -188,11 +206,17 @@ impl IdempotencyLayer {
     /// Sets what happens while the store cannot answer: [`StoreFailure::Closed`] (503) or [`StoreFailure::Open`] (runs unprotected).
     ///
     /// # Panics
-    /// For [`StoreFailure::Local`]: a claim inside one process is none for the others.
+    /// For [`StoreFailure::Local`]: a claim inside one process is none for the others. For
+    /// [`StoreFailure::Open`] in transactional mode: without its database nothing can run.
     pub fn on_store_failure(self, mode: StoreFailure) -> Self {
         assert!(
             mode != StoreFailure::Local,
             "idempotency cannot be kept inside one process"
+        );
+        #[cfg(any(feature = "sqlite", feature = "postgres"))]
+        assert!(
+            mode == StoreFailure::Closed || self.config.transactional.is_none(),
+            "without its database a transactional run cannot be"
         );
         self.set(|config| config.on_store_failure = mode)
     }

@@ -58,6 +58,8 @@ mod running;
 mod scope;
 mod service;
 mod store;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod transactional;
 
 pub use admin::{Admin, RecordInfo, RecordState, ResolveError};
 pub use config::Preset;
@@ -78,3 +80,5 @@ pub use run::IdempotentRun;
 pub use scope::{Scope, ScopeId};
 pub use service::Idempotency;
 pub use store::{Begin, Claim, IdempotencyStore, Owned, Resolution, Resolved};
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub use transactional::Transactional;

@@ -261,20 +261,31 @@ impl Record {
     /// Reads a record. Values and body are slices of `bytes`; damage gives [`Content::Unreadable`], never a panic.
     #[must_use]
     pub fn decode(bytes: &Bytes, read_at: Timestamp) -> Self {
-        let unreadable = || Self {
-            head: Head::unreadable(read_at),
-            content: Content::Unreadable,
-        };
         let Some(head) = Head::decode(bytes, read_at) else {
-            return unreadable();
+            return Self::unreadable(read_at);
         };
-        let rest = bytes.slice(HEAD_BYTES..);
+        Self::of(head, bytes.slice(HEAD_BYTES..))
+    }
+
+    /// Reads what follows a head.
+    pub(super) fn of(head: Head, rest: Bytes) -> Self {
         let content = match head.state {
             State::Claimed => rest.is_empty().then_some(Content::Claimed),
             State::Answered => decode_answer(rest).map(|answer| Content::Full(Arc::new(answer))),
             _ => decode_tombstone(rest).map(|left| Content::Tombstone(Arc::new(left))),
         };
-        content.map_or_else(unreadable, |content| Self { head, content })
+        match content {
+            Some(content) => Self { head, content },
+            None => Self::unreadable(head.read_at),
+        }
+    }
+
+    /// A record that this version cannot read.
+    pub(super) const fn unreadable(read_at: Timestamp) -> Self {
+        Self {
+            head: Head::unreadable(read_at),
+            content: Content::Unreadable,
+        }
     }
 }
 

@@ -52,6 +52,12 @@ pub enum RejectionCause {
     RunLimit,
     /// 500: it ran, but its answer broke off.
     AnswerLost,
+    /// 503: the reply to COMMIT was lost, and the database cannot tell yet; a retry will find out.
+    CommitUnknown,
+    /// 500: the database would not commit, or the answer broke off before; nothing was done.
+    TransactionFailed,
+    /// 500: a handle of the transaction outlived its handler; nothing was done.
+    TransactionLeaked,
 }
 
 impl RejectionCause {
@@ -67,7 +73,7 @@ impl RejectionCause {
         match self {
             Self::KeyReused => IdempotencyOutcome::Reused,
             Self::InProgress(_) => IdempotencyOutcome::InProgress,
-            Self::OutcomeUnknown => IdempotencyOutcome::Unknown,
+            Self::OutcomeUnknown | Self::CommitUnknown => IdempotencyOutcome::Unknown,
             Self::NotReplayable(_) => IdempotencyOutcome::NotReplayable,
             Self::RunLimit | Self::AnswerLost => IdempotencyOutcome::First,
             _ => IdempotencyOutcome::Refused,
@@ -128,6 +134,15 @@ impl RejectionCause {
                 facts(503, "IDEMPOTENCY_RUN_LIMIT", "The request took too long").again(1)
             }
             Self::AnswerLost => facts(500, "IDEMPOTENCY_ANSWER_LOST", "The answer broke off"),
+            Self::CommitUnknown => {
+                facts(503, "COMMIT_UNKNOWN", "The outcome is not known yet").again(5)
+            }
+            Self::TransactionFailed => {
+                facts(500, "TRANSACTION_FAILED", "Nothing was stored").again(0)
+            }
+            Self::TransactionLeaked => {
+                facts(500, "TRANSACTION_LEAKED", "Nothing was stored").again(0)
+            }
         }
     }
 
@@ -169,6 +184,16 @@ impl RejectionCause {
             Self::AnswerLost => {
                 "the request was carried out, but its answer could not be completed".into()
             }
+            Self::CommitUnknown => {
+                "the database did not say whether the request was carried out, send it again to find out"
+                    .into()
+            }
+            Self::TransactionFailed => {
+                "the request was undone because it could not be completed".into()
+            }
+            Self::TransactionLeaked => {
+                "the request was undone because it was still being worked on".into()
+            }
         }
     }
 }
@@ -177,7 +202,7 @@ struct Facts {
     status: StatusCode,
     code: &'static str,
     title: &'static str,
-    /// A retry, unchanged, may succeed: after this many seconds.
+    /// A retry, unchanged, may succeed: after this many seconds, or nobody knows when (0).
     again: Option<u64>,
 }
 
@@ -244,7 +269,7 @@ impl IdempotencyRejection {
             .detail(self.cause.detail())
             .member("instance", uuid::Uuid::new_v4().urn().to_string())
             .member("retryable", facts.again.is_some());
-        if let Some(after) = facts.again {
+        if let Some(after @ 1..) = facts.again {
             problem = problem.retry_after(after);
         }
         if matches!(self.cause, RejectionCause::StoreUnavailable(_)) {

@@ -89,6 +89,14 @@ impl RunState {
 pub struct IdempotentRun(Arc<RunState>);
 
 impl IdempotentRun {
+    /// A run whose claim lives and ends with its transaction: its lease is never lost.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(super) fn new(id: RecordId, fence: Fence) -> Self {
+        let state = RunState::default();
+        state.begun(id, fence);
+        Self(Arc::new(state))
+    }
+
     /// Returns a number that rises with every owner of this key: write it beside the effect, and write only
     /// `… where last_fence < $1`, so that an owner who lost its lease changes nothing.
     #[must_use]
@@ -130,7 +138,7 @@ impl fmt::Debug for IdempotentRun {
 }
 
 /// How a run ended.
-enum Ended<T> {
+pub(super) enum Ended<T> {
     Done(T),
     Panicked(Box<dyn Any + Send>),
     OverLimit,
@@ -229,7 +237,10 @@ async fn supervise<T>(
     .await
 }
 
-fn poll_caught<T>(work: Pin<&mut impl Future<Output = T>>, cx: &mut Context<'_>) -> Poll<Ended<T>> {
+pub(super) fn poll_caught<T>(
+    work: Pin<&mut impl Future<Output = T>>,
+    cx: &mut Context<'_>,
+) -> Poll<Ended<T>> {
     match catch_unwind(AssertUnwindSafe(|| work.poll(cx))) {
         Ok(Poll::Ready(done)) => Poll::Ready(Ended::Done(done)),
         Ok(Poll::Pending) => Poll::Pending,

@@ -7,6 +7,7 @@ mod idempotency {
     use bytes::Bytes;
     use tower_keep::backend::fallback::Fallback;
     use tower_keep::backend::memory::MemoryStore;
+    use tower_keep::backend::sql::SqlStore;
     use tower_keep::conformance::idempotency::{
         answer, claim, fresh_id, fresh_nonce, histories, idempotency, print, winners_of,
     };
@@ -33,6 +34,101 @@ mod idempotency {
     async fn redis_keeps_its_promises() {
         let clock = clock();
         idempotency(Arc::new(shared().await.store(&clock).await), &clock).await;
+    }
+
+    /// SQLite in a file, since several connections are the harder case, and Postgres.
+    async fn sql(clock: &ManualClock) -> Vec<(Option<tempfile::TempDir>, SqlStore)> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = format!("sqlite:{}", folder.path().join("keys.db").display());
+        let url = crate::support::postgres::shared().await.database().await;
+        let mut stores = Vec::new();
+        for (folder, url) in [(Some(folder), file), (None, url)] {
+            let db = SqlStore::builder(&url).clock(clock.clone()).open();
+            stores.push((folder, db.await.unwrap()));
+        }
+        stores
+    }
+
+    #[tokio::test]
+    async fn sqlite_and_postgres_keep_their_promises() {
+        let clock = clock();
+        for (_folder, db) in sql(&clock).await {
+            idempotency(Arc::new(db), &clock).await;
+        }
+        let memory = SqlStore::builder("sqlite::memory:").clock(clock.clone());
+        idempotency(Arc::new(memory.open().await.unwrap()), &clock).await;
+    }
+
+    #[tokio::test]
+    async fn random_histories_on_sqlite_and_postgres_follow_from_the_facts() {
+        for seed in 0..6 {
+            let clock = clock();
+            for (_folder, db) in sql(&clock).await {
+                histories(Arc::new(db), &clock, seed, 200).await;
+            }
+        }
+    }
+
+    /// Another version, an unknown state, an answer cut off: none of them is a miss, nor after its end.
+    #[tokio::test]
+    async fn a_damaged_row_is_answered_and_never_run_again() {
+        let clock = clock();
+        for (_folder, db) in sql(&clock).await {
+            for damage in [
+                "version = 2",
+                "state = 7",
+                "at_end = 0",
+                "nonce = fingerprint",
+                "answer = nonce",
+            ] {
+                let (id, first) = (fresh_id(), claim(fresh_nonce(), print(1)));
+                db.begin(&id, &first).await.unwrap();
+                let ttl = Duration::from_secs(600);
+                let done = answer(print(1), b"body");
+                db.complete(&id, first.nonce, done, ttl).await.unwrap();
+                let text = format!(
+                    "update keep_idempotency set {damage} where fence > 0 and expires_at > 0"
+                );
+                crate::support::sql::execute(&db, &text).await;
+                let next = claim(fresh_nonce(), print(1));
+                let Begin::Done(record) = db.begin(&id, &next).await.unwrap() else {
+                    panic!("{damage}: not taken for an answer");
+                };
+                assert!(
+                    matches!(record.content, Content::Unreadable),
+                    "{damage}: {record:?}"
+                );
+                let complete = db.complete(&id, next.nonce, answer(print(1), b"x"), ttl);
+                assert_eq!(complete.await.unwrap(), Owned::Lost, "{damage}");
+                crate::support::sql::execute(&db, "delete from keep_idempotency").await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn rows_that_are_gone_are_swept_now_and_then_and_no_other() {
+        let clock = clock();
+        for (_folder, db) in sql(&clock).await {
+            for _ in 0..600 {
+                let (id, first) = (fresh_id(), claim(fresh_nonce(), print(1)));
+                db.begin(&id, &first).await.unwrap();
+            }
+            let (kept, mut long) = (fresh_id(), claim(fresh_nonce(), print(1)));
+            long.keep = Duration::from_secs(86_400);
+            db.begin(&kept, &long).await.unwrap();
+            clock.advance(Duration::from_secs(700));
+            let count = "select count(*) from keep_idempotency";
+            assert_eq!(crate::support::sql::number(&db, count).await, 601);
+            for _ in 0..256 {
+                db.begin(&kept, &long).await.unwrap();
+            }
+            let waiting = std::time::Instant::now();
+            while crate::support::sql::number(&db, count).await != 101 {
+                assert!(waiting.elapsed() < Duration::from_secs(30), "not swept");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            assert!(db.peek(&kept).await.unwrap().is_some());
+        }
     }
 
     #[tokio::test]
@@ -79,6 +175,16 @@ mod idempotency {
             handles.push(Arc::new(server.store_with(&prefix).await));
         }
         assert_eq!(winners_of(50, &handles).await, 1);
+        let folder = tempfile::tempdir().unwrap();
+        let file = format!("sqlite:{}", folder.path().join("keys.db").display());
+        let url = crate::support::postgres::shared().await.database().await;
+        for url in [file, url] {
+            let mut handles: Vec<Arc<dyn IdempotencyStore>> = Vec::new();
+            for _ in 0..2 {
+                handles.push(Arc::new(SqlStore::connect(&url).await.unwrap()));
+            }
+            assert_eq!(winners_of(50, &handles).await, 1, "{url}");
+        }
     }
 
     #[tokio::test]

@@ -62,6 +62,11 @@ impl TransactionError {
         Self::new(TransactionErrorKind::Conflict)
     }
 
+    /// A row that was to be written is somebody else's.
+    pub(crate) const fn crowded_out() -> Self {
+        Self::new(TransactionErrorKind::Failed)
+    }
+
     pub(super) const fn refused_for(pause: Duration) -> Self {
         Self {
             kind: TransactionErrorKind::Unavailable,

@@ -136,6 +136,17 @@ impl Finisher {
             .map_or(true, |slot| slot.is_some())
     }
 
+    /// Says whether somebody still has the connection, or a guard outlived its handler.
+    pub(crate) fn is_leaked(&self) -> bool {
+        let guards = self.shared.guards.load(std::sync::atomic::Ordering::SeqCst);
+        guards > 0 || self.shared.slot.try_lock().is_err()
+    }
+
+    /// Returns why it can only roll back, if it can.
+    pub(crate) fn doom(&self) -> Option<RollbackCause> {
+        self.shared.said.lock().doom
+    }
+
     /// Says whether nothing was begun and no work waits for the end.
     pub(crate) fn is_untouched(&self) -> bool {
         let begun = self.is_begun();

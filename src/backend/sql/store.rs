@@ -162,6 +162,11 @@ impl SqlStore {
         self.inner.settings.lock_timeout
     }
 
+    /// Returns how long a transaction may be open.
+    pub(crate) fn transaction_timeout(&self) -> Duration {
+        self.inner.settings.transaction_timeout
+    }
+
     /// Returns how long a statement may run.
     #[cfg(feature = "postgres")]
     pub(crate) fn statement_timeout(&self) -> Duration {
@@ -206,6 +211,13 @@ impl SqlStore {
         let part = Arc::new(build(self));
         parts.insert(TypeId::of::<P>(), Arc::clone(&part) as _);
         part
+    }
+
+    /// Lets `work` go on in the background; [`close`](Self::close) waits for it.
+    pub(crate) fn detach(&self, work: impl Future<Output = ()> + Send + 'static) {
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            drop(self.inner.tasks.spawn(&runtime, work));
+        }
     }
 
     /// Takes a connection for reading, outside any transaction.

@@ -4,6 +4,8 @@ mod fallback;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(super) mod sql;
 
 use std::fmt;
 use std::sync::Arc;

@@ -14,6 +14,7 @@ pub mod proxy;
 pub mod redis;
 pub mod redis_cluster;
 pub mod redis_sentinel;
+pub mod sql;
 
 pub use browser::{Browser, Reply};
 pub use postgres::PostgresServer;
