@@ -6,6 +6,7 @@ mod faults;
 mod leaving;
 mod outages;
 mod refusals;
+mod transactional;
 mod twins;
 
 use std::convert::Infallible;
