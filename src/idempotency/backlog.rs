@@ -1,6 +1,8 @@
 //! What could not be written while the store was away: kept in bounds, tried again until it is stored or past.
 
 use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -11,6 +13,7 @@ use tokio::sync::futures::Notified;
 
 use super::policy::LeaseEnd;
 use super::record::{Answer, AnswerContent, Fingerprint, Nonce, RecordId};
+use super::run::{Ended, poll_caught};
 use super::running::{Found, jitter};
 use super::store::IdempotencyStore;
 use crate::core::telemetry::{count, error};
@@ -181,7 +184,11 @@ impl Backlog {
     }
 
     /// Tries the oldest first; while the store is away, all wait together, 1 to 30 s.
-    async fn work(&self, store: &dyn IdempotencyStore) {
+    async fn work(self: &Arc<Self>, store: &dyn IdempotencyStore) {
+        let mut working = Working {
+            backlog: self,
+            rests: false,
+        };
         let mut pause = Duration::from_secs(1);
         loop {
             tokio::time::sleep(jitter(pause)).await;
@@ -189,7 +196,7 @@ impl Backlog {
             let mut refused = 0;
             while let Some((id, item)) = self.oldest() {
                 if SystemClock.now_micros() < item.until {
-                    match attempt(store, &id, &item).await {
+                    match attempt_caught(store, &id, &item).await {
                         Ok(()) => {}
                         Err(error) if no_room(&error) && self.shrink(&id, item.nonce) => continue,
                         // The store is there, but not for this one: the others go first from now on.
@@ -205,6 +212,7 @@ impl Backlog {
                 self.done(&id, item.nonce);
             }
             if self.rests() {
+                working.rests = true;
                 return;
             }
         }
@@ -256,6 +264,20 @@ impl Backlog {
     }
 }
 
+/// The task at work. Gone in the middle (its runtime has ended), the next item starts another.
+struct Working<'a> {
+    backlog: &'a Backlog,
+    rests: bool,
+}
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        if !self.rests {
+            self.backlog.state.lock().works = false;
+        }
+    }
+}
+
 impl State {
     fn insert(&mut self, id: RecordId, mut item: Item) {
         if let Some(bytes) = item.job.bytes() {
@@ -300,6 +322,22 @@ pub(super) fn no_room(error: &StoreError) -> bool {
     )
 }
 
+/// Tries once; a store that panics at one item has refused it, and the others go on.
+async fn attempt_caught(
+    store: &dyn IdempotencyStore,
+    id: &RecordId,
+    item: &Item,
+) -> Result<(), StoreError> {
+    let mut trying = pin!(attempt(store, id, item));
+    match poll_fn(|cx| poll_caught(trying.as_mut(), cx)).await {
+        Ended::Done(done) => done,
+        Ended::Panicked(_) | Ended::OverLimit => {
+            error!(record = %id, "idempotency: the store panicked");
+            Err(StoreErrorKind::Failed.into())
+        }
+    }
+}
+
 /// Tries once; whoever owns the key by now, the matter is settled.
 async fn attempt(
     store: &dyn IdempotencyStore,
@@ -318,3 +356,6 @@ async fn attempt(
             .map(drop),
     }
 }
+
+#[cfg(test)]
+mod tests;

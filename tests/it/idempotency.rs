@@ -5,6 +5,8 @@ mod clinic;
 mod faults;
 mod leaving;
 mod outages;
+mod partitions;
+mod processes;
 mod refusals;
 mod transactional;
 mod twins;

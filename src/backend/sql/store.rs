@@ -216,7 +216,7 @@ impl SqlStore {
     /// Lets `work` go on in the background; [`close`](Self::close) waits for it.
     pub(crate) fn detach(&self, work: impl Future<Output = ()> + Send + 'static) {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            drop(self.inner.tasks.spawn(&runtime, work));
+            self.inner.tasks.spawn(&runtime, work);
         }
     }
 

@@ -24,7 +24,8 @@ pub struct Proxy {
 struct Rules {
     refusing: AtomicBool,
     swallowing: AtomicBool,
-    cutting_at_reply: AtomicBool,
+    /// Replies left until all connections are cut; 0 for never.
+    cutting_at_reply: AtomicU64,
     delay_ms: AtomicU64,
     connections: AtomicU64,
     requests: AtomicU64,
@@ -45,7 +46,7 @@ impl Proxy {
         let rules = Arc::new(Rules {
             refusing: AtomicBool::default(),
             swallowing: AtomicBool::default(),
-            cutting_at_reply: AtomicBool::default(),
+            cutting_at_reply: AtomicU64::default(),
             delay_ms: AtomicU64::default(),
             connections: AtomicU64::default(),
             requests: AtomicU64::default(),
@@ -74,7 +75,18 @@ impl Proxy {
 
     /// Lets the next request through, then drops its reply and ends all connections.
     pub fn cut_at_next_reply(&self) {
-        self.rules.cutting_at_reply.store(true, Ordering::SeqCst);
+        self.cut_at_reply(1);
+    }
+
+    /// Lets requests through, then drops the `nth` piece that the server answers and ends all connections;
+    /// 0 calls it off.
+    pub fn cut_at_reply(&self, nth: u64) {
+        self.rules.cutting_at_reply.store(nth, Ordering::SeqCst);
+    }
+
+    /// Says whether such a cut is still to come.
+    pub fn will_cut(&self) -> bool {
+        self.rules.cutting_at_reply.load(Ordering::SeqCst) > 0
     }
 
     /// Silences the connections there are, as a firewall does that forgot them; new ones work.
@@ -215,7 +227,13 @@ async fn carry_down(
     while let length @ 1.. = server.read(&mut buffer).await? {
         rules.bytes_down.fetch_add(length as u64, Ordering::SeqCst);
         answered.store(true, Ordering::SeqCst);
-        if rules.cutting_at_reply.swap(false, Ordering::SeqCst) {
+        let left =
+            rules
+                .cutting_at_reply
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                    left.checked_sub(1)
+                });
+        if left == Ok(1) {
             rules.cut_all();
             break;
         }
