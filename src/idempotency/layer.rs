@@ -19,11 +19,11 @@ use super::rejection::IdempotencyRejection;
 use super::running::Runs;
 use super::scope::Scope;
 use super::service::{Idempotency, Shared};
-use super::store::IdempotencyStore;
+use super::store::{Health, IdempotencyStore};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use super::transactional::Transactional;
-use crate::core::StoreFailure;
 use crate::core::telemetry::{Once, warn};
+use crate::core::{StoreError, StoreFailure};
 
 /// Lets one request per key reach the service inside, and answers every repetition with its answer.
 #[derive(Clone, Debug)]
@@ -248,6 +248,22 @@ impl IdempotencyLayer {
             EXPIRES_FIELD,
             RETRY_AFTER,
         ]
+    }
+
+    /// Asks the store for a sign of life, and whether it keeps what it is given. A Redis whose
+    /// `maxmemory-policy` is not `noeviction` does not, and one warning says so: call it at the start, too.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn health(&self) -> Result<Health, StoreError> {
+        static EVICTION: Once = Once::new();
+        let health = self.config.store.health().await?;
+        if health == Health::MayEvict && EVICTION.first() {
+            warn!(
+                "idempotency: the store may evict records, a key may then run again; set maxmemory-policy to noeviction"
+            );
+        }
+        Ok(health)
     }
 
     /// Waits until all runs are over and all answers are stored, at most `limit`; then gives the rest up by a zero lease.

@@ -27,9 +27,13 @@
 //! The layer sees the URI as it was routed: mount one router twice behind a prefix-stripping `nest`, and
 //! each mount needs a [`namespace`](IdempotencyLayer::namespace) of its own.
 //!
+//! [`IdempotencyLayer::transactional`] is for effects in the same SQL database: the claim, what the handler
+//! writes and the answer commit together, or none of them does. It stands outside the reservation layer.
+//!
 //! # What it does not do
-//! - It does not make a handler's effect and its answer one transaction: a process that is killed between
-//!   the two leaves an effect without an answer.
+//! - Leased, it does not make a handler's effect and its answer one transaction: a process that is killed
+//!   between the two leaves an effect without an answer.
+//! - Transactional, it does not undo what the handler did outside the database.
 //! - It does not authenticate: the scope must come from a layer outside that does, and whoever lost their
 //!   rights still gets the answers of before.
 //! - It keeps no response extensions, no cookies and no fields that belong to one exchange.
@@ -79,6 +83,6 @@ pub use rejection::{IdempotencyRejection, RejectionCause};
 pub use run::IdempotentRun;
 pub use scope::{Scope, ScopeId};
 pub use service::Idempotency;
-pub use store::{Begin, Claim, IdempotencyStore, Owned, Resolution, Resolved};
+pub use store::{Begin, Claim, Health, IdempotencyStore, Owned, Resolution, Resolved};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub use transactional::Transactional;

@@ -285,6 +285,14 @@ pub(super) enum Enter {
 }
 
 impl Table {
+    /// Says whether somebody in this process runs under this key.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(super) fn is_held(&self, id: &RecordId) -> bool {
+        let seats = self.0.seats.lock();
+        let seat = seats.get(id);
+        seat.is_some_and(|(_, sender)| matches!(*sender.borrow(), Stage::Holds))
+    }
+
     pub(super) fn enter(&self, id: RecordId, fingerprint: Fingerprint) -> Enter {
         let mut seats = self.0.seats.lock();
         let Some((first, sender)) = seats.get(&id) else {

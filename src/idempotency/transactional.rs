@@ -208,8 +208,9 @@ async fn look(
     extensions: &mut Extensions,
 ) -> Look {
     let is_member = RequestTransaction::find(extensions, &mode.db).is_some();
-    // Whoever owns the transaction may hold the only connection: a member looks inside it only.
-    if !is_member {
+    // Whoever owns the transaction may hold the only connection: a member looks inside it only. And who is
+    // known to run here has nothing to show yet.
+    if !is_member && !shared.runs.table.is_held(&question.id) {
         match mode.db.peek(&question.id).await {
             Ok(None) => {}
             Ok(Some(record)) => {
@@ -251,6 +252,7 @@ async fn claim(
     loop {
         let (request, finisher) = RequestTransaction::join(extensions, &mode.db);
         let is_member = finisher.is_none();
+        let waits_for_rows = !is_member && mode.patience(shared.config.twins).is_some();
         if is_member {
             static INVERTED: Once = Once::new();
             if INVERTED.first() {
@@ -271,7 +273,8 @@ async fn claim(
             Err(error) if mode.met_a_twin(&error) => {
                 return Look::Foreign(Timestamp::EPOCH, Timestamp::EPOCH);
             }
-            Err(error) if is_contention(&error) && !is_member && tries < TRIES => {
+            // On SQLite the handle's own patience is over by now.
+            Err(error) if waits_for_rows && error.is_retryable() && tries < TRIES => {
                 tries += 1;
                 tokio::time::sleep(jitter(Duration::from_millis(25))).await;
             }

@@ -8,6 +8,7 @@ mod outages;
 mod partitions;
 mod processes;
 mod refusals;
+mod together;
 mod transactional;
 mod twins;
 

@@ -1,6 +1,6 @@
 //! The SQL backend: the shared transaction, its marks, its endings, the schema.
 
-mod lost;
+pub mod lost;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

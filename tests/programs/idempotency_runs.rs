@@ -35,7 +35,7 @@ async fn main() {
             let layer = IdempotencyLayer::transactional(db.clone(), Scope::global());
             (layer, Effects::InTransaction(db))
         }
-        _ if url.starts_with("redis:") => {
+        _ if url.starts_with("redis") => {
             let store = RedisStore::connect(url).await.unwrap();
             let layer = IdempotencyLayer::new(store, Scope::global());
             (layer, Effects::Fenced(sink))
@@ -51,7 +51,10 @@ async fn main() {
         _ => layer,
     };
     let app = Router::new()
-        .route("/pay", post(move |request| pay(request, effects.clone())))
+        .route(
+            "/pay",
+            post(move |request: Request| pay(request, effects.clone())),
+        )
         .layer(layer.lease(lease).twins(twins));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     println!("listening on http://{}", listener.local_addr().unwrap());
@@ -76,8 +79,9 @@ enum Effects {
 
 /// Waits before and after its effect where the request says so, until a file is there.
 async fn pay(request: Request, effects: Effects) -> Response {
+    let (parts, _body) = request.into_parts();
     let field = |name: &str| {
-        let value = request.headers().get(name);
+        let value = parts.headers.get(name);
         value.map(|value| value.to_str().unwrap().to_owned())
     };
     let (stop, go) = (field("x-stop"), field("x-go"));
@@ -97,7 +101,7 @@ async fn pay(request: Request, effects: Effects) -> Response {
     wait("before").await;
     let done = match &effects {
         Effects::Fenced(sink) => {
-            let fence = request.extensions().get::<IdempotentRun>().unwrap().fence();
+            let fence = parts.extensions.get::<IdempotentRun>().unwrap().fence();
             let sql = "insert into sink values ($1, 1, $2) on conflict (k) do update \
                        set n = n + 1, fence = excluded.fence where fence < excluded.fence";
             let pool = sink.pool::<Sqlite>().unwrap();
@@ -105,7 +109,7 @@ async fn pay(request: Request, effects: Effects) -> Response {
             done.await.unwrap().rows_affected() == 1
         }
         Effects::InTransaction(db) => {
-            let own = RequestTransaction::find(request.extensions(), db).unwrap();
+            let own = RequestTransaction::find(&parts.extensions, db).unwrap();
             let sql = AssertSqlSafe(format!("insert into effects values ('{key}')"));
             if db.pool::<Postgres>().is_some() {
                 let mut lease = own.lease::<Postgres>().await.unwrap();

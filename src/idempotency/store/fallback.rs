@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{Begin, Claim, IdempotencyStore, Owned, Resolution, Resolved};
+use super::{Begin, Claim, Health, IdempotencyStore, Owned, Resolution, Resolved};
 use crate::backend::fallback::Fallback;
 use crate::core::StoreFuture;
 use crate::idempotency::policy::LeaseEnd;
@@ -48,5 +48,9 @@ where
 
     fn resolve(&self, key: &RecordId, fence: Fence, to: Resolution) -> StoreFuture<Resolved> {
         self.primary().resolve(key, fence, to)
+    }
+
+    fn health(&self) -> StoreFuture<Health> {
+        self.primary().health()
     }
 }

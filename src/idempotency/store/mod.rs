@@ -74,6 +74,15 @@ pub enum Resolved {
     Live,
 }
 
+/// How far a store can be relied on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It answers, and keeps what it was given.
+    Good,
+    /// It answers, but may throw live records away when its memory is full: such a key may run again.
+    MayEvict,
+}
+
 /// Keeps one record per idempotency key.
 ///
 /// # Behaviour
@@ -148,6 +157,14 @@ pub trait IdempotencyStore: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `TooLarge`: nothing was changed.
     fn resolve(&self, key: &RecordId, fence: Fence, to: Resolution) -> StoreFuture<Resolved>;
+
+    /// Says whether the store answers, and whether it keeps what it is given.
+    ///
+    /// # Errors
+    /// As the engine has them.
+    fn health(&self) -> StoreFuture<Health> {
+        StoreFuture::ok(Health::Good)
+    }
 }
 
 impl<T: IdempotencyStore + ?Sized> IdempotencyStore for Arc<T> {
@@ -185,5 +202,9 @@ impl<T: IdempotencyStore + ?Sized> IdempotencyStore for Arc<T> {
 
     fn resolve(&self, key: &RecordId, fence: Fence, to: Resolution) -> StoreFuture<Resolved> {
         (**self).resolve(key, fence, to)
+    }
+
+    fn health(&self) -> StoreFuture<Health> {
+        (**self).health()
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Begin, Claim, IdempotencyStore, Owned, Resolution, Resolved};
+use super::{Begin, Claim, Health, IdempotencyStore, Owned, Resolution, Resolved};
 use crate::backend::redis::{RedisStore, Reply, Script};
 use crate::core::{StoreError, StoreErrorKind, StoreFuture, Timestamp};
 use crate::idempotency::policy::LeaseEnd;
@@ -17,6 +17,7 @@ static RENEW: Script = Script::new(include_str!("renew.lua"));
 static COMPLETE: Script = Script::new(include_str!("complete.lua"));
 static RELEASE: Script = Script::new(include_str!("release.lua"));
 static PEEK: Script = Script::new(include_str!("peek.lua"));
+static HEALTH: Script = Script::new(include_str!("health.lua"));
 static RESOLVE: Script = Script::new(include_str!("resolve.lua"));
 
 impl IdempotencyStore for RedisStore {
@@ -101,6 +102,19 @@ impl IdempotencyStore for RedisStore {
             2 => Ok(Resolved::Live),
             _ => Err(unexpected()),
         })
+    }
+
+    fn health(&self) -> StoreFuture<Health> {
+        let any = RecordId::from_bytes([0; 32]);
+        self.script(&HEALTH, &[key_of(self, &any)]).run(health_of)
+    }
+}
+
+fn health_of(reply: Reply) -> Result<Health, StoreError> {
+    match reply.int()? {
+        0 => Ok(Health::Good),
+        1 => Ok(Health::MayEvict),
+        _ => Err(unexpected()),
     }
 }
 

@@ -8,7 +8,7 @@ use http_body_util::Full;
 use tower_keep::SECOND;
 use tower_keep::backend::redis::RedisStore;
 use tower_keep::core::{IdempotencyOutcome, StoreFailure};
-use tower_keep::idempotency::DerivedKey;
+use tower_keep::idempotency::{DerivedKey, Health};
 
 use super::{App, layer, post};
 use crate::support::redis::{fresh_prefix, shared};
@@ -120,6 +120,20 @@ async fn a_lost_reply_to_begin_is_503_and_frees_the_key_long_before_its_lease() 
         (retry.outcome(), app.runs()),
         (IdempotencyOutcome::First, 2)
     );
+}
+
+#[tokio::test]
+async fn a_redis_that_may_evict_is_told_by_its_health_and_one_that_is_away_by_an_error() {
+    let mut server = RedisServer::start().await;
+    let guarded = layer(quick(&server.url(), "t").await);
+    assert_eq!(guarded.health().await.unwrap(), Health::Good);
+    let mut raw = server.raw().await;
+    let mut set = redis::cmd("CONFIG");
+    set.arg("SET").arg("maxmemory-policy").arg("allkeys-lru");
+    let _: () = set.query_async(&mut raw).await.unwrap();
+    assert_eq!(guarded.health().await.unwrap(), Health::MayEvict);
+    server.kill();
+    assert!(guarded.health().await.is_err());
 }
 
 #[tokio::test]

@@ -9,13 +9,14 @@ use http_body_util::Full;
 use tower_keep::SECOND;
 use tower_keep::backend::redis::RedisStore;
 use tower_keep::backend::sql::SqlStore;
+use tower_keep::core::IdempotencyOutcome;
 use tower_keep::idempotency::{IdempotencyLayer, Scope};
 
-use super::transactional::run;
+use super::transactional::{Place, leave_after, run};
 use super::{Answer, App, layer, post};
 use crate::support::postgres::shared;
 use crate::support::sql::{execute, number};
-use crate::support::{Proxy, RedisServer};
+use crate::support::{PostgresServer, Proxy, RedisServer};
 
 /// Sends the request again until it is answered with success: the store is back, its breaker may still be open.
 async fn retried(app: &App, key: &str) -> Answer {
@@ -79,7 +80,7 @@ async fn a_reply_of_redis_lost_at_any_step_repeats_no_effect() {
     assert!(steps > 2, "{steps}");
 }
 
-async fn postgres() -> (Proxy, SqlStore, SqlStore) {
+async fn postgres(connections: u32) -> (Proxy, SqlStore, SqlStore) {
     let server = shared().await;
     let proxy = Proxy::before(server.address()).await;
     let url = server.database().await;
@@ -88,20 +89,20 @@ async fn postgres() -> (Proxy, SqlStore, SqlStore) {
     let near = SqlStore::connect(&url).await.unwrap();
     let far = SqlStore::builder(&far)
         .acquire_timeout(20 * SECOND)
-        .max_connections(2);
+        .max_connections(connections);
     (proxy, far.open().await.unwrap(), near)
 }
 
 #[tokio::test]
 async fn a_reply_of_postgres_lost_at_any_step_repeats_no_effect() {
-    let (proxy, far, _) = postgres().await;
+    let (proxy, far, _) = postgres(2).await;
     let steps = leased(&proxy, layer(far)).await;
     assert!(steps > 2, "{steps}");
 }
 
 #[tokio::test]
 async fn a_reply_lost_at_any_step_of_a_transaction_leaves_exactly_what_is_told() {
-    let (proxy, far, near) = postgres().await;
+    let (proxy, far, near) = postgres(2).await;
     execute(&near, "create table effects (n text)").await;
     let (layer, db) = (
         IdempotencyLayer::transactional(far.clone(), Scope::global()),
@@ -146,39 +147,136 @@ async fn a_reply_lost_at_any_step_of_a_transaction_leaves_exactly_what_is_told()
     assert!(kept >= 1 && undone >= 3, "{kept} {undone}");
 }
 
-/// What a request costs on the wire.
+/// The handler takes the database away: after the effect where it is leased, before the commit where it is not.
+#[tokio::test]
+async fn a_postgres_killed_in_the_handler_keeps_a_leased_answer_for_later_and_undoes_a_transaction()
+{
+    for transactional in [false, true] {
+        let server = PostgresServer::start_durable().await;
+        let url = server.database().await;
+        let db = SqlStore::builder(&url).acquire_timeout(5 * SECOND);
+        let db = db.open().await.unwrap();
+        execute(&db, "create table effects (n text)").await;
+        let layer = if transactional {
+            IdempotencyLayer::transactional(db.clone(), Scope::global())
+        } else {
+            layer(db.clone())
+        };
+        let server = Arc::new(tokio::sync::Mutex::new(server));
+        let (taken, own) = (Arc::clone(&server), db.clone());
+        let app = App::with(layer.clone(), move |request, n| {
+            let (taken, own) = (Arc::clone(&taken), own.clone());
+            async move {
+                let is_first = request.headers()["idempotency-key"] == "k" && n == 2;
+                if transactional {
+                    run(&request, &own, "insert into effects values ('x')").await;
+                }
+                if is_first {
+                    taken.lock().await.kill();
+                }
+                let answer = Response::builder().status(201);
+                answer.body(Full::from(format!("run {n}"))).unwrap()
+            }
+        });
+        app.post("warm", "{}").await;
+        let first = app.post("k", "{}").await;
+        let status = first.status.as_u16();
+        if transactional {
+            assert!(matches!(status, 500 | 503), "{status}");
+        } else {
+            assert_eq!(
+                (status, first.outcome()),
+                (201, IdempotencyOutcome::Unrecorded)
+            );
+        }
+        server.lock().await.restart();
+        assert_eq!(layer.drain(60 * SECOND).await.abandoned, 0);
+        let retry = retried(&app, "k").await;
+        assert_eq!(retry.is_replay(), !transactional);
+        if transactional {
+            let effects = number(&db, "select count(*) from effects").await;
+            assert_eq!(effects, 2, "the warm one, and the retry's");
+        } else {
+            assert_eq!((&retry.body, app.runs()), (&first.body, 2));
+        }
+    }
+}
+
+/// On every engine, a drop after each wake of a leased request in turn.
+#[tokio::test]
+async fn a_client_that_leaves_at_any_await_of_a_leased_run_gets_its_answer_later() {
+    let sqlite = Place::sqlite().await;
+    let postgres = Place::postgres().await;
+    let redis = crate::support::redis::shared().await;
+    let redis = redis
+        .store_with(&crate::support::redis::fresh_prefix())
+        .await;
+    let layers = [
+        layer(tower_keep::backend::memory::MemoryStore::new()),
+        layer(redis),
+        layer(sqlite.db.clone()),
+        layer(postgres.db.clone()),
+    ];
+    for (engine, layer) in layers.into_iter().enumerate() {
+        for polls in 0.. {
+            let app = App::with(layer.clone(), |_, n| async move {
+                tokio::task::yield_now().await;
+                let answer = Response::builder().status(201);
+                answer.body(Full::from(format!("run {n}"))).unwrap()
+            });
+            let key = format!("{polls}");
+            let ended = leave_after(app.future(post("/pay", &key, "{}")), polls).await;
+            assert_eq!(layer.drain(60 * SECOND).await.abandoned, 0);
+            let ran = app.runs();
+            let retry = app.post(&key, "{}").await;
+            assert_eq!(
+                (retry.status.as_u16(), retry.is_replay(), app.runs()),
+                (201, ran == 1, 1),
+                "engine {engine}, left after {polls}"
+            );
+            if ended {
+                assert!(polls > 1, "engine {engine}");
+                break;
+            }
+        }
+    }
+}
+
+/// Round trips of one `work`. The first runs prepare its statements; the pool pings a connection that comes
+/// back, `uses` times in each run, which no request waits for and which is left out here.
+async fn trips<F: Future<Output = ()>>(
+    proxy: &Proxy,
+    uses: u64,
+    mut work: impl FnMut(u32) -> F,
+) -> u64 {
+    for n in 0..3 {
+        work(n).await;
+    }
+    let before = proxy.round_trips();
+    for n in 3..13 {
+        work(n).await;
+    }
+    (proxy.round_trips() - before + 5) / 10 - uses
+}
+
 #[tokio::test]
 async fn a_transactional_first_run_is_six_round_trips_and_a_replay_one() {
-    let (proxy, far, _) = postgres().await;
-    let layer = IdempotencyLayer::transactional(far, Scope::global());
-    let app = App::new(layer);
-    // Twice, so that every connection knows the statements.
-    for key in ["a", "b", "c", "d"] {
-        app.post(key, "{}").await;
-        app.post(key, "{}").await;
-    }
-    let mut counts = Vec::new();
-    for key in ["k", "k"] {
-        let before = proxy.round_trips();
-        app.send(post("/pay", key, "{}")).await;
-        counts.push(proxy.round_trips() - before);
-    }
-    assert_eq!(counts, [6, 1]);
+    let (proxy, far, _) = postgres(1).await;
+    let app = App::new(IdempotencyLayer::transactional(far, Scope::global()));
+    let send = async |key: String, body| assert!(app.post(&key, body).await.status.as_u16() < 500);
+    let first = trips(&proxy, 2, |n| send(format!("k{n}"), "{}")).await;
+    let replay = trips(&proxy, 1, |_| send("k0".into(), "{}")).await;
+    let other = trips(&proxy, 1, |_| send("k0".into(), "other")).await;
+    assert_eq!((first, replay, other), (6, 1, 1));
 }
 
 #[tokio::test]
 async fn a_leased_first_run_on_postgres_is_two_round_trips_a_replay_and_a_conflict_one() {
-    let (proxy, far, _) = postgres().await;
+    let (proxy, far, _) = postgres(1).await;
     let app = App::new(layer(far));
-    for key in ["a", "b", "c", "d"] {
-        app.post(key, "{}").await;
-        app.post(key, "{}").await;
-    }
-    let mut counts = Vec::new();
-    for (key, body) in [("k", "{}"), ("k", "{}"), ("k", "other")] {
-        let before = proxy.round_trips();
-        app.post(key, body).await;
-        counts.push(proxy.round_trips() - before);
-    }
-    assert_eq!(counts, [2, 1, 1]);
+    let send = async |key: String, body| assert!(app.post(&key, body).await.status.as_u16() < 500);
+    let first = trips(&proxy, 2, |n| send(format!("k{n}"), "{}")).await;
+    let replay = trips(&proxy, 1, |_| send("k0".into(), "{}")).await;
+    let other = trips(&proxy, 1, |_| send("k0".into(), "other")).await;
+    assert_eq!((first, replay, other), (2, 1, 1));
 }

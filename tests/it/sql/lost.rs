@@ -18,15 +18,15 @@ use tower_keep::reservation::{
 use crate::reservation::{App, clock, slot};
 
 /// A file in rollback mode, where a reader holds up the COMMIT of a writer.
-struct Held {
-    db: SqlStore,
+pub struct Held {
+    pub db: SqlStore,
     reader: SqliteConnection,
     file: std::path::PathBuf,
     _folder: tempfile::TempDir,
 }
 
 impl Held {
-    async fn new(lock_timeout: Duration) -> Self {
+    pub async fn new(lock_timeout: Duration) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("held.db");
         let db = SqlStore::builder(&format!("sqlite:{}", file.display()))
@@ -53,7 +53,7 @@ impl Held {
         }
     }
 
-    async fn read(&mut self) {
+    pub async fn read(&mut self) {
         let sql = "begin; select count(*) from t";
         sqlx::raw_sql(sql)
             .fetch_all(&mut self.reader)
@@ -62,7 +62,7 @@ impl Held {
     }
 
     /// Waits until the writer has given up waiting for the reader, who stays.
-    async fn writer_gave_up(&self) {
+    pub async fn writer_gave_up(&self) {
         let options = SqliteConnectOptions::new()
             .filename(&self.file)
             .busy_timeout(Duration::ZERO);
@@ -77,7 +77,7 @@ impl Held {
         sqlx::raw_sql("rollback").execute(&mut other).await.unwrap();
     }
 
-    async fn let_go(&mut self) {
+    pub async fn let_go(&mut self) {
         sqlx::raw_sql("commit")
             .execute(&mut self.reader)
             .await
