@@ -225,7 +225,7 @@ async fn a_client_that_leaves_at_any_await_of_a_leased_run_gets_its_answer_later
                 answer.body(Full::from(format!("run {n}"))).unwrap()
             });
             let key = format!("{polls}");
-            let ended = leave_after(app.future(post("/pay", &key, "{}")), polls).await;
+            let ended = leave_after(app.future(post("/pay", &key, "{}")), polls, || true).await;
             assert_eq!(layer.drain(60 * SECOND).await.abandoned, 0);
             let ran = app.runs();
             let retry = app.post(&key, "{}").await;
