@@ -4,6 +4,8 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::problem::Problem;
 use super::store_error::StoreError;
 use super::store_future::StoreFuture;
@@ -116,8 +118,11 @@ pub struct Personal;
 
 /// A mark in the request extensions: a cache outside may store this answer. A session layer inside then leaves
 /// [`Personal`] and its [`Visitor`] in the response, so that a session touched while the body streams is seen there, too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CacheOutside;
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CacheOutside {
+    /// What is being fetched, by which caches of this process.
+    pub(crate) fetched: SmallVec<[(usize, [u8; 16]); 1]>,
+}
 
 /// Answers the lazy question "who is this"; a session layer implements it.
 pub trait AskVisitor: Any + fmt::Debug + Send + Sync {

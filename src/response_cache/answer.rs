@@ -39,7 +39,14 @@ pub(super) fn hit<R>(
         Some(age::value(age_seconds(head, now))),
         config.status.hit(ttl(head, now)),
     );
-    finish(entry, asked, config, head.fields.clone(), written, outcome)
+    finish(
+        entry,
+        asked,
+        config,
+        HeaderMap::clone(&head.fields),
+        written,
+        outcome,
+    )
 }
 
 /// Answers from `entry`, with its age.
@@ -54,7 +61,14 @@ pub(super) fn stored<R>(
     let head = entry.head();
     let age = age::value(age_seconds(head, now));
     let written = (Some(age), config.status.value(said));
-    finish(entry, asked, config, head.fields.clone(), written, outcome)
+    finish(
+        entry,
+        asked,
+        config,
+        HeaderMap::clone(&head.fields),
+        written,
+        outcome,
+    )
 }
 
 fn age_seconds(head: &Head, now: u64) -> u64 {
@@ -84,7 +98,7 @@ pub(super) fn joined<R>(
     said: Said,
     outcome: ResponseCacheOutcome,
 ) -> Response<ResponseBody<R>> {
-    let mut fields = head.fields.clone();
+    let mut fields = HeaderMap::clone(&head.fields);
     let age = age::value(age_seconds(head, now));
     fill(&mut fields, config, Some(age), config.status.value(said));
     let reader = reader.of_length(policy::content_length(&fields));

@@ -16,7 +16,7 @@ use super::flight::{Entered, Flights};
 use super::handle::Counters;
 use super::hit::BELIEVED;
 use super::stamps::Stamps;
-use super::store::{Hash128, Local, Place, ResponseStore, StoreNotice, Ticket};
+use super::store::{Hash128, Local, Place, ResponseStore, StoreNotice, Stored, Ticket};
 use super::waits::Filled;
 
 /// After a stale answer has stood in, the key is answered so without asking, in real microseconds.
@@ -272,7 +272,8 @@ impl Cache {
     pub(super) fn put(self: &Arc<Self>, ask: &Ask, ticket: Ticket, entry: &Arc<Entry>) {
         self.keep_copy(ask, entry);
         let key = ask.entry_key(self.place);
-        self.finish("store", self.store.store(key, ticket, Arc::clone(entry)));
+        let stored = self.store.store(key, ticket, Arc::clone(entry));
+        self.finish("store", stored.map(noted));
     }
 
     pub(super) fn failed(&self, method: &'static str) {
@@ -340,6 +341,13 @@ pub(super) fn spawn(task: impl Future<Output = ()> + Send + 'static) -> bool {
             true
         }
         Err(_) => false,
+    }
+}
+
+/// Counts what came too late.
+fn noted(stored: Stored) {
+    if stored == Stored::Superseded {
+        telemetry::count!("keep_response_cache_superseded_total", 1);
     }
 }
 

@@ -137,7 +137,7 @@ impl Default for Config {
             allow_reload: false,
             replay_set_cookie: false,
             downstream: HeaderValue::from_static("no-cache"),
-            status: Names::new("tower-keep"),
+            status: Names::new(super::ready::NAME),
             on_rejection: None,
         }
     }

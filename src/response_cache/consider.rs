@@ -96,14 +96,27 @@ fn is_host(uri: &Uri, fields: &HeaderMap) -> bool {
 
 /// Letters, digits, dots and hyphens, then perhaps a port: what needs no parser.
 fn is_plain_host(host: &[u8]) -> bool {
-    let colon = host.iter().position(|byte| *byte == b':');
-    let (name, port) = host.split_at(colon.unwrap_or(host.len()));
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
-    !name.is_empty()
-        && name.iter().all(plain)
-        && matches!(port.len(), 0 | 2..=5)
-        && port.iter().skip(1).all(u8::is_ascii_digit)
+    let mut name = 0;
+    while name < host.len() && PLAIN[host[name] as usize] {
+        name += 1;
+    }
+    let port = &host[name..];
+    name > 0
+        && (port.is_empty()
+            || (port[0] == b':'
+                && matches!(port.len(), 2..=5)
+                && port[1..].iter().all(u8::is_ascii_digit)))
 }
+
+/// Letters, digits, dots and hyphens.
+const PLAIN: [bool; 256] = {
+    let (mut plain, mut byte) = ([false; 256], 0_usize);
+    while byte < 256 {
+        plain[byte] = (byte as u8).is_ascii_alphanumeric() || matches!(byte as u8, b'.' | b'-');
+        byte += 1;
+    }
+    plain
+};
 
 /// Says whether a method may change what is stored: all but the safe ones (RFC 9110 §9.2.1).
 pub(super) fn is_unsafe(method: &Method) -> bool {

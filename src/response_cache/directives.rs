@@ -38,6 +38,11 @@ impl Directives {
         let mut found = Self::default();
         for line in lines {
             found.present = true;
+            if !line.as_bytes().contains(&b'"') {
+                let members = line.as_bytes().split(|byte| *byte == b',');
+                members.for_each(|member| found.take(member.trim_ascii()));
+                continue;
+            }
             for member in members(line.as_bytes()) {
                 found.take(member);
             }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::header::{AGE, HeaderMap};
 use http::{HeaderName, HeaderValue, StatusCode};
 
+use super::fields::Fields;
 use super::stamps::Stamp;
 use super::target::{self, Target};
 use super::vary::Names;
@@ -84,8 +85,8 @@ pub struct Head {
     pub(super) said: Box<[Target]>,
     /// What the request names besides, worked out from the key when first asked for.
     pub(super) known: OnceLock<Box<[Target]>>,
-    /// The stored fields, led by room for Age and Cache-Status so that a hit need not grow them.
-    pub(super) fields: HeaderMap,
+    /// The stored fields.
+    pub(super) fields: Fields,
     pub(super) trailers: Option<Box<HeaderMap>>,
 }
 
@@ -178,21 +179,13 @@ impl Head {
         self.said.iter().chain(known)
     }
 
-    /// Makes a map for about `more` fields, led by room for the two that every hit gets.
-    pub(super) fn room(more: usize) -> HeaderMap {
-        let mut fields = HeaderMap::with_capacity(more + 2);
-        fields.insert(AGE, HeaderValue::from_static("0"));
-        fields.insert(CACHE_STATUS, HeaderValue::from_static(""));
-        fields
-    }
-
     fn weight(&self) -> usize {
-        let fields = self.fields.iter();
         let trailers = self.trailers.iter().flat_map(|fields| fields.iter());
-        let lines = fields
-            .chain(trailers)
-            .map(|(_, value)| value.len() + PER_LINE);
-        lines.sum::<usize>()
+        let trailers = trailers.map(|(_, value)| value.len() + PER_LINE);
+        let (bytes, lines) = self.fields.size();
+        trailers.sum::<usize>()
+            + bytes
+            + lines * PER_LINE
             + self.key.len()
             + self.selection.len()
             + (self.said.len() + KNOWN_TARGETS) * size_of::<Target>()
@@ -221,7 +214,7 @@ impl Default for Head {
             selection: Box::default(),
             said: Box::default(),
             known: OnceLock::new(),
-            fields: HeaderMap::new(),
+            fields: Fields::default(),
             trailers: None,
         }
     }
@@ -339,7 +332,7 @@ pub(crate) fn sample(
         expires_at: ticket.at.saturating_add(lives_micros),
         key: b"sample".to_vec().into(),
         names: names.clone(),
-        fields: Head::room(0),
+        fields: super::fields::room(0).into(),
         ..Head::default()
     };
     Entry::new(head, Bytes::copy_from_slice(body.as_bytes()))

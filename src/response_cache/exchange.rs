@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use http::header::HeaderMap;
 use http::{Extensions, Request, Response, StatusCode};
-use smallvec::SmallVec;
 
-use crate::core::{CacheOutside, ResponseCacheOutcome, Visitor};
+use crate::core::{CacheOutside, ResponseCacheOutcome, Visitor, telemetry};
 
 use super::answer::{self, Asked};
 use super::ask::Ask;
@@ -19,19 +18,7 @@ use super::look::Looked;
 use super::policy::{self, Use};
 use super::stamps::Verdict;
 use super::status::{Forward, Said};
-use super::store::{Hash128, Lease, Ticket};
-
-/// In a request's extensions: what is being fetched outside of here, by which caches. A layer that stands twice around
-/// one service must not wait for itself.
-#[derive(Clone, Default)]
-struct Outside(SmallVec<[(usize, Hash128); 1]>);
-
-impl Outside {
-    fn name(exchange: &Exchange) -> (usize, Hash128) {
-        let cache = Arc::as_ptr(exchange.cache()) as usize;
-        (cache, exchange.ask.local().0)
-    }
-}
+use super::store::{Lease, Ticket};
 
 /// A request and its answer to be.
 pub(super) struct Exchange {
@@ -49,18 +36,21 @@ impl Exchange {
             ask,
             fields: request.headers().clone(),
         };
-        if let Some(outside) = request.extensions().get::<Outside>() {
-            let own = Outside::name(&exchange);
-            exchange.ask.nested = outside.0.contains(&own);
+        if let Some(outside) = request.extensions().get::<CacheOutside>() {
+            exchange.ask.nested = outside.fetched.contains(&exchange.name());
         }
         exchange
     }
 
-    /// Marks a request that goes inwards.
+    /// What is being fetched, and by which cache.
+    fn name(&self) -> (usize, [u8; 16]) {
+        (Arc::as_ptr(self.cache()) as usize, self.ask.local().0.0)
+    }
+
+    /// Marks a request that goes inwards: a layer that stands twice around one service must not wait for itself.
     pub(super) fn mark_fetch(&self, extensions: &mut Extensions) {
-        extensions.insert(CacheOutside);
-        let mut outside = extensions.remove::<Outside>().unwrap_or_default();
-        outside.0.push(Outside::name(self));
+        let mut outside = extensions.remove::<CacheOutside>().unwrap_or_default();
+        outside.fetched.push(self.name());
         extensions.insert(outside);
     }
 
@@ -128,6 +118,7 @@ impl Exchange {
         self.ask.mark_personal();
         let outcome = ResponseCacheOutcome::Collapsed;
         self.cache().counters.count(outcome);
+        telemetry::count!("keep_response_cache_joined_total", 1);
         let said = Said::Collapsed(self.forward(false));
         let now = self.cache().now();
         Some(answer::joined(

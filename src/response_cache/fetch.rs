@@ -10,16 +10,17 @@ use http::header::{self, HeaderMap};
 use http::{Request, Response, StatusCode};
 use tower_service::Service;
 
-use crate::core::{Body, Personal, ResponseCacheOutcome};
+use crate::core::{Body, Personal, ResponseCacheOutcome, telemetry};
 
 use super::answer;
 use super::body::{BoxError, ResponseBody};
 use super::cache::Cache;
 use super::config::CachePolicy;
+use super::draft::Draft;
 use super::entry::{Entry, Flags, Head};
 use super::exchange::Exchange;
 use super::flight::{Leader, LeadingMark, Outcome};
-use super::keep::{Draft, Fetched};
+use super::keep::Fetched;
 use super::policy::{self, Offer, Plan};
 use super::revalidate;
 use super::run::{Answer, Run};
@@ -91,6 +92,7 @@ impl Fetch {
     }
 
     pub(super) fn impatient(mut self) -> Self {
+        telemetry::count!("keep_response_cache_alone_total", 1);
         self.kind = Kind::Impatient;
         self
     }
@@ -285,7 +287,7 @@ impl Exchange {
         fetch.land(Outcome::Done(Arc::clone(&entry)));
         let outcome = ResponseCacheOutcome::Validated;
         self.cache().counters.count(outcome);
-        let mut fields = entry.head().fields.clone();
+        let mut fields = HeaderMap::clone(&entry.head().fields);
         if !self.setup.config.replay_set_cookie {
             for cookie in confirmed.headers().get_all(header::SET_COOKIE) {
                 fields.append(header::SET_COOKIE, cookie.clone());

@@ -8,10 +8,10 @@ use http::{Response, StatusCode};
 use crate::core::Personal;
 
 use super::config::CachePolicy;
+use super::draft::Draft;
 use super::entry::{Entry, EntryId, Head};
 use super::exchange::Exchange;
 use super::fetch::policy_of;
-use super::keep::Draft;
 use super::revalidate;
 use super::store::Ticket;
 

@@ -1,209 +1,28 @@
 //! Keeps a fetched answer: in place where its body is complete at once, else by a task that pulls it.
 
 use std::future::poll_fn;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::Context;
 
 use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderValue};
-use http::{HeaderName, Response, StatusCode, response};
-use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
-use smallvec::SmallVec;
+use http::header::{self, HeaderMap};
+use http::{Response, StatusCode, response};
 
-use crate::core::{Personal, ResponseCacheOutcome, Visitor, base64url};
+use crate::core::{Personal, ResponseCacheOutcome, Visitor};
 
 use super::answer;
 use super::body::{BoxError, ResponseBody};
 use super::collect::{Collected, Collector, Pull};
 use super::config::CachePolicy;
-use super::date;
-use super::entry::{Entry, EntryId, Flags, Head};
+use super::draft::Draft;
+use super::entry::{Flags, Head};
 use super::exchange::Exchange;
 use super::fetch::{Fetch, Kind, LeaseHold};
 use super::flight::Outcome;
-use super::freshness::{self, MICROS};
-use super::policy::{self, Plan};
+use super::freshness;
+use super::policy;
 use super::revalidate;
 use super::status::{Reason, Said};
-use super::store::Ticket;
-
-/// An entry to be, while its body is still on its way.
-pub(super) struct Draft {
-    head: Head,
-    ticket: Ticket,
-    /// The store is there to take it.
-    keep: bool,
-    personal_too: bool,
-}
-
-impl Draft {
-    pub(super) fn new(
-        exchange: &Exchange,
-        plan: Plan,
-        ticket: Ticket,
-        status: StatusCode,
-        fields: &HeaderMap,
-        received: u64,
-    ) -> Self {
-        let id = EntryId::draw();
-        let mut head = Head {
-            id,
-            body_id: id,
-            begun: ticket.begun,
-            at: ticket.at,
-            received,
-            initial_age: plan.initial_age,
-            lifetime: plan.lifetime,
-            refresh_after: plan.refresh_after,
-            stale_while_revalidate: plan.stale_while_revalidate,
-            stale_if_error: plan.stale_if_error,
-            expires_at: received.saturating_add(plan.kept),
-            flags: plan.flags,
-            status,
-            key: exchange.ask.key.text().into(),
-            names: exchange.ask.names.clone(),
-            selection: exchange.ask.selection.as_slice().into(),
-            said: plan.targets.into(),
-            known: OnceLock::new(),
-            fields: stored_fields(
-                fields,
-                &plan.hidden,
-                exchange.setup.config.replay_set_cookie,
-                received,
-            ),
-            trailers: None,
-        };
-        answer::put_downstream(&mut head.fields, head.flags, &exchange.setup.config);
-        Self {
-            head,
-            ticket,
-            keep: true,
-            personal_too: plan.personal_too,
-        }
-    }
-
-    /// Makes the head for the body that a 304 has confirmed.
-    pub(super) fn confirm(mut self, stale: &Head) -> Head {
-        self.head.body_id = stale.body_id;
-        self.head.trailers = stale.trailers.clone();
-        if stale.flags.has(Flags::OWN_ETAG)
-            && let Some(tag) = stale.fields.get(header::ETAG)
-        {
-            self.head.flags.set(Flags::OWN_ETAG, true);
-            self.head.fields.insert(header::ETAG, tag.clone());
-        }
-        // The tags that the handler set then are not said again by a 304.
-        let mut said = self.head.said.into_vec();
-        said.extend_from_slice(&stale.said);
-        said.sort_unstable();
-        said.dedup();
-        self.head.said = said.into();
-        self.head
-    }
-
-    /// Ends the draft with its body.
-    fn entry(mut self, body: Bytes, trailers: Option<Box<HeaderMap>>) -> (Ticket, Arc<Entry>) {
-        let fields = &mut self.head.fields;
-        if trailers.is_some() {
-            fields.remove(header::CONTENT_LENGTH);
-        } else if answer::has_length(self.head.status) {
-            // Whoever sends it would add it to every single answer.
-            fields
-                .entry(header::CONTENT_LENGTH)
-                .or_insert_with(|| HeaderValue::from(body.len()));
-        }
-        self.head.trailers = trailers;
-        let fields = &mut self.head.fields;
-        let by_policy_alone = self.head.flags.has(Flags::OWN_CACHE_CONTROL);
-        if by_policy_alone && !policy::has_validator(fields) && self.head.status == StatusCode::OK {
-            fields.insert(header::ETAG, own_etag(fields, &body));
-            self.head.flags.set(Flags::OWN_ETAG, true);
-        }
-        (self.ticket, Arc::new(Entry::new(self.head, body)))
-    }
-}
-
-/// Copies what may be stored into one allocation: no buffer of a connection is kept alive, and a hit that
-/// clones all values counts up in one place.
-fn stored_fields(
-    fields: &HeaderMap,
-    hidden: &[HeaderName],
-    cookies: bool,
-    received: u64,
-) -> HeaderMap {
-    let connection = fields.contains_key(header::CONNECTION);
-    let is_kept = |name: &HeaderName| {
-        (cookies || *name != header::SET_COOKIE)
-            && ((!connection && is_plain(name)) || revalidate::is_storable(name, fields))
-            && !hidden.contains(name)
-    };
-    let kept: SmallVec<[_; 16]> = fields.iter().filter(|(name, _)| is_kept(name)).collect();
-    let mut values = Vec::with_capacity(kept.iter().map(|(_, value)| value.len()).sum());
-    for (_, value) in &kept {
-        values.extend_from_slice(value.as_bytes());
-    }
-    let (values, mut at) = (Bytes::from(values), 0);
-    // Room for Date and Content-Length, too.
-    let mut stored = Head::room(kept.len() + 2);
-    for (name, value) in kept {
-        let copy = HeaderValue::from_maybe_shared(values.slice(at..at + value.len()));
-        at += value.len();
-        // They are values already.
-        stored.append(name, copy.unwrap_or_else(|_| value.clone()));
-    }
-    // Without a readable one: when it came.
-    let now = freshness::seconds_of(received);
-    if freshness::date_seconds(&stored, now).is_none()
-        && let Some(date) = date_of(received / MICROS)
-    {
-        stored.insert(header::DATE, date);
-    }
-    stored
-}
-
-/// The commonest fields that are stored as they are.
-fn is_plain(name: &HeaderName) -> bool {
-    matches!(
-        *name,
-        header::CONTENT_TYPE
-            | header::CONTENT_LENGTH
-            | header::CACHE_CONTROL
-            | header::ETAG
-            | header::LAST_MODIFIED
-            | header::DATE
-            | header::VARY
-            | header::EXPIRES
-            | header::CONTENT_ENCODING
-    )
-}
-
-/// Writes a date, once per second.
-fn date_of(second: u64) -> Option<HeaderValue> {
-    static LAST: Mutex<Option<(u64, HeaderValue)>> = Mutex::new(None);
-    let mut last = LAST.lock();
-    match &*last {
-        Some((at, value)) if *at == second => Some(value.clone()),
-        _ => {
-            let value = date::write(second)?;
-            *last = Some((second, value.clone()));
-            Some(value)
-        }
-    }
-}
-
-/// A strong tag of ours: 128 bits of SHA-256 over everything that a client would notice.
-fn own_etag(fields: &HeaderMap, body: &Bytes) -> HeaderValue {
-    let mut sha = Sha256::new();
-    for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING] {
-        let value = fields.get(name).map_or(&[][..], HeaderValue::as_bytes);
-        sha.update((value.len() as u64).to_be_bytes());
-        sha.update(value);
-    }
-    sha.update(body);
-    let tag = format!("\"{}\"", base64url(&sha.finalize()[..16]));
-    HeaderValue::try_from(tag).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
-}
 
 /// What became of a fetched answer.
 pub(super) enum Fetched<R> {
@@ -297,9 +116,9 @@ impl Exchange {
         let head = entry.head();
         answer::put_downstream(&mut parts.headers, head.flags, &self.setup.config);
         if head.flags.has(Flags::OWN_ETAG)
-            && let Some(tag) = head.fields.get(header::ETAG)
+            && let Some(tag) = head.fields.value(&header::ETAG)
         {
-            parts.headers.insert(header::ETAG, tag.clone());
+            parts.headers.insert(header::ETAG, tag);
         }
         let (status, body) = answer::shape(&entry, self.asked(), &mut parts.headers);
         parts.status = status;
@@ -327,7 +146,7 @@ impl Exchange {
                 .conditions
                 .is_some_and(|fields| revalidate::is_not_modified(fields, &parts.headers, now));
         let unfinished = &self.cache().unfinished;
-        let (mut body, stream, pull) = collector.split(draft.head.clone(), unfinished);
+        let (mut body, stream, pull) = collector.split(draft.whole_head(), unfinished);
         if let Some((leader, _)) = &fetch.leader {
             leader.streams(&stream);
         }

@@ -237,15 +237,7 @@ impl Key {
             request.headers(),
             extract::original_uri(request.extensions()),
         );
-        let scheme = uri.scheme_str().unwrap_or("");
-        if scheme.is_empty() {
-            // The commonest: version and an empty part in one step.
-            text.extend_from_slice(&[VERSION, 0, 0, 0, 0]);
-        } else {
-            text.push(VERSION);
-            put(&mut text, scheme.as_bytes());
-        }
-        let host = put_host(&mut text, scheme, uri, fields);
+        let host = put_site(&mut text, uri, fields);
         let target = put_target(&mut text, uri, original);
         // Where a router has cut its prefix away, the rest alone would mean different things.
         if original.is_some_and(|original| original.path() != uri.path()) {
@@ -296,21 +288,39 @@ fn put(text: &mut Text, part: &[u8]) {
     text.extend_from_slice(part);
 }
 
-fn put_host(text: &mut Text, scheme: &str, uri: &Uri, fields: &HeaderMap) -> Range<usize> {
+/// Version, scheme and host.
+fn put_site(text: &mut Text, uri: &Uri, fields: &HeaderMap) -> Range<usize> {
+    let scheme = uri.scheme_str().unwrap_or("");
+    let host = host_of(scheme, uri, fields);
+    let length = (host.len() as u32).to_be_bytes();
+    if scheme.is_empty() {
+        // The commonest: version, an empty part and the next one's length in one step.
+        let [a, b, c, d] = length;
+        text.extend_from_slice(&[VERSION, 0, 0, 0, 0, a, b, c, d]);
+    } else {
+        text.push(VERSION);
+        put(text, scheme.as_bytes());
+        text.extend_from_slice(&length);
+    }
+    text.extend_from_slice(host);
+    let range = text.len() - host.len()..text.len();
+    if host.iter().any(u8::is_ascii_uppercase) {
+        text[range.clone()].make_ascii_lowercase();
+    }
+    range
+}
+
+fn host_of<'a>(scheme: &str, uri: &'a Uri, fields: &'a HeaderMap) -> &'a [u8] {
     let authority = uri
         .authority()
         .map(|authority| authority.as_str().as_bytes());
-    let field = fields.get(http::header::HOST).map(HeaderValue::as_bytes);
-    let mut host = authority.or(field).unwrap_or(b"");
+    let field = || fields.get(http::header::HOST).map(HeaderValue::as_bytes);
+    let mut host = authority.or_else(field).unwrap_or(b"");
     if let Some(at) = host.iter().rposition(|byte| *byte == b'@') {
         host = &host[at + 1..];
     }
     let port: &[u8] = if scheme == "https" { b":443" } else { b":80" };
-    let host = host.strip_suffix(port).unwrap_or(host);
-    put(text, host);
-    let range = text.len() - host.len()..text.len();
-    text[range.clone()].make_ascii_lowercase();
-    range
+    host.strip_suffix(port).unwrap_or(host)
 }
 
 fn put_target(text: &mut Text, uri: &Uri, original: Option<&Uri>) -> Range<usize> {

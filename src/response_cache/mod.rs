@@ -39,7 +39,7 @@
 //! ones are not stored for others. Cookies that a handler reads by itself are the handler's to declare:
 //! `Vary: Cookie`, `Cache-Control: private`, or a [`private`](ResponseCacheLayer::private) route.
 //! What is not part of the key (ignored query parameters) does not reach the handler, except by
-//! axum's `OriginalUri`.
+//! axum's `OriginalUri`. The page [`safe_caching`] has it all.
 //!
 //! # Conformance
 //!
@@ -60,7 +60,8 @@
 //! requests for a fresh answer are not obeyed, until
 //! [`replay_set_cookie`](ResponseCacheLayer::replay_set_cookie) and
 //! [`allow_reload`](ResponseCacheLayer::allow_reload) say otherwise; parts are not stored; no language other than
-//! the negotiated variant's is chosen by Content-Language.
+//! the negotiated variant's is chosen by Content-Language; an answer to POST that varies is not kept for GET; a
+//! 304 changes the parameters of the stored media type, not the type.
 //!
 //! # What it does not do
 //!
@@ -85,12 +86,14 @@ mod config;
 mod consider;
 mod date;
 mod directives;
+mod draft;
 mod entry;
 mod exchange;
 mod explain;
 mod extract;
 mod feed;
 mod fetch;
+mod fields;
 mod flight;
 mod freshness;
 mod future;
@@ -107,11 +110,13 @@ mod miss;
 mod policy;
 mod posted;
 mod range;
+mod ready;
 mod record;
 mod refresh;
 mod rejection;
 mod revalidate;
 mod run;
+pub mod safe_caching;
 mod seen;
 mod service;
 mod stamps;

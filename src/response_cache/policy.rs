@@ -403,10 +403,6 @@ pub(super) fn groups(fields: &HeaderMap, name: &str) -> Vec<String> {
         .collect()
 }
 
-pub(super) fn has_validator(fields: &HeaderMap) -> bool {
-    fields.contains_key(header::ETAG) || fields.contains_key(header::LAST_MODIFIED)
-}
-
 pub(super) fn content_length(fields: &HeaderMap) -> Option<u64> {
     fields
         .get(header::CONTENT_LENGTH)?

@@ -4,6 +4,7 @@ use http::header::HeaderMap;
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::entry::{EntryId, Flags, Head};
+use super::fields::room;
 use super::stamps::Stamp;
 use super::target::Target;
 use super::vary::Names;
@@ -102,7 +103,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Head> {
         .iter()
         .map(|bits| Target::from_bits(u64::from_be_bytes(*bits)))
         .collect();
-    head.fields = from.fields(Head::room)?;
+    head.fields = from.fields(room)?.into();
     let trailers = from.fields(HeaderMap::with_capacity)?;
     head.trailers = (!trailers.is_empty()).then(|| Box::new(trailers));
     (from.0.is_empty() && targets.len().is_multiple_of(8)).then_some(head)
@@ -150,6 +151,9 @@ mod tests {
     use super::*;
 
     fn sample() -> Head {
+        let mut fields = room(2);
+        fields.append("x-a", HeaderValue::from_bytes(b"\xff1").unwrap());
+        fields.append("x-a", HeaderValue::from_static("2"));
         let mut head = Head {
             id: EntryId(7),
             lifetime: 60,
@@ -158,12 +162,9 @@ mod tests {
             key: b"key".to_vec().into(),
             names: Names::from_text("accept,origin"),
             said: vec![Target::group("b", "c"), Target::tag("a")].into(),
-            fields: Head::room(2),
+            fields: fields.into(),
             ..Head::default()
         };
-        head.fields
-            .append("x-a", HeaderValue::from_bytes(b"\xff1").unwrap());
-        head.fields.append("x-a", HeaderValue::from_static("2"));
         let mut trailers = HeaderMap::new();
         trailers.insert("x-sum", HeaderValue::from_static("9"));
         head.trailers = Some(Box::new(trailers));
@@ -180,8 +181,8 @@ mod tests {
             (head.id, Some(3), None)
         );
         assert_eq!(
-            (&back.fields, &back.said, &back.trailers),
-            (&head.fields, &head.said, &head.trailers)
+            (&*back.fields, &back.said, &back.trailers),
+            (&*head.fields, &head.said, &head.trailers)
         );
     }
 

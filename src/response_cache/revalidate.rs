@@ -213,7 +213,8 @@ mod tests {
                 ("x-old", "2"),
                 ("x-kept", "k"),
                 ("age", "0"),
-            ]),
+            ])
+            .into(),
             ..Head::default()
         };
         let fields = merged(
@@ -241,7 +242,7 @@ mod tests {
     #[test]
     fn a_304_changes_the_parameters_of_a_media_type_but_not_the_type() {
         let head = Head {
-            fields: map(&[("content-type", "text/plain")]),
+            fields: map(&[("content-type", "text/plain")]).into(),
             ..Head::default()
         };
         let of = |kind| merged(&head, &map(&[("content-type", kind)]))["content-type"].clone();
@@ -252,7 +253,7 @@ mod tests {
     #[test]
     fn a_304_with_another_strong_tag_confirms_something_else() {
         let head = Head {
-            fields: map(&[("etag", "\"1\"")]),
+            fields: map(&[("etag", "\"1\"")]).into(),
             ..Head::default()
         };
         assert!(names_another(&map(&[("etag", "\"2\"")]), &head));

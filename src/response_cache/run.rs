@@ -8,7 +8,7 @@ use http::{Extensions, Method, Request, Response, Uri, Version};
 use tokio::time::{Instant, sleep, timeout_at};
 use tower_service::Service;
 
-use crate::core::{Body, ResponseCacheOutcome};
+use crate::core::{Body, ResponseCacheOutcome, telemetry};
 
 use super::body::{BoxError, ResponseBody};
 use super::entry::Entry;
@@ -290,6 +290,9 @@ impl<S> Run<S> {
                     return Ok(self.exchange.stand_in(&entry, None));
                 }
                 Step::Fetch(ticket, stale) => {
+                    if wait.is_some() {
+                        telemetry::count!("keep_response_cache_takeovers_total", 1);
+                    }
                     leader.begun(ticket.begun);
                     let forward = self.exchange.forward(stale.is_some());
                     let fetch = Fetch::led(leader, Some(mark), Some(ticket), forward);

@@ -2,6 +2,7 @@
 
 use http::{HeaderMap, HeaderValue, StatusCode};
 
+use super::ready;
 use crate::core::fields::CACHE_STATUS;
 
 /// Why a request was not looked at: it is passed with its own body.
@@ -120,6 +121,8 @@ pub(super) enum Said {
 pub(super) struct Names {
     name: &'static str,
     hidden: bool,
+    /// Members under this name are ready made.
+    ready: bool,
     bypasses: [HeaderValue; BYPASSES.len()],
 }
 
@@ -129,6 +132,7 @@ impl Names {
         Self {
             name,
             hidden: false,
+            ready: name == ready::NAME,
             bypasses,
         }
     }
@@ -158,6 +162,9 @@ impl Names {
 
     /// Makes the member of a hit.
     pub(super) fn hit(&self, ttl: i64) -> HeaderValue {
+        if let Some(ready) = self.ready.then(|| ready::hit(ttl)).flatten() {
+            return ready;
+        }
         let mut out = Member::of(self.name);
         out.put(";hit");
         out.ttl(ttl);
@@ -166,6 +173,18 @@ impl Names {
 
     /// Makes the member.
     pub(super) fn value(&self, said: Said) -> HeaderValue {
+        if let (
+            true,
+            Said::Fetched {
+                forward: Forward::UriMiss,
+                status: None,
+                stored: Ok(ttl),
+            },
+        ) = (self.ready, &said)
+            && let Some(ready) = ready::miss(*ttl)
+        {
+            return ready;
+        }
         let mut out = Member::of(self.name);
         match said {
             Said::Fetched {

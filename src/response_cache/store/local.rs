@@ -232,3 +232,99 @@ impl Local {
         self.rows.table::<Row>().bytes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::response_cache::entry::Head;
+
+    const BOUND: usize = 8 * 1_024 * 1_024;
+
+    /// As many operations as usual, unless `KEEP_CACHE_OPERATIONS` says how many.
+    fn operations() -> u64 {
+        let said = std::env::var("KEEP_CACHE_OPERATIONS").ok();
+        said.and_then(|said| said.parse().ok()).unwrap_or(60_000)
+    }
+
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, most: u64) -> u64 {
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) % most
+        }
+
+        /// Low numbers are the likeliest.
+        fn key(&mut self) -> Hash128 {
+            let most = 1 << (1 + self.below(14));
+            let number = u128::from(self.below(most) + 1);
+            Hash128((number.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)).to_le_bytes())
+        }
+    }
+
+    #[test]
+    fn the_bound_holds_for_a_million_operations_on_keys_that_are_used_again() {
+        let (local, mut random) = (Local::new(BOUND), Random(7));
+        let names = Names::from_text("accept");
+        let (mut last, mut found, mut most) = (HashMap::new(), 0, 0);
+        for now in 1..=operations() {
+            let (key, at) = (random.key(), now * 1_000);
+            let selector = Hash128([random.below(3) as u8; 16]);
+            match random.below(10) {
+                0..5 => {
+                    let longest = 1 << (4 + random.below(14));
+                    let body = random.below(longest) as usize;
+                    let varies = selector != Hash128::default();
+                    let head = Head {
+                        at,
+                        expires_at: at + 60_000_000,
+                        names: if varies {
+                            names.clone()
+                        } else {
+                            Names::default()
+                        },
+                        ..Head::default()
+                    };
+                    let entry = Arc::new(Entry::new(head, Bytes::from(vec![0; body])));
+                    last.insert((key, selector), entry.weight());
+                    local.put(key, selector, entry, at);
+                }
+                5 => local.mark(key, selector, at + 1_000_000, at),
+                6 => local.learn(key, &names, at),
+                _ => {
+                    let there = local.find(key, at, |_| selector).entry;
+                    found += usize::from(there.is_some());
+                }
+            }
+            most = most.max(local.bytes());
+            assert!(
+                local.bytes() <= BOUND + BOUND / 100,
+                "{} after {now}",
+                local.bytes()
+            );
+        }
+        // What is still found weighs no more than is accounted for.
+        let now = operations() * 1_000;
+        let live = last.iter().filter_map(|((key, selector), _)| {
+            let found = local.find(*key, now, |names| match names.is_empty() {
+                true => Hash128::default(),
+                false => *selector,
+            });
+            let entry = found.entry?;
+            (entry.head().names.is_empty() == (*selector == Hash128::default())).then_some(entry)
+        });
+        let weight: usize = live.map(|entry| entry.weight() + OVERHEAD).sum();
+        assert!(weight <= local.bytes(), "{weight} of {}", local.bytes());
+        assert!(
+            most > BOUND * 9 / 10 && found > 1_000,
+            "it is full, and used: {most}, {found}"
+        );
+    }
+}

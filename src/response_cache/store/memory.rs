@@ -15,6 +15,7 @@ use crate::response_cache::stamps::{Change, ChangeKind, Changes, Stamp, is_super
 use crate::response_cache::target::Target;
 use crate::response_cache::vary::Names;
 
+use super::leases::Leases;
 use super::local::{LINGER, OVERHEAD, Row};
 use super::{
     EntryKey, Found, FoundEntry, Hash128, Lease, Lookup, MOST_STAMPS, Place, ResponseStore,
@@ -39,7 +40,7 @@ impl ResponseStore for MemoryStore {
                 mark: None,
             };
             if look(row, &lookup, &mut found) {
-                found.lease = lease(self, &lookup, &found);
+                found.lease = lease(self.part(), &lookup, &found);
             }
             if found.names.is_empty() {
                 found.names = lookup.names;
@@ -52,7 +53,7 @@ impl ResponseStore for MemoryStore {
     fn store(&self, key: EntryKey, ticket: Ticket, entry: Arc<Entry>) -> StoreFuture<Stored> {
         let now = self.now_micros();
         let stored = with_row(self, key.primary, now, |slot| {
-            drop_lease(self, key.primary, ticket, now);
+            self.part::<Leases>().drop(key.primary, ticket);
             let more = entry.weight() + OVERHEAD;
             if slot.get().is_some() && slot.reserve(more).is_err() {
                 // What was there is not what the inner service says any more.
@@ -92,7 +93,7 @@ impl ResponseStore for MemoryStore {
     fn freshen(&self, key: EntryKey, ticket: Ticket, entry: Arc<Entry>) -> StoreFuture<Stored> {
         let now = self.now_micros();
         let stored = with_row(self, key.primary, now, |slot| {
-            drop_lease(self, key.primary, ticket, now);
+            self.part::<Leases>().drop(key.primary, ticket);
             // A longer head is no more than what entries may weigh beside their bodies.
             if slot.get().is_some() && slot.reserve(entry.weight() - entry.body().len()).is_err() {
                 return Stored::TooLarge;
@@ -120,7 +121,7 @@ impl ResponseStore for MemoryStore {
     fn release(&self, key: EntryKey, ticket: Ticket, mark: Option<Duration>) -> StoreFuture<()> {
         let now = self.now_micros();
         with_row(self, key.primary, now, |slot| {
-            drop_lease(self, key.primary, ticket, now);
+            self.part::<Leases>().drop(key.primary, ticket);
             let Some(mark) = mark else {
                 return;
             };
@@ -218,68 +219,22 @@ fn look(row: Option<&Row>, lookup: &Lookup, found: &mut Found) -> bool {
     wanted && found.mark.is_none()
 }
 
-/// The right to fetch for one variant, held for a while. A table of its own: it stays small, and never makes room
-/// for responses to be evicted. Always locked after the row that it is for.
-struct LeaseRow {
-    token: u128,
-}
-
-impl memory::Entry for LeaseRow {
-    fn weight(&self) -> usize {
-        size_of::<Self>()
-    }
-
-    /// Without room for a lease everybody leads: more calls than one, but an answer for each.
-    fn eviction_rank(&self, _: u64) -> Option<u64> {
-        Some(0)
-    }
-}
-
-fn lease_key(store: &MemoryStore, primary: Hash128, selector: Hash128) -> memory::EntryKey {
-    if selector == Hash128::default() {
-        return row_key(primary);
-    }
-    store.hash(|hasher| {
-        hasher.part(&primary.0);
-        hasher.part(&selector.0);
-    })
-}
-
 /// Grants the lease, or says how long it is held.
-fn lease(store: &MemoryStore, lookup: &Lookup, found: &Found) -> Option<Lease> {
+fn lease(leases: &Leases, lookup: &Lookup, found: &Found) -> Option<Lease> {
     let (Want::EntryOrLease(length) | Want::Lease(length)) = lookup.want else {
         return None;
     };
-    let now = found.now;
-    let leases = store.table::<LeaseRow>();
-    let key = lease_key(store, lookup.key.primary, lookup.key.selector);
-    let lease = leases.update_one(key, now, |slot| {
-        if let Some(until) = slot.expires_at() {
-            return Lease::Held(Duration::from_micros(until - now));
-        }
-        let (token, selector) = (token(), lookup.key.selector);
-        let _ = slot.set(LeaseRow { token }, now.saturating_add(micros(length)));
-        Lease::Granted(Ticket {
-            token,
-            selector,
-            begun: found.highest,
-            at: now,
-        })
-    });
-    Some(lease)
-}
-
-fn drop_lease(store: &MemoryStore, primary: Hash128, ticket: Ticket, now: u64) {
-    if ticket.token == 0 {
-        return;
-    }
-    let leases = store.table::<LeaseRow>();
-    let key = lease_key(store, primary, ticket.selector);
-    leases.update_one(key, now, |slot| {
-        if slot.get().is_some_and(|lease| lease.token == ticket.token) {
-            slot.remove();
-        }
-    });
+    let ticket = Ticket {
+        token: token(),
+        selector: lookup.key.selector,
+        begun: found.highest,
+        at: found.now,
+    };
+    let until = found.now.saturating_add(micros(length));
+    Some(match leases.take(lookup.key.primary, ticket, until) {
+        Some(held) => Lease::Held(Duration::from_micros(held - found.now)),
+        None => Lease::Granted(ticket),
+    })
 }
 
 fn micros(length: Duration) -> u64 {

@@ -11,6 +11,7 @@ use super::stamps::{Change, Changes, Stamp};
 use super::vary::Names;
 
 mod fallback;
+mod leases;
 mod local;
 mod memory;
 #[cfg(feature = "redis")]

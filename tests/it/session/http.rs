@@ -105,7 +105,7 @@ async fn a_touched_answer_is_private_and_one_with_a_token_is_not_stored() {
     );
     assert_eq!(second.field("set-cookie"), "", "a read renews no cookie");
     let request = Request::get("/get/a").header("cookie", browser.cookie().unwrap());
-    let request = request.extension(CacheOutside);
+    let request = request.extension(CacheOutside::default());
     let response = app
         .router()
         .oneshot(request.body(Body::empty()).unwrap())

@@ -1,0 +1,7 @@
+//! Requests and answers as text, through a cache: Cache-Control, dates, Age, Vary, Range, targeted fields, conditions.
+#![no_main]
+
+#[path = "../exchange.rs"]
+mod exchange;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| exchange::run(data));

@@ -1,0 +1,7 @@
+//! Heads of stored responses as a shared store may return them.
+#![no_main]
+
+#[path = "../exchange.rs"]
+mod exchange;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| exchange::decode(data));
