@@ -225,7 +225,6 @@ impl Turn {
         cause: RollbackCause,
         verdict: Verdict,
     ) -> Result<IdempotencyOutcome, RejectionCause> {
-        count!("keep_idempotency_transactions_total", 1, "end" => "rollback");
         let Verdict::Keep(..) = &verdict else {
             self.undo(cause).await;
             return Ok(IdempotencyOutcome::First);
@@ -236,7 +235,10 @@ impl Turn {
         };
         let rewound = finisher.rewind(cause).await;
         let kept = match rewound {
-            Ok(()) => self.keep(verdict).await,
+            Ok(()) => {
+                count!("keep_idempotency_transactions_total", 1, "end" => "rewind");
+                self.keep(verdict).await
+            }
             Err(error) => {
                 self.undo(cause).await;
                 Err(error)
@@ -258,6 +260,7 @@ impl Turn {
 
     /// Rolls back: awaited, so that nothing is locked when the client asks again.
     async fn undo(mut self: Box<Self>, cause: RollbackCause) {
+        count!("keep_idempotency_transactions_total", 1, "end" => "rollback");
         match self.finisher.take() {
             Some(finisher) => finisher.rollback(cause).await,
             None => self.request.vote(Vote::Rollback(cause)),

@@ -358,3 +358,36 @@ async fn hundred(stage: &Stage, mode: &str, twins: &str) {
     };
     assert_eq!(effects, 1, "{at}");
 }
+
+#[tokio::test]
+async fn the_example_does_what_it_says() {
+    let program = Program::start("idempotency", &["127.0.0.1:0"]);
+    let client: Client<HttpConnector, Full<Bytes>> =
+        Client::builder(TokioExecutor::new()).build_http();
+    let ask = async |method: &str, path: &str, key: Option<&str>, body: &'static str| {
+        let mut request = Request::builder().method(method);
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
+        let request = request.uri(format!("http://{}{path}", program.address()));
+        let request = request.body(Full::from(body)).unwrap();
+        let (parts, body) = client.request(request).await.unwrap().into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let is_replay = parts.headers.contains_key("idempotency-replayed");
+        let body = String::from_utf8(body.to_vec()).unwrap();
+        (parts.status.as_u16(), is_replay, body)
+    };
+    for path in ["/mails", "/transfers"] {
+        let first = ask("POST", path, Some("\"a\""), "30").await;
+        assert!((200..300).contains(&first.0) && !first.1, "{first:?}");
+        let again = ask("POST", path, Some("\"a\""), "30").await;
+        assert_eq!(again, (first.0, true, first.2));
+        assert_eq!(ask("POST", path, Some("\"a\""), "31").await.0, 422);
+        assert_eq!(ask("POST", path, None, "30").await.0, 400);
+    }
+    let refused = ask("POST", "/transfers", Some("\"b\""), "500").await;
+    assert_eq!((refused.0, refused.1), (409, false));
+    let again = ask("POST", "/transfers", Some("\"b\""), "500").await;
+    assert_eq!(again, (409, true, refused.2));
+    assert_eq!(ask("GET", "/balance", None, "").await.2, "70\n");
+}

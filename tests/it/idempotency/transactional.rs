@@ -626,3 +626,29 @@ async fn a_lease_mode_claim_of_the_same_table_is_respected() {
         );
     }
 }
+
+/// `sqlite::memory:` has one connection: whoever looks while another runs must wait for it, and nobody for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_single_connection_many_keys_and_their_twins_take_turns() {
+    for twins in [Twins::Reject, Twins::Attach(60 * SECOND)] {
+        let place = Place::open("sqlite::memory:".to_owned(), None).await;
+        let db = place.db.clone();
+        let app = App::with(place.layer().twins(twins), move |request, n| {
+            let db = db.clone();
+            async move {
+                assert!(run(&request, &db, EFFECT).await);
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                status(201, n)
+            }
+        });
+        let sent: Vec<_> = (0..60)
+            .map(|n| tokio::spawn(app.future(post("/pay", &format!("k{}", n % 12), "{}"))))
+            .collect();
+        for sent in sent {
+            let answer = sent.await.unwrap();
+            let refused = answer.status.as_u16() == 409 && twins == Twins::Reject;
+            assert!(answer.status.as_u16() == 201 || refused, "{answer:?}");
+        }
+        assert_eq!((app.runs(), place.effects().await), (12, 12));
+    }
+}
