@@ -32,8 +32,10 @@ use crate::core::{
 };
 
 /// How long a claim waits for a twin in another process before it is refused.
+#[cfg(feature = "postgres")]
 const FOREIGN_TWIN: Duration = Duration::from_millis(250);
 /// The longest such wait where twins attach.
+#[cfg(feature = "postgres")]
 const FOREIGN_TWIN_LONGEST: Duration = Duration::from_secs(10);
 /// How often a claim is tried that collides with others.
 const TRIES: u32 = 3;
@@ -79,7 +81,10 @@ impl Transactional {
     fn patience(&self, twins: Twins) -> Option<Duration> {
         match self.db.dialect() {
             #[cfg(feature = "sqlite")]
-            Dialect::Sqlite => None,
+            Dialect::Sqlite => {
+                let _ = twins;
+                None
+            }
             #[cfg(feature = "postgres")]
             Dialect::Postgres => Some(match twins {
                 Twins::Reject => FOREIGN_TWIN,

@@ -16,8 +16,14 @@ use bytes::Bytes;
 use self::statements::Statements;
 pub(in crate::idempotency) use self::within::{Entry, register};
 use super::{Begin, Claim, Health, IdempotencyStore, Owned, Resolution, Resolved};
-use crate::backend::sql::{Dialect, Finisher, RequestTransaction, SqlStore, TransactionError};
-use crate::core::{RollbackCause, StoreError, StoreErrorKind, StoreFuture, Timestamp};
+use crate::backend::sql::{Dialect, SqlStore};
+#[cfg(feature = "sqlite")]
+use crate::backend::sql::{Finisher, RequestTransaction, TransactionError};
+#[cfg(feature = "sqlite")]
+use crate::core::RollbackCause;
+#[cfg(feature = "postgres")]
+use crate::core::StoreErrorKind;
+use crate::core::{StoreError, StoreFuture, Timestamp};
 use crate::idempotency::policy::LeaseEnd;
 use crate::idempotency::record::{
     Answer, AnswerContent, Fence, Fingerprint, Head, Nonce, Record, RecordId, State,
@@ -66,6 +72,7 @@ impl Seen {
     }
 
     /// As [`begun`](Self::begun) decides: whether the claim may be written over this.
+    #[cfg(feature = "sqlite")]
     fn is_free_for(&self, claim: &Claim) -> bool {
         let head = &self.record.head;
         let left_behind = head.state == State::Claimed
