@@ -1,5 +1,7 @@
 //! A login that moves a session to its user's home on a Cluster, where no script reaches both: freeze, set up, end.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::decode::{Frozen, frozen};
@@ -25,13 +27,15 @@ pub(super) fn move_home(store: &RedisStore, order: Establish) -> StoreFuture<Est
     };
     let store = store.clone();
     StoreFuture::boxed(async move {
-        let began = SystemClock.now_micros();
+        // An injected clock decides for the scripts, so it measures the way to them as well.
+        let clock = store.clock().unwrap_or_else(|| Arc::new(SystemClock));
+        let began = clock.now_micros();
         let fields = match freeze(&store, from).await? {
             Frozen::Fields(fields) => fields,
             // Not live: the login begins anew.
             Frozen::NotLive(why) => return anew(&store, order, why).await,
         };
-        let waited = SystemClock.now_micros().saturating_sub(began);
+        let waited = clock.now_micros().saturating_sub(began);
         let order = Establish {
             age: order.age + std::time::Duration::from_micros(waited),
             ..order
