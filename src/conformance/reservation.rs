@@ -10,7 +10,7 @@ use std::time::Duration;
 pub use model::model;
 
 use crate::core::{Clock, ManualClock, Timestamp};
-use crate::reservation::store::Delivery;
+use crate::reservation::store::{Delivery, SweepLimits};
 use crate::reservation::{
     Claimant, Conflict, EventKind, EventSet, Hold, HoldId, HoldOutcome, HoldState,
     ReservationError, ReservationGuard, ReservationLayer, ReservationStore, Reservations, Slot,
@@ -37,6 +37,8 @@ pub async fn reservation(store: Arc<dyn ReservationStore>, clock: &ManualClock) 
     states_change_as_the_table_says(&desk).await;
     an_expiry_is_told_once(&desk).await;
     a_failing_delivery_waits_longer_and_longer_and_is_parked(&desk).await;
+    what_was_delivered_is_not_failed_by_a_late_answer(&desk).await;
+    a_sweep_says_how_far_behind_it_was(&desk).await;
     a_calendar_shows_what_is_taken(&desk).await;
     payments::payments(&desk).await;
 }
@@ -472,6 +474,53 @@ async fn a_failing_delivery_waits_longer_and_longer_and_is_parked(desk: &Desk<'_
     }
     assert!(desk.own.redeliver(event.id.clone()).await.is_ok());
     assert_eq!(mine().await.map(|event| event.attempts), Some(0));
+}
+
+/// A lease that ran out was taken over; the first to have it answers late.
+async fn what_was_delivered_is_not_failed_by_a_late_answer(desk: &Desk<'_>) {
+    let hold = desk.held(desk.slot("late answer", 0, 10), "ann").await.id();
+    let mine = || async {
+        let taken = desk.store.take_events(100, MINUTE).await;
+        let events = taken.unwrap_or_else(|error| panic!("{error:?}"));
+        events.into_iter().find(|event| event.hold == hold)
+    };
+    let Some(event) = mine().await else {
+        panic!("a hold was made, and nothing is told")
+    };
+    for delivery in [Delivery::Delivered, Delivery::Failed] {
+        let settled = vec![(event.id.clone(), delivery)];
+        assert!(desk.store.settle_events(settled).await.is_ok());
+    }
+    desk.clock.advance(2 * MINUTE);
+    assert!(mine().await.is_none(), "delivered is delivered");
+    assert!(desk.own.redeliver(event.id.clone()).await.is_ok());
+    assert!(mine().await.is_some(), "unless it is wanted again");
+    let settled = vec![(event.id, Delivery::Delivered)];
+    assert!(desk.store.settle_events(settled).await.is_ok());
+}
+
+async fn a_sweep_says_how_far_behind_it_was(desk: &Desk<'_>) {
+    let limits = SweepLimits {
+        batch: 500,
+        keep_closed: 90 * 24 * 60 * MINUTE,
+        record: EventSet::all(),
+    };
+    let sweep = || async {
+        let swept = desk.store.sweep(limits).await;
+        swept.unwrap_or_else(|error| panic!("{error:?}"))
+    };
+    desk.clock.advance(10 * MINUTE);
+    while sweep().await.expired > 0 {}
+    let hold = desk.held(desk.slot("behind", 0, 10), "ann").await.id();
+    let before = sweep().await;
+    assert_eq!(before.lag, Duration::ZERO, "nothing is over");
+    assert!(before.pending >= 1, "it was not told yet");
+    desk.clock.advance(13 * MINUTE);
+    let found = sweep().await;
+    assert_eq!((found.expired, found.lag), (1, 3 * MINUTE));
+    desk.events_of(hold).await;
+    let after = sweep().await;
+    assert_eq!((after.lag, after.pending), (Duration::ZERO, 0));
 }
 
 async fn a_calendar_shows_what_is_taken(desk: &Desk<'_>) {

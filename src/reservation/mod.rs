@@ -92,7 +92,7 @@ pub use hold::{
 pub use layer::ReservationLayer;
 pub use operation::{Confirming, Holding, Processing};
 pub use rejection::{Conflict, ReservationError, ReservationRejection};
-pub use reservations::{Reservations, Retryable, Run};
+pub use reservations::{Reservations, Retryable, Run, Swept};
 pub use service::Reservation;
 pub use slot::{Slot, SlotError, Slots, Units};
 pub use store::{Busy, BusyState, LateConfirm, ReservationStore};

@@ -5,7 +5,7 @@ mod confirm;
 
 use smallvec::{SmallVec, smallvec};
 
-pub(crate) use self::admission::{Admission, Row, admit, conflict, is_same_wish, twins};
+pub(crate) use self::admission::{Admission, Row, admit, conflict, is_same_wish, over, twins};
 
 use super::event::{EventId, EventKind, EventSet, ReservationEvent};
 use super::hold::{HoldId, HoldState, Payment};
@@ -200,14 +200,6 @@ fn attach(
     });
     case.tell(&mut edit, EventKind::PaymentAttached, Some(payment.id()));
     Verdict::Write(Box::new(edit))
-}
-
-/// Says whether a confirmation may have to take this hold's slots again.
-pub(crate) fn may_be_revived(record: &HoldRecord) -> bool {
-    matches!(
-        record.state_at(record.read_at),
-        HoldState::Expired | HoldState::Released
-    )
 }
 
 impl Case<'_> {

@@ -17,7 +17,7 @@ use super::rejection::ReservationError;
 use super::request::Request;
 use super::slot::{Slots, is_text};
 use super::store::{AvailabilityQuery, Delivery, Ended, SweepLimits, SweptBatch};
-use crate::core::telemetry::count;
+use crate::core::telemetry::{count, gauge};
 use crate::core::ttl::{DAY, SECOND};
 use crate::core::{RollbackCause, StoreErrorKind, Timestamp};
 
@@ -141,8 +141,10 @@ impl Reservations {
     ///
     /// # Errors
     /// The store's; what was swept before stays swept.
-    pub async fn sweep(&self) -> Result<SweptBatch, ReservationError> {
-        let mut all = SweptBatch::default();
+    ///
+    /// Nobody is told here: a cron route that delivers as well calls [`Sweeper::once`](super::Sweeper::once).
+    pub async fn sweep(&self) -> Result<Swept, ReservationError> {
+        let mut all = Swept::default();
         loop {
             let swept = self.sweep_batch(500, 90 * DAY).await?;
             all.expired += swept.expired;
@@ -165,6 +167,11 @@ impl Reservations {
         };
         let swept = self.config.store.sweep(limits).await?;
         count!("keep_reservation_swept_total", swept.expired);
+        gauge!(
+            "keep_reservation_sweep_lag_seconds",
+            swept.lag.as_secs_f64()
+        );
+        gauge!("keep_reservation_events_pending", swept.pending as f64);
         Ok(swept)
     }
 
@@ -179,6 +186,18 @@ impl Reservations {
         let again = vec![(event, Delivery::Again)];
         Ok(self.config.store.settle_events(again).await?)
     }
+}
+
+/// What a sweep came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Swept {
+    /// Holds that it ended.
+    pub expired: u64,
+    /// Closed holds and delivered events that it removed.
+    pub purged: u64,
+    /// Events that the application took.
+    pub delivered: u64,
 }
 
 /// A transaction about to be run; await it.

@@ -11,7 +11,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::event::ReservationEvent;
 use super::rejection::ReservationError;
-use super::reservations::Reservations;
+use super::reservations::{Reservations, Swept};
 use super::store::{Delivery, MOST_ATTEMPTS, event_pause};
 use crate::core::telemetry::{count, error};
 use crate::core::ttl::{DAY, MINUTE, SECOND};
@@ -112,9 +112,11 @@ impl Sweeper {
     ///
     /// # Errors
     /// The store's.
-    pub async fn once(&self) -> Result<(), ReservationError> {
+    pub async fn once(&self) -> Result<Swept, ReservationError> {
         let never = std::pin::pin!(std::future::pending());
-        self.round(&mut Plan::now(), never).await.map(drop)
+        let mut plan = Plan::now();
+        self.round(&mut plan, never).await?;
+        Ok(plan.swept)
     }
 
     /// Sweeps if it is time, and delivers what is due.
@@ -129,6 +131,8 @@ impl Sweeper {
                 .reservations
                 .sweep_batch(self.batch, self.keep_closed)
                 .await?;
+            plan.swept.expired += swept.expired;
+            plan.swept.purged += swept.purged;
             if is_over(shutdown.as_mut()).await {
                 return Ok(Round::Shutdown);
             }
@@ -200,6 +204,7 @@ impl Sweeper {
                 }
             };
             let _ = kind;
+            plan.swept.delivered += u64::from(delivery == Delivery::Delivered);
             store.settle_events(vec![(id, delivery)]).await?;
         }
         Ok(taken)
@@ -219,6 +224,8 @@ struct Plan {
     sweep: Option<Pin<Box<Sleep>>>,
     /// The first event that was refused is due again.
     retry: Option<Pin<Box<Sleep>>>,
+    /// What was done since the beginning.
+    swept: Swept,
 }
 
 impl Plan {
@@ -226,6 +233,7 @@ impl Plan {
         Self {
             sweep: None,
             retry: None,
+            swept: Swept::default(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The session layer, driven in process.
 
 mod app;
+mod cancelled;
 mod cluster;
 mod events;
 mod example;

@@ -216,11 +216,13 @@ impl<V: Entry> Shard<V> {
         let mut delta = Delta::default();
         while look > 0 && !self.rows.is_empty() {
             look -= 1;
-            self.hand %= self.rows.len();
-            if self.is_live(self.hand, now) || keep.contains(&self.rows[self.hand].key) {
-                self.hand += 1;
-            } else {
-                // Another row moves under the hand: it is looked at next.
+            // Downwards: the row that moves into a gap comes from the end, where the hand has been. Upwards it
+            // would be a new one, mostly, and every second look be lost on it.
+            if self.hand == 0 || self.hand > self.rows.len() {
+                self.hand = self.rows.len();
+            }
+            self.hand -= 1;
+            if !self.is_live(self.hand, now) && !keep.contains(&self.rows[self.hand].key) {
                 delta += self.remove(self.hand).1;
             }
         }

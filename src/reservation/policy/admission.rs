@@ -75,6 +75,12 @@ pub(crate) fn admit(slots: &[Slot], rows: &[Row], now: Timestamp) -> Admission {
     Admission::Free(expired)
 }
 
+/// Finds holds that are over and not yet written so.
+pub(crate) fn over(rows: &[Row], now: Timestamp) -> Vec<HoldId> {
+    let over = rows.iter().filter(|row| !row.is_live(now));
+    over.map(|row| row.hold).collect()
+}
+
 /// Finds holds of the same holder and key that run and overlap: one of them may be the same wish.
 pub(crate) fn twins(rows: &[Row], now: Timestamp) -> Vec<HoldId> {
     let mine = rows

@@ -46,6 +46,15 @@ pub(super) trait Calendar: Send {
         slots: &[Slot],
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
+    /// Locks the rows of holds, all in the order in which everybody does; where rows are locked at all.
+    fn lock_holds(
+        &mut self,
+        holds: &[HoldId],
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send {
+        let _ = holds;
+        std::future::ready(Ok(()))
+    }
+
     /// Locks what a change by or with a payment will touch.
     fn lock_payment(
         &mut self,
@@ -179,6 +188,29 @@ pub(super) trait Calendar: Send {
     ) -> impl Future<Output = Result<Vec<Busy>, Self::Error>> + Send;
 }
 
+/// Events waiting beyond that are not counted.
+pub(super) const MOST_COUNTED: i64 = 100_000;
+
+/// How far a store is behind.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Standing {
+    pub(super) lag: Duration,
+    pub(super) pending: u64,
+}
+
+impl Standing {
+    /// `oldest` is the first end of a running hold, over or not.
+    pub(super) fn of(now: Timestamp, oldest: Option<Timestamp>, pending: i64) -> Self {
+        let over = oldest.map_or(0, |oldest| {
+            now.as_millis().saturating_sub(oldest.as_millis())
+        });
+        Self {
+            lag: Duration::from_millis(over),
+            pending: u64::try_from(pending.min(MOST_COUNTED)).unwrap_or(0),
+        }
+    }
+}
+
 /// What was recorded and has to be told.
 pub(super) trait Outbox: Calendar {
     fn purge_events(
@@ -192,6 +224,10 @@ pub(super) trait Outbox: Calendar {
         lease: Duration,
     ) -> impl Future<Output = Result<Vec<ReservationEvent>, Self::Error>> + Send;
 
+    /// Reads how far the store is behind.
+    fn standing(&mut self) -> impl Future<Output = Result<Standing, Self::Error>> + Send;
+
+    /// Writes how a delivery went. What was delivered or parked meanwhile stays so, unless it is wanted again.
     fn settle_event(
         &mut self,
         event: &EventId,

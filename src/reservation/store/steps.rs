@@ -181,8 +181,9 @@ pub(super) async fn change<C: Calendar>(
     }
 }
 
-/// Locks a hold. One that is over and counted takes its lanes before its rows, as a wish does that finds
-/// it in the way: in the other order the two would wait for each other.
+/// Locks a hold. A counted one that may be over by then takes its lanes before its rows, and its rows together
+/// with those of others that are over in its lanes, as a wish does that finds them in the way: in any other
+/// order they would wait for each other.
 async fn load_to_change<C: Calendar>(
     calendar: &mut C,
     id: HoldId,
@@ -192,8 +193,14 @@ async fn load_to_change<C: Calendar>(
         let Some(seen) = calendar.load(id, Lock::No).await? else {
             return Ok(None);
         };
-        if policy::may_be_revived(&seen) {
+        if seen.slots.iter().any(Slot::is_counted) {
             calendar.lock_lanes(&seen.slots).await?;
+            let (rows, now) = calendar
+                .overlaps(&seen.slots, &seen.holder, &seen.key)
+                .await?;
+            let mut holds = policy::over(&rows, now);
+            holds.push(id);
+            calendar.lock_holds(&holds).await?;
         }
     }
     calendar.load(id, Lock::Yes).await
@@ -275,6 +282,7 @@ pub(super) async fn sweep<C: Outbox>(
     calendar: &mut C,
     limits: SweepLimits,
 ) -> Result<SweptBatch, C::Error> {
+    let behind = calendar.standing().await?;
     let (over, now) = calendar.expire_due(limits.batch).await?;
     tell_over(calendar, &over, limits.record, now).await?;
     let holds = calendar.purge_holds(now.minus(limits.keep_closed)).await?;
@@ -282,5 +290,7 @@ pub(super) async fn sweep<C: Outbox>(
     Ok(SweptBatch {
         expired: over.len() as u64,
         purged: holds + events,
+        lag: behind.lag,
+        pending: behind.pending,
     })
 }

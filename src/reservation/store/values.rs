@@ -308,13 +308,17 @@ pub struct SweepLimits {
     pub record: EventSet,
 }
 
-/// What a sweep did.
+/// What a batch of a sweep did, and what it found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SweptBatch {
     /// Holds that this sweep ended.
     pub expired: u64,
     /// Holds and delivered events that were removed.
     pub purged: u64,
+    /// For how long the first of the due holds had been over; zero if none was.
+    pub lag: Duration,
+    /// Events not delivered and not parked, counted up to 100,000.
+    pub pending: u64,
 }
 
 /// How a delivery went.

@@ -342,3 +342,6 @@ impl Row {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

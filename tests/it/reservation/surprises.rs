@@ -246,10 +246,10 @@ async fn several(mut guard: ReservationGuard) -> Result<StatusCode, ReservationR
 }
 
 #[tokio::test]
-async fn a_memory_database_survives_200_cancelled_requests() {
+async fn a_memory_database_survives_1000_cancelled_requests() {
     let db = sqlite().await;
     let app = App::new(db.clone(), several);
-    for request in 0..200 {
+    for request in 0..1_000 {
         cancel_after(&app, request % 40).await;
     }
     assert_eq!(app.post().await.status, StatusCode::OK);
@@ -261,7 +261,7 @@ async fn a_memory_database_survives_200_cancelled_requests() {
 async fn cancelled_requests_leave_no_session_in_a_transaction() {
     let db = postgres().await;
     let app = App::new(db.clone(), several);
-    for request in 0..120 {
+    for request in 0..1_000 {
         cancel_after(&app, request % 60).await;
     }
     assert_eq!(app.post().await.status, StatusCode::OK);
@@ -283,7 +283,7 @@ async fn cancelled_requests_leave_no_session_in_a_transaction() {
 #[tokio::test]
 async fn cancelled_requests_leave_no_lock_in_memory() {
     let app = App::new(memory(), several);
-    for request in 0..50 {
+    for request in 0..1_000 {
         cancel_after(&app, request % 10).await;
     }
     assert!(app.own.hold(slot("a"), "bob").await.is_ok());

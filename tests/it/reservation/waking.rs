@@ -39,6 +39,26 @@ async fn a_commit_wakes_the_sweeper_of_its_process() {
 }
 
 #[tokio::test]
+async fn one_round_says_what_it_swept_and_how_much_was_taken() {
+    for store in stores().await {
+        let own = ReservationLayer::new(store)
+            .record(EventSet::all())
+            .reservations();
+        own.hold(slot("a"), "ann").await.unwrap();
+        let refused = own.hold(slot("b"), "bob").await.unwrap().id();
+        let sweeper = Sweeper::new(&own).on_event(move |event| async move {
+            if event.hold == refused {
+                return Err("not now".into());
+            }
+            Ok(())
+        });
+        let swept = sweeper.once().await.unwrap();
+        assert_eq!((swept.expired, swept.purged, swept.delivered), (0, 0, 1));
+        assert_eq!(own.sweep().await.unwrap().delivered, 0, "nobody is told");
+    }
+}
+
+#[tokio::test]
 async fn a_rolled_back_event_is_never_told() {
     for store in stores().await {
         let own = ReservationLayer::new(Arc::clone(&store))

@@ -195,6 +195,26 @@ fn a_flood_of_dead_entries_is_given_back_by_later_inserts() {
     assert!(table.entries() < 2_000, "{} entries left", table.entries());
 }
 
+#[test]
+fn a_flood_of_dead_entries_is_given_back_also_by_inserts_that_live() {
+    let store = MemoryStore::builder().max_entries(400_000).build();
+    let table = store.table::<Kept>();
+    for n in 0..100_000 {
+        table
+            .update_one(key(&store, n), 0, |slot| slot.set(kept(1), 10))
+            .unwrap();
+    }
+    // Of these the last 20,000 are live at any time.
+    for n in 0..130_000 {
+        table
+            .update_one(key(&store, 1_000_000 + n), 20 + n, |slot| {
+                slot.set(kept(1), 20_020 + n)
+            })
+            .unwrap();
+    }
+    assert!(table.entries() < 50_000, "{} entries left", table.entries());
+}
+
 proptest! {
     #[test]
     fn it_agrees_with_a_plain_map(steps in prop::collection::vec((0..12_u64, 0..4_u8, 1..40_u64), 1..200)) {

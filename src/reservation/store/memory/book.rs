@@ -269,6 +269,13 @@ impl Book {
         leased.collect()
     }
 
+    /// The end of the hold that ends or ended first, and how many events are not delivered.
+    pub(super) fn standing(&self) -> (Option<Timestamp>, i64) {
+        let pages = self.pages.lock();
+        let pending = i64::try_from(pages.pending.len()).unwrap_or(i64::MAX);
+        (pages.due.first().map(|(end, _)| *end), pending)
+    }
+
     pub(super) fn settle_event(&self, event: &EventId, delivery: Delivery, now: Timestamp) {
         self.pages.lock().settle(event, delivery, now);
     }
@@ -329,6 +336,10 @@ impl Pages {
         let Some(told) = self.events.get_mut(id) else {
             return;
         };
+        // Another who had it after its lease has told it meanwhile: that stays.
+        if told.state != Telling::Pending && delivery != Delivery::Again {
+            return;
+        }
         let made = told.event.at;
         self.pending.remove(&(told.due, made, id.clone()));
         self.delivered.remove(&(told.due, id.clone()));

@@ -11,7 +11,7 @@ use crate::reservation::event::{EventId, ReservationEvent};
 use crate::reservation::hold::{HoldId, HoldState};
 use crate::reservation::policy::Row;
 use crate::reservation::slot::Slot;
-use crate::reservation::store::calendar::{Calendar, Lock, Outbox, Over, PURGE_ROWS};
+use crate::reservation::store::calendar::{Calendar, Lock, Outbox, Over, PURGE_ROWS, Standing};
 use crate::reservation::store::{
     AvailabilityQuery, Busy, Delivery, HoldRecord, HoldWish, PaymentRecord,
 };
@@ -213,6 +213,11 @@ impl Outbox for MemoryCalendar<'_> {
         lease: Duration,
     ) -> Result<Vec<ReservationEvent>, StoreError> {
         Ok(self.book().take_events(limit, lease, self.now()))
+    }
+
+    async fn standing(&mut self) -> Result<Standing, StoreError> {
+        let (oldest, pending) = self.book().standing();
+        Ok(Standing::of(self.now(), oldest, pending))
     }
 
     async fn settle_event(

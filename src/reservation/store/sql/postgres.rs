@@ -112,6 +112,15 @@ impl Calendar for PostgresCalendar<'_> {
         Ok(())
     }
 
+    async fn lock_holds(&mut self, holds: &[HoldId]) -> Result<(), TransactionError> {
+        let ids: Vec<Uuid> = holds.iter().map(|hold| hold.as_uuid()).collect();
+        sqlx::query(sql(&self.sql.lock_holds))
+            .bind(ids)
+            .execute(&mut *self.connection)
+            .await?;
+        Ok(())
+    }
+
     /// The unique key of the payment does it.
     async fn lock_payment(&mut self, _payment: &str) -> Result<(), TransactionError> {
         Ok(())

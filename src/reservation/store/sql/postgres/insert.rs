@@ -69,6 +69,7 @@ impl PostgresCalendar<'_> {
     ) -> Result<Option<Inserted>, TransactionError> {
         let (record, slots) = (fresh.record, &fresh.record.slots);
         let statement = match how {
+            How::Plainly if slots.len() > 1 => &self.sql.insert_several,
             How::Plainly => &self.sql.insert,
             How::Alone(_) => &self.sql.insert_alone,
             How::Over(..) => &self.sql.take_over,

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::super::rows::{StoredEvent, event_of, millis, ms, whole};
+use super::super::rows::{StoredEvent, at, event_of, millis, ms, whole};
 use super::{PostgresCalendar, sql};
 use crate::backend::sql::TransactionError;
 use crate::core::Timestamp;
 use crate::reservation::event::{EventId, ReservationEvent};
-use crate::reservation::store::calendar::{Outbox, PURGE_ROWS};
+use crate::reservation::store::calendar::{MOST_COUNTED, Outbox, PURGE_ROWS, Standing};
 use crate::reservation::store::{Delivery, MOST_ATTEMPTS, event_pause};
 
 impl Outbox for PostgresCalendar<'_> {
@@ -36,6 +36,16 @@ impl Outbox for PostgresCalendar<'_> {
         Ok(events)
     }
 
+    async fn standing(&mut self) -> Result<Standing, TransactionError> {
+        let (now, oldest, pending): (i64, Option<i64>, i64) =
+            sqlx::query_as(sql(&self.sql.standing))
+                .bind(self.injected())
+                .bind(MOST_COUNTED)
+                .fetch_one(&mut *self.connection)
+                .await?;
+        Ok(Standing::of(at(now), oldest.map(at), pending))
+    }
+
     async fn settle_event(
         &mut self,
         event: &EventId,
@@ -46,6 +56,7 @@ impl Outbox for PostgresCalendar<'_> {
             Delivery::Delivered => state = 1,
             Delivery::Again => {}
             Delivery::Failed => {
+                // Another who had it after its lease has told it meanwhile: that stays.
                 let failed: Option<i32> = sqlx::query_scalar(sql(&self.sql.fail_event))
                     .bind(event.as_str())
                     .fetch_optional(&mut *self.connection)

@@ -17,12 +17,14 @@ const SLOTS: &str = "unnest($2::text[], $3::text[], $4::bigint[], $5::bigint[], 
 pub(in crate::reservation::store::sql) struct Statements {
     pub(super) prefix: Arc<str>,
     pub(super) lock_lanes: Arc<str>,
+    pub(super) lock_holds: Arc<str>,
     pub(super) overlaps: Arc<str>,
     pub(super) load: Arc<str>,
     pub(super) load_locked: Arc<str>,
     pub(super) payment: Arc<str>,
     pub(super) payments: Arc<str>,
     pub(super) insert: Arc<str>,
+    pub(super) insert_several: Arc<str>,
     pub(super) insert_alone: Arc<str>,
     pub(super) take_over: Arc<str>,
     pub(super) confirm_running: Arc<str>,
@@ -40,6 +42,7 @@ pub(in crate::reservation::store::sql) struct Statements {
     pub(super) take_events: Arc<str>,
     pub(super) fail_event: Arc<str>,
     pub(super) settle_event: Arc<str>,
+    pub(super) standing: Arc<str>,
 }
 
 impl Statements {
@@ -50,6 +53,9 @@ impl Statements {
             lock_lanes: arc(
                 "SELECT pg_advisory_xact_lock(lane) FROM unnest($1::bigint[]) lane".into(),
             ),
+            lock_holds: arc(format!(
+                "SELECT row_id FROM {p}hold WHERE hold_id = ANY($1) ORDER BY row_id FOR UPDATE"
+            )),
             overlaps: arc(format!(
                 "SELECT {OVERLAP_COLUMNS}, {CLOCK} \
                  FROM unnest($2::text[], $3::text[], $4::bigint[], $5::bigint[]) \
@@ -74,6 +80,7 @@ impl Statements {
                  WHERE hold_id = $1 OR payment = $2"
             )),
             insert: arc(insert(p, "", "", "")),
+            insert_several: arc(insert(p, "", "", &unless_taken(p))),
             // Outside a transaction the wait for others is bounded by the statement itself.
             insert_alone: arc(insert(
                 p,
@@ -147,19 +154,25 @@ impl Statements {
                  RETURNING e.id, e.kind, e.hold_id, e.payload, e.created_at, e.attempts"
             )),
             fail_event: arc(format!(
-                "UPDATE {p}event SET attempts = attempts + 1 WHERE id = $1 RETURNING attempts"
+                "UPDATE {p}event SET attempts = attempts + 1 WHERE id = $1 AND state = 0 \
+                 RETURNING attempts"
             )),
             settle_event: arc(format!(
                 "UPDATE {p}event SET state = $3, due_at = {CLOCK} + $4, \
-                 attempts = CASE WHEN $5 THEN 0 ELSE attempts END WHERE id = $2"
+                 attempts = CASE WHEN $5 THEN 0 ELSE attempts END \
+                 WHERE id = $2 AND (state = 0 OR $5)"
+            )),
+            standing: arc(format!(
+                "SELECT {CLOCK}, (SELECT min(expires_at) FROM {p}hold WHERE state <= 2), \
+                 (SELECT count(*) FROM (SELECT 1 FROM {p}event WHERE state = 0 LIMIT $2) e)"
             )),
         }
     }
 }
 
 /// All rows of a hold, in their order; refused ones are left out. `beside` is read with the clock,
+/// `before` are queries that come first, `after` makes the insert wait for them, or not be at all.
 /// A hold that was made here tells more than the transaction's whole name: its number is enough.
-/// `before` are queries that come first, `after` makes the insert wait for them.
 fn insert(p: &str, beside: &str, before: &str, after: &str) -> String {
     format!(
         "WITH clock AS MATERIALIZED (SELECT {CLOCK} AS ms{beside}){before} INSERT INTO {p}hold \
@@ -170,6 +183,19 @@ fn insert(p: &str, beside: &str, before: &str, after: &str) -> String {
          coalesce($16::bigint, clock.ms), clock.ms + $17::bigint, clock.ms \
          FROM {SLOTS}, clock{after} ORDER BY w.part ON CONFLICT DO NOTHING \
          RETURNING row_id, created_at, expires_at, pg_current_xact_id()::text"
+    )
+}
+
+/// Nothing goes in where something is seen to be in the way. Of several slots the free ones would go in,
+/// and whoever has them must not wait for the row of a hold that is over: another may have that row, and
+/// want these slots.
+fn unless_taken(p: &str) -> String {
+    format!(
+        " WHERE NOT EXISTS (SELECT 1 FROM unnest($2::text[], $3::text[], $6::bigint[], \
+         $7::bigint[], $9::int[]) AS n(resource, unit, block_start, block_end, capacity) \
+         JOIN {p}hold h ON h.resource = n.resource AND h.unit = n.unit \
+         AND int8range(h.block_start, h.block_end) && int8range(n.block_start, n.block_end) \
+         WHERE h.state <= 3 AND NOT (h.counted AND n.capacity > 0))"
     )
 }
 
@@ -191,15 +217,16 @@ fn take_over(p: &str) -> String {
     insert(p, "", &before, ", gone")
 }
 
-/// A hold that is over is not even locked, and the clock is read again once the locks are there: it must
-/// not be older than the wait for them.
+/// A hold that is over is not even locked, nor is one waited for that somebody else has: it may be over by
+/// then, and its lanes come before its rows. The clock is read again once the lock is there. Whoever has
+/// the first row of a hold has all of it: nobody locks the others before that one.
 fn confirm_running(p: &str) -> String {
     format!(
-        "WITH own AS MATERIALIZED (SELECT part, hold_id, holder, state, version, expires_at \
-         FROM {p}hold WHERE hold_id = \
+        "WITH own AS MATERIALIZED (SELECT hold_id, holder, state, version, expires_at \
+         FROM {p}hold WHERE part = 0 AND hold_id = \
          coalesce($2::uuid, (SELECT hold_id FROM {p}payment WHERE payment = $3::text)) \
-         AND state <= 2 AND expires_at > {CLOCK} ORDER BY row_id FOR UPDATE), \
-         locked AS MATERIALIZED (SELECT *, {CLOCK} AS ms FROM own WHERE part = 0), \
+         AND state <= 2 AND expires_at > {CLOCK} FOR UPDATE SKIP LOCKED), \
+         locked AS MATERIALIZED (SELECT *, {CLOCK} AS ms FROM own), \
          runs AS MATERIALIZED (SELECT * FROM locked WHERE state <= 2 AND expires_at > ms), \
          paid AS (INSERT INTO {p}payment AS known (payment, hold_id, valid_until, standing, paid_at) \
          SELECT $4::text, hold_id, $5::bigint, 1, ms FROM runs WHERE $4::text IS NOT NULL \

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::rows::{StoredEvent, event_of, millis, ms, whole};
+use super::super::rows::{StoredEvent, at, event_of, millis, ms, whole};
 use super::{SqliteCalendar, sql};
 use crate::backend::sql::TransactionError;
 use crate::core::Timestamp;
 use crate::reservation::event::{EventId, ReservationEvent};
-use crate::reservation::store::calendar::{Outbox, PURGE_ROWS};
+use crate::reservation::store::calendar::{MOST_COUNTED, Outbox, PURGE_ROWS, Standing};
 use crate::reservation::store::{Delivery, MOST_ATTEMPTS, event_pause};
 
 pub(super) struct OutboxStatements {
@@ -17,6 +17,7 @@ pub(super) struct OutboxStatements {
     take_events: Arc<str>,
     fail_event: Arc<str>,
     settle_event: Arc<str>,
+    standing: Arc<str>,
 }
 
 impl OutboxStatements {
@@ -37,11 +38,17 @@ impl OutboxStatements {
                  RETURNING id, kind, hold_id, payload, created_at, attempts"
             )),
             fail_event: arc(format!(
-                "UPDATE {p}event SET attempts = attempts + 1 WHERE id = ?1 RETURNING attempts"
+                "UPDATE {p}event SET attempts = attempts + 1 WHERE id = ?1 AND state = 0 \
+                 RETURNING attempts"
             )),
             settle_event: arc(format!(
                 "UPDATE {p}event SET state = ?2, due_at = ?3, \
-                 attempts = CASE WHEN ?4 THEN 0 ELSE attempts END WHERE id = ?1"
+                 attempts = CASE WHEN ?4 THEN 0 ELSE attempts END \
+                 WHERE id = ?1 AND (state = 0 OR ?4)"
+            )),
+            standing: arc(format!(
+                "SELECT (SELECT min(expires_at) FROM {p}hold WHERE state <= 2), \
+                 (SELECT count(*) FROM (SELECT 1 FROM {p}event WHERE state = 0 LIMIT ?1))"
             )),
         }
     }
@@ -71,6 +78,14 @@ impl Outbox for SqliteCalendar<'_> {
         let mut events: Vec<_> = rows.into_iter().filter_map(event_of).collect();
         events.sort_by(|a, b| (a.at, &a.id).cmp(&(b.at, &b.id)));
         Ok(events)
+    }
+
+    async fn standing(&mut self) -> Result<Standing, TransactionError> {
+        let (oldest, pending): (Option<i64>, i64) = sqlx::query_as(sql(&self.sql.outbox.standing))
+            .bind(MOST_COUNTED)
+            .fetch_one(&mut *self.connection)
+            .await?;
+        Ok(Standing::of(self.now, oldest.map(at), pending))
     }
 
     async fn settle_event(
