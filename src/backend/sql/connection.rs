@@ -112,7 +112,7 @@ impl Connected {
     }
 
     /// Asks the database whether the transaction begun as `id` is still open and sound.
-    pub(super) async fn sentinel(&mut self, id: &str) -> Result<Sentinel, sqlx::Error> {
+    pub(super) async fn sentinel(&mut self, id: u128) -> Result<Sentinel, sqlx::Error> {
         match &mut self.inner {
             #[cfg(feature = "sqlite")]
             Inner::Sqlite(transaction) => {

@@ -82,7 +82,7 @@ async fn commit_open(shared: &Shared, mut open: Open) -> Ended {
         return Ended::RolledBack(RollbackCause::Poisoned, poisoned(error));
     }
     let clue = Clue {
-        xid: open.xid(),
+        xid: open.take_xid(),
         probe: shared.said.lock().probe.take(),
     };
     let longest = shared.db.inner.settings.commit_timeout;

@@ -23,7 +23,7 @@ pub(super) struct Open {
     runtime: Handle,
     begun: Instant,
     /// What `keep.transaction` says, on Postgres.
-    id: String,
+    id: u128,
     /// The database's own name of the transaction, once it has one and we were told.
     xid: Option<String>,
     /// User SQL had the connection since the last sentinel.
@@ -67,8 +67,9 @@ impl Open {
         })
     }
 
-    pub(super) fn xid(&self) -> Option<String> {
-        self.xid.clone()
+    /// Gives away the name of the transaction, to those who end it.
+    pub(super) fn take_xid(&mut self) -> Option<String> {
+        self.xid.take()
     }
 
     /// Asks the database after the transaction if user SQL had it; healthy means it may go on.
@@ -79,7 +80,7 @@ impl Open {
         let Some(connection) = self.connection.as_mut() else {
             return Err(TransactionError::new(TransactionErrorKind::Ended));
         };
-        let xid = connection.sentinel(&self.id).await?.check()?;
+        let xid = connection.sentinel(self.id).await?.check()?;
         if !connection.is_open() {
             let cause = crate::core::RollbackCause::Poisoned;
             return Err(TransactionError::doomed(cause));
@@ -162,10 +163,10 @@ async fn begin(db: SqlStore, lock_timeout: Duration) -> Result<Open, Transaction
     };
     db.admit()?;
     let id = new_id()?;
-    let mut connection = open(&db, started, lock_timeout, &id).await;
+    let mut connection = open(&db, started, lock_timeout, id).await;
     if let Err(sqlx::Error::Io(_)) = connection {
         // A connection that had died in the pool: one more, on another.
-        connection = open(&db, started, lock_timeout, &id).await;
+        connection = open(&db, started, lock_timeout, id).await;
     }
     db.report(connection.as_ref().err());
     seconds!("keep_sql_acquire_seconds", started.elapsed());
@@ -187,7 +188,7 @@ async fn open(
     db: &SqlStore,
     started: Instant,
     lock_timeout: Duration,
-    id: &str,
+    id: u128,
 ) -> Result<Connected, sqlx::Error> {
     let _ = (started, id);
     match &db.inner.pool {
@@ -206,10 +207,10 @@ async fn open(
     }
 }
 
-/// 128 random bits as hexadecimal digits.
-fn new_id() -> Result<String, TransactionError> {
+/// 128 random bits.
+fn new_id() -> Result<u128, TransactionError> {
     let mut bits = [0_u8; 16];
     getrandom::fill(&mut bits)
         .map_err(|_| TransactionError::new(TransactionErrorKind::Unavailable))?;
-    Ok(format!("{:032x}", u128::from_be_bytes(bits)))
+    Ok(u128::from_be_bytes(bits))
 }

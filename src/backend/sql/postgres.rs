@@ -26,12 +26,12 @@ pub(super) async fn begin(
     pool: &PgPool,
     settings: &Settings,
     lock_timeout: std::time::Duration,
-    id: &str,
+    id: u128,
 ) -> Result<sqlx::Transaction<'static, sqlx::Postgres>, sqlx::Error> {
     let sql = format!(
         "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
          SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; \
-         SET LOCAL idle_in_transaction_session_timeout = {}; SET LOCAL keep.transaction = '{id}'",
+         SET LOCAL idle_in_transaction_session_timeout = {}; SET LOCAL keep.transaction = '{id:032x}'",
         millis(lock_timeout),
         millis(settings.statement_timeout),
         millis(settings.transaction_timeout),
@@ -71,7 +71,7 @@ const FATE: &str = concat!("SELECT pg_xact_status($1::text::xid8), $2 = ", run!(
 
 pub(super) async fn sentinel(
     connection: &mut PgConnection,
-    id: &str,
+    id: u128,
 ) -> Result<Sentinel, sqlx::Error> {
     // A dropped SAVEPOINT made the driver queue a ROLLBACK of everything.
     if !connection.is_in_transaction() {
@@ -82,7 +82,8 @@ pub(super) async fn sentinel(
         sqlx::query_as(SENTINEL).fetch_one(connection).await;
     match asked {
         Ok((transaction, ours)) => {
-            if ours.as_deref() == Some(id) {
+            let ours = ours.and_then(|ours| u128::from_str_radix(&ours, 16).ok());
+            if ours == Some(id) {
                 Ok(Sentinel::Sound(transaction))
             } else {
                 Ok(Sentinel::Lost)
