@@ -232,8 +232,8 @@ impl fmt::Debug for Head {
     }
 }
 
-/// What one line of a header map takes beside its value, empty places of the map included.
-const PER_LINE: usize = 160;
+/// What one line takes beside its value, in the text and in the map with its empty places.
+const PER_LINE: usize = 200;
 /// As many targets as most requests name.
 const KNOWN_TARGETS: usize = 8;
 
