@@ -16,9 +16,10 @@ const LAYERS: [&str; 5] = [
     "response_cache",
     "reservation",
 ];
-const SERVICES: [&str; 6] = [
+const SERVICES: [&str; 7] = [
     "data/cache",
     "data/counter",
+    "data/health",
     "data/lock",
     "data/once",
     "data/queue",

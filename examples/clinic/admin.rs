@@ -175,10 +175,10 @@ pub async fn invalidate(
 
 /// `GET /api/admin/cache/stats`: told per operation, never remembered from the start.
 pub async fn stats(Extract(app): Extract<App>) -> Json<Value> {
-    let (mode, stats) = (app.store.mode(), app.cache.stats());
+    let (mode, stats, store) = (app.store.mode(), app.cache.stats(), app.store.stats());
     Json(json!({
         "cache_type": mode.to_string(),
-        "is_redis_available": mode == StoreMode::Redis,
+        "is_redis_available": mode == StoreMode::Redis && store.reachable,
         "in_memory_size": stats.local_entries,
         "hit": stats.hits,
         "miss": stats.misses,

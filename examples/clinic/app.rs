@@ -172,8 +172,7 @@ pub fn app<D: Records>(app: App) -> Router {
         .route("/assets/style.css", get(pages::style))
         .route("/assets/live.js", get(pages::script))
         .route("/metrics", get(health::metrics))
-        .route("/api/health", get(health::all))
-        .route("/api/health/{part}", get(health::part))
+        .nest("/api/health", app.health.routes())
         .route(
             "/internal/cron/cleanup-reservations",
             post(webhooks::cron::<D>),

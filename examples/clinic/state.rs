@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use sha2::{Digest, Sha256};
 use tower_keep::backend::sql::SqlStore;
 use tower_keep::core::{Clock, ManualClock, SystemClock, Timestamp};
+use tower_keep::data::health::Health;
 use tower_keep::data::queue::Queue;
 use tower_keep::reservation::{EventKind, EventSet, ReservationLayer, Reservations};
 use tower_keep::response_cache::{ResponseCacheHandle, ResponseCacheLayer};
@@ -14,6 +15,7 @@ use tower_keep::store::Store;
 use tower_keep::{DAY, MINUTE};
 
 use crate::db::Db;
+use crate::health;
 use crate::live::Live;
 use crate::notifications::{self, Notice};
 use crate::options::Options;
@@ -34,6 +36,7 @@ pub struct State {
     pub db: Db,
     pub live: Live,
     pub notices: Queue<Notice>,
+    pub health: Health,
     pub provider: Arc<Provider>,
     pub counters: Counters,
     pub time: Time,
@@ -58,6 +61,8 @@ impl Clock for Time {
 impl App {
     /// Puts the handles together.
     pub fn new(options: Options, store: Arc<dyn Store>, sql: SqlStore, db: Db, time: Time) -> Self {
+        let notices = notifications::queue(&store);
+        let health = health::of(sql.clone(), &store, &notices);
         let bookings = ReservationLayer::new(sql)
             .hold_for(10 * MINUTE)
             .processing_for(11 * DAY)
@@ -67,7 +72,8 @@ impl App {
             reservations: bookings.reservations(),
             cache: catalogue.handle(),
             live: Live::new(&store),
-            notices: notifications::queue(&store),
+            notices,
+            health,
             provider: Arc::default(),
             counters: Counters::default(),
             options,

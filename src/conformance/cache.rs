@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::core::{Clock, IntoKey, ManualClock, Notice};
+use crate::core::{Clock, IntoKey, Key, ManualClock, Notice};
 use crate::data::cache::store::{
-    Ask, CacheStore, Fetched, Fill, LeaseToken, LeaseWish, Leased, Right, Written,
+    Ask, CacheStore, Fetched, Fill, Item, LeaseToken, LeaseWish, Leased, Lookup, Right, Written,
 };
 use crate::data::cache::{CacheKey, Tag, Target};
 
@@ -34,6 +34,14 @@ pub async fn cache(store: Arc<dyn CacheStore>, clock: &ManualClock) {
         .await;
     suite.a_put_overtakes_a_load().await;
     suite.those_who_wait_are_told_of_a_fill().await;
+    suite.a_batch_is_decided_key_by_key().await;
+    suite
+        .a_lease_that_is_given_back_is_free_and_changes_nothing()
+        .await;
+    suite.an_alias_leads_to_the_key_it_was_written_with().await;
+    suite
+        .a_fill_under_another_keys_lease_gives_way_to_every_key()
+        .await;
     for seed in 0..8 {
         suite.no_old_version_returns(seed).await;
     }
@@ -67,6 +75,7 @@ fn fill(text: &str, right: Right, tags: &[&str]) -> Fill {
     Fill {
         payload: Bytes::copy_from_slice(text.as_bytes()),
         tags: tags.iter().map(tag).collect(),
+        aliases: Vec::new(),
         refresh: 20_000,
         fresh: 30_000,
         life: 60_000,
@@ -81,7 +90,12 @@ fn under(token: u8) -> Right {
 #[allow(clippy::panic, clippy::unwrap_used)]
 impl Suite {
     async fn fetch(&self, key: &CacheKey, ask: Ask) -> Fetched {
-        self.store.fetch(&self.group, key, ask).await.unwrap()
+        let lookup = Lookup {
+            key: key.clone(),
+            ask,
+        };
+        let fetched = self.store.fetch(&self.group, vec![lookup]).await;
+        fetched.unwrap().pop().unwrap()
     }
 
     async fn read(&self, key: &CacheKey) -> Option<String> {
@@ -94,8 +108,17 @@ impl Suite {
     }
 
     async fn write(&self, key: &CacheKey, fill: Fill) -> Written {
-        let written = self.store.write(&self.group, key, fill, "me");
+        self.write_all(vec![Item::new(key.clone(), fill)]).await[0]
+    }
+
+    async fn write_all(&self, items: Vec<Item>) -> Vec<Written> {
+        let written = self.store.write(&self.group, items, "me");
         written.await.unwrap()
+    }
+
+    async fn resolve(&self, alias: &str) -> Option<Key> {
+        let resolved = self.store.resolve(&self.group, vec![alias.to_owned()]);
+        resolved.await.unwrap().pop().unwrap()
     }
 
     async fn invalidate(&self, targets: impl IntoIterator<Item = Target>) {
@@ -239,6 +262,103 @@ impl Suite {
         let heard = tokio::time::timeout(Duration::from_secs(10), told.acquire());
         assert!(heard.await.is_ok(), "nobody told");
         drop(listening);
+    }
+
+    async fn a_batch_is_decided_key_by_key(&self) {
+        let keys: Vec<CacheKey> = (0..5_u8).map(|at| key("batch", at)).collect();
+        self.write(&keys[0], fill("there", Right::Always, &[]))
+            .await;
+        assert_eq!(self.lease(&keys[1], 9).await, Leased::Given);
+        let lookup = |(at, key): (usize, &CacheKey)| Lookup {
+            key: key.clone(),
+            // The last only reads.
+            ask: if at < 4 {
+                Ask::Lease(wish(1))
+            } else {
+                Ask::Read
+            },
+        };
+        let lookups = keys.iter().enumerate().map(lookup).collect();
+        let fetched = self.store.fetch(&self.group, lookups).await.unwrap();
+        let leased: Vec<Leased> = fetched.iter().map(|one| one.leased).collect();
+        use Leased::{Busy, Given, No};
+        assert_eq!(leased, [No, Busy, Given, Given, No]);
+        assert!(fetched[0].record.is_some() && fetched[2].record.is_none());
+        self.invalidate([Target::key(keys[3].clone())]).await;
+        let item = |at: usize, right| Item::new(keys[at].clone(), fill("new", right, &["a:b"]));
+        let items = vec![
+            item(1, under(1)),
+            item(2, under(1)),
+            item(3, under(1)),
+            item(4, Right::Always),
+        ];
+        let written = self.write_all(items).await;
+        use Written::{Refused, Stored};
+        assert_eq!(written, [Refused, Stored, Refused, Stored]);
+        assert_eq!(self.read(&keys[2]).await.as_deref(), Some("new"));
+        assert_eq!(self.read(&keys[4]).await.as_deref(), Some("new"));
+        assert!(self.read(&keys[3]).await.is_none());
+    }
+
+    async fn a_lease_that_is_given_back_is_free_and_changes_nothing(&self) {
+        let key = key("back", 1_u8);
+        self.write(&key, fill("old", Right::Always, &[])).await;
+        self.clock.advance(Duration::from_secs(20));
+        assert_eq!(self.lease(&key, 1).await, Leased::Given);
+        assert_eq!(self.lease(&key, 2).await, Leased::Busy);
+        let nothing = Fill {
+            life: 0,
+            ..fill("", under(1), &[])
+        };
+        assert_eq!(self.write(&key, nothing).await, Written::Refused);
+        assert_eq!(self.read(&key).await.as_deref(), Some("old"));
+        assert_eq!(self.lease(&key, 2).await, Leased::Given);
+    }
+
+    async fn an_alias_leads_to_the_key_it_was_written_with(&self) {
+        let (one, two) = (key("alias", ("a", 1_u8)), key("alias", ("a", 2_u8)));
+        let named = |text: &str, alias: &str| Fill {
+            aliases: vec![alias.to_owned()],
+            ..fill(text, Right::Always, &["a:b"])
+        };
+        assert_eq!(self.resolve("aalias:email:x").await, None);
+        self.write(&one, named("one", "aalias:email:x")).await;
+        assert_eq!(self.resolve("aalias:email:x").await, Some(one.key.clone()));
+        let record = self.fetch(&one, Ask::Read).await.record.unwrap();
+        assert_eq!(record.tags, ["ta:b", "aalias:email:x"]);
+        // It changes hands, and the old owner is called otherwise.
+        self.write(&one, named("one", "aalias:email:y")).await;
+        let record = self.fetch(&one, Ask::Read).await.record.unwrap();
+        assert!(!record.tags.contains(&"aalias:email:x".to_owned()));
+        self.write(&two, named("two", "aalias:email:x")).await;
+        assert_eq!(self.resolve("aalias:email:x").await, Some(two.key));
+    }
+
+    async fn a_fill_under_another_keys_lease_gives_way_to_every_key(&self) {
+        let (pseudo, own) = (key("by", "~x"), key("by", "own"));
+        let item = |token| Item {
+            key: own.clone(),
+            fill: fill("v", under(token), &[]),
+            lease_of: Some(pseudo.clone()),
+        };
+        for (token, target) in [
+            (1, Target::key(own.clone())),
+            (2, Target::prefix("by", "own")),
+        ] {
+            assert_eq!(self.lease(&pseudo, token).await, Leased::Given);
+            self.invalidate([target]).await;
+            let late = self.write_all(vec![item(token)]).await;
+            assert_eq!(late, [Written::Refused]);
+            assert_eq!(self.read(&own).await, None);
+        }
+        assert_eq!(self.lease(&pseudo, 3).await, Leased::Given);
+        self.write(&own, fill("put", Right::Always, &[])).await;
+        assert_eq!(self.write_all(vec![item(3)]).await, [Written::Refused]);
+        assert_eq!(self.read(&own).await.as_deref(), Some("put"));
+        assert_eq!(self.lease(&pseudo, 4).await, Leased::Given);
+        assert_eq!(self.write_all(vec![item(4)]).await, [Written::Stored]);
+        assert_eq!(self.read(&own).await.as_deref(), Some("v"));
+        assert_eq!(self.lease(&pseudo, 5).await, Leased::Given);
     }
 
     /// Loads that read the truth at one moment and fill at another, over changes of the truth that invalidate.

@@ -5,13 +5,16 @@ mod body;
 mod breaker;
 mod client_ip;
 mod clock;
+mod email;
 #[cfg(feature = "axum")]
 mod extract;
 pub mod fields;
 mod into_key;
 mod key;
+mod latency;
 mod notice;
 mod outcome;
+mod owned;
 mod principal;
 pub mod problem;
 mod service;
@@ -30,10 +33,13 @@ pub use breaker::{Admission, Breaker};
 pub use client_ip::{ClientIp, ClientIpLayer, ClientIpService, PeerAddr, TrustedProxies};
 pub(crate) use clock::monotonic;
 pub use clock::{Clock, ManualClock, NotATimestamp, SystemClock, Timestamp};
+pub use email::Email;
 pub use into_key::{IntoKey, Key};
 pub use key::{KeyBuilder, LONGEST_SEGMENT, base64url, digest22};
+pub use latency::Latency;
 pub use notice::{Notice, NoticeCallback, Subscription};
 pub use outcome::{IdempotencyOutcome, ResponseCacheOutcome};
+pub use owned::{NotTheOwner, Owned};
 pub use principal::{
     AskVisitor, CacheOutside, Personal, Principal, PrincipalRejection, Visitor, principal_of,
 };

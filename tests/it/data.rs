@@ -1,8 +1,12 @@
-//! Data services: caches, counters and one-time values on every engine; the example on memory and on Redis.
+//! Data services: caches, counters, one-time values and health on every engine; the example on memory and on Redis.
 
+mod batches;
 mod cache;
 mod counter;
+mod health;
 mod once;
+mod processes;
+mod telemetry;
 
 use crate::support::program;
 use crate::support::redis::RedisServer;
@@ -17,6 +21,17 @@ to u2: a comment, another, a third
 the expert is Online
 the expert is Busy
 resumed after the first: Busy
+a customer is created at the provider
+c1: Loaded
+c1: LocalHit
+found by address: true
+forgotten: true
+seats given: [true, false, true, false]
+visits: 3
+of two takes 1 got the state
+one tab: Saved { version: 1 }
+the other: Conflict { version: 1 }
+health: healthy
 ";
 
 #[tokio::test]

@@ -1,11 +1,15 @@
-//! A process for the tests of locks and queues: says on its output what it does, step by step, and waits to be killed.
+//! A process for the tests of data services: says on its output what it does, step by step, and waits to be killed.
 #![allow(clippy::panic, clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
 use std::time::Duration;
 
 use tower_keep::backend::redis::RedisStore;
+use tower_keep::data::cache::Cache;
+use tower_keep::data::counter::Counter;
 use tower_keep::data::lock::Lock;
+use tower_keep::data::once::{Expect, Once, Progress, SaveOutcome};
 use tower_keep::data::queue::Queue;
+use tower_keep::ttl;
 
 const LEASE: Duration = Duration::from_millis(500);
 
@@ -23,6 +27,8 @@ async fn main() {
     match &program[..] {
         "hold" => hold(store).await,
         "work" => work(store, step).await,
+        "share" => share(store).await,
+        "load" => load(store, step).await,
         other => panic!("no such program: {other}"),
     }
 }
@@ -68,4 +74,58 @@ async fn work(store: RedisStore, step: &str) {
     }
     println!("idle -");
     std::future::pending::<()>().await;
+}
+
+/// Counts, takes and saves beside others, and says what it got.
+async fn share(store: RedisStore) {
+    let metrics = Counter::new(store.clone(), "metrics").flush_every(Duration::from_millis(5));
+    for _ in 0..500 {
+        metrics.incr("direct", 1, ttl::METRIC).await.unwrap();
+        metrics.add("buffered", 1, ttl::METRIC).unwrap();
+    }
+    metrics.flush().await.unwrap();
+    let tokens: Once<u64> = Once::new(store.clone(), "token", ttl::VERIFICATION);
+    let forms: Progress<u64> = Progress::new(store, "form", ttl::FORM_PROGRESS);
+    for number in 0..100 {
+        let taken = tokens.take(format!("a token of the test {number}")).await;
+        if taken.unwrap().is_some() {
+            println!("took {number}");
+        }
+        let version = forms.load("k").await.unwrap().map(|saved| saved.version);
+        let expect = version.map_or(Expect::Absent, Expect::Version);
+        if let SaveOutcome::Saved { version } = forms.save("k", &number, expect).await.unwrap() {
+            println!("saved {version}");
+        }
+    }
+    println!("done -");
+    std::future::pending::<()>().await;
+}
+
+/// Loads one key, slowly or never, and says what it got.
+async fn load(store: RedisStore, step: &str) {
+    let users: Cache<String, String> = Cache::new(store, "user", ttl::USER);
+    let hangs = step == "hang";
+    let own = std::process::id().to_string();
+    let load = |_| async move {
+        println!("loading -");
+        if hangs {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        Ok::<_, std::io::Error>(own)
+    };
+    let key = "u1".to_owned();
+    let got = users.get_or_load(&key, load).await.unwrap();
+    println!("got {}", *got);
+    // From now on it says what it reads whenever that changes.
+    let mut last = got.to_string();
+    loop {
+        let now = users.get(&key).await.unwrap();
+        let now = now.map_or_else(|| "-".to_owned(), |value| value.to_string());
+        if now != last {
+            println!("reads {now}");
+            last = now;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }

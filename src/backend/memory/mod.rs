@@ -28,11 +28,13 @@ mod hash;
 mod notices;
 mod part;
 mod shard;
+mod size;
 mod store;
 mod table;
 
 pub use hash::{EntryKey, KeyHasher};
 pub use part::{Part, PartSetup};
 pub use shard::{Entry, Full};
+pub use size::Size;
 pub use store::{MemoryStore, MemoryStoreBuilder};
 pub use table::{Slot, Slots, Table};

@@ -3,6 +3,8 @@
 use std::any::Any;
 use std::sync::OnceLock;
 
+use super::size::Size;
+
 /// The bounds that a part is built with.
 #[derive(Clone, Copy, Debug)]
 pub struct PartSetup {
@@ -16,6 +18,12 @@ pub struct PartSetup {
 pub trait Part: Send + Sync + 'static {
     /// Builds it, empty.
     fn build(setup: &PartSetup) -> Self;
+
+    /// Says what it holds; nothing unless it is a table.
+    fn size(&self, now: u64) -> Size {
+        let _ = now;
+        Size::default()
+    }
 }
 
 /// A list that only grows: a look-up is a few pointer steps, and never waits once the part is there.
@@ -26,6 +34,7 @@ pub(super) struct Parts {
 
 struct Node {
     part: Box<dyn Any + Send + Sync>,
+    size: fn(&(dyn Any + Send + Sync), u64) -> Size,
     next: OnceLock<Box<Node>>,
 }
 
@@ -36,6 +45,10 @@ impl Parts {
             let node = link.get_or_init(|| {
                 Box::new(Node {
                     part: Box::new(P::build(setup)),
+                    size: |part, now| match part.downcast_ref::<P>() {
+                        Some(part) => part.size(now),
+                        None => Size::default(),
+                    },
                     next: OnceLock::new(),
                 })
             });
@@ -44,5 +57,15 @@ impl Parts {
                 None => link = &node.next,
             }
         }
+    }
+
+    /// Sums up what all parts hold.
+    pub(super) fn size(&self, now: u64) -> Size {
+        let (mut whole, mut link) = (Size::default(), &self.first);
+        while let Some(node) = link.get() {
+            whole += (node.size)(node.part.as_ref(), now);
+            link = &node.next;
+        }
+        whole
     }
 }

@@ -42,6 +42,7 @@ pub(super) struct Shard<V> {
     index: HashTable<u32>,
     rows: Vec<Row<V>>,
     hand: usize,
+    evicted: u64,
 }
 
 struct Row<V> {
@@ -89,6 +90,7 @@ impl<V: Entry> Shard<V> {
             index: HashTable::new(),
             rows: Vec::new(),
             hand: 0,
+            evicted: 0,
         }
     }
 
@@ -208,8 +210,20 @@ impl<V: Entry> Shard<V> {
             && let Some(at) = self.readiest(now, keep)
         {
             delta += self.remove(at).1;
+            self.evicted += 1;
         }
         delta
+    }
+
+    /// Returns how many live rows were dropped for room so far.
+    pub(super) const fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// Says whether rows like the first may be evicted: then a full table still has room for others.
+    pub(super) fn is_evictable(&self, now: u64) -> bool {
+        let first = self.rows.first();
+        first.is_some_and(|row| row.value.eviction_rank(now).is_some())
     }
 
     pub(super) fn drop_expired(&mut self, mut look: usize, now: u64, keep: &[EntryKey]) -> Delta {

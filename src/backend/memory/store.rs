@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::hash::{EntryKey, KeyHasher};
 use super::part::{Part, PartSetup, Parts};
 use super::shard::Entry;
+use super::size::Size;
 use super::table::Table;
 use crate::core::{Clock, SystemClock};
 
@@ -63,6 +64,12 @@ impl MemoryStore {
     #[must_use]
     pub fn table<V: Entry>(&self) -> &Table<V> {
         self.part()
+    }
+
+    /// Returns what all tables hold.
+    #[must_use]
+    pub fn size(&self) -> Size {
+        self.inner.parts.size(self.now_micros())
     }
 
     /// Returns the one `P` of this store, built at first use.

@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 use super::hash::EntryKey;
 use super::part::{Part, PartSetup};
 use super::shard::{Delta, Entry, Shard};
+use super::size::Size;
 
 const MOST_SHARDS: usize = 64;
 const ENTRIES_PER_SHARD: usize = 1_024;
@@ -217,6 +218,24 @@ impl<V: Entry> Table<V> {
 impl<V: Entry> Part for Table<V> {
     fn build(setup: &PartSetup) -> Self {
         Self::bounded(setup.max_entries, setup.max_bytes)
+    }
+
+    fn size(&self, now: u64) -> Size {
+        let share = |used: usize, most: isize| used as f64 / most.max(1) as f64;
+        let entries = share(self.entries(), self.max_entries);
+        let fullness = entries.max(share(self.bytes(), self.max_bytes));
+        let (mut evicted, mut is_evictable) = (0, false);
+        for shard in &self.shards {
+            let shard = shard.0.lock();
+            evicted += shard.evicted();
+            is_evictable |= shard.is_evictable(now);
+        }
+        Size {
+            entries: self.entries() as u64,
+            bytes: self.bytes() as u64,
+            evicted,
+            fullest: if is_evictable { 0.0 } else { fullness },
+        }
     }
 }
 

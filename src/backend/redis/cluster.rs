@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
@@ -11,6 +11,7 @@ use redis::{Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, RedisError, ServerEr
 
 use super::address::unusable;
 use super::error;
+use super::meter::Meter;
 use super::node::{Node, Origin, Refusal, Request};
 use super::slots::{Range, SLOTS, Slot, parse_slots};
 use crate::core::telemetry::{count, debug};
@@ -32,7 +33,7 @@ pub(super) struct Cluster {
     /// A refresh is under way or was, at this moment.
     refreshed: Mutex<Option<Instant>>,
     is_refreshing: AtomicBool,
-    sent: Arc<AtomicU64>,
+    meter: Arc<Meter>,
 }
 
 struct Map {
@@ -44,7 +45,7 @@ struct Map {
 const NOBODY: u16 = u16::MAX;
 
 impl Cluster {
-    pub(super) fn new(seeds: Vec<ConnectionInfo>, sent: Arc<AtomicU64>) -> Self {
+    pub(super) fn new(seeds: Vec<ConnectionInfo>, meter: Arc<Meter>) -> Self {
         let map = Map {
             nodes: Vec::new(),
             slots: vec![NOBODY; SLOTS].into(),
@@ -55,7 +56,7 @@ impl Cluster {
             refreshing: tokio::sync::Mutex::default(),
             refreshed: Mutex::default(),
             is_refreshing: AtomicBool::new(false),
-            sent,
+            meter,
         }
     }
 
@@ -246,7 +247,7 @@ impl Cluster {
     fn node(&self, address: ConnectionAddr) -> Arc<Node> {
         // All nodes have the same door.
         let address = self.seeds[0].clone().set_addr(address);
-        Arc::new(Node::new(Origin::Fixed(address), Arc::clone(&self.sent)))
+        Arc::new(Node::new(Origin::Fixed(address), Arc::clone(&self.meter)))
     }
 
     /// The nodes of the map, those that answer first, then those of the URL.

@@ -1,7 +1,6 @@
 //! Where commands go: to one server, to the primary that sentinels name, or to the node that has the slot.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use redis::aio::PubSub;
@@ -10,6 +9,7 @@ use redis::{Cmd, RedisError, Value};
 use super::address::Address;
 use super::cluster::Cluster;
 use super::error;
+use super::meter::Meter;
 use super::node::{Node, Origin, Refusal, Request};
 use super::sentinel::Sentinels;
 use super::slots::{Slot, slot_of};
@@ -17,7 +17,7 @@ use crate::core::{StoreError, StoreErrorKind};
 
 pub(super) struct Link {
     topology: Topology,
-    sent: Arc<AtomicU64>,
+    meter: Arc<Meter>,
 }
 
 enum Topology {
@@ -28,16 +28,16 @@ enum Topology {
 impl Link {
     /// Understands the address; nothing is sent.
     pub(super) fn new(url: &str) -> Result<Self, RedisError> {
-        let sent = Arc::<AtomicU64>::default();
-        let one = |origin| Topology::One(Node::new(origin, Arc::clone(&sent)));
+        let meter = Arc::<Meter>::default();
+        let one = |origin| Topology::One(Node::new(origin, Arc::clone(&meter)));
         let topology = match Address::parse(url)? {
             Address::Server(address) => one(Origin::Fixed(address)),
             Address::Sentinels(address) => one(Origin::Sentinels(Sentinels::new(address))),
             Address::Cluster(nodes) => {
-                Topology::Many(Arc::new(Cluster::new(nodes, Arc::clone(&sent))))
+                Topology::Many(Arc::new(Cluster::new(nodes, Arc::clone(&meter))))
             }
         };
-        Ok(Self { topology, sent })
+        Ok(Self { topology, meter })
     }
 
     /// Sends one command within `timeout` to the node that has `slot` (any, without one).
@@ -80,7 +80,12 @@ impl Link {
 
     /// Returns the number of commands sent so far; those of the driver's greeting are not counted.
     pub(super) fn sent(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed)
+        self.meter.commands()
+    }
+
+    /// Returns what was counted by all nodes of the handle.
+    pub(super) fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     /// Says whether calls are being refused, on a cluster: calls to one of its nodes.

@@ -23,6 +23,7 @@ mod call;
 mod cluster;
 mod error;
 mod link;
+mod meter;
 mod node;
 mod notices;
 mod reply;

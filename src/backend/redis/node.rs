@@ -4,7 +4,6 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -18,6 +17,7 @@ use tokio::net::UnixStream;
 
 use super::address::unusable;
 use super::error::{self, Meaning};
+use super::meter::Meter;
 use super::sentinel::{Sentinels, check_role};
 use crate::core::telemetry::{count, info, warn};
 use crate::core::{Admission, Breaker, StoreError, StoreErrorKind};
@@ -38,8 +38,8 @@ pub(super) struct Node {
     connecting: Arc<tokio::sync::Mutex<()>>,
     started: Instant,
     breaker: Mutex<Breaker>,
-    /// Commands sent by all nodes of the handle.
-    sent: Arc<AtomicU64>,
+    /// Counts for all nodes of the handle.
+    meter: Arc<Meter>,
 }
 
 struct Server {
@@ -83,14 +83,14 @@ pub(super) enum Refusal {
 }
 
 impl Node {
-    pub(super) fn new(origin: Origin, sent: Arc<AtomicU64>) -> Self {
+    pub(super) fn new(origin: Origin, meter: Arc<Meter>) -> Self {
         let current = Mutex::default();
         Self {
             server: Arc::new(Server { origin, current }),
             connecting: Arc::default(),
             started: Instant::now(),
             breaker: Mutex::default(),
-            sent,
+            meter,
         }
     }
 
@@ -104,9 +104,12 @@ impl Node {
     ) -> Result<Value, Refusal> {
         let admission = self.breaker.lock().admit(self.started.elapsed());
         if let Admission::Refused(until_probe) = admission {
+            self.meter.refused();
             let refused = StoreError::new(StoreErrorKind::Unavailable);
             return Err(Refusal::Failed(refused.retry_after(until_probe)));
         }
+        let began = Instant::now();
+        let ended = |kind| self.meter.ended(began.elapsed(), kind);
         let before = self.server.current().map(|(_, generation)| generation);
         let mut sent = pin!(async {
             match self.send(request.command, request.asking).await {
@@ -123,10 +126,12 @@ impl Node {
         let error = match answer {
             Some(Ok(value)) => {
                 self.succeeded();
+                ended(None);
                 return Ok(value);
             }
             Some(Err(error)) => error,
             None => {
+                ended(Some(StoreErrorKind::TimedOut));
                 let late = StoreError::new(StoreErrorKind::TimedOut);
                 return Err(Refusal::Failed(
                     late.retry_after(self.failed(admission, before)),
@@ -140,10 +145,15 @@ impl Node {
             }
             Meaning::Refused(kind) => {
                 self.succeeded();
+                ended(Some(kind));
                 Refusal::Failed(error::with_source(kind, error))
             }
-            Meaning::NoScript => Refusal::Failed(error::with_source(StoreErrorKind::Failed, error)),
+            Meaning::NoScript => {
+                ended(Some(StoreErrorKind::Failed));
+                Refusal::Failed(error::with_source(StoreErrorKind::Failed, error))
+            }
             Meaning::Away => {
+                ended(Some(StoreErrorKind::Unavailable));
                 let retry_after = self.failed(admission, before);
                 let away = error::with_source(StoreErrorKind::Unavailable, error);
                 Refusal::Failed(away.retry_after(retry_after))
@@ -197,7 +207,7 @@ impl Node {
 
     async fn send(&self, command: &Cmd, asking: bool) -> Result<Value, RedisError> {
         let (mut connection, generation) = self.connection().await?;
-        self.sent.fetch_add(1, Ordering::Relaxed);
+        self.meter.sent();
         count!("keep_redis_commands_total", 1);
         let answer = if asking {
             // Both go out together: the permission holds for the very next command only.

@@ -11,10 +11,13 @@ use redis::{Cmd, Value};
 use super::call::Call;
 use super::error;
 use super::link::Link;
+use super::reply::Reply;
 use super::script::Script;
 use super::slots::Slot;
-use crate::core::{Clock, KeyBuilder, StoreError, StoreErrorKind, StoreFuture};
+use crate::backend::health::{Probed, StoreMode, StoreStats};
+use crate::core::{Clock, KeyBuilder, StoreError, StoreErrorKind, StoreFuture, base64url};
 
+static PROBE: Script = Script::new(include_str!("probe.lua"));
 const DEFAULT_PREFIX: &str = "keep";
 const DEFAULT_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -124,6 +127,53 @@ impl RedisStore {
         self.inner.link.is_open_circuit()
     }
 
+    /// Returns what this handle and its clones have done so far, and how the server is.
+    #[must_use]
+    pub fn stats(&self) -> StoreStats {
+        let meter = self.inner.link.meter();
+        let (breaker_open, last_error) = (self.is_open_circuit(), meter.last_error());
+        let gone = [StoreErrorKind::Unavailable, StoreErrorKind::TimedOut];
+        StoreStats {
+            engine: "redis",
+            mode: StoreMode::Redis,
+            reachable: !breaker_open && last_error.is_none_or(|kind| !gone.contains(&kind)),
+            last_error,
+            commands: meter.commands(),
+            errors: meter.errors(),
+            timeouts: meter.timeouts(),
+            fallbacks: meter.refusals(),
+            breaker_open,
+            entries: None,
+            bytes: None,
+            evicted: None,
+            latency: meter.latency(),
+        }
+    }
+
+    /// Writes, reads and removes a value in one step, and asks how the server keeps its memory; on a cluster one node.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or takes no writes.
+    pub fn probe(&self) -> StoreFuture<Probed> {
+        let mut bits = [0; 8];
+        // Without random bits it is always the same node of a cluster.
+        let _ = getrandom::fill(&mut bits);
+        let key = self.key("probe").tag([base64url(&bits)]).finish();
+        self.script(&PROBE, &[key])
+            .arg("here")
+            .num(10_000)
+            .run(|reply| {
+                let mut parts = reply.array()?.into_iter();
+                let mut next = || parts.next().map_or(Ok(None), Reply::opt_bytes);
+                let (read, info) = (next()?, next()?);
+                if read.as_deref() != Some(b"here") {
+                    let why = "a value that was written is not there";
+                    return Err(StoreError::with_source(StoreErrorKind::Failed, why));
+                }
+                Ok(probed(&info.unwrap_or_default()))
+            })
+    }
+
     /// Asks the server for a sign of life.
     ///
     /// # Errors
@@ -138,6 +188,22 @@ impl RedisStore {
                 .await
                 .map(drop)
         })
+    }
+}
+
+/// Reads `INFO memory`; what is not there, or not allowed to be read, is unknown.
+fn probed(info: &[u8]) -> Probed {
+    let text = String::from_utf8_lossy(info);
+    let find = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|rest| rest.strip_prefix(':')).map(str::trim)
+    };
+    let number = |name: &str| find(name).and_then(|text| text.parse::<f64>().ok());
+    let most = number("maxmemory").filter(|most| *most > 0.0);
+    let policy = find("maxmemory_policy");
+    Probed {
+        memory: most.and_then(|most| Some(number("used_memory")? / most)),
+        may_evict: most.is_some() && policy.is_some_and(|policy| policy != "noeviction"),
     }
 }
 

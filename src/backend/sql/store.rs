@@ -183,6 +183,20 @@ impl SqlStore {
         Ok(self.prepare().await?)
     }
 
+    /// Asks the database for a sign of life.
+    ///
+    /// # Errors
+    /// It cannot be reached.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        let answered = match &self.inner.pool {
+            #[cfg(feature = "sqlite")]
+            AnyPool::Sqlite(pool) => sqlx::query("SELECT 1").execute(pool).await.map(drop),
+            #[cfg(feature = "postgres")]
+            AnyPool::Postgres(pool) => sqlx::query("SELECT 1").execute(pool).await.map(drop),
+        };
+        Ok(answered.map_err(TransactionError::from)?)
+    }
+
     /// Ends the handle: waits up to `deadline` for endings and the work after them, then closes the pool.
     pub async fn close(&self, deadline: Duration) {
         let _ = tokio::time::timeout(deadline, self.inner.tasks.idle()).await;

@@ -23,7 +23,8 @@ use crate::core::{
 
 /// Targets kept back in an outage; beyond, the whole group.
 const MOST_PENDING: usize = 10_000;
-const AT_ONCE: usize = 512;
+/// The most keys, items or targets of one call.
+pub(super) const AT_ONCE: usize = 512;
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// Caches that are invalidated together: tags, prefixes and `clear` reach all of them in one step.
@@ -161,10 +162,13 @@ impl Shared {
     }
 
     fn told(&self, members: &[String]) {
-        // Which tags a value has is known only when it is loaded: a tag leaves all loads of the group alone.
-        let is_tag = |member: &String| member.starts_with('t');
-        let any_tag = members.iter().any(is_tag).then_some(ANY_TAG);
-        let names = members.iter().map(String::as_str).chain(any_tag);
+        // Which tags a value has, and for a load by alias which key, is known only when it is loaded: one tag leaves all
+        // loads of the group alone, one key those that know no key.
+        let kinds = [ANY_TAG, ANY_KEY, ANY_PREFIX];
+        let any = kinds
+            .into_iter()
+            .filter(|kind| members.iter().any(|member| member.starts_with(kind)));
+        let names = members.iter().map(String::as_str).chain(any);
         self.sight.hit(names);
         self.wake(members.iter().map(String::as_str));
     }
@@ -321,6 +325,9 @@ impl Drop for Unsent<'_> {
 
 /// Hit by every tag; loads that run are told by it.
 pub(super) const ANY_TAG: &str = "t";
+/// Hit by every key and every prefix; loads that do not know their key are told by them.
+pub(super) const ANY_KEY: &str = "k";
+pub(super) const ANY_PREFIX: &str = "p";
 
 impl fmt::Debug for CacheGroup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

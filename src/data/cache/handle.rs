@@ -12,19 +12,23 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
 
 use super::cached::Cached;
+use super::codec::Shape;
 use super::error::LoadError;
 use super::flight::{Answer, Flight, FlightKey, Loader, Want};
 use super::group::{CacheGroup, InvalidateOutcome};
 use super::loaded::Loaded;
 use super::local::{Local, LocalLevel};
 use super::stats::{CacheStats, Meter};
-use super::store::CacheStore;
+use super::store::{Ask, CacheStore, Lookup};
 use super::target::{CacheKey, Tag, Target};
+use crate::backend::health::Probed;
+use crate::core::telemetry::{Once, count, error};
 use crate::core::ttl::{Lifetime, SECOND};
-use crate::core::{Clock, IntoKey, Key, ServiceName};
-use crate::data::DataError;
+use crate::core::{Clock, IntoKey, Key, ServiceName, StoreFuture, base64url};
+use crate::data::{Check, DataError, Vitals};
 
 type TagsOf<K, V> = Arc<dyn Fn(&K, &V) -> Vec<Tag> + Send + Sync>;
 type Sanitize<V> = Arc<dyn Fn(&mut V) + Send + Sync>;
@@ -32,9 +36,25 @@ type Sanitize<V> = Arc<dyn Fn(&mut V) + Send + Sync>;
 /// Values by key, read through a loader: in this process, then in the store, then loaded once for all.
 #[must_use]
 pub struct Cache<K, V> {
+    aliases: Vec<Alias<V>>,
     tag_with: Option<TagsOf<K, V>>,
     pub(super) state: Arc<State<V>>,
     key: PhantomData<fn(K)>,
+}
+
+/// A secondary key.
+struct Alias<V> {
+    name: ServiceName,
+    of: Arc<dyn Fn(&V) -> Option<Key> + Send + Sync>,
+}
+
+impl<V> Clone for Alias<V> {
+    fn clone(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            of: Arc::clone(&self.of),
+        }
+    }
 }
 
 /// All of a cache but its key's type.
@@ -49,6 +69,8 @@ pub(super) struct State<V> {
     /// Until when, in UTC microseconds, a stale value answers without a load: its loader has failed.
     pub(super) failed: Mutex<HashMap<Key, u64>>,
     pub(super) meter: Meter,
+    /// The handle is told what this cache keeps at its first use: then it is set up.
+    named: Once,
 }
 
 pub(super) struct Config<V> {
@@ -58,7 +80,7 @@ pub(super) struct Config<V> {
     pub(super) hard: Duration,
     pub(super) bounds: Local,
     pub(super) sanitize: Option<Sanitize<V>>,
-    pub(super) schema: u32,
+    pub(super) shape: Shape,
 }
 
 impl<V> Clone for Config<V> {
@@ -91,9 +113,10 @@ where
             hard: 10 * SECOND,
             bounds: Local::default(),
             sanitize: None,
-            schema: 0,
+            shape: Shape::default(),
         };
         Self {
+            aliases: Vec::new(),
             tag_with: None,
             state: Arc::new(State::new(group, entity.shared(), config)),
             key: PhantomData,
@@ -144,7 +167,32 @@ where
 
     /// Numbers the shape of the values (0): a record of another number is a miss.
     pub fn schema(self, number: u32) -> Self {
-        self.with(|config| config.schema = number)
+        self.with(|config| config.shape.schema = number)
+    }
+
+    /// Compresses values of more than this many bytes of JSON (never). Every reader needs the feature, too: without it
+    /// such a record is a miss.
+    #[cfg(feature = "lz4")]
+    pub fn compress_over(self, bytes: usize) -> Self {
+        self.with(|config| config.shape.compress_over = Some(bytes))
+    }
+
+    /// Makes values known under a secondary key, too, taken from the value itself: see [`Cache::get_by`].
+    ///
+    /// # Panics
+    /// If `name` is not 1 to 64 of `a-z 0-9 . _ -`, or there are four already.
+    #[track_caller]
+    pub fn alias<A: IntoKey>(
+        mut self,
+        name: &str,
+        of: impl Fn(&V) -> Option<A> + Send + Sync + 'static,
+    ) -> Self {
+        assert!(self.aliases.len() < 4, "a cache has at most four aliases");
+        self.aliases.push(Alias {
+            name: ServiceName::new(name),
+            of: Arc::new(move |value| of(value).map(IntoKey::into_key)),
+        });
+        self
     }
 
     /// Returns what was counted.
@@ -245,10 +293,22 @@ where
     /// # Errors
     /// The store could not take it: the key is invalidated as soon as it can be.
     pub async fn put(&self, key: &K, value: V) -> Result<(), DataError> {
-        let mut loaded = Loaded::new(value);
-        self.prepare(key, &mut loaded);
-        let (state, key) = (Arc::clone(&self.state), self.key_of(key));
-        let task = tokio::spawn(async move { state.put(key, loaded).await });
+        self.put_many([(key.clone(), value)]).await
+    }
+
+    /// Writes values like [`Cache::put`], up to 512 in one step; of two with one key the later.
+    ///
+    /// # Errors
+    /// Some could not be taken: their keys are invalidated as soon as they can be.
+    pub async fn put_many(&self, pairs: impl IntoIterator<Item = (K, V)>) -> Result<(), DataError> {
+        let mut puts: HashMap<CacheKey, Loaded<V>> = HashMap::new();
+        for (key, value) in pairs {
+            let mut loaded = Loaded::new(value);
+            self.prepare(&key, &mut loaded);
+            puts.insert(self.key_of(&key), loaded);
+        }
+        let (state, puts) = (Arc::clone(&self.state), puts.into_iter().collect());
+        let task = tokio::spawn(async move { state.put(puts).await });
         task.await.unwrap_or_else(|error| {
             Err(DataError::with_source(
                 crate::data::DataErrorKind::Failed,
@@ -279,20 +339,37 @@ where
         &self.state.group
     }
 
-    fn key_of(&self, key: &K) -> CacheKey {
+    pub(super) fn key_of(&self, key: &K) -> CacheKey {
         CacheKey {
             entity: Arc::clone(&self.state.entity),
             key: key.clone().into_key(),
         }
     }
 
-    fn prepare(&self, key: &K, loaded: &mut Loaded<V>) {
+    /// Returns what a secondary key is called in records.
+    pub(super) fn alias_of(&self, name: &str, key: &Key) -> String {
+        let mut hash = Sha256::new();
+        let entity = &*self.state.entity;
+        for part in ["tower-keep alias", entity, name, key.as_str()] {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        format!("a{entity}:{name}:{}", base64url(&hash.finalize()))
+    }
+
+    /// Does to a value that comes in what the cache was set up to do.
+    pub(super) fn prepare(&self, key: &K, loaded: &mut Loaded<V>) {
         if let Some(sanitize) = &self.state.config.sanitize {
             sanitize(&mut loaded.value);
         }
         if let Some(tag_with) = &self.tag_with {
             loaded.tags.extend(tag_with(key, &loaded.value));
         }
+        let own = self.aliases.iter().filter_map(|alias| {
+            let key = (alias.of)(&loaded.value)?;
+            Some(self.alias_of(alias.name.as_str(), &key))
+        });
+        loaded.aliases = own.collect();
     }
 
     /// Boxes a loader with what is done to each value that comes in.
@@ -323,6 +400,24 @@ where
 }
 
 impl<V: Send + Sync + 'static> State<V> {
+    /// To be called before each use: listens, and says so if another kind of value is kept under this name.
+    pub(super) async fn begin(&self) {
+        if self.named.first() {
+            let Config { life, shape, .. } = &self.config;
+            let what = format!(
+                "{} {life:?} schema {}",
+                std::any::type_name::<V>(),
+                shape.schema
+            );
+            let shared = &self.group.shared;
+            if shared.store.contradicts(&self.label, &what) {
+                error!(cache = %self.label, "a cache of this name keeps other values, or for another time: name one of them otherwise");
+                count!("keep_cache_name_conflicts_total", 1, "cache" => self.label.clone());
+            }
+        }
+        self.group.shared.listen().await;
+    }
+
     fn new(group: CacheGroup, entity: Arc<str>, config: Config<V>) -> Self {
         let clock = group.shared.store.clock();
         let has_local = config.bounds.entries > 0 && !config.bounds.ttl.is_zero();
@@ -337,6 +432,35 @@ impl<V: Send + Sync + 'static> State<V> {
             flights: Mutex::default(),
             failed: Mutex::default(),
             meter: Meter::default(),
+            named: Once::new(),
+        }
+    }
+}
+
+impl<K: Send + Sync + 'static, V: Send + Sync + 'static> Check for Cache<K, V> {
+    fn check(&self) -> StoreFuture<Probed> {
+        let (shared, entity) = (&self.state.group.shared, &self.state.entity);
+        let key = CacheKey {
+            entity: Arc::clone(entity),
+            key: Key::of(["~health"]),
+        };
+        let group = shared.name.shared();
+        let asked = shared.store.fetch(
+            &group,
+            vec![Lookup {
+                key,
+                ask: Ask::Read,
+            }],
+        );
+        asked.then(|answer| answer.map(|_| Probed::default()))
+    }
+
+    fn vitals(&self) -> Vitals {
+        let (hits, reads) = self.state.meter.hits_and_reads();
+        Vitals {
+            hits,
+            reads,
+            ..Vitals::default()
         }
     }
 }
@@ -344,6 +468,7 @@ impl<V: Send + Sync + 'static> State<V> {
 impl<K, V> Clone for Cache<K, V> {
     fn clone(&self) -> Self {
         Self {
+            aliases: self.aliases.clone(),
             tag_with: self.tag_with.clone(),
             state: Arc::clone(&self.state),
             key: PhantomData,

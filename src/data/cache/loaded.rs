@@ -10,6 +10,8 @@ pub struct Loaded<V> {
     pub(super) value: V,
     pub(super) ttl: Option<Ttl>,
     pub(super) tags: Vec<Tag>,
+    /// Digests of the values' secondary keys, set by the cache.
+    pub(super) aliases: Vec<String>,
     pub(super) is_stored: bool,
 }
 
@@ -20,6 +22,7 @@ impl<V> Loaded<V> {
             value,
             ttl: None,
             tags: Vec::new(),
+            aliases: Vec::new(),
             is_stored: true,
         }
     }

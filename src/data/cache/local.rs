@@ -60,12 +60,22 @@ pub(super) struct Known<V> {
     pub(super) stored_ms: u64,
     pub(super) refresh: u64,
     pub(super) fresh: u64,
+    /// What else it is found under.
+    pub(super) aliases: Option<Arc<[String]>>,
+}
+
+impl<V> Known<V> {
+    pub(super) fn is_called(&self, alias: &str) -> bool {
+        let aliases = self.aliases.as_deref().unwrap_or_default();
+        aliases.iter().any(|own| own == alias)
+    }
 }
 
 impl<V> Clone for Known<V> {
     fn clone(&self) -> Self {
         Self {
             value: self.value.clone(),
+            aliases: self.aliases.clone(),
             ..*self
         }
     }
@@ -88,6 +98,18 @@ impl<V: Send + Sync + 'static> Entry for Copy<V> {
 
     fn eviction_rank(&self, now: u64) -> Option<u64> {
         Some(now.saturating_sub(self.used.load(Ordering::Relaxed)))
+    }
+}
+
+struct Pointer(Key);
+
+impl Entry for Pointer {
+    fn weight(&self) -> usize {
+        size_of::<Self>() + self.0.as_str().len()
+    }
+
+    fn eviction_rank(&self, _: u64) -> Option<u64> {
+        Some(0)
     }
 }
 
@@ -156,6 +178,21 @@ impl LocalLevel {
         let table = self.store.table::<Copy<V>>();
         // One that finds no room is fetched again.
         let _ = table.update_one(self.entry(&key.key), now, |slot| slot.set(copy, end));
+    }
+
+    /// Returns the key that an alias stood for lately; it counts only if the record of that key says so, too.
+    pub(super) fn pointer(&self, alias: &str, now: u64) -> Option<Key> {
+        let table = self.store.table::<Pointer>();
+        let entry = self.store.hash(|hasher| hasher.part(alias.as_bytes()));
+        table.read_one(entry, now, |found| found.map(|found| found.0.clone()))
+    }
+
+    pub(super) fn point(&self, alias: &str, key: &Key) {
+        let now = self.store.now_micros();
+        let entry = self.store.hash(|hasher| hasher.part(alias.as_bytes()));
+        let (pointer, end) = (Pointer(key.clone()), now.saturating_add(self.ttl));
+        let table = self.store.table::<Pointer>();
+        let _ = table.update_one(entry, now, |slot| slot.set(pointer, end));
     }
 
     pub(super) fn size<V: Send + Sync + 'static>(&self) -> (usize, usize) {

@@ -21,6 +21,24 @@
 //! # Ok(()) }
 //! ```
 //!
+//! A value may have secondary keys, taken from itself: they lead to the value, not to a key to be looked up again.
+//!
+//! ```
+//! # use tower_keep::backend::memory::MemoryStore;
+//! # use tower_keep::data::cache::Cache;
+//! # use tower_keep::{core::{Email, IntoKey}, ttl};
+//! # #[derive(Clone, serde::Serialize, serde::Deserialize)]
+//! # struct Customer { id: String, email: String }
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let customers: Cache<String, Customer> = Cache::new(MemoryStore::new(), "customer", ttl::CUSTOMER)
+//!     .alias("email", |customer: &Customer| Some(Email(customer.email.clone())));
+//! let create = || async { Ok::<_, std::io::Error>(("c1".to_owned(), Customer { id: "c1".to_owned(), email: "Ann@x.test".to_owned() })) };
+//! let customer = customers.get_or_load_by([("email", Email("ann@x.test").into_key())], create).await?;
+//! assert_eq!(customer.id, "c1");
+//! assert!(customers.get_by("email", Email(" ANN@x.test")).await?.is_some());
+//! # Ok(()) }
+//! ```
+//!
 //! # What holds
 //! - One load per key and process, which runs on when its callers leave; one per key over all processes, by a lease in the
 //!   store that another takes over a second after its loader died. This saves work, it is no lock: whoever creates something
@@ -33,8 +51,9 @@
 //!   [`Local::ttl`]. Invalidate after the commit of what changed: before it, a fill may keep the old row.
 //!
 //! # What it does not do
-//! Batches of loads, secondary keys, compression, sliding expiry. Records of one group lie on one node of a cluster.
+//! Sliding expiry, conditional loads. Records of one group lie on one node of a cluster: a batch is one step.
 
+mod by;
 mod cached;
 mod codec;
 mod error;
@@ -44,6 +63,7 @@ mod group;
 mod handle;
 mod loaded;
 mod local;
+mod many;
 mod policy;
 mod read;
 mod sight;
@@ -57,6 +77,7 @@ pub use group::{CacheGroup, InvalidateOutcome};
 pub use handle::Cache;
 pub use loaded::Loaded;
 pub use local::Local;
+pub use many::{Verified, WarmReport};
 pub use stats::CacheStats;
 pub use store::CacheStore;
 pub use target::{CacheKey, Tag, Target};

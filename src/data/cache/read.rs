@@ -1,38 +1,38 @@
 //! How a read goes: local copy, one flight per key, the store, the loader, the fill.
 
+use std::error::Error;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
 
 use super::cached::{CacheOutcome, Cached};
 use super::codec;
 use super::error::LoadError;
-use super::fill::LARGEST;
-use super::flight::{Answer, Flight, FlightKey, Loader, Want};
-use super::group::ANY_TAG;
+use super::fill::Landed;
+use super::flight::{
+    Answer, Entered, Flight, FlightKey, Landing, Loader, Told, Want, names_of_load,
+};
 use super::handle::State;
 use super::loaded::Loaded;
-use super::local::{Known, names_of};
-use super::store::{Ask, Fetched, LeaseToken, LeaseWish, Leased, Record, Right};
-use super::target::{CacheKey, Target};
+use super::local::Known;
+use super::store::{Ask, Fetched, LeaseToken, LeaseWish, Leased, Lookup, Record};
+use super::target::CacheKey;
 use crate::core::telemetry::{count, seconds, warn};
 use crate::core::ttl::SECOND;
-use crate::core::{StoreError, Timestamp, monotonic};
-use crate::data::{DataError, DataErrorKind};
+use crate::core::{StoreError, StoreErrorKind, Timestamp, monotonic};
+use crate::data::DataError;
 
 /// How long one waits for another process that loads; then it takes over.
-const WAIT_FOR_OTHERS: Duration = SECOND;
+pub(super) const WAIT_FOR_OTHERS: Duration = SECOND;
 const MOST_FAILED: usize = 10_000;
-
-type Told<V> = watch::Sender<Option<Answer<V>>>;
 
 /// What the store gave before a load.
 pub(super) struct Start<V> {
-    stale: Option<Known<V>>,
+    pub(super) stale: Option<Known<V>>,
     pub(super) token: Option<LeaseToken>,
     pub(super) bypassed: bool,
     pub(super) noted: u64,
@@ -48,14 +48,14 @@ where
         want: Want,
         loader: impl FnOnce() -> Loader<V>,
     ) -> Answer<V> {
-        self.group.shared.listen().await;
+        self.begin().await;
         if want != Want::Refresh
             && let Some(known) = self.known_here(&key)
             && (known.value.is_some() || want == Want::Either)
         {
             let now = self.clock.now_micros();
             if now >= known.refresh && known.refresh < known.fresh && self.may_load(&key, now) {
-                let (_, _behind) = self.flight(key, Want::Either, loader);
+                let _behind = self.flight(key, Want::Either, loader);
             }
             self.meter.read(&self.label, "local");
             return Ok(self.cached(known, CacheOutcome::LocalHit));
@@ -65,7 +65,7 @@ where
     }
 
     pub(super) async fn get(&self, key: CacheKey) -> Result<Option<Cached<V>>, DataError> {
-        self.group.shared.listen().await;
+        self.begin().await;
         if let Some(known) = self.known_here(&key) {
             self.meter.read(&self.label, "local");
             return Ok(self.cached(known, CacheOutcome::LocalHit));
@@ -85,57 +85,23 @@ where
         Ok(known.and_then(|known| self.cached(known, CacheOutcome::SharedHit)))
     }
 
-    pub(super) async fn put(&self, key: CacheKey, loaded: Loaded<V>) -> Result<(), DataError> {
-        let target = [Target::key(key.clone())];
-        let shared = &self.group.shared;
-        shared.hit(&target);
-        let written = match self.fill(&loaded, Right::Always) {
-            Ok(Some(fill)) => self.write(&key, fill).await.map_err(DataError::from),
-            Ok(None) => Err(DataError::of(DataErrorKind::TooLarge { limit: LARGEST })),
-            Err(error) => Err(error),
-        };
-        if written.is_err() {
-            // What was there before is no longer true.
-            shared.keep_back(target.clone());
-        }
-        shared.hit(&target);
-        written.map(drop)
-    }
-
-    /// Joins the load that runs, unless something it reads was invalidated since it began; else starts one.
     fn flight(
         self: &Arc<Self>,
         key: CacheKey,
         want: Want,
         loader: impl FnOnce() -> Loader<V>,
     ) -> (Arc<Flight<V>>, bool) {
-        let sight = &self.group.shared.sight;
-        let mut names: Vec<String> = names_of(&key).collect();
-        names.push(ANY_TAG.to_owned());
         let at = FlightKey {
             key: key.key.clone(),
             want,
         };
-        let mut flights = self.flights.lock();
-        if let Some(flight) = flights.get(&at)
-            && sight.is_good(flight.noted, &names)
-        {
-            return (Arc::clone(flight), true);
-        }
-        let (told, answer) = watch::channel(None);
-        let noted = sight.now();
-        let flight = Arc::new(Flight { noted, answer });
-        flights.insert(at.clone(), Arc::clone(&flight));
-        drop(flights);
-        let (state, loader, own) = (Arc::clone(self), loader(), Arc::clone(&flight));
-        tokio::spawn(async move {
-            let landing = Landing {
-                state: &state,
-                at,
-                own,
-            };
-            state.fly(&key, want, loader, &told, &landing).await;
-        });
+        let (told, landing) = match self.enter(vec![at], &names_of_load(&key)) {
+            Entered::Joined(flight) => return (flight, true),
+            Entered::Led(told, landing) => (told, landing),
+        };
+        let (state, loader) = (Arc::clone(self), loader());
+        let flight = Arc::clone(&landing.own);
+        tokio::spawn(async move { state.fly(&key, want, loader, &told, &landing).await });
         (flight, false)
     }
 
@@ -145,7 +111,7 @@ where
         want: Want,
         loader: Loader<V>,
         told: &Told<V>,
-        landing: &Landing<'_, V>,
+        landing: &Landing<V>,
     ) {
         let start = match self.before_load(key, want, told).await {
             Some(start) => start,
@@ -156,21 +122,27 @@ where
             && want != Want::Refresh
             && !self.may_load(key, now)
         {
-            if told.borrow().is_none() {
-                self.tell_stale(told, stale);
-            }
+            self.tell_stale_once(told, stale);
+            self.give_back(key, start.token).await;
             return;
         }
         let loaded = self.load(key, loader, told, &start, want).await;
         let answer = match loaded {
-            Ok(found) => self.settle(key, found, &start).await,
+            Ok(loaded) => {
+                let landed = Landed {
+                    key: key.clone(),
+                    loaded,
+                    start,
+                    lease_of: None,
+                };
+                Ok(self.settle(vec![landed]).await.pop().flatten())
+            }
             Err(error) => {
                 self.note_failure(key);
+                self.give_back(key, start.token).await;
                 match &start.stale {
                     Some(stale) if want != Want::Refresh => {
-                        if told.borrow().is_none() {
-                            self.tell_stale(told, stale);
-                        }
+                        self.tell_stale_once(told, stale);
                         return;
                     }
                     _ => Err(error),
@@ -248,7 +220,7 @@ where
     }
 
     /// The store is away: what is here and still believed, else the loader.
-    fn bypass(
+    pub(super) fn bypass(
         &self,
         key: &CacheKey,
         want: Want,
@@ -278,7 +250,7 @@ where
         })
     }
 
-    async fn load(
+    pub(super) async fn load(
         &self,
         key: &CacheKey,
         loader: Loader<V>,
@@ -286,27 +258,39 @@ where
         start: &Start<V>,
         want: Want,
     ) -> Result<Option<Loaded<V>>, LoadError> {
+        let stale = start.stale.as_ref().filter(|_| want != Want::Refresh);
+        let soft = stale.map(|_| self.config.soft);
+        let serve_stale = || {
+            if let Some(stale) = stale {
+                self.tell_stale_once(told, stale);
+            }
+        };
+        self.run(Some(key), loader(), soft, serve_stale).await
+    }
+
+    /// Runs a loader to its end or the hard timeout; after the soft one it may serve stale what it has.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        key: Option<&CacheKey>,
+        loading: impl Future<Output = Result<T, Arc<dyn Error + Send + Sync>>> + Send + 'static,
+        soft: Option<Duration>,
+        serve_stale: impl FnOnce(),
+    ) -> Result<T, LoadError> {
         self.meter.loads.fetch_add(1, Ordering::Relaxed);
         let began = monotonic();
         // A task of its own: a panic ends it alone.
-        let mut task = tokio::spawn(async move { loader().await });
-        let soft = start.stale.as_ref().filter(|_| want != Want::Refresh);
+        let mut task = tokio::spawn(loading);
         let early = match soft {
-            Some(_) => tokio::time::timeout(self.config.soft, &mut task).await.ok(),
+            Some(soft) => tokio::time::timeout(soft, &mut task).await.ok(),
             None => None,
         };
         let ended = match early {
             Some(ended) => Ok(ended),
             None => {
-                if let Some(stale) = soft
-                    && told.borrow().is_none()
-                {
-                    self.tell_stale(told, stale);
-                }
+                serve_stale();
                 let rest = self.config.hard.saturating_sub(began.elapsed());
-                tokio::time::timeout(rest, &mut task)
-                    .await
-                    .inspect_err(|_| task.abort())
+                let ended = tokio::time::timeout(rest, &mut task).await;
+                ended.inspect_err(|_| task.abort())
             }
         };
         let (answer, result) = match ended {
@@ -317,26 +301,38 @@ where
         };
         if answer.is_err() {
             self.meter.load_errors.fetch_add(1, Ordering::Relaxed);
-            warn!(cache = %self.label, key = crate::core::digest22(key.key.as_str().as_bytes()), result, "a load failed");
+            let hashed = key.map(|key| crate::core::digest22(key.key.as_str().as_bytes()));
+            let _ = &hashed;
+            warn!(cache = %self.label, key = hashed, result, "a load failed");
         }
-        let _ = (key, result);
+        let _ = result;
         count!("keep_cache_loads_total", 1, "cache" => self.label.clone(), "result" => result);
         seconds!("keep_cache_load_seconds", began.elapsed().as_secs_f64(), "cache" => self.label.clone());
         answer
     }
 
-    async fn fetch(&self, key: &CacheKey, ask: Ask) -> Result<(Fetched, u64), StoreError> {
+    pub(super) async fn fetch(
+        &self,
+        key: &CacheKey,
+        ask: Ask,
+    ) -> Result<(Fetched, u64), StoreError> {
         let shared = &self.group.shared;
         shared.catch_up().await?;
         let noted = shared.sight.now();
-        let fetched = shared.store.fetch(&shared.name.shared(), key, ask).await?;
+        let lookup = Lookup {
+            key: key.clone(),
+            ask,
+        };
+        let fetched = shared.store.fetch(&shared.name.shared(), vec![lookup]);
+        let fetched = fetched.await?.pop();
+        let fetched = fetched.ok_or_else(|| StoreError::new(StoreErrorKind::Failed))?;
         Ok((fetched, noted))
     }
 
     /// Decodes what was fetched, and keeps it here while it is fresh.
-    fn take(&self, key: &CacheKey, fetched: Fetched, noted: u64) -> Option<Known<V>> {
+    pub(super) fn take(&self, key: &CacheKey, fetched: Fetched, noted: u64) -> Option<Known<V>> {
         let (record, now_ms) = (fetched.record?, fetched.now);
-        let Some(value) = codec::decode::<V>(&record.payload, self.config.schema) else {
+        let Some(value) = codec::decode::<V>(&record.payload, self.config.shape.schema) else {
             self.meter.undecodable.fetch_add(1, Ordering::Relaxed);
             count!("keep_cache_undecodable_total", 1, "cache" => self.label.clone());
             return None;
@@ -359,16 +355,19 @@ where
             let behind = now_ms.saturating_sub(at).saturating_mul(1_000);
             here.saturating_add(ahead).saturating_sub(behind)
         };
+        let is_alias = |name: &&String| name.starts_with('a');
+        let aliases: Vec<String> = record.tags.iter().filter(is_alias).cloned().collect();
         Known {
             value: value.map(Arc::new),
             stored: local(record.stored),
             stored_ms: record.stored,
             refresh: local(record.refresh),
             fresh: local(record.fresh),
+            aliases: (!aliases.is_empty()).then(|| Arc::from(aliases)),
         }
     }
 
-    fn known_here(&self, key: &CacheKey) -> Option<Known<V>> {
+    pub(super) fn known_here(&self, key: &CacheKey) -> Option<Known<V>> {
         let shared = &self.group.shared;
         let local = self.local.as_ref().filter(|_| shared.is_live())?;
         local.read(&key.key, self.clock.now_micros(), &shared.sight)
@@ -385,18 +384,24 @@ where
         })
     }
 
-    fn tell_stale(&self, told: &Told<V>, stale: &Known<V>) {
+    pub(super) fn tell_stale_once(&self, told: &Told<V>, stale: &Known<V>) {
+        if told.borrow().is_none() {
+            self.tell_stale(told, stale);
+        }
+    }
+
+    pub(super) fn tell_stale(&self, told: &Told<V>, stale: &Known<V>) {
         self.meter.read(&self.label, "stale");
         tell(told, Ok(self.cached(stale.clone(), CacheOutcome::Stale)));
     }
 
     /// Says whether no load of `key` has failed lately.
-    fn may_load(&self, key: &CacheKey, now: u64) -> bool {
+    pub(super) fn may_load(&self, key: &CacheKey, now: u64) -> bool {
         let failed = self.failed.lock();
         failed.get(&key.key).is_none_or(|until| now >= *until)
     }
 
-    fn note_failure(&self, key: &CacheKey) {
+    pub(super) fn note_failure(&self, key: &CacheKey) {
         let pause = self.config.life.ttl().as_millis().min(30_000) * 1_000;
         let mut failed = self.failed.lock();
         if failed.len() >= MOST_FAILED {
@@ -407,7 +412,7 @@ where
     }
 }
 
-fn tell<V>(told: &Told<V>, answer: Answer<V>) {
+pub(super) fn tell<V>(told: &Told<V>, answer: Answer<V>) {
     told.send_if_modified(|slot| {
         let is_first = slot.is_none();
         if is_first {
@@ -418,33 +423,8 @@ fn tell<V>(told: &Told<V>, answer: Answer<V>) {
 }
 
 /// Without random bits no lease is told from another: fills may then be refused, never wrong.
-fn draw() -> LeaseToken {
+pub(super) fn draw() -> LeaseToken {
     let mut bits = [0; 16];
     let _ = getrandom::fill(&mut bits);
     LeaseToken(bits)
-}
-
-/// Takes a flight off the list when its task ends, however that is.
-struct Landing<'a, V> {
-    state: &'a State<V>,
-    at: FlightKey,
-    own: Arc<Flight<V>>,
-}
-
-impl<V> Landing<'_, V> {
-    fn land(&self) {
-        let mut flights = self.state.flights.lock();
-        if flights
-            .get(&self.at)
-            .is_some_and(|flight| Arc::ptr_eq(flight, &self.own))
-        {
-            flights.remove(&self.at);
-        }
-    }
-}
-
-impl<V> Drop for Landing<'_, V> {
-    fn drop(&mut self) {
-        self.land();
-    }
 }

@@ -68,6 +68,12 @@ impl Meter {
         count!("keep_cache_reads_total", 1, "cache" => cache.to_owned(), "result" => result);
     }
 
+    pub(super) fn hits_and_reads(&self) -> (u64, u64) {
+        let stats = self.stats((0, 0));
+        let hits = stats.local_hits + stats.shared_hits + stats.stale;
+        (hits, hits + stats.misses + stats.bypassed)
+    }
+
     pub(super) fn stats(&self, (entries, bytes): (usize, usize)) -> CacheStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         CacheStats {

@@ -19,9 +19,12 @@ use super::store::{
     Token,
 };
 use super::worker::Worker;
+use crate::backend::health::Probed;
 use crate::core::ttl::{DAY, LONGEST, MINUTE, SECOND};
-use crate::core::{IntoKey, NotAServiceName, ServiceName, StoreError, StoreErrorKind, monotonic};
-use crate::data::{once_more, record};
+use crate::core::{
+    IntoKey, NotAServiceName, ServiceName, StoreError, StoreErrorKind, StoreFuture, monotonic,
+};
+use crate::data::{Check, once_more, record};
 
 /// The most jobs of one call to the store, and the most bytes of their items.
 pub(super) const JOBS_AT_ONCE: usize = 512;
@@ -367,6 +370,16 @@ fn view<T: DeserializeOwned>(listed: Listed) -> JobView<T> {
         due: listed.due,
         items: decode_all(&listed.items),
         last_error: listed.last_error,
+    }
+}
+
+impl<T: 'static> Check for Queue<T> {
+    fn check(&self) -> StoreFuture<Probed> {
+        let Config {
+            store, name, rules, ..
+        } = &*self.config;
+        let counted = store.count(&name.shared(), None, rules);
+        counted.then(|answer| answer.map(|_| Probed::default()))
     }
 }
 

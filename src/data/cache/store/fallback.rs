@@ -3,27 +3,25 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Ask, CacheKey, CacheStore, Fetched, Fill, Target, Written};
+use super::{CacheStore, Fetched, Item, Lookup, Target, Written};
 use crate::backend::fallback::Fallback;
-use crate::core::{Clock, NoticeCallback, StoreFuture, Subscription};
+use crate::core::{Clock, Key, NoticeCallback, StoreFuture, Subscription};
 
 impl<P, S> CacheStore for Fallback<P, S>
 where
     P: CacheStore,
     S: fmt::Debug + Send + Sync + 'static,
 {
-    fn fetch(&self, group: &Arc<str>, key: &CacheKey, ask: Ask) -> StoreFuture<Fetched> {
-        self.primary().fetch(group, key, ask)
+    fn fetch(&self, group: &Arc<str>, lookups: Vec<Lookup>) -> StoreFuture<Vec<Fetched>> {
+        self.primary().fetch(group, lookups)
     }
 
-    fn write(
-        &self,
-        group: &Arc<str>,
-        key: &CacheKey,
-        fill: Fill,
-        sender: &str,
-    ) -> StoreFuture<Written> {
-        self.primary().write(group, key, fill, sender)
+    fn write(&self, group: &Arc<str>, items: Vec<Item>, sender: &str) -> StoreFuture<Vec<Written>> {
+        self.primary().write(group, items, sender)
+    }
+
+    fn resolve(&self, group: &Arc<str>, aliases: Vec<String>) -> StoreFuture<Vec<Option<Key>>> {
+        self.primary().resolve(group, aliases)
     }
 
     fn invalidate(&self, group: &Arc<str>, targets: Vec<Target>, sender: &str) -> StoreFuture<()> {
@@ -36,5 +34,9 @@ where
 
     fn clock(&self) -> Arc<dyn Clock> {
         self.primary().clock()
+    }
+
+    fn contradicts(&self, name: &str, what: &str) -> bool {
+        self.primary().contradicts(name, what)
     }
 }

@@ -1,55 +1,68 @@
--- Reads a record, and gives or takes over a lease if asked.
--- KEYS: 1 stamps (a sorted set: '' the group, '#' the last stamp given, '!' the longest life in ms, else prefixes and tags),
---   2 record, 3 lease.
--- ARGV: 2 token or '' for none, 3 lease ms, 4 '1' to take over, 5 '1' also where fresh, from 6 on prefixes.
--- Reply: {now ms, 0 no lease | 1 given | 2 busy, record or nil}.
-local raw, refresh = redis.call('GET', KEYS[2]), nil
-if raw then
-  local stamp, due, ends, length, at = string.match(raw, '^(%d+) %d+ (%d+) %d+ (%d+) (%d+) ()')
-  local members = {''}
-  for i = 6, #ARGV do
-    members[#members + 1] = ARGV[i]
+-- Reads records, and gives or takes over leases where asked.
+-- KEYS: 1 stamps (a sorted set: '' the group, '#' the last stamp given, '%' the last time that a key was dropped or put,
+--   '!' the longest life in ms, else prefixes and tags), then record and lease of each look-up.
+-- ARGV: per look-up token or '' for none, lease ms, '1' to take over, '1' also where fresh, number of prefixes, prefixes.
+-- Reply: {now ms, then per look-up 0 no lease | 1 given | 2 busy, record or nil}.
+local reply, at = {string.format('%.0f', now_ms)}, 2
+
+local function next_stamp()
+  local time = redis.call('TIME')
+  local last = tonumber(redis.call('ZSCORE', KEYS[1], '#') or '0')
+  local stamp = math.max(last + 1, time[1] * 1000000 + time[2])
+  if not redis.call('ZSCORE', KEYS[1], '') then
+    redis.call('ZADD', KEYS[1], string.format('%.0f', stamp), '')
+    stamp = stamp + 1
   end
-  if stamp then
-    -- At most 16 tags.
-    for tag in string.gmatch(string.sub(raw, at, at + tonumber(length) - 1), '%S+') do
-      members[#members + 1] = tag
-    end
+  local text = string.format('%.0f', stamp)
+  redis.call('ZADD', KEYS[1], text, '#')
+  if redis.call('PTTL', KEYS[1]) < 7200000 then
+    redis.call('PEXPIRE', KEYS[1], 7200000)
   end
-  local scores, alive = redis.call('ZMSCORE', KEYS[1], unpack(members)), stamp ~= nil
-  alive = alive and scores[1] and now_ms < tonumber(ends)
-  for i = 1, #members do
-    alive = alive and not (scores[i] and tonumber(scores[i]) >= tonumber(stamp))
-  end
-  if not alive then
-    raw = false
-  end
-  refresh = tonumber(due)
+  return text
 end
-local leased = 0
-if ARGV[2] ~= '' and (ARGV[5] == '1' or not raw or now_ms >= refresh) then
-  local held = redis.call('GET', KEYS[3])
-  if held and ARGV[4] ~= '1' then
-    leased = 2
-    if string.sub(held, -1) ~= 'w' then
-      redis.call('SET', KEYS[3], held .. 'w', 'KEEPTTL')
+
+for place = 2, #KEYS, 2 do
+  local raw, refresh = redis.call('GET', KEYS[place]), nil
+  local prefixes = tonumber(ARGV[at + 4])
+  if raw then
+    local stamp, due, ends, length, from = string.match(raw, '^(%d+) %d+ (%d+) %d+ (%d+) (%d+) ()')
+    local members = {''}
+    for i = at + 5, at + 4 + prefixes do
+      members[#members + 1] = ARGV[i]
     end
-  else
-    leased = 1
-    local time = redis.call('TIME')
-    local engine = time[1] * 1000000 + time[2]
-    local last = tonumber(redis.call('ZSCORE', KEYS[1], '#') or '0')
-    local stamp = math.max(last + 1, engine)
-    if not redis.call('ZSCORE', KEYS[1], '') then
-      redis.call('ZADD', KEYS[1], string.format('%.0f', stamp), '')
-      stamp = stamp + 1
+    if stamp then
+      -- At most 16 tags and 4 aliases; these are never raised.
+      for tag in string.gmatch(string.sub(raw, from, from + tonumber(length) - 1), '%S+') do
+        if string.sub(tag, 1, 1) == 't' then
+          members[#members + 1] = tag
+        end
+      end
     end
-    local text = string.format('%.0f', stamp)
-    redis.call('ZADD', KEYS[1], text, '#')
-    if redis.call('PTTL', KEYS[1]) < 7200000 then
-      redis.call('PEXPIRE', KEYS[1], 7200000)
+    local scores, alive = redis.call('ZMSCORE', KEYS[1], unpack(members)), stamp ~= nil
+    alive = alive and scores[1] and now_ms < tonumber(ends)
+    for i = 1, #members do
+      alive = alive and not (scores[i] and tonumber(scores[i]) >= tonumber(stamp))
     end
-    redis.call('SET', KEYS[3], ARGV[2] .. ' ' .. text, 'PX', ARGV[3])
+    if not alive then
+      raw = false
+    end
+    refresh = tonumber(due)
   end
+  local leased = 0
+  if ARGV[at] ~= '' and (ARGV[at + 3] == '1' or not raw or now_ms >= refresh) then
+    local held = redis.call('GET', KEYS[place + 1])
+    if held and ARGV[at + 2] ~= '1' then
+      leased = 2
+      if string.sub(held, -1) ~= 'w' then
+        redis.call('SET', KEYS[place + 1], held .. 'w', 'KEEPTTL')
+      end
+    else
+      leased = 1
+      redis.call('SET', KEYS[place + 1], ARGV[at] .. ' ' .. next_stamp(), 'PX', ARGV[at + 1])
+    end
+  end
+  reply[#reply + 1] = leased
+  reply[#reply + 1] = raw
+  at = at + 5 + prefixes
 end
-return {string.format('%.0f', now_ms), leased, raw}
+return reply

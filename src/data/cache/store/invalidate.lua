@@ -5,7 +5,7 @@
 for i = 2, #KEYS do
   redis.call('DEL', KEYS[i])
 end
-if #ARGV > 3 then
+if #ARGV > 3 or #KEYS > 1 then
   local time = redis.call('TIME')
   local engine = time[1] * 1000000 + time[2]
   local last = tonumber(redis.call('ZSCORE', KEYS[1], '#') or '0')
@@ -13,7 +13,7 @@ if #ARGV > 3 then
   local life = tonumber(redis.call('ZSCORE', KEYS[1], '!') or '0')
   local before = string.format('(%.0f', engine - (life + 7200000) * 1000)
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '1000000000000', before, 'LIMIT', 0, 100)) do
-    if member ~= '' and member ~= '#' then
+    if member ~= '' and member ~= '#' and member ~= '%' then
       redis.call('ZREM', KEYS[1], member)
     end
   end
@@ -23,6 +23,9 @@ if #ARGV > 3 then
     stamp = stamp + 1
   end
   redis.call('ZADD', KEYS[1], string.format('%.0f', stamp), '#')
+  if #KEYS > 1 then
+    redis.call('ZADD', KEYS[1], string.format('%.0f', stamp), '%')
+  end
   if redis.call('PTTL', KEYS[1]) < 7200000 then
     redis.call('PEXPIRE', KEYS[1], 7200000)
   end

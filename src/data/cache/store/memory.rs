@@ -7,11 +7,12 @@ use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 
 use super::{
-    Ask, CacheKey, CacheStore, Fetched, Fill, LeaseToken, LeaseWish, Leased, Record, Right, Target,
-    Written, notice,
+    Ask, CacheKey, CacheStore, Fetched, Item, LeaseToken, LeaseWish, Leased, Lookup, Record, Right,
+    Target, Written, notice,
 };
-use crate::backend::memory::{Entry, EntryKey, MemoryStore, Part, PartSetup};
-use crate::core::{Clock, NoticeCallback, StoreFuture, Subscription, SystemClock, monotonic};
+use crate::backend::memory::{Entry, EntryKey, Full, MemoryStore, Part, PartSetup};
+use crate::core::{Clock, Key, NoticeCallback, StoreFuture, Subscription, SystemClock, monotonic};
+use crate::data::Names;
 
 /// The most leases of a group; beyond, loads run without one, and are not stored.
 const MOST_LEASES: usize = 100_000;
@@ -34,6 +35,22 @@ impl Entry for Stored {
     }
 }
 
+/// What an alias stands for.
+struct Pointer {
+    key: Key,
+    expires: u64,
+}
+
+impl Entry for Pointer {
+    fn weight(&self) -> usize {
+        size_of::<Self>() + self.key.as_str().len()
+    }
+
+    fn eviction_rank(&self, _: u64) -> Option<u64> {
+        Some(u64::MAX - self.expires)
+    }
+}
+
 #[derive(Default)]
 struct Groups(Mutex<HashMap<Arc<str>, Arc<RwLock<Group>>>>);
 
@@ -46,6 +63,8 @@ impl Part for Groups {
 #[derive(Default)]
 struct Group {
     last: u64,
+    /// When a key was last dropped or put.
+    last_key: u64,
     /// By name of group, prefix or tag. Never evicted, only outlived.
     stamps: HashMap<String, u64>,
     longest_life: u64,
@@ -120,6 +139,68 @@ fn entry_of(store: &MemoryStore, group: &str, key: &CacheKey) -> EntryKey {
     })
 }
 
+fn alias_of(store: &MemoryStore, group: &str, alias: &str) -> EntryKey {
+    store.hash(|hasher| {
+        hasher.part(group.as_bytes());
+        hasher.part(alias.as_bytes());
+    })
+}
+
+/// Returns the record unless a stamp has overtaken it.
+fn valid(state: &Group, key: &CacheKey, found: Option<(Record, u64)>) -> Option<Record> {
+    let found = found.filter(|(record, stamp)| state.is_newer(*stamp, key, &record.tags));
+    found.map(|(record, _)| record)
+}
+
+/// Returns the lease that a look-up asks for, and may have.
+fn wish_of(lookup: &Lookup, record: Option<&Record>, now: u64) -> Option<LeaseWish> {
+    let is_due = record.is_none_or(|record| now >= record.refresh);
+    match lookup.ask {
+        Ask::Lease(wish) if is_due || wish.force => Some(wish),
+        _ => None,
+    }
+}
+
+impl MemoryStore {
+    /// Writes a record and its aliases; one without room leaves nothing behind.
+    fn set(&self, group: &str, item: Item, stamp: u64, now: u64) -> Result<(), Full> {
+        let Item { key, mut fill, .. } = item;
+        let (table, entry) = (self.table::<Stored>(), entry_of(self, group, &key));
+        let expires = now.saturating_add(fill.life);
+        let (now_us, end) = (now * 1_000, expires.saturating_mul(1_000));
+        let aliases = std::mem::take(&mut fill.aliases);
+        let pointers = self.table::<Pointer>();
+        let mut tags = fill.tags;
+        let mut set = Ok(());
+        for alias in aliases {
+            let pointer = Pointer {
+                key: key.key.clone(),
+                expires,
+            };
+            let alias_entry = alias_of(self, group, &alias);
+            set = set.and(pointers.update_one(alias_entry, now_us, |slot| slot.set(pointer, end)));
+            tags.push(alias);
+        }
+        let stored = Stored {
+            stamp,
+            record: Record {
+                payload: fill.payload,
+                tags,
+                stored: now,
+                refresh: now.saturating_add(fill.refresh),
+                fresh: now.saturating_add(fill.fresh),
+                expires,
+            },
+        };
+        let set = set.and_then(|()| table.update_one(entry, now_us, |slot| slot.set(stored, end)));
+        if set.is_err() {
+            // The old record must not outlive a put.
+            table.update_one(entry, now_us, |slot| slot.remove());
+        }
+        set
+    }
+}
+
 fn channel_of(group: &str) -> String {
     format!("cache:{group}")
 }
@@ -133,97 +214,92 @@ fn read(store: &MemoryStore, entry: EntryKey, now: u64) -> Option<(Record, u64)>
 }
 
 impl CacheStore for MemoryStore {
-    fn fetch(&self, group: &Arc<str>, key: &CacheKey, ask: Ask) -> StoreFuture<Fetched> {
-        let (now, entry) = (self.now_micros() / 1_000, entry_of(self, group, key));
-        let state = group_of(self, group);
-        let found = read(self, entry, now);
-        let valid = |state: &Group, found: Option<(Record, u64)>| {
-            let found = found.filter(|(record, stamp)| state.is_newer(*stamp, key, &record.tags));
-            found.map(|(record, _)| record)
+    fn fetch(&self, group: &Arc<str>, lookups: Vec<Lookup>) -> StoreFuture<Vec<Fetched>> {
+        let (now, state) = (self.now_micros() / 1_000, group_of(self, group));
+        let peeked = |lookup: &Lookup| {
+            let found = read(self, entry_of(self, group, &lookup.key), now);
+            let record = valid(&state.read(), &lookup.key, found);
+            wish_of(lookup, record.as_ref(), now).map_or(Some(record), |_| None)
         };
-        let answer = |record, leased| {
-            StoreFuture::ok(Fetched {
-                record,
-                leased,
-                now,
-            })
+        let answers: Option<Vec<_>> = lookups.iter().map(peeked).collect();
+        let fetched = |(record, leased)| Fetched {
+            record,
+            leased,
+            now,
         };
-        let record = valid(&state.read(), found);
-        let is_due = record.as_ref().is_none_or(|record| now >= record.refresh);
-        match ask {
-            Ask::Lease(wish) if is_due || wish.force => {
-                let mut state = state.write();
-                let record = valid(&state, read(self, entry, now));
-                let is_due = record.as_ref().is_none_or(|record| now >= record.refresh);
-                let leased = if is_due || wish.force {
-                    state.lease(key, wish)
-                } else {
-                    Leased::No
-                };
-                answer(record, leased)
-            }
-            _ => answer(record, Leased::No),
+        if let Some(records) = answers {
+            let records = records.into_iter().map(|record| (record, Leased::No));
+            return StoreFuture::ok(records.map(fetched).collect());
         }
+        let mut state = state.write();
+        let leased = lookups.iter().map(|lookup| {
+            let found = read(self, entry_of(self, group, &lookup.key), now);
+            let record = valid(&state, &lookup.key, found);
+            let wish = wish_of(lookup, record.as_ref(), now);
+            let leased = wish.map_or(Leased::No, |wish| state.lease(&lookup.key, wish));
+            fetched((record, leased))
+        });
+        StoreFuture::ok(leased.collect())
     }
 
-    fn write(
-        &self,
-        group: &Arc<str>,
-        key: &CacheKey,
-        fill: Fill,
-        sender: &str,
-    ) -> StoreFuture<Written> {
-        let (now, entry) = (self.now_micros() / 1_000, entry_of(self, group, key));
-        let state = group_of(self, group);
-        let mut told = None;
-        let written = {
+    fn write(&self, group: &Arc<str>, items: Vec<Item>, sender: &str) -> StoreFuture<Vec<Written>> {
+        let (now, state) = (self.now_micros() / 1_000, group_of(self, group));
+        let (mut told, mut fills) = (Vec::new(), Vec::new());
+        let written: Result<Vec<Written>, Full> = {
             let mut state = state.write();
-            let lease = match fill.right {
-                Right::Always => state.leases.remove(key),
-                Right::Lease(token) => match state.leases.get(key) {
-                    Some(lease) if lease.token == token => state.leases.remove(key),
-                    _ => return StoreFuture::ok(Written::Refused),
-                },
-            };
-            if lease.as_ref().is_some_and(|lease| lease.waited) {
-                told = Some(format!("f{}", key.member()));
-            }
-            let stamp = match (fill.right, lease) {
-                (Right::Lease(_), Some(lease)) => lease.stamp,
-                _ => state.next_stamp(),
-            };
-            if state.is_newer(stamp, key, &fill.tags) {
-                state.longest_life = state.longest_life.max(fill.life);
-                let stored = Stored {
-                    stamp,
-                    record: Record {
-                        payload: fill.payload,
-                        tags: fill.tags,
-                        stored: now,
-                        refresh: now + fill.refresh,
-                        fresh: now + fill.fresh,
-                        expires: now + fill.life,
-                    },
+            let written = items.into_iter().map(|item| {
+                let (right, lease_key) = (item.fill.right, item.lease_key().clone());
+                let lease = match (right, state.leases.get(&lease_key)) {
+                    (Right::Lease(token), Some(lease)) if lease.token != token => {
+                        return Ok(Written::Refused);
+                    }
+                    (Right::Lease(_), None) => return Ok(Written::Refused),
+                    _ => state.leases.remove(&lease_key),
                 };
-                let end = stored.record.expires.saturating_mul(1_000);
-                let table = self.table::<Stored>();
-                let set = table.update_one(entry, now * 1_000, |slot| slot.set(stored, end));
-                if set.is_err() {
-                    // The old record must not outlive a put.
-                    table.update_one(entry, now * 1_000, |slot| slot.remove());
+                if lease.as_ref().is_some_and(|lease| lease.waited) {
+                    fills.push(format!("f{}", lease_key.member()));
                 }
-                set.map(|()| Written::Stored)
-            } else {
-                Ok(Written::Refused)
-            }
+                let stamp = match (right, lease) {
+                    (Right::Lease(_), Some(lease)) => lease.stamp,
+                    _ => {
+                        told.push(item.key.member());
+                        let stamp = state.next_stamp();
+                        state.last_key = stamp;
+                        stamp
+                    }
+                };
+                // Whose key was not known: any that was dropped or put since may have been this one.
+                let is_overtaken = item.lease_of.is_some() && state.last_key >= stamp;
+                let gives_back = item.fill.life == 0;
+                if gives_back || is_overtaken || !state.is_newer(stamp, &item.key, &item.fill.tags)
+                {
+                    return Ok(Written::Refused);
+                }
+                state.longest_life = state.longest_life.max(item.fill.life);
+                self.set(group, item, stamp, now).map(|()| Written::Stored)
+            });
+            written.collect()
         };
-        if fill.right == Right::Always {
-            told = Some(key.member());
+        let channel = channel_of(group);
+        if !told.is_empty() {
+            self.publish(&channel, &notice(sender, &told));
         }
-        if let Some(told) = told {
-            self.publish(&channel_of(group), &notice(sender, &[told]));
+        for fill in fills {
+            self.publish(&channel, &notice(sender, &[fill]));
         }
         StoreFuture::ready(written.map_err(Into::into))
+    }
+
+    fn resolve(&self, group: &Arc<str>, aliases: Vec<String>) -> StoreFuture<Vec<Option<Key>>> {
+        let now = self.now_micros();
+        let table = self.table::<Pointer>();
+        let found = aliases.iter().map(|alias| {
+            let entry = alias_of(self, group, alias);
+            table.read_one(entry, now, |pointer| {
+                pointer.map(|pointer| pointer.key.clone())
+            })
+        });
+        StoreFuture::ok(found.collect())
     }
 
     fn invalidate(&self, group: &Arc<str>, targets: Vec<Target>, sender: &str) -> StoreFuture<()> {
@@ -233,6 +309,7 @@ impl CacheStore for MemoryStore {
             for target in &targets {
                 if let Some(key) = target.as_key() {
                     state.leases.remove(key);
+                    state.last_key = state.next_stamp();
                     let entry = entry_of(self, group, key);
                     let table = self.table::<Stored>();
                     table.update_one(entry, now, |slot| slot.remove());
@@ -252,5 +329,9 @@ impl CacheStore for MemoryStore {
 
     fn clock(&self) -> Arc<dyn Clock> {
         Self::clock(self)
+    }
+
+    fn contradicts(&self, name: &str, what: &str) -> bool {
+        self.part::<Names>().contradicts(name, what)
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::target::{CacheKey, Target};
-use crate::core::{Clock, NoticeCallback, StoreFuture, Subscription};
+use crate::core::{Clock, Key, NoticeCallback, StoreFuture, Subscription};
 
 /// Drawn for each attempt to load: only its owner fills under a lease.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -62,7 +62,7 @@ pub enum Leased {
 pub struct Record {
     /// The bytes.
     pub payload: Bytes,
-    /// The tags it was stored with.
+    /// The tags and aliases it was stored with.
     pub tags: Vec<String>,
     /// When it was stored, by the store's clock, in UTC milliseconds; so are the others.
     pub stored: u64,
@@ -101,14 +101,55 @@ pub struct Fill {
     pub payload: Bytes,
     /// Tags, at most 16.
     pub tags: Vec<String>,
+    /// What else the record is found under, at most 4: see [`CacheStore::resolve`].
+    pub aliases: Vec<String>,
     /// Milliseconds until a refresh is due.
     pub refresh: u64,
     /// Milliseconds until it is stale.
     pub fresh: u64,
-    /// Milliseconds until it is gone.
+    /// Milliseconds until it is gone; with 0 nothing is written, and only the lease is given back.
     pub life: u64,
     /// Under what right.
     pub right: Right,
+}
+
+/// A fill of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// The key.
+    pub key: CacheKey,
+    /// The record.
+    pub fill: Fill,
+    /// The key whose lease it was loaded under, if that is another: the loader told its own key. Then it is refused
+    /// also if any key of the group was invalidated or put since.
+    pub lease_of: Option<CacheKey>,
+}
+
+impl Item {
+    /// Makes a fill of a key under its own lease, or a put.
+    #[must_use]
+    pub const fn new(key: CacheKey, fill: Fill) -> Self {
+        Self {
+            key,
+            fill,
+            lease_of: None,
+        }
+    }
+
+    /// Returns the key that the lease lies on.
+    #[must_use]
+    pub fn lease_key(&self) -> &CacheKey {
+        self.lease_of.as_ref().unwrap_or(&self.key)
+    }
+}
+
+/// A key to be read, and what is asked for beside the record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lookup {
+    /// The key.
+    pub key: CacheKey,
+    /// The wish.
+    pub ask: Ask,
 }
 
 /// Whether a record was written.
@@ -127,23 +168,25 @@ pub enum Written {
 /// - Stamps are the engine's and only grow; each is given once. If they are lost, all records of the group are misses.
 /// - Ages follow the passed clock if any, else the engine's; leases always the engine's.
 pub trait CacheStore: fmt::Debug + Send + Sync + 'static {
-    /// Reads a record, and gives or takes over a lease if asked.
+    /// Reads up to 512 records, and gives or takes over leases where asked; answers in the order of the look-ups.
     ///
     /// # Errors
     /// As the engine has them.
-    fn fetch(&self, group: &Arc<str>, key: &CacheKey, ask: Ask) -> StoreFuture<Fetched>;
+    fn fetch(&self, group: &Arc<str>, lookups: Vec<Lookup>) -> StoreFuture<Vec<Fetched>>;
 
-    /// Writes a record, and ends the lease of its key. Tells others of a put, and those who wait of a fill.
+    /// Writes up to 512 records with their aliases, and ends the leases they were loaded under. Tells others of puts, and
+    /// those who wait of fills.
     ///
     /// # Errors
-    /// `Full`, `TooLarge`: nothing was done. `Unavailable`, `TimedOut`: unknown.
-    fn write(
-        &self,
-        group: &Arc<str>,
-        key: &CacheKey,
-        fill: Fill,
-        sender: &str,
-    ) -> StoreFuture<Written>;
+    /// `Full`, `TooLarge`: what was there before is gone, and some may have been written. `Unavailable`, `TimedOut`:
+    /// unknown.
+    fn write(&self, group: &Arc<str>, items: Vec<Item>, sender: &str) -> StoreFuture<Vec<Written>>;
+
+    /// Reads which keys up to 512 aliases were last written with. It counts only while the record of that key lists it.
+    ///
+    /// # Errors
+    /// As the engine has them.
+    fn resolve(&self, group: &Arc<str>, aliases: Vec<String>) -> StoreFuture<Vec<Option<Key>>>;
 
     /// Drops the records and leases of keys, raises the stamps of tags, prefixes and the group, and tells others.
     ///
@@ -159,21 +202,23 @@ pub trait CacheStore: fmt::Debug + Send + Sync + 'static {
 
     /// Returns the clock that was passed, else the system's: local copies age by it.
     fn clock(&self) -> Arc<dyn Clock>;
+
+    /// Lets the handle remember that the cache `name` keeps `what`; returns `true` the first time that it was told
+    /// something else, since one of the two then reads what it cannot understand.
+    fn contradicts(&self, name: &str, what: &str) -> bool;
 }
 
 impl<T: CacheStore + ?Sized> CacheStore for Arc<T> {
-    fn fetch(&self, group: &Arc<str>, key: &CacheKey, ask: Ask) -> StoreFuture<Fetched> {
-        (**self).fetch(group, key, ask)
+    fn fetch(&self, group: &Arc<str>, lookups: Vec<Lookup>) -> StoreFuture<Vec<Fetched>> {
+        (**self).fetch(group, lookups)
     }
 
-    fn write(
-        &self,
-        group: &Arc<str>,
-        key: &CacheKey,
-        fill: Fill,
-        sender: &str,
-    ) -> StoreFuture<Written> {
-        (**self).write(group, key, fill, sender)
+    fn write(&self, group: &Arc<str>, items: Vec<Item>, sender: &str) -> StoreFuture<Vec<Written>> {
+        (**self).write(group, items, sender)
+    }
+
+    fn resolve(&self, group: &Arc<str>, aliases: Vec<String>) -> StoreFuture<Vec<Option<Key>>> {
+        (**self).resolve(group, aliases)
     }
 
     fn invalidate(&self, group: &Arc<str>, targets: Vec<Target>, sender: &str) -> StoreFuture<()> {
@@ -186,6 +231,10 @@ impl<T: CacheStore + ?Sized> CacheStore for Arc<T> {
 
     fn clock(&self) -> Arc<dyn Clock> {
         (**self).clock()
+    }
+
+    fn contradicts(&self, name: &str, what: &str) -> bool {
+        (**self).contradicts(name, what)
     }
 }
 

@@ -5,66 +5,84 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{
-    Ask, CacheKey, CacheStore, Fetched, Fill, LeaseToken, Leased, Record, Right, Target, Written,
-    notice,
+    Ask, CacheKey, CacheStore, Fetched, Fill, Item, LeaseToken, Leased, Lookup, Record, Right,
+    Target, Written, notice,
 };
-use crate::backend::redis::{RedisStore, Reply, Script};
+use crate::backend::redis::{Call, RedisStore, Reply, Script};
 use crate::core::{
-    Clock, NoticeCallback, StoreError, StoreErrorKind, StoreFuture, Subscription, SystemClock,
+    Clock, Key, NoticeCallback, StoreError, StoreErrorKind, StoreFuture, Subscription, SystemClock,
     base64url,
 };
+use crate::data::Names;
 
 static FETCH: Script = Script::new(include_str!("fetch.lua"));
 static WRITE: Script = Script::new(include_str!("write.lua"));
+static RESOLVE: Script = Script::new(include_str!("resolve.lua"));
 static INVALIDATE: Script = Script::new(include_str!("invalidate.lua"));
 
 impl CacheStore for RedisStore {
-    fn fetch(&self, group: &Arc<str>, key: &CacheKey, ask: Ask) -> StoreFuture<Fetched> {
-        let call = self.script(&FETCH, &keys_of(self, group, key));
-        let mut call = match ask {
-            Ask::Read => call.arg("").arg("").arg("").arg(""),
-            Ask::Lease(wish) => call
-                .arg(text(wish.token))
-                .num(u64::try_from(wish.lasts.as_millis()).unwrap_or(u64::MAX / 4))
-                .num(u8::from(wish.take_over))
-                .num(u8::from(wish.force)),
-        };
-        for prefix in key.prefixes() {
-            call = call.arg(prefix);
+    fn fetch(&self, group: &Arc<str>, lookups: Vec<Lookup>) -> StoreFuture<Vec<Fetched>> {
+        if lookups.is_empty() {
+            return StoreFuture::ok(Vec::new());
+        }
+        let mut keys = vec![stamps_of(self, group)];
+        for lookup in &lookups {
+            keys.extend(keys_of(self, group, &lookup.key));
+        }
+        let mut call = self.script(&FETCH, &keys);
+        for lookup in &lookups {
+            call = match lookup.ask {
+                Ask::Read => call.arg("").arg("").arg("").arg(""),
+                Ask::Lease(wish) => call
+                    .arg(text(wish.token))
+                    .num(u64::try_from(wish.lasts.as_millis()).unwrap_or(u64::MAX / 4))
+                    .num(u8::from(wish.take_over))
+                    .num(u8::from(wish.force)),
+            };
+            call = prefixed(call, &lookup.key);
         }
         call.run(fetched)
     }
 
-    fn write(
-        &self,
-        group: &Arc<str>,
-        key: &CacheKey,
-        fill: Fill,
-        sender: &str,
-    ) -> StoreFuture<Written> {
-        let token = match fill.right {
-            Right::Lease(token) => text(token),
-            Right::Always => String::new(),
-        };
-        let tags: String = fill.tags.iter().map(|tag| format!("{tag} ")).collect();
-        let member = key.member();
-        let mut call = self
-            .script(&WRITE, &keys_of(self, group, key))
-            .arg(token)
-            .num(fill.refresh)
-            .num(fill.fresh)
-            .num(fill.life)
-            .arg(tags)
-            .arg(fill.payload)
-            .arg(channel_of(self, group))
-            .arg(notice(sender, std::slice::from_ref(&member)))
-            .arg(notice(sender, &[format!("f{member}")]));
-        for prefix in key.prefixes() {
-            call = call.arg(prefix);
+    fn write(&self, group: &Arc<str>, items: Vec<Item>, sender: &str) -> StoreFuture<Vec<Written>> {
+        if items.is_empty() {
+            return StoreFuture::ok(Vec::new());
         }
-        call.run(|reply| match reply.int()? {
-            1 => Ok(Written::Stored),
-            _ => Ok(Written::Refused),
+        let mut keys = vec![stamps_of(self, group)];
+        for item in &items {
+            let [record, _] = keys_of(self, group, &item.key);
+            let [_, lease] = keys_of(self, group, item.lease_key());
+            keys.extend([record, lease]);
+            let aliases = item.fill.aliases.iter();
+            keys.extend(aliases.map(|alias| alias_of(self, group, alias)));
+        }
+        let channel = channel_of(self, group);
+        let mut call = self.script(&WRITE, &keys).arg(channel).arg(sender);
+        for item in items {
+            call = written(call, item);
+        }
+        call.run(|reply| {
+            let answers = reply.array()?.into_iter().map(Reply::int);
+            let written = answers.map(|answer| match answer? {
+                1 => Ok(Written::Stored),
+                _ => Ok(Written::Refused),
+            });
+            written.collect()
+        })
+    }
+
+    fn resolve(&self, group: &Arc<str>, aliases: Vec<String>) -> StoreFuture<Vec<Option<Key>>> {
+        if aliases.is_empty() {
+            return StoreFuture::ok(Vec::new());
+        }
+        let keys: Vec<String> = aliases
+            .iter()
+            .map(|alias| alias_of(self, group, alias))
+            .collect();
+        self.script(&RESOLVE, &keys).run(|reply| {
+            let found = reply.array()?.into_iter().map(Reply::opt_bytes);
+            let key = |bytes: Bytes| Some(Key::from_escaped(std::str::from_utf8(&bytes).ok()?));
+            found.map(|bytes| Ok(bytes?.and_then(key))).collect()
         })
     }
 
@@ -72,7 +90,7 @@ impl CacheStore for RedisStore {
         let (mut keys, mut raised) = (vec![stamps_of(self, group)], Vec::new());
         for target in &targets {
             match target.as_key() {
-                Some(key) => keys.extend(keys_of(self, group, key).into_iter().skip(1)),
+                Some(key) => keys.extend(keys_of(self, group, key)),
                 None => raised.push(target.member()),
             }
         }
@@ -94,18 +112,60 @@ impl CacheStore for RedisStore {
     fn clock(&self) -> Arc<dyn Clock> {
         Self::clock(self).unwrap_or_else(|| Arc::new(SystemClock))
     }
+
+    fn contradicts(&self, name: &str, what: &str) -> bool {
+        self.beside(Names::default).contradicts(name, what)
+    }
 }
 
 fn stamps_of(store: &RedisStore, group: &str) -> String {
     store.key("cache").tag([group]).plain("stamps").finish()
 }
 
-fn keys_of(store: &RedisStore, group: &str, key: &CacheKey) -> [String; 3] {
+/// Record and lease.
+fn keys_of(store: &RedisStore, group: &str, key: &CacheKey) -> [String; 2] {
     let own = |kind: &str| {
         let start = store.key("cache").tag([group]).plain(kind);
         start.plain(&key.entity).plain(key.key.as_str()).finish()
     };
-    [stamps_of(store, group), own("record"), own("lease")]
+    [own("record"), own("lease")]
+}
+
+fn alias_of(store: &RedisStore, group: &str, alias: &str) -> String {
+    let start = store.key("cache").tag([group]).plain("alias");
+    start.plain(alias).finish()
+}
+
+fn prefixed(call: Call, key: &CacheKey) -> Call {
+    let prefixes = key.prefixes();
+    let call = call.num(prefixes.len() as u64);
+    prefixes.into_iter().fold(call, Call::arg)
+}
+
+fn written(call: Call, item: Item) -> Call {
+    let token = match item.fill.right {
+        Right::Lease(token) => text(token),
+        Right::Always => String::new(),
+    };
+    let Fill { tags, aliases, .. } = &item.fill;
+    let tags: String = tags
+        .iter()
+        .chain(aliases)
+        .map(|tag| format!("{tag} "))
+        .collect();
+    let call = call
+        .arg(token)
+        .num(item.fill.refresh)
+        .num(item.fill.fresh)
+        .num(item.fill.life)
+        .arg(tags)
+        .arg(&item.fill.payload)
+        .arg(item.key.member())
+        .arg(item.lease_key().member())
+        .num(u8::from(item.lease_of.is_some()))
+        .arg(item.key.key.as_str())
+        .num(aliases.len() as u64);
+    prefixed(call, &item.key)
 }
 
 fn channel_of(store: &RedisStore, group: &str) -> String {
@@ -116,23 +176,26 @@ fn text(token: LeaseToken) -> String {
     base64url(&token.0)
 }
 
-fn fetched(reply: Reply) -> Result<Fetched, StoreError> {
+fn fetched(reply: Reply) -> Result<Vec<Fetched>, StoreError> {
     let mut parts = reply.array()?.into_iter();
     let now = parts.next().ok_or_else(unexpected)?.int()?;
-    let leased = match parts.next().ok_or_else(unexpected)?.int()? {
-        0 => Leased::No,
-        1 => Leased::Given,
-        _ => Leased::Busy,
-    };
-    let raw = parts.next().map_or(Ok(None), Reply::opt_bytes)?;
-    let record = raw
-        .map(|raw| parse(&raw).ok_or_else(unexpected))
-        .transpose()?;
-    Ok(Fetched {
-        record,
-        leased,
-        now: u64::try_from(now).map_err(|_| unexpected())?,
-    })
+    let now = u64::try_from(now).map_err(|_| unexpected())?;
+    let mut all = Vec::with_capacity(parts.len() / 2);
+    while let (Some(leased), Some(raw)) = (parts.next(), parts.next()) {
+        let leased = match leased.int()? {
+            0 => Leased::No,
+            1 => Leased::Given,
+            _ => Leased::Busy,
+        };
+        // What cannot be read is no record: a miss, which a fill replaces.
+        let record = raw.opt_bytes()?.and_then(|raw| parse(&raw));
+        all.push(Fetched {
+            record,
+            leased,
+            now,
+        });
+    }
+    Ok(all)
 }
 
 /// Reads `stamp stored refresh fresh expires length ` and the tags, with every length checked.

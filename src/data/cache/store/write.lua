@@ -1,57 +1,85 @@
--- Writes a record and ends the lease of its key.
--- KEYS: 1 stamps, 2 record, 3 lease (see fetch).
--- ARGV: 2 token or '' for a put, 3 refresh ms, 4 fresh ms, 5 life ms, 6 tags, each followed by a space, 7 payload,
---   8 channel, 9 notice of a put, 10 notice of a fill, from 11 on prefixes.
--- Reply: 1 stored | 0 refused.
-local held = redis.call('GET', KEYS[3])
+-- Writes records with their aliases, and ends the leases they were loaded under.
+-- KEYS: 1 stamps (see fetch), then record, lease and aliases of each item.
+-- ARGV: 2 channel, 3 sender, then per item: token or '' for a put, refresh ms, fresh ms, life ms, tags and aliases, each
+--   followed by a space, payload, name of the record's key, name of the lease's key, '1' if these differ,
+--   primary key, number of aliases, number of prefixes, prefixes.
+-- Reply: per item 1 stored | 0 refused.
 local time = redis.call('TIME')
 local engine = time[1] * 1000000 + time[2]
-local last, base = tonumber(redis.call('ZSCORE', KEYS[1], '#') or '0'), redis.call('ZSCORE', KEYS[1], '')
-local waited, stamp = held and string.sub(held, -1) == 'w', nil
-if ARGV[2] ~= '' then
+local reply, place, at, puts, longest = {}, 2, 4, {}, 0
+
+-- Returns the stamp of the lease that an item was loaded under, nil where something was invalidated since.
+local function leased(at, prefixes, lease)
+  local held = redis.call('GET', lease)
   local token, given = string.match(held or '', '^(%S+) (%d+)')
-  if token ~= ARGV[2] then
-    return 0
+  if token ~= ARGV[at] then
+    return nil
   end
-  stamp = tonumber(given)
-  local members, alive = {}, base and tonumber(base) < stamp
-  for i = 11, #ARGV do
+  redis.call('DEL', lease)
+  if string.sub(held, -1) == 'w' then
+    redis.call('PUBLISH', ARGV[2], ARGV[3] .. '\nf' .. ARGV[at + 7])
+  end
+  local members = {''}
+  if ARGV[at + 8] == '1' then
+    -- Whose key was not known: any that was dropped or put since may have been this one.
+    members[2] = '%'
+  end
+  for i = at + 12, at + 11 + prefixes do
     members[#members + 1] = ARGV[i]
   end
-  -- At most 16 tags.
-  for tag in string.gmatch(ARGV[6], '%S+') do
+  -- At most 16 tags and 4 aliases.
+  for tag in string.gmatch(ARGV[at + 4], '%S+') do
     members[#members + 1] = tag
   end
-  for _, score in ipairs(redis.call('ZMSCORE', KEYS[1], unpack(members))) do
-    alive = alive and not (score and tonumber(score) >= stamp)
+  local scores = redis.call('ZMSCORE', KEYS[1], unpack(members))
+  local alive = scores[1]
+  for i = 1, #members do
+    alive = alive and not (scores[i] and tonumber(scores[i]) >= tonumber(given))
   end
-  redis.call('DEL', KEYS[3])
-  if not alive then
-    if waited then
-      redis.call('PUBLISH', ARGV[8], ARGV[10])
+  return alive and tonumber(given) or nil
+end
+
+while at <= #ARGV do
+  local aliases, prefixes, stamp = tonumber(ARGV[at + 10]), tonumber(ARGV[at + 11]), nil
+  if ARGV[at] ~= '' then
+    stamp = leased(at, prefixes, KEYS[place + 1])
+  else
+    local last = tonumber(redis.call('ZSCORE', KEYS[1], '#') or '0')
+    stamp = math.max(last + 1, engine)
+    if not redis.call('ZSCORE', KEYS[1], '') then
+      redis.call('ZADD', KEYS[1], string.format('%.0f', stamp), '')
+      stamp = stamp + 1
     end
-    return 0
+    local text = string.format('%.0f', stamp)
+    redis.call('ZADD', KEYS[1], text, '#', text, '%')
+    redis.call('DEL', KEYS[place + 1])
+    puts[#puts + 1] = ARGV[at + 6]
   end
-else
-  stamp = math.max(last + 1, engine)
-  if not base then
-    redis.call('ZADD', KEYS[1], string.format('%.0f', stamp), '')
-    stamp = stamp + 1
+  local life, tags = tonumber(ARGV[at + 3]), ARGV[at + 4]
+  if life == 0 then
+    -- The lease is given back, no more.
+    stamp = nil
   end
-  redis.call('ZADD', KEYS[1], string.format('%.0f', stamp), '#')
-  redis.call('DEL', KEYS[3])
+  if stamp then
+    local head = string.format('%.0f %.0f %.0f %.0f %.0f %d ', stamp, now_ms, now_ms + tonumber(ARGV[at + 1]),
+      now_ms + tonumber(ARGV[at + 2]), now_ms + life, #tags)
+    local rest = string.format('%.0f', life + 3600000)
+    redis.call('SET', KEYS[place], head .. tags .. ARGV[at + 5], 'PX', rest)
+    for i = 1, aliases do
+      redis.call('SET', KEYS[place + 1 + i], ARGV[at + 9], 'PX', rest)
+    end
+    longest = math.max(longest, life)
+  end
+  reply[#reply + 1] = stamp and 1 or 0
+  place, at = place + 2 + aliases, at + 12 + prefixes
 end
-local life = tonumber(ARGV[5])
-local head = string.format('%.0f %.0f %.0f %.0f %.0f %d ', stamp, now_ms, now_ms + tonumber(ARGV[3]),
-  now_ms + tonumber(ARGV[4]), now_ms + life, #ARGV[6])
-redis.call('SET', KEYS[2], head .. ARGV[6] .. ARGV[7], 'PX', string.format('%.0f', life + 3600000))
-redis.call('ZADD', KEYS[1], 'GT', ARGV[5], '!')
-if redis.call('PTTL', KEYS[1]) < life + 7200000 then
-  redis.call('PEXPIRE', KEYS[1], string.format('%.0f', life + 7200000))
+if longest > 0 then
+  redis.call('ZADD', KEYS[1], 'GT', string.format('%.0f', longest), '!')
+  if redis.call('PTTL', KEYS[1]) < longest + 7200000 then
+    redis.call('PEXPIRE', KEYS[1], string.format('%.0f', longest + 7200000))
+  end
 end
-if ARGV[2] == '' then
-  redis.call('PUBLISH', ARGV[8], ARGV[9])
-elseif waited then
-  redis.call('PUBLISH', ARGV[8], ARGV[10])
+if #puts > 0 then
+  redis.call('PUBLISH', ARGV[2], ARGV[3] .. '\n' .. table.concat(puts, '\n'))
 end
-return 1
+return reply

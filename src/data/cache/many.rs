@@ -1,0 +1,485 @@
+//! Batches: many keys in one call of the store, those that are missing in one call of the loader.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::error::Error;
+use std::future::Future;
+use std::hash::Hash;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::cached::{CacheOutcome, Cached};
+use super::error::LoadError;
+use super::fill::Landed;
+use super::flight::{Entered, Flight, FlightKey, Landing, Told, Want, names_of_load};
+use super::group::AT_ONCE;
+use super::handle::{Cache, State};
+use super::loaded::Loaded;
+use super::read::{Start, WAIT_FOR_OTHERS, draw, tell};
+use super::store::{Ask, Fetched, LeaseToken, LeaseWish, Leased, Lookup};
+use super::target::CacheKey;
+use crate::core::ttl::SECOND;
+use crate::core::{IntoKey, StoreError};
+use crate::data::DataError;
+
+/// How many keys [`Cache::warm`] loads in one call.
+const WARM_AT_ONCE: usize = 100;
+
+/// What became of a [`Cache::warm`]: numbers of keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WarmReport {
+    /// Cached before.
+    pub present: usize,
+    /// Loaded.
+    pub loaded: usize,
+    /// Unknown to the loader.
+    pub missing: usize,
+    /// Of calls that failed.
+    pub failed: usize,
+}
+
+/// What a [`Cache::verify`] has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verified {
+    /// The cached value is the loader's.
+    InSync,
+    /// It is another.
+    Differs,
+    /// Nothing is cached.
+    NotCached,
+    /// A value is cached that the loader no longer knows.
+    Gone,
+}
+
+/// A key that this call loads.
+struct Lead<V> {
+    key: CacheKey,
+    told: Told<V>,
+    landing: Landing<V>,
+}
+
+type Loads<V> = HashMap<CacheKey, Loaded<V>>;
+type LoadedMany<V> = Result<Loads<V>, Arc<dyn Error + Send + Sync>>;
+type LoadMany<V> =
+    Box<dyn FnOnce(Vec<CacheKey>) -> Pin<Box<dyn Future<Output = LoadedMany<V>> + Send>> + Send>;
+
+impl<K, V> Cache<K, V>
+where
+    K: IntoKey + Hash + Eq + Clone + Send + Sync + 'static,
+    V: Serialize + DeserializeOwned + Send + Sync + 'static,
+{
+    /// Returns the cached values in the order of `keys`; never loads. Up to 512 that are not here are one command.
+    ///
+    /// # Errors
+    /// The store cannot tell.
+    pub async fn get_many(&self, keys: &[K]) -> Result<Vec<Option<Cached<V>>>, DataError> {
+        let own: Vec<CacheKey> = keys.iter().map(|key| self.key_of(key)).collect();
+        self.state.get_many(&own).await
+    }
+
+    /// Returns the values in the order of `keys`, loading those that are missing by one call for exactly the keys that
+    /// nobody in this process loads already. What the loader does not return is remembered as absent.
+    ///
+    /// Where another process loads all that is missing, it is waited for as with one key; where it loads a part, that
+    /// part is loaded here, too, and not stored. A value that is due for a refresh is loaded with the rest.
+    ///
+    /// # Errors
+    /// The load failed for a key, and no stale value was at hand.
+    pub async fn get_many_or_load<F, Fut, L, E>(
+        &self,
+        keys: &[K],
+        loader: F,
+    ) -> Result<Vec<Option<Cached<V>>>, LoadError>
+    where
+        F: FnOnce(Vec<K>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<Vec<(K, L)>, E>> + Send + 'static,
+        L: Into<Loaded<V>>,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let own: Vec<CacheKey> = keys.iter().map(|key| self.key_of(key)).collect();
+        let by_key = own.iter().cloned().zip(keys.iter().cloned()).collect();
+        let loader = self.loader_of_many(by_key, loader);
+        self.state.get_many_or_load(&own, loader).await
+    }
+
+    fn loader_of_many<F, Fut, L, E>(&self, by_key: HashMap<CacheKey, K>, loader: F) -> LoadMany<V>
+    where
+        F: FnOnce(Vec<K>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<Vec<(K, L)>, E>> + Send + 'static,
+        L: Into<Loaded<V>>,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let cache = self.clone();
+        Box::new(move |wanted| {
+            Box::pin(async move {
+                let keys = wanted.iter().filter_map(|key| by_key.get(key).cloned());
+                let found = loader(keys.collect()).await;
+                let found = found.map_err(|error| Arc::from(error.into()))?;
+                let prepared = found.into_iter().map(|(key, loaded)| {
+                    let mut loaded = loaded.into();
+                    cache.prepare(&key, &mut loaded);
+                    (cache.key_of(&key), loaded)
+                });
+                Ok(prepared.collect())
+            })
+        })
+    }
+
+    /// Loads what is not cached, 100 keys in a call and two calls at a time.
+    pub async fn warm<F, Fut, L, E>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+        loader: F,
+    ) -> WarmReport
+    where
+        F: Fn(Vec<K>) -> Fut + Clone + Send + 'static,
+        Fut: Future<Output = Result<Vec<(K, L)>, E>> + Send + 'static,
+        L: Into<Loaded<V>>,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let keys: HashSet<K> = keys.into_iter().collect();
+        let keys: Vec<K> = keys.into_iter().collect();
+        let parts: VecDeque<&[K]> = keys.chunks(WARM_AT_ONCE).collect();
+        let parts = Mutex::new(parts);
+        let lane = || async {
+            let mut report = WarmReport::default();
+            loop {
+                let Some(part) = parts.lock().pop_front() else {
+                    return report;
+                };
+                self.warm_part(part, loader.clone(), &mut report).await;
+            }
+        };
+        let (one, two) = tokio::join!(lane(), lane());
+        WarmReport {
+            present: one.present + two.present,
+            loaded: one.loaded + two.loaded,
+            missing: one.missing + two.missing,
+            failed: one.failed + two.failed,
+        }
+    }
+
+    async fn warm_part<F, Fut, L, E>(&self, part: &[K], loader: F, report: &mut WarmReport)
+    where
+        F: Fn(Vec<K>) -> Fut + Clone + Send + 'static,
+        Fut: Future<Output = Result<Vec<(K, L)>, E>> + Send + 'static,
+        L: Into<Loaded<V>>,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let Ok(known) = self.get_many(part).await else {
+            report.failed += part.len();
+            return;
+        };
+        let absent = part.iter().zip(&known).filter(|(_, known)| known.is_none());
+        let absent: Vec<K> = absent.map(|(key, _)| key.clone()).collect();
+        report.present += part.len() - absent.len();
+        if absent.is_empty() {
+            return;
+        }
+        match self.get_many_or_load(&absent, loader).await {
+            Ok(found) => {
+                let loaded = found.iter().flatten().count();
+                report.loaded += loaded;
+                report.missing += found.len() - loaded;
+            }
+            Err(_) => report.failed += absent.len(),
+        }
+    }
+
+    /// Loads and compares with what is cached; changes nothing.
+    ///
+    /// # Errors
+    /// The loader failed, or as `Failed` the store could not tell.
+    pub async fn verify<F, Fut, L, E>(&self, key: &K, loader: F) -> Result<Verified, LoadError>
+    where
+        V: PartialEq,
+        F: FnOnce(K) -> Fut,
+        Fut: Future<Output = Result<Option<L>, E>>,
+        L: Into<Loaded<V>>,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let failed = |error: Box<dyn Error + Send + Sync>| LoadError::Failed(Arc::from(error));
+        let cached = self.get(key).await.map_err(|error| failed(error.into()))?;
+        let loaded = loader(key.clone())
+            .await
+            .map_err(|error| failed(error.into()))?;
+        let loaded = loaded.map(|loaded| {
+            let mut loaded: Loaded<V> = loaded.into();
+            self.prepare(key, &mut loaded);
+            loaded.value
+        });
+        Ok(match (cached, loaded) {
+            (None, _) => Verified::NotCached,
+            (Some(_), None) => Verified::Gone,
+            (Some(cached), Some(loaded)) if *cached == loaded => Verified::InSync,
+            _ => Verified::Differs,
+        })
+    }
+}
+
+impl<V> State<V>
+where
+    V: Serialize + DeserializeOwned + Send + Sync + 'static,
+{
+    async fn get_many(&self, keys: &[CacheKey]) -> Result<Vec<Option<Cached<V>>>, DataError> {
+        self.begin().await;
+        let mut found: HashMap<&CacheKey, Option<Cached<V>>> = HashMap::new();
+        for key in keys {
+            if let Some(known) = self.known_here(key) {
+                self.meter.read(&self.label, "local");
+                found.insert(key, self.cached(known, CacheOutcome::LocalHit));
+            }
+        }
+        let mut rest: Vec<&CacheKey> = keys.iter().filter(|key| !found.contains_key(key)).collect();
+        let mut seen = HashSet::new();
+        rest.retain(|key| seen.insert(*key));
+        for part in rest.chunks(AT_ONCE) {
+            let lookups = part.iter().map(|key| Lookup {
+                key: (*key).clone(),
+                ask: Ask::Read,
+            });
+            let (fetched, noted) = self.fetch_many(lookups.collect()).await?;
+            for (key, fetched) in part.iter().zip(fetched) {
+                let now = self.clock.now_micros();
+                let known = self.take(key, fetched, noted);
+                let known = known.filter(|known| known.fresh > now);
+                let result = if known.is_some() { "shared" } else { "miss" };
+                self.meter.read(&self.label, result);
+                let cached = known.and_then(|known| self.cached(known, CacheOutcome::SharedHit));
+                found.insert(key, cached);
+            }
+        }
+        Ok(keys
+            .iter()
+            .map(|key| found.get(key).cloned().flatten())
+            .collect())
+    }
+
+    /// Asks in parts of 512.
+    async fn fetch_many(&self, lookups: Vec<Lookup>) -> Result<(Vec<Fetched>, u64), StoreError> {
+        let shared = &self.group.shared;
+        shared.catch_up().await?;
+        let (noted, group) = (shared.sight.now(), shared.name.shared());
+        let mut fetched = Vec::with_capacity(lookups.len());
+        for part in lookups.chunks(AT_ONCE) {
+            fetched.extend(shared.store.fetch(&group, part.to_vec()).await?);
+        }
+        Ok((fetched, noted))
+    }
+
+    async fn get_many_or_load(
+        self: &Arc<Self>,
+        keys: &[CacheKey],
+        loader: LoadMany<V>,
+    ) -> Result<Vec<Option<Cached<V>>>, LoadError> {
+        self.begin().await;
+        let mut found: HashMap<&CacheKey, Option<Cached<V>>> = HashMap::new();
+        let mut waits: HashMap<&CacheKey, (Arc<Flight<V>>, bool)> = HashMap::new();
+        let mut leads = Vec::new();
+        for key in keys {
+            if found.contains_key(key) || waits.contains_key(key) {
+                continue;
+            }
+            if let Some(known) = self.known_here(key) {
+                self.meter.read(&self.label, "local");
+                found.insert(key, self.cached(known, CacheOutcome::LocalHit));
+                continue;
+            }
+            let at = FlightKey {
+                key: key.key.clone(),
+                want: Want::Either,
+            };
+            match self.enter(vec![at], &names_of_load(key)) {
+                Entered::Joined(flight) => drop(waits.insert(key, (flight, true))),
+                Entered::Led(told, landing) => {
+                    waits.insert(key, (Arc::clone(&landing.own), false));
+                    let key = key.clone();
+                    leads.push(Lead { key, told, landing });
+                }
+            }
+        }
+        if !leads.is_empty() {
+            let state = Arc::clone(self);
+            tokio::spawn(async move { state.fly_many(leads, loader).await });
+        }
+        for (key, (flight, joined)) in waits {
+            found.insert(key, flight.wait(joined).await?);
+        }
+        Ok(keys
+            .iter()
+            .map(|key| found.get(key).cloned().flatten())
+            .collect())
+    }
+
+    async fn fly_many(self: &Arc<Self>, leads: Vec<Lead<V>>, loader: LoadMany<V>) {
+        let missing = match self.lease_many(leads).await {
+            missing if missing.is_empty() => return,
+            missing => missing,
+        };
+        let keys: Vec<CacheKey> = missing.iter().map(|(lead, _)| lead.key.clone()).collect();
+        let mut loads = match self.load_many(keys, loader, &missing).await {
+            Ok(loads) => loads,
+            Err(error) => {
+                for (lead, start) in missing {
+                    self.note_failure(&lead.key);
+                    self.give_back(&lead.key, start.token).await;
+                    match &start.stale {
+                        Some(stale) => self.tell_stale_once(&lead.told, stale),
+                        None => {
+                            lead.landing.land();
+                            tell(&lead.told, Err(error.clone()));
+                        }
+                    }
+                }
+                return;
+            }
+        };
+        let (mut leads, mut landed) = (Vec::new(), Vec::new());
+        for (lead, start) in missing {
+            landed.push(Landed {
+                loaded: loads.remove(&lead.key),
+                key: lead.key.clone(),
+                start,
+                lease_of: None,
+            });
+            leads.push(lead);
+        }
+        let answers = self.settle(landed).await;
+        for (lead, answer) in leads.into_iter().zip(answers) {
+            lead.landing.land();
+            tell(&lead.told, Ok(answer));
+        }
+    }
+
+    /// Asks the store for all; answers what it has, and returns what is to be loaded.
+    async fn lease_many(&self, leads: Vec<Lead<V>>) -> Vec<(Lead<V>, Start<V>)> {
+        let token = draw();
+        let (mut missing, busy) = self.lease_round(leads, token, false).await;
+        if busy.is_empty() {
+            return missing;
+        }
+        if missing.is_empty() {
+            // Others load everything: one wait for all of it, then what is left is taken over.
+            self.await_others(&busy).await;
+            let (given, none) = self.lease_round(busy, token, true).await;
+            missing.extend(given);
+            missing.extend(self.without_lease(none));
+        } else {
+            // Two batches that waited for each other would both wait in vain.
+            missing.extend(self.without_lease(busy));
+        }
+        missing
+    }
+
+    fn without_lease(&self, leads: Vec<Lead<V>>) -> Vec<(Lead<V>, Start<V>)> {
+        let noted = self.group.shared.sight.now();
+        let start = || Start {
+            stale: None,
+            token: None,
+            bypassed: false,
+            noted,
+        };
+        leads.into_iter().map(|lead| (lead, start())).collect()
+    }
+
+    async fn await_others(&self, busy: &[Lead<V>]) {
+        let shared = &self.group.shared;
+        let waiters: Vec<_> = busy
+            .iter()
+            .map(|lead| shared.waiter(&lead.key.member()))
+            .collect();
+        let all = async {
+            for waiter in &waiters {
+                waiter.notified().await;
+            }
+        };
+        // One that is missed costs no more than this.
+        let _ = tokio::time::timeout(WAIT_FOR_OTHERS, all).await;
+    }
+
+    /// One look at the store; gives those that are to be loaded, and those that others load.
+    async fn lease_round(
+        &self,
+        leads: Vec<Lead<V>>,
+        token: LeaseToken,
+        take_over: bool,
+    ) -> (Vec<(Lead<V>, Start<V>)>, Vec<Lead<V>>) {
+        let ask = Ask::Lease(LeaseWish {
+            token,
+            lasts: self.config.hard + SECOND,
+            take_over,
+            force: false,
+        });
+        let lookup = |lead: &Lead<V>| Lookup {
+            key: lead.key.clone(),
+            ask,
+        };
+        let (mut missing, mut busy) = (Vec::new(), Vec::new());
+        let asked = self.fetch_many(leads.iter().map(lookup).collect()).await;
+        let (fetched, noted) = match asked {
+            Ok(asked) => asked,
+            Err(error) => {
+                let alone = |lead: Lead<V>| {
+                    let start = self.bypass(&lead.key, Want::Either, &lead.told, &error)?;
+                    Some((lead, start))
+                };
+                return (leads.into_iter().filter_map(alone).collect(), busy);
+            }
+        };
+        for (lead, fetched) in leads.into_iter().zip(fetched) {
+            let (leased, now) = (fetched.leased, self.clock.now_micros());
+            let known = self.take(&lead.key, fetched, noted);
+            let token = (leased == Leased::Given).then_some(token);
+            let is_fresh = known.as_ref().is_some_and(|known| known.fresh > now);
+            if let Some(known) = known.as_ref().filter(|_| is_fresh) {
+                self.meter.read(&self.label, "shared");
+                let cached = self.cached(known.clone(), CacheOutcome::SharedHit);
+                tell(&lead.told, Ok(cached));
+            }
+            match (known, token) {
+                (Some(known), None) if is_fresh => drop(known),
+                (Some(stale), None) => self.tell_stale_once(&lead.told, &stale),
+                (Some(stale), token) if !is_fresh && !self.may_load(&lead.key, now) => {
+                    self.tell_stale_once(&lead.told, &stale);
+                    self.give_back(&lead.key, token).await;
+                }
+                (None, None) => busy.push(lead),
+                (stale, token) => {
+                    if stale.is_none() {
+                        self.meter.read(&self.label, "miss");
+                    }
+                    let start = Start {
+                        stale,
+                        token,
+                        bypassed: false,
+                        noted,
+                    };
+                    missing.push((lead, start));
+                }
+            }
+        }
+        (missing, busy)
+    }
+
+    /// Runs the loader once; stale values answer when it outlasts the soft timeout.
+    async fn load_many(
+        &self,
+        keys: Vec<CacheKey>,
+        loader: LoadMany<V>,
+        missing: &[(Lead<V>, Start<V>)],
+    ) -> Result<Loads<V>, LoadError> {
+        let has_stale = missing.iter().any(|(_, start)| start.stale.is_some());
+        let soft = has_stale.then_some(self.config.soft);
+        let serve_stale = || {
+            for (lead, start) in missing {
+                if let Some(stale) = &start.stale {
+                    self.tell_stale_once(&lead.told, stale);
+                }
+            }
+        };
+        self.run(None, loader(keys), soft, serve_stale).await
+    }
+}

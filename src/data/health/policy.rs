@@ -1,0 +1,166 @@
+//! Decisions on what was found, on values alone.
+
+use super::report::{HealthReason, HealthStatus};
+use super::thresholds::Thresholds;
+use super::window::Window;
+use crate::backend::health::{Probed, StoreMode};
+use crate::data::check::Vitals;
+
+/// What was found of one part.
+pub(super) struct Found<'a> {
+    /// `None` where it did not answer, or said that it is down.
+    pub(super) probed: Option<Probed>,
+    pub(super) vitals: &'a Vitals,
+    pub(super) window: &'a Window,
+}
+
+/// Returns what is wrong with a part.
+pub(super) fn reasons(
+    found: &Found<'_>,
+    thresholds: &Thresholds,
+    expected: Option<StoreMode>,
+) -> Vec<HealthReason> {
+    let Found {
+        probed,
+        vitals,
+        window,
+    } = found;
+    let share = |part: u64, whole: u64| part as f64 / whole.max(1) as f64;
+    let is_cold = window.base(vitals, |all| all.reads).is_some_and(|then| {
+        let grown = |count: fn(&Vitals) -> u64| count(vitals).saturating_sub(count(then));
+        share(grown(|all| all.hits), grown(|all| all.reads)) < thresholds.hit_rate
+    });
+    let calls = window.base(vitals, |all| all.calls);
+    let of_calls = |count: fn(&Vitals) -> u64| {
+        let grown = |then: &Vitals, of: fn(&Vitals) -> u64| of(vitals).saturating_sub(of(then));
+        calls.map(|then| share(grown(then, count), grown(then, |all| all.calls)))
+    };
+    let slow = calls.and_then(|then| vitals.latency.since(&then.latency).p99());
+    let memory = probed.and_then(|probed| probed.memory);
+    let all = [
+        (HealthReason::Down, probed.is_none()),
+        (HealthReason::BreakerOpen, vitals.breaker_open),
+        (
+            HealthReason::Mode,
+            expected.is_some_and(|mode| vitals.mode.is_some_and(|own| own != mode)),
+        ),
+        (
+            HealthReason::MayEvict,
+            probed.is_some_and(|probed| probed.may_evict),
+        ),
+        (HealthReason::HitRate, is_cold),
+        (
+            HealthReason::Fallbacks,
+            of_calls(|all| all.fallbacks).is_some_and(|share| share > thresholds.fallbacks),
+        ),
+        (
+            HealthReason::Errors,
+            of_calls(|all| all.errors).is_some_and(|share| share > thresholds.errors),
+        ),
+        (
+            HealthReason::Slow,
+            slow.is_some_and(|p99| p99 > thresholds.p99),
+        ),
+        (
+            HealthReason::Memory,
+            memory.is_some_and(|share| share > thresholds.memory),
+        ),
+    ];
+    let broken = all.into_iter().filter(|(_, is_so)| *is_so);
+    broken.map(|(reason, _)| reason).collect()
+}
+
+/// Returns how a part is.
+pub(super) fn status(reasons: &[HealthReason]) -> HealthStatus {
+    if reasons.contains(&HealthReason::Down) {
+        HealthStatus::Down
+    } else if reasons.is_empty() {
+        HealthStatus::Healthy
+    } else {
+        HealthStatus::Degraded
+    }
+}
+
+/// Returns how the whole is: each part with whether it is required.
+pub(super) fn whole(parts: impl Iterator<Item = (bool, HealthStatus)>) -> HealthStatus {
+    parts.fold(HealthStatus::Healthy, |whole, part| {
+        let weight = match part {
+            (_, HealthStatus::Healthy) => HealthStatus::Healthy,
+            (true, HealthStatus::Down) => HealthStatus::Down,
+            _ => HealthStatus::Degraded,
+        };
+        whole.max(weight)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judge(window: &Window, vitals: &Vitals) -> Vec<HealthReason> {
+        let found = Found {
+            probed: Some(Probed::default()),
+            vitals,
+            window,
+        };
+        reasons(&found, &Thresholds::default(), None)
+    }
+
+    fn cache(reads: u64, hits: u64) -> Vitals {
+        Vitals {
+            reads,
+            hits,
+            ..Vitals::default()
+        }
+    }
+
+    #[test]
+    fn a_hit_rate_is_of_the_last_thousand_reads_and_of_no_fewer() {
+        let mut window = Window::default();
+        window.push(cache(0, 0));
+        assert_eq!(judge(&window, &cache(999, 0)), []);
+        assert_eq!(judge(&window, &cache(1_000, 0)), [HealthReason::HitRate]);
+        assert_eq!(judge(&window, &cache(1_000, 800)), []);
+        assert_eq!(judge(&window, &cache(1_000, 799)), [HealthReason::HitRate]);
+        // A cold start is forgotten.
+        window.push(cache(1_000, 0));
+        assert_eq!(judge(&window, &cache(2_000, 1_000)), []);
+        window.push(cache(2_000, 1_000));
+        assert_eq!(
+            judge(&window, &cache(3_000, 1_100)),
+            [HealthReason::HitRate]
+        );
+    }
+
+    #[test]
+    fn where_little_is_read_the_first_readings_stay() {
+        let mut window = Window::default();
+        (0..500).for_each(|reads| window.push(cache(reads, 0)));
+        assert_eq!(judge(&window, &cache(1_000, 0)), [HealthReason::HitRate]);
+    }
+
+    #[test]
+    fn shares_of_calls_are_judged_beyond_their_bounds() {
+        let mut window = Window::default();
+        window.push(Vitals::default());
+        let of = |errors, fallbacks| Vitals {
+            calls: 10_000,
+            errors,
+            fallbacks,
+            ..Vitals::default()
+        };
+        assert_eq!(judge(&window, &of(10, 500)), []);
+        let both = [HealthReason::Fallbacks, HealthReason::Errors];
+        assert_eq!(judge(&window, &of(11, 501)), both);
+    }
+
+    #[test]
+    fn only_what_is_required_takes_the_whole_down() {
+        use HealthStatus::{Degraded, Down, Healthy};
+        let whole = |parts: &[(bool, HealthStatus)]| whole(parts.iter().copied());
+        assert_eq!(whole(&[]), Healthy);
+        assert_eq!(whole(&[(true, Healthy), (false, Down)]), Degraded);
+        assert_eq!(whole(&[(true, Degraded), (false, Healthy)]), Degraded);
+        assert_eq!(whole(&[(false, Healthy), (true, Down)]), Down);
+    }
+}
