@@ -118,7 +118,9 @@ impl App {
         println!("seats given: {applied:?}");
         self.visits.incr("home", 3).await?;
         let now = Timestamp::of(&tower_keep::core::SystemClock);
-        let days = self.visits.range("home", Bucket::DAY, now - DAY..now + DAY);
+        let days = self
+            .visits
+            .range("home", Bucket::DAY, now.minus(DAY)..now + DAY);
         let visits: i64 = days.await?.iter().map(|day| day.count).sum();
         println!("visits: {visits}");
         Ok(())
@@ -131,10 +133,9 @@ impl App {
         let taken = [one?, two?].into_iter().flatten().count();
         println!("of two takes {taken} got the state");
         let form = ("u1", "intake");
-        let first = self
-            .forms
-            .save(form, &vec!["name".to_owned()], Expect::Absent);
-        println!("one tab: {:?}", first.await?);
+        let name = vec!["name".to_owned()];
+        let first = self.forms.save(form, &name, Expect::Absent).await?;
+        println!("one tab: {first:?}");
         let second = self.forms.save(form, &Vec::new(), Expect::Absent).await?;
         println!("the other: {second:?}");
         self.forms.take(form).await?;

@@ -132,7 +132,7 @@ impl StoreHealth for MemoryStore {
         let now = self.now_micros();
         let done = self.table::<Probe>().update_one(entry, now, |slot| {
             let end = now.saturating_add(10_000_000);
-            slot.set(Probe, end).map(|()| drop(slot.remove()))
+            slot.set(Probe, end).map(|()| slot.remove().is_some())
         });
         StoreFuture::ready(done.map_err(Into::into).map(|_: bool| Probed {
             memory: Some(self.size().fullest),
@@ -180,7 +180,7 @@ impl StoreHealth for super::redis::RedisStore {
 }
 
 #[cfg(feature = "redis")]
-impl StoreHealth for Fallback<super::redis::RedisStore, MemoryStore> {
+impl<S: fmt::Debug + Send + Sync + 'static> StoreHealth for Fallback<super::redis::RedisStore, S> {
     fn mode(&self) -> StoreMode {
         if self.primary().is_open_circuit() {
             StoreMode::Fallback
@@ -199,12 +199,13 @@ impl StoreHealth for Fallback<super::redis::RedisStore, MemoryStore> {
 
     /// The primary's, with the entries of the one that stands in.
     fn stats(&self) -> StoreStats {
-        let stand_in = self.secondary().size();
+        let stand_in: &dyn std::any::Any = self.secondary();
+        let size = stand_in.downcast_ref().map(MemoryStore::size);
         StoreStats {
             mode: self.mode(),
-            entries: Some(stand_in.entries),
-            bytes: Some(stand_in.bytes),
-            evicted: Some(stand_in.evicted),
+            entries: size.map(|size| size.entries),
+            bytes: size.map(|size| size.bytes),
+            evicted: size.map(|size| size.evicted),
             ..self.primary().stats()
         }
     }

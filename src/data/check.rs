@@ -1,6 +1,8 @@
 //! What a health service asks: a sign of life, and what was counted.
 
 use std::error::Error;
+#[cfg(feature = "redis")]
+use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -82,7 +84,7 @@ stores!(
     #[cfg(feature = "redis")]
     [] RedisStore,
     #[cfg(feature = "redis")]
-    [] Fallback<RedisStore, MemoryStore>,
+    [S: fmt::Debug + Send + Sync + 'static] Fallback<RedisStore, S>,
     [T: StoreHealth + ?Sized] Arc<T>
 );
 

@@ -106,7 +106,7 @@ async fn load(store: RedisStore, step: &str) {
     let users: Cache<String, String> = Cache::new(store, "user", ttl::USER);
     let hangs = step == "hang";
     let own = std::process::id().to_string();
-    let load = |_| async move {
+    let load = move |_| async move {
         println!("loading -");
         if hangs {
             std::future::pending::<()>().await;

@@ -31,6 +31,7 @@ use crate::core::{Clock, IntoKey, Key, ServiceName, StoreFuture, base64url};
 use crate::data::{Check, DataError, Vitals};
 
 type TagsOf<K, V> = Arc<dyn Fn(&K, &V) -> Vec<Tag> + Send + Sync>;
+type AliasOf<V> = Arc<dyn Fn(&V) -> Option<Key> + Send + Sync>;
 type Sanitize<V> = Arc<dyn Fn(&mut V) + Send + Sync>;
 
 /// Values by key, read through a loader: in this process, then in the store, then loaded once for all.
@@ -45,7 +46,7 @@ pub struct Cache<K, V> {
 /// A secondary key.
 struct Alias<V> {
     name: ServiceName,
-    of: Arc<dyn Fn(&V) -> Option<Key> + Send + Sync>,
+    of: AliasOf<V>,
 }
 
 impl<V> Clone for Alias<V> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
 
 use super::cached::{CacheOutcome, Cached};
 use super::error::LoadError;
@@ -242,7 +243,7 @@ where
                 ask: Ask::Read,
             });
             let (fetched, noted) = self.fetch_many(lookups.collect()).await?;
-            for (key, fetched) in part.iter().zip(fetched) {
+            for (key, fetched) in part.iter().copied().zip(fetched) {
                 let now = self.clock.now_micros();
                 let known = self.take(key, fetched, noted);
                 let known = known.filter(|known| known.fresh > now);
@@ -362,11 +363,30 @@ where
             return missing;
         }
         if missing.is_empty() {
-            // Others load everything: one wait for all of it, then what is left is taken over.
-            self.await_others(&busy).await;
-            let (given, none) = self.lease_round(busy, token, true).await;
+            // Others load everything: one wait for all of it, then what is left is taken over. They are listened to before
+            // the store is asked once more, so that no fill is missed.
+            let waiters = |busy: &[Lead<V>]| -> Vec<Arc<Notify>> {
+                let shared = &self.group.shared;
+                let waiters = busy.iter().map(|lead| shared.waiter(&lead.key.member()));
+                waiters.collect()
+            };
+            let _listening = waiters(&busy);
+            let (given, busy) = self.lease_round(busy, token, false).await;
             missing.extend(given);
-            missing.extend(self.without_lease(none));
+            if missing.is_empty() && !busy.is_empty() {
+                let waiters = waiters(&busy);
+                let all = async {
+                    for waiter in &waiters {
+                        waiter.notified().await;
+                    }
+                };
+                let _ = tokio::time::timeout(WAIT_FOR_OTHERS, all).await;
+                let (given, none) = self.lease_round(busy, token, true).await;
+                missing.extend(given);
+                missing.extend(self.without_lease(none));
+            } else {
+                missing.extend(self.without_lease(busy));
+            }
         } else {
             // Two batches that waited for each other would both wait in vain.
             missing.extend(self.without_lease(busy));
@@ -383,21 +403,6 @@ where
             noted,
         };
         leads.into_iter().map(|lead| (lead, start())).collect()
-    }
-
-    async fn await_others(&self, busy: &[Lead<V>]) {
-        let shared = &self.group.shared;
-        let waiters: Vec<_> = busy
-            .iter()
-            .map(|lead| shared.waiter(&lead.key.member()))
-            .collect();
-        let all = async {
-            for waiter in &waiters {
-                waiter.notified().await;
-            }
-        };
-        // One that is missed costs no more than this.
-        let _ = tokio::time::timeout(WAIT_FOR_OTHERS, all).await;
     }
 
     /// One look at the store; gives those that are to be loaded, and those that others load.
