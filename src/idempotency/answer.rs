@@ -112,7 +112,11 @@ where
         (gathered.fill(body, most).await, None)
     } else {
         let mut body = Box::pin(body);
-        let filled = tokio::time::timeout(UNKNOWN_SIZE_WAIT, gathered.fill(body.as_mut(), most));
+        // In a box: a body of known size pays for no room of a timer.
+        let filled = Box::pin(tokio::time::timeout(
+            UNKNOWN_SIZE_WAIT,
+            gathered.fill(body.as_mut(), most),
+        ));
         (filled.await.unwrap_or(End::TooLarge), Some(body))
     };
     let (bytes, trailers) = gathered.finish();
@@ -191,7 +195,7 @@ pub(super) fn mark<B>(
         IdempotencyOutcome::Unprotected => ("unprotected", true),
         _ => ("", false),
     };
-    count!("keep_idempotency_requests_total", 1, "namespace" => config.namespace.to_string(), "outcome" => word);
+    count!("keep_idempotency_requests_total", 1, "namespace" => Arc::clone(&config.namespace), "outcome" => word);
     response.extensions_mut().insert(outcome);
     if word.is_empty() || !(config.report_status || always) {
         return;

@@ -50,7 +50,7 @@ pub(super) struct Question {
 /// What there is under the key.
 enum Claimed {
     /// The key is ours: run, and tell the local twins.
-    Run(Box<run::Ticket>),
+    Run(run::Ticket),
     Answer(Found, IdempotencyOutcome),
     Refused(RejectionCause),
     StoreFailed(StoreError),
@@ -77,12 +77,17 @@ where
         Ok(Some(scope)) => scope,
         Ok(None) => return refused(RejectionCause::ScopeMissing, key),
         Err(_) if config.on_store_failure == StoreFailure::Open => {
-            return unprotected(config, inner, Request::from_parts(parts, Body::pass(body))).await;
+            let request = Request::from_parts(parts, Body::pass(body));
+            return Box::pin(unprotected(config, inner, request)).await;
         }
         Err(error) => return refused(RejectionCause::of_store(&error), key),
     };
-    let gist = match read(config, parts, body).await {
-        Ok(gist) => gist,
+    let gist = match read(config, body).await {
+        Ok((bytes, trailers)) => Gist {
+            parts,
+            bytes,
+            trailers,
+        },
         Err(cause) => return refused(cause, key),
     };
     let question = match ask(&shared, &scope, key.as_ref(), &gist) {
@@ -97,11 +102,14 @@ where
         return Box::pin(run).await;
     }
     match claim(&shared, &question, &state).await {
-        Claimed::Run(ticket) => run::run(&mut inner, gist, *ticket, &shared, &state, key).await,
+        // In a box of its own: a replay pays for no room of a run.
+        Claimed::Run(ticket) => {
+            Box::pin(run::run(&mut inner, gist, ticket, &shared, &state, key)).await
+        }
         Claimed::Answer(found, outcome) => Ok(give(config, found, outcome, key)),
         Claimed::Refused(cause) => refused(cause, key),
         Claimed::StoreFailed(_) if config.on_store_failure == StoreFailure::Open => {
-            unprotected(config, inner, gist.request()).await
+            Box::pin(unprotected(config, inner, gist.request())).await
         }
         Claimed::StoreFailed(error) => refused(RejectionCause::of_store(&error), key),
     }
@@ -116,7 +124,7 @@ pub(super) fn refuse<R>(config: &Config, rejection: IdempotencyRejection) -> Res
     response
 }
 
-async fn read<B>(config: &Config, parts: Parts, body: B) -> Result<Gist, RejectionCause>
+async fn read<B>(config: &Config, body: B) -> Result<(Bytes, Option<HeaderMap>), RejectionCause>
 where
     B: HttpBody<Data = Bytes>,
 {
@@ -127,14 +135,7 @@ where
     let mut gathered = Gathered::default();
     let body = std::pin::pin!(body);
     match gathered.fill(body, most).await {
-        End::Whole => {
-            let (bytes, trailers) = gathered.finish();
-            Ok(Gist {
-                parts,
-                bytes,
-                trailers,
-            })
-        }
+        End::Whole => Ok(gathered.finish()),
         End::TooLarge => Err(RejectionCause::BodyTooLarge(most)),
         End::Failed => Err(RejectionCause::BodyUnreadable),
     }
@@ -179,14 +180,10 @@ pub(super) fn record_id<E>(
     endpoint: (&str, &str),
     key: impl FnOnce(&mut Hasher) -> Result<(), E>,
 ) -> Result<RecordId, E> {
-    let mut hasher = config.keyed.scope.start();
-    hasher.number(u64::from(scope.kind())).part(scope.value());
-    let scope_tag = hasher.finish();
+    let scope_tag = config.keyed.of_scope(scope);
     let mut hasher = config.keyed.key.start();
-    hasher
-        .number(u64::from(scope.kind()))
-        .part(scope.value())
-        .part(config.namespace.as_bytes());
+    scope.put(&mut hasher);
+    hasher.part(config.namespace.as_bytes());
     if config.per_endpoint {
         hasher
             .number(1)
@@ -220,7 +217,8 @@ async fn claim(shared: &Arc<Shared>, question: &Question, state: &RunState) -> C
             Begun::Running(head, _) => Claimed::Refused(in_progress(shared, &head)),
         };
     };
-    match tokio::time::timeout(most, attach(shared, question, state)).await {
+    let attached = Box::pin(attach(shared, question, state));
+    match tokio::time::timeout(most, attached).await {
         Ok(claimed) => claimed,
         // Only waiting is cut: a claim that was won has been answered by then.
         Err(_elapsed) => Claimed::Refused(RejectionCause::InProgress(1)),
@@ -269,7 +267,7 @@ async fn begin(
                 seat,
                 active,
             };
-            return Begun::Settled(Claimed::Run(Box::new(ticket)));
+            return Begun::Settled(Claimed::Run(ticket));
         }
         Ok(Begin::Running(head)) => {
             state.idle();

@@ -14,7 +14,7 @@ use super::mac::Keyed;
 use super::policy::{Directive, LeaseEnd, Methods, StatusPolicy, Twins};
 use super::record::{StoredAnswer, UNKNOWN_KEPT};
 use super::rejection::IdempotencyRejection;
-use super::scope::Scope;
+use super::scope::{Scope, ScopeId};
 use super::store::IdempotencyStore;
 use crate::core::StoreFailure;
 use crate::core::ttl::{HOUR, MINUTE, SECOND};
@@ -52,7 +52,7 @@ pub(super) struct Config {
     pub(super) key_field: HeaderName,
     pub(super) key_format: KeyFormat,
     pub(super) derive: Option<DerivedKey>,
-    pub(super) namespace: Box<str>,
+    pub(super) namespace: Arc<str>,
     pub(super) per_endpoint: bool,
     pub(super) has_secret: bool,
     pub(super) keyed: KeyedHashes,
@@ -83,14 +83,27 @@ pub(super) struct KeyedHashes {
     pub(super) scope: Keyed,
     pub(super) key: Keyed,
     pub(super) fingerprint: Keyed,
+    /// The hash of the one scope of all, made once.
+    pub(super) global: [u8; 32],
 }
 
 impl KeyedHashes {
     pub(super) fn new(secret: &[u8; 32]) -> Self {
+        let scope = Keyed::new(secret, b"scope");
         Self {
-            scope: Keyed::new(secret, b"scope"),
+            global: ScopeId::global().hash(&scope),
+            scope,
             key: Keyed::new(secret, b"key"),
             fingerprint: Keyed::new(secret, b"fingerprint"),
+        }
+    }
+
+    /// Hashes a scope; the first half of the ids of all its records.
+    pub(super) fn of_scope(&self, scope: &ScopeId) -> [u8; 32] {
+        if scope.is_global() {
+            self.global
+        } else {
+            scope.hash(&self.scope)
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The layer: a store, a scope and settings.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,6 +31,8 @@ use crate::core::{StoreError, StoreFailure};
 pub struct IdempotencyLayer {
     config: Arc<Config>,
     runs: Arc<Runs>,
+    /// Made once: axum asks for the service anew with every request.
+    shared: Arc<OnceLock<Arc<Shared>>>,
 }
 
 /// What [`IdempotencyLayer::drain`] waited for.
@@ -54,6 +56,7 @@ impl IdempotencyLayer {
         Self {
             config: Arc::new(Config::new(Arc::new(store), scope)),
             runs: Arc::new(Runs::default()),
+            shared: Arc::default(),
         }
     }
 
@@ -75,6 +78,7 @@ impl IdempotencyLayer {
 
     fn set(mut self, change: impl FnOnce(&mut Config)) -> Self {
         change(Arc::make_mut(&mut self.config));
+        self.shared = Arc::default();
         self
     }
 
@@ -290,6 +294,9 @@ impl<S> Layer<S> for IdempotencyLayer {
                 "idempotency: derived keys without a secret can be guessed from a dump of the store"
             );
         }
-        Idempotency::new(inner, Shared::new(&self.config, &self.runs))
+        let shared = self
+            .shared
+            .get_or_init(|| Shared::new(&self.config, &self.runs));
+        Idempotency::new(inner, Arc::clone(shared))
     }
 }

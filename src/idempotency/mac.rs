@@ -2,6 +2,7 @@
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
+use smallvec::SmallVec;
 
 /// HMAC-SHA-256 under one purpose, its key schedule done once.
 #[derive(Clone)]
@@ -21,12 +22,22 @@ impl Keyed {
 
     /// Starts a hash.
     pub(super) fn start(&self) -> Hasher {
-        Hasher(self.0.clone())
+        Hasher {
+            mac: self.0.clone(),
+            waiting: SmallVec::new(),
+        }
     }
 }
 
 /// Takes in the parts of one hash.
-pub(super) struct Hasher(Option<Hmac<Sha256>>);
+pub(super) struct Hasher {
+    mac: Option<Hmac<Sha256>>,
+    /// Short parts go into the hash together: each update costs more than its bytes.
+    waiting: SmallVec<[u8; TOGETHER]>,
+}
+
+/// So many bytes wait before they are hashed.
+const TOGETHER: usize = 192;
 
 impl Hasher {
     /// Takes in bytes behind their length: no two lists of parts look the same.
@@ -34,21 +45,44 @@ impl Hasher {
         self.number(bytes.len() as u64).raw(bytes)
     }
 
-    /// Takes in a number.
-    pub(super) fn number(&mut self, number: u64) -> &mut Self {
-        self.raw(&number.to_be_bytes())
+    /// Takes in a number, seven bits a byte: no spelling begins another.
+    pub(super) fn number(&mut self, mut number: u64) -> &mut Self {
+        let mut spelled = [0; 10];
+        let mut length = 0;
+        while number >= 0x80 {
+            spelled[length] = (number & 0x7F) as u8 | 0x80;
+            number >>= 7;
+            length += 1;
+        }
+        spelled[length] = number as u8;
+        self.raw(&spelled[..=length])
     }
 
     fn raw(&mut self, bytes: &[u8]) -> &mut Self {
-        if let Some(mac) = &mut self.0 {
-            mac.update(bytes);
+        if self.waiting.len() + bytes.len() > TOGETHER {
+            self.flush();
+        }
+        if bytes.len() > TOGETHER {
+            if let Some(mac) = &mut self.mac {
+                mac.update(bytes);
+            }
+        } else {
+            self.waiting.extend_from_slice(bytes);
         }
         self
     }
 
+    fn flush(&mut self) {
+        if let Some(mac) = &mut self.mac {
+            mac.update(&self.waiting);
+        }
+        self.waiting.clear();
+    }
+
     /// Returns the hash.
-    pub(super) fn finish(self) -> [u8; 32] {
-        self.0
+    pub(super) fn finish(mut self) -> [u8; 32] {
+        self.flush();
+        self.mac
             .map_or([0; 32], |mac| mac.finalize().into_bytes().into())
     }
 }
@@ -68,6 +102,29 @@ mod tests {
                 hasher.finish()
             };
             prop_assert_eq!(a == b, hash(&a) == hash(&b));
+        }
+    }
+
+    proptest! {
+        /// Whatever waits, is flushed or goes around the buffer: the bytes are the same as in one piece.
+        #[test]
+        fn parts_of_any_length_are_hashed_in_their_order(lengths in prop::collection::vec(0_usize..500, 0..6)) {
+            let keyed = Keyed::new(&[7; 32], b"test");
+            let (mut hasher, mut whole) = (keyed.start(), Vec::new());
+            for (n, length) in lengths.into_iter().enumerate() {
+                let part = vec![n as u8; length];
+                hasher.part(&part);
+                if length < 128 {
+                    whole.push(length as u8);
+                } else {
+                    whole.extend([length as u8 | 0x80, (length >> 7) as u8]);
+                }
+                whole.extend(part);
+            }
+            let mut mac = keyed.0.unwrap();
+            mac.update(&whole);
+            let expected: [u8; 32] = mac.finalize().into_bytes().into();
+            prop_assert_eq!(hasher.finish(), expected);
         }
     }
 

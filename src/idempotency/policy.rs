@@ -255,21 +255,26 @@ const NEVER_STORED: [HeaderName; 17] = [
 /// Returns those of `all` that may be kept: only `allowed`, if there is such a list, and never the fields of R27.
 pub(super) fn kept_fields(all: &HeaderMap, allowed: Option<&[HeaderName]>) -> HeaderMap {
     let mut kept = HeaderMap::with_capacity(all.keys_len() + 2);
+    let names_more = all.contains_key(header::CONNECTION);
     for (name, value) in all {
         let wanted = allowed.is_none_or(|allowed| allowed.contains(name));
-        if wanted && !is_never_stored(name, all) {
+        let more = names_more.then_some(all);
+        if wanted && !is_never_stored(name, more) {
             kept.append(name.clone(), value.clone());
         }
     }
     kept
 }
 
-fn is_never_stored(name: &HeaderName, all: &HeaderMap) -> bool {
+/// `all` only where a `Connection` field may name more.
+fn is_never_stored(name: &HeaderName, all: Option<&HeaderMap>) -> bool {
+    let text = name.as_str();
     NEVER_STORED.contains(name)
+        || fields::HOP_BY_HOP.contains(name)
+        || text.starts_with("x-ratelimit-")
+        || text.starts_with("idempotency-")
         || fields::is_rate_limit(name)
-        || name.as_str().starts_with("x-ratelimit-")
-        || name.as_str().starts_with("idempotency-")
-        || fields::is_hop_by_hop(name, all)
+        || all.is_some_and(|all| fields::is_hop_by_hop(name, all))
 }
 
 /// The few fields that a tombstone keeps.

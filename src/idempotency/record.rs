@@ -106,7 +106,13 @@ impl Fingerprint {
     #[must_use]
     pub fn contradicts(&self, other: &Self) -> bool {
         use subtle::ConstantTimeEq;
-        self.rule == other.rule && !bool::from(self.hash.ct_eq(&other.hash))
+        self.rule == other.rule && !bool::from(self.words().ct_eq(&other.words()))
+    }
+
+    /// The hash in four words: an eighth of the steps of a comparison by bytes.
+    fn words(&self) -> [u64; 4] {
+        let (words, _) = self.hash.as_chunks();
+        std::array::from_fn(|n| words.get(n).map_or(0, |word| u64::from_ne_bytes(*word)))
     }
 }
 

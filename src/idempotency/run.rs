@@ -173,7 +173,7 @@ where
         let response = inner.call(gist.request()).await?;
         Ok(settle(config, response).await)
     };
-    let ended = supervise(work, &ticket, shared, state).await;
+    let ended = supervise(pin!(work), &ticket, shared, state).await;
     let took = SystemClock.now_micros().saturating_sub(started);
     shared.runs.measured(took);
     let answer = match ended {
@@ -208,21 +208,21 @@ type Request<B> = http::Request<Body<B>>;
 
 /// Drives `work` to its end, renewing the lease meanwhile; a run that never waits pays for no timer.
 async fn supervise<T>(
-    work: impl Future<Output = T>,
+    mut work: Pin<&mut impl Future<Output = T>>,
     ticket: &Ticket,
     shared: &Shared,
     state: &RunState,
 ) -> Ended<T> {
-    let mut work = pin!(work);
     if let Poll::Ready(ended) = poll_fn(|cx| Poll::Ready(poll_caught(work.as_mut(), cx))).await {
         return ended;
     }
     let _listed = shared
         .runs
         .list(ticket.question.id, ticket.nonce, shared.config.at_lease_end);
-    let mut lease = pin!(tokio::time::timeout(
+    // In a box: a run that never waits pays for no room of timers.
+    let mut lease = Box::pin(tokio::time::timeout(
         shared.config.run_limit,
-        keep_lease(ticket, shared, state)
+        keep_lease(ticket, shared, state),
     ));
     let mut fresh = true;
     poll_fn(|cx| {

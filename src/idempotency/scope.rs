@@ -7,6 +7,7 @@ use std::sync::Arc;
 use http::request::Parts;
 use smallvec::SmallVec;
 
+use super::mac::{Hasher, Keyed};
 use crate::core::telemetry::{Once, warn};
 use crate::core::{ClientIp, StoreError, principal_of};
 
@@ -94,6 +95,8 @@ impl fmt::Debug for Scope {
     }
 }
 
+const GLOBAL: u8 = 4;
+
 /// One caller. Kinds never meet: a principal named like an address is not that address.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ScopeId {
@@ -126,7 +129,7 @@ impl ScopeId {
     /// The one scope of [`Scope::global`].
     #[must_use]
     pub fn global() -> Self {
-        Self::of(4, b"")
+        Self::of(GLOBAL, b"")
     }
 
     fn of(kind: u8, value: &[u8]) -> Self {
@@ -136,12 +139,19 @@ impl ScopeId {
         }
     }
 
-    pub(super) fn kind(&self) -> u8 {
-        self.kind
+    /// Takes the caller in.
+    pub(super) fn put(&self, hasher: &mut Hasher) {
+        hasher.number(u64::from(self.kind)).part(&self.value);
     }
 
-    pub(super) fn value(&self) -> &[u8] {
-        &self.value
+    pub(super) fn hash(&self, keyed: &Keyed) -> [u8; 32] {
+        let mut hasher = keyed.start();
+        self.put(&mut hasher);
+        hasher.finish()
+    }
+
+    pub(super) const fn is_global(&self) -> bool {
+        self.kind == GLOBAL
     }
 }
 
