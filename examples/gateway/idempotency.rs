@@ -89,7 +89,7 @@ const fn setting(
     }
 }
 
-pub const SETTINGS: [Setting<Building>; 25] = [
+pub const SETTINGS: [Setting<Building>; 26] = [
     setting(
         SCOPE,
         "WHOSE",
@@ -169,9 +169,9 @@ pub const SETTINGS: [Setting<Building>; 25] = [
     setting(
         "--idempotency-fingerprint",
         "RULE",
-        "what makes a payload the same: bytes, json or route, then ,header=F ,include=/p ,exclude=/p",
+        "what makes a payload the same: bytes, json or route, then ,header=F ,include=/p ,exclude=/p ,digests",
         |own, value| {
-            let rule = fingerprint(value).ok_or("wants bytes, json or route, then ,header=F ,include=/p ,exclude=/p (pointers with json)")?;
+            let rule = fingerprint(value).ok_or("wants bytes, json or route, then ,header=F ,include=/p ,exclude=/p (pointers with json) ,digests")?;
             own.with(|layer| layer.fingerprint(rule))
         },
     ),
@@ -287,6 +287,15 @@ pub const SETTINGS: [Setting<Building>; 25] = [
         },
     ),
     setting(
+        "--idempotency-tee-up-to",
+        "N",
+        "larger answers up to this size are copied while they go out [0]",
+        |own, value| {
+            let bytes = bytes(value)?;
+            own.with(|layer| layer.tee_up_to(bytes))
+        },
+    ),
+    setting(
         "--idempotency-replay-only",
         "LIST",
         "the only fields of an answer that are kept",
@@ -396,12 +405,24 @@ fn fingerprint(text: &str) -> Option<FingerprintRule> {
         _ => return None,
     };
     let points = |pointer: &str| kind == "json" && (pointer.is_empty() || pointer.starts_with('/'));
-    parts.try_fold(rule, |rule, part| match part.split_once('=')? {
+    parts.try_fold(rule, |rule, part| match part.split_once('=') {
+        None if part == "digests" => Some(rule.digest_uploads()),
+        None => None,
+        Some(both) => chosen(rule, both, points),
+    })
+}
+
+fn chosen(
+    rule: FingerprintRule,
+    both: (&str, &str),
+    points: impl Fn(&str) -> bool,
+) -> Option<FingerprintRule> {
+    match both {
         ("header", name) => Some(rule.header(field(name).ok()?)),
         ("include", pointer) if points(pointer) => Some(rule.include(pointer)),
         ("exclude", pointer) if points(pointer) => Some(rule.exclude(pointer)),
         _ => None,
-    })
+    }
 }
 
 fn on(text: &str) -> Option<(u16, Directive)> {

@@ -1,11 +1,13 @@
 //! The body that layers hand on: somebody else's, untouched, or bytes of our own.
 
+use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
+use parking_lot::Mutex;
 use pin_project_lite::pin_project;
 
 pin_project! {
@@ -26,6 +28,29 @@ pin_project! {
         Pass { #[pin] body: B },
         Owned { data: Option<Bytes>, trailers: Option<Box<HeaderMap>> },
         Resumed { head: Option<Bytes>, body: Pin<Box<B>> },
+        // Never locked but for a look: a lock makes it as shareable as the others.
+        Followed { body: Mutex<Box<dyn Followed<B> + Send>> },
+    }
+}
+
+/// A body that does more than pass while it is read. What happens when it is dropped is its own affair.
+pub(crate) trait Followed<B> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>>
+    where
+        B: http_body::Body<Data = Bytes>;
+
+    fn is_end_stream(&self) -> bool
+    where
+        B: http_body::Body<Data = Bytes>;
+
+    fn size_hint(&self) -> SizeHint
+    where
+        B: http_body::Body<Data = Bytes>;
+}
+
+impl<B> fmt::Debug for dyn Followed<B> + Send {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Followed(..)")
     }
 }
 
@@ -53,6 +78,15 @@ impl<B> Body<B> {
         let head = (!head.is_empty()).then_some(head);
         Self {
             inner: Inner::Resumed { head, body },
+        }
+    }
+
+    /// Makes a body that is followed while it passes.
+    pub(crate) fn followed(body: impl Followed<B> + Send + 'static) -> Self {
+        Self {
+            inner: Inner::Followed {
+                body: Mutex::new(Box::new(body)),
+            },
         }
     }
 
@@ -105,6 +139,7 @@ impl<B: http_body::Body<Data = Bytes>> http_body::Body for Body<B> {
                 Some(head) => Poll::Ready(Some(Ok(Frame::data(head)))),
                 None => body.as_mut().poll_frame(cx),
             },
+            InnerProj::Followed { body } => body.get_mut().poll_frame(cx),
         }
     }
 
@@ -113,6 +148,7 @@ impl<B: http_body::Body<Data = Bytes>> http_body::Body for Body<B> {
             Inner::Pass { body } => body.is_end_stream(),
             Inner::Owned { data, trailers } => data.is_none() && trailers.is_none(),
             Inner::Resumed { head, body } => head.is_none() && body.is_end_stream(),
+            Inner::Followed { body } => body.lock().is_end_stream(),
         }
     }
 
@@ -122,6 +158,7 @@ impl<B: http_body::Body<Data = Bytes>> http_body::Body for Body<B> {
             Inner::Owned { data, .. } => {
                 SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64))
             }
+            Inner::Followed { body } => body.lock().size_hint(),
             Inner::Resumed { head, body } => {
                 let (head, rest) = (head.as_ref().map_or(0, Bytes::len) as u64, body.size_hint());
                 let mut hint = SizeHint::new();
@@ -161,6 +198,12 @@ mod tests {
         let body = Body::resumed(Bytes::from_static(b"head "), rest);
         assert_eq!(body.size_hint().exact(), Some(9));
         assert_eq!(body.collect().await.unwrap().to_bytes(), "head rest");
+    }
+
+    #[test]
+    fn it_is_shared_between_threads_where_the_body_inside_is() {
+        fn check<T: Send + Sync>() {}
+        check::<Body<Full<Bytes>>>();
     }
 
     #[tokio::test]

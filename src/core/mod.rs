@@ -29,6 +29,7 @@ pub mod ttl;
 pub use after_work::AfterWork;
 pub(crate) use after_work::{End, run_all};
 pub use body::Body;
+pub(crate) use body::Followed;
 pub use breaker::{Admission, Breaker};
 pub use client_ip::{ClientIp, ClientIpLayer, ClientIpService, PeerAddr, TrustedProxies};
 pub(crate) use clock::monotonic;

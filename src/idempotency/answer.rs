@@ -37,9 +37,8 @@ pub(super) async fn settle<R>(config: &Config, mut response: Response<R>) -> Set
 where
     R: HttpBody<Data = Bytes>,
 {
-    let own = response.extensions_mut().remove::<Directive>();
-    let later = response.headers().contains_key(RETRY_AFTER);
-    let directive = own.unwrap_or_else(|| config.statuses.decide(response.status(), later));
+    let directive = directive(config, &response);
+    response.extensions_mut().remove::<Directive>();
     let ttl = match directive {
         Directive::Store => config.ttl,
         Directive::StoreFor(ttl) => ttl,
@@ -58,6 +57,13 @@ where
         return bury(config, response, TombstoneReason::TooLarge);
     }
     keep_whole(config, response, ttl).await
+}
+
+/// What the handler says, or the policy.
+pub(super) fn directive<R>(config: &Config, response: &Response<R>) -> Directive {
+    let later = response.headers().contains_key(RETRY_AFTER);
+    let own = response.extensions().get().copied();
+    own.unwrap_or_else(|| config.statuses.decide(response.status(), later))
 }
 
 /// Lets the response pass; the record says only that it ran.
@@ -85,7 +91,11 @@ impl AnswerContent {
     }
 }
 
-fn tombstone(status: StatusCode, fields: &HeaderMap, reason: TombstoneReason) -> AnswerContent {
+pub(super) fn tombstone(
+    status: StatusCode,
+    fields: &HeaderMap,
+    reason: TombstoneReason,
+) -> AnswerContent {
     count!("keep_idempotency_tombstones_total", 1, "reason" => match reason {
         TombstoneReason::TooLarge => "too_large",
         TombstoneReason::Streamed => "streamed",

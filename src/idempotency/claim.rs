@@ -4,15 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::request::Parts;
-use http::{HeaderMap, Request, Response};
+use http::{Request, Response};
 use http_body::Body as HttpBody;
 use tower_service::Service;
 
-use super::answer::{self, owned_body};
+use super::answer;
 use super::backlog::Waiting;
 use super::config::Config;
-use super::gather::{End, Gathered, is_larger};
+use super::intake::{self, Gist};
 use super::key::ClientKey;
 use super::mac::Hasher;
 use super::policy::{self, Twins};
@@ -25,20 +24,6 @@ use super::service::Shared;
 use super::store::{Begin, Claim};
 use crate::core::telemetry::{count, error};
 use crate::core::{Body, IdempotencyOutcome, StoreError, StoreFailure, Timestamp};
-
-/// A request whose body was read.
-#[derive(Clone)]
-pub(super) struct Gist {
-    pub(super) parts: Parts,
-    pub(super) bytes: Bytes,
-    pub(super) trailers: Option<HeaderMap>,
-}
-
-impl Gist {
-    pub(super) fn request<B>(self) -> Request<Body<B>> {
-        Request::from_parts(self.parts, owned_body(self.bytes, self.trailers))
-    }
-}
 
 /// Which record a request means, and what it would write.
 #[derive(Clone, Copy)]
@@ -67,7 +52,7 @@ pub(super) async fn guarded<S, B, R>(
 where
     S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send,
     S::Future: Send,
-    B: HttpBody<Data = Bytes> + Send,
+    B: HttpBody<Data = Bytes> + Send + 'static,
     R: HttpBody<Data = Bytes> + Send + 'static,
 {
     let config = &*shared.config;
@@ -82,12 +67,12 @@ where
         }
         Err(error) => return refused(RejectionCause::of_store(&error), key),
     };
-    let gist = match read(config, body).await {
-        Ok((bytes, trailers)) => Gist {
-            parts,
-            bytes,
-            trailers,
-        },
+    let read = match shared.rule.digest_of(&parts.headers) {
+        None => intake::read(config, body).await.map(|whole| (whole, None)),
+        Some(said) => Box::pin(intake::read_upload(config, body, said)).await,
+    };
+    let (gist, stream) = match read {
+        Ok((whole, stream)) => (Gist::of(parts, whole), stream),
         Err(cause) => return refused(cause, key),
     };
     let question = match ask(&shared, &scope, key.as_ref(), &gist) {
@@ -104,11 +89,15 @@ where
     match claim(&shared, &question, &state).await {
         // In a box of its own: a replay pays for no room of a run.
         Claimed::Run(ticket) => {
+            let gist = (gist, stream);
             Box::pin(run::run(&mut inner, gist, ticket, &shared, &state, key)).await
         }
         Claimed::Answer(found, outcome) => Ok(give(config, found, outcome, key)),
         Claimed::Refused(cause) => refused(cause, key),
-        Claimed::StoreFailed(_) if config.on_store_failure == StoreFailure::Open => {
+        // A stream that may turn out wrong needs somebody to drop its handler.
+        Claimed::StoreFailed(_)
+            if config.on_store_failure == StoreFailure::Open && stream.is_none() =>
+        {
             Box::pin(unprotected(config, inner, gist.request())).await
         }
         Claimed::StoreFailed(error) => refused(RejectionCause::of_store(&error), key),
@@ -122,23 +111,6 @@ pub(super) fn refuse<R>(config: &Config, rejection: IdempotencyRejection) -> Res
     let mut response = rejection.response(config).map(Body::bytes);
     answer::mark(config, &mut response, outcome, None);
     response
-}
-
-async fn read<B>(config: &Config, body: B) -> Result<(Bytes, Option<HeaderMap>), RejectionCause>
-where
-    B: HttpBody<Data = Bytes>,
-{
-    let most = config.max_request_body;
-    if is_larger(&body, most) {
-        return Err(RejectionCause::BodyTooLarge(most));
-    }
-    let mut gathered = Gathered::default();
-    let body = std::pin::pin!(body);
-    match gathered.fill(body, most).await {
-        End::Whole => Ok(gathered.finish()),
-        End::TooLarge => Err(RejectionCause::BodyTooLarge(most)),
-        End::Failed => Err(RejectionCause::BodyUnreadable),
-    }
 }
 
 fn ask(

@@ -66,6 +66,7 @@ pub(super) struct Config {
     pub(super) statuses: StatusPolicy,
     pub(super) max_request_body: usize,
     pub(super) max_response_body: usize,
+    pub(super) tee_up_to: usize,
     pub(super) replay_only: Option<Arc<[HeaderName]>>,
     pub(super) sanitize: Option<Arc<Sanitize>>,
     pub(super) replay_field: HeaderName,
@@ -131,6 +132,7 @@ impl Config {
             statuses: StatusPolicy::default(),
             max_request_body: 2 * MIB,
             max_response_body: 2 * MIB,
+            tee_up_to: 0,
             replay_only: None,
             sanitize: None,
             replay_field: REPLAYED_FIELD,
@@ -184,6 +186,16 @@ impl Config {
                 FingerprintRule::bytes()
             }
         })
+    }
+
+    /// Says whether a body may reach the handler before it was read: not where the key is made of it, nor where a
+    /// transaction would wait for the client.
+    pub(super) fn may_stream(&self) -> bool {
+        #[cfg(any(feature = "sqlite", feature = "postgres"))]
+        if self.transactional.is_some() {
+            return false;
+        }
+        self.derive.is_none()
     }
 
     /// How long a claim's record is kept: a run may take that long, and an undecided one must be found.

@@ -51,7 +51,7 @@ impl DerivedKey {
         }
     }
 
-    /// Makes the key by `material`; `None` is 400.
+    /// Makes the key by `material`; `None`, or nothing in it, is 400.
     pub fn by(name: &str, material: fn(&Parts, &Bytes) -> Option<Vec<u8>>) -> Self {
         Self {
             name: name.into(),
@@ -99,7 +99,7 @@ impl DerivedKey {
     /// Takes the key's material in.
     ///
     /// # Errors
-    /// The name of the field that is missing, repeated, no scalar or no instant; the key's own name for [`DerivedKey::by`].
+    /// The name of the field that is missing, empty, repeated, no scalar or no instant; the key's own name for [`DerivedKey::by`].
     pub(super) fn hash(
         &self,
         hasher: &mut Hasher,
@@ -109,7 +109,8 @@ impl DerivedKey {
         hasher.part(self.name.as_bytes());
         match &self.source {
             Source::By(material) => {
-                let material = material(parts, body).ok_or_else(|| self.name.clone())?;
+                let material = material(parts, body).filter(|material| !material.is_empty());
+                let material = material.ok_or_else(|| self.name.clone())?;
                 hasher.number(0).part(&material);
             }
             Source::Fields(wanted) => {
@@ -140,6 +141,9 @@ impl fmt::Debug for DerivedKey {
 impl Kind {
     fn normal(self, value: &str) -> Option<String> {
         let value = value.trim();
+        if value.is_empty() {
+            return None;
+        }
         match self {
             Self::Text => Some(value.to_owned()),
             Self::Email => Some(value.to_lowercase()),

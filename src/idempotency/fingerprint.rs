@@ -1,11 +1,12 @@
 //! What makes two requests the same request.
 
 use bytes::Bytes;
-use http::HeaderName;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
+use http::{HeaderMap, HeaderName};
 use smallvec::SmallVec;
 
+use super::digest::Digest;
 use super::json::Json;
 use super::mac::{Hasher, Keyed};
 use super::multipart::Multipart;
@@ -21,6 +22,7 @@ pub struct FingerprintRule {
     headers: Vec<HeaderName>,
     include: Vec<Box<str>>,
     exclude: Vec<Box<str>>,
+    digests: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,7 @@ impl FingerprintRule {
             headers: Vec::new(),
             include: Vec::new(),
             exclude: Vec::new(),
+            digests: false,
         }
     }
 
@@ -47,7 +50,7 @@ impl FingerprintRule {
     }
 
     /// As [`FingerprintRule::bytes`], but a JSON body counts by value: order of members and spelling of
-    /// numbers and strings do not matter.
+    /// numbers and strings do not matter. The content type counts as it was received.
     pub const fn json() -> Self {
         Self::of(BodyRule::Json)
     }
@@ -83,6 +86,30 @@ impl FingerprintRule {
         self
     }
 
+    /// Lets `Content-Digest`, else `Repr-Digest` (RFC 9530; sha-256, sha-512), stand for the body.
+    ///
+    /// A body within [`max_request_body`](super::IdempotencyLayer::max_request_body) is checked before anything is
+    /// claimed; a wrong one is 400. A larger one is not refused: it streams to the handler and is checked on its way. If it
+    /// turns out wrong its last bytes are never given out, the handler is dropped, the key is free and the client gets
+    /// 400; if the client breaks off, the handler's answer is not kept. Bodies without a digest count as before.
+    ///
+    /// Such a stream is refused (503) while the store is away, also under `StoreFailure::Open`; with a derived key and in
+    /// transactional mode it stays 413. It is to be read in the handler: a task of its own that outlives a dropped
+    /// handler waits for the end of a wrong body for ever.
+    pub const fn digest_uploads(mut self) -> Self {
+        self.digests = true;
+        self
+    }
+
+    /// What the body says it is, where that counts.
+    pub(super) fn digest_of(&self, fields: &HeaderMap) -> Option<Digest> {
+        if self.digests {
+            Digest::of(fields)
+        } else {
+            None
+        }
+    }
+
     #[track_caller]
     fn check(&self, pointer: &str) {
         assert!(
@@ -106,6 +133,9 @@ impl FingerprintRule {
             for pointer in pointers {
                 hasher.number(kind).part(pointer.as_bytes());
             }
+        }
+        if self.digests {
+            hasher.number(3);
         }
         // 0 is the tag of records that nobody can read.
         hasher.finish()[0].max(1)
@@ -146,12 +176,16 @@ impl FingerprintRule {
             .headers
             .get(CONTENT_TYPE)
             .map_or(&b""[..], |value| value.as_bytes());
+        if let Some(digest) = self.digest_of(&parts.headers) {
+            hasher.number(4).part(content_type);
+            return digest.put(hasher);
+        }
         if self.body == BodyRule::Json
             && is_json(content_type)
             && let Some(mut json) = Json::parse(body)
         {
             self.exclude.iter().for_each(|pointer| json.remove(pointer));
-            hasher.number(1);
+            hasher.number(1).part(content_type);
             if self.include.is_empty() {
                 hasher.part(&json.canonical());
             }

@@ -124,12 +124,22 @@ impl fmt::Debug for ClientKey {
 /// `%x21-7E` without the quote, and without the comma, which may be two joined lines.
 fn read_bare(line: &HeaderValue) -> Option<ClientKey> {
     let bytes = line.as_bytes();
-    let is_plain = |byte: &u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b',');
     bytes
         .iter()
-        .all(is_plain)
+        .all(|byte| PLAIN[usize::from(*byte)])
         .then(|| ClientKey(Bytes::Part(line.clone(), 0..bytes.len())))
 }
+
+/// What a bare key may have, by byte: every guarded request asks for each of its key's.
+const PLAIN: [bool; 256] = {
+    let mut plain = [false; 256];
+    let mut byte = 0x21;
+    while byte <= 0x7E {
+        plain[byte] = !matches!(byte as u8, b'"' | b',');
+        byte += 1;
+    }
+    plain
+};
 
 /// A String Item: optional spaces, a string, parameters that are checked and ignored, optional spaces.
 fn read_item(line: &HeaderValue) -> Option<ClientKey> {

@@ -179,6 +179,15 @@ impl IdempotencyLayer {
         self.set(|config| config.max_response_body = bytes)
     }
 
+    /// Copies larger answers of known size, up to this one, while they go out (0: none).
+    ///
+    /// A tombstone is stored before the first byte leaves, and the answer takes its place after the last; a
+    /// client that leaves mid-way does not stop it. Until then a retry gets 409. Each such answer is in memory
+    /// as a whole while it goes out. Not in transactional mode, where the answer must be in the same commit.
+    pub fn tee_up_to(self, bytes: usize) -> Self {
+        self.set(|config| config.tee_up_to = bytes)
+    }
+
     /// Keeps only these fields of an answer.
     ///
     /// # Panics

@@ -2,7 +2,6 @@
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
-use smallvec::SmallVec;
 
 /// HMAC-SHA-256 under one purpose, its key schedule done once.
 #[derive(Clone)]
@@ -24,7 +23,8 @@ impl Keyed {
     pub(super) fn start(&self) -> Hasher {
         Hasher {
             mac: self.0.clone(),
-            waiting: SmallVec::new(),
+            waiting: [0; TOGETHER],
+            length: 0,
         }
     }
 }
@@ -33,7 +33,8 @@ impl Keyed {
 pub(super) struct Hasher {
     mac: Option<Hmac<Sha256>>,
     /// Short parts go into the hash together: each update costs more than its bytes.
-    waiting: SmallVec<[u8; TOGETHER]>,
+    waiting: [u8; TOGETHER],
+    length: usize,
 }
 
 /// So many bytes wait before they are hashed.
@@ -59,29 +60,28 @@ impl Hasher {
     }
 
     fn raw(&mut self, bytes: &[u8]) -> &mut Self {
-        if self.waiting.len() + bytes.len() > TOGETHER {
-            self.flush();
-        }
-        if bytes.len() > TOGETHER {
-            if let Some(mac) = &mut self.mac {
-                mac.update(bytes);
-            }
+        let end = self.length + bytes.len();
+        if let Some(place) = self.waiting.get_mut(self.length..end) {
+            place.copy_from_slice(bytes);
+            self.length = end;
         } else {
-            self.waiting.extend_from_slice(bytes);
+            self.flush(bytes);
         }
         self
     }
 
-    fn flush(&mut self) {
+    /// Hashes what waits, then `more`.
+    fn flush(&mut self, more: &[u8]) {
         if let Some(mac) = &mut self.mac {
-            mac.update(&self.waiting);
+            mac.update(&self.waiting[..self.length]);
+            mac.update(more);
         }
-        self.waiting.clear();
+        self.length = 0;
     }
 
     /// Returns the hash.
     pub(super) fn finish(mut self) -> [u8; 32] {
-        self.flush();
+        self.flush(&[]);
         self.mac
             .map_or([0; 32], |mac| mac.finalize().into_bytes().into())
     }

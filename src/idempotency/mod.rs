@@ -30,6 +30,8 @@
 //! [`IdempotencyLayer::transactional`] is for effects in the same SQL database: the claim, what the handler
 //! writes and the answer commit together, or none of them does. It stands outside the reservation layer.
 //!
+//! Each fault, what the client sees and what a retry then gets is on the page [`what_can_go_wrong`].
+//!
 //! # What it does not do
 //! - Leased, it does not make a handler's effect and its answer one transaction: a process that is killed
 //!   between the two leaves an effect without an answer.
@@ -45,10 +47,12 @@ mod backlog;
 mod claim;
 mod config;
 mod derive;
+mod digest;
 mod extract;
 mod fingerprint;
 mod future;
 mod gather;
+mod intake;
 mod json;
 mod key;
 mod layer;
@@ -62,8 +66,10 @@ mod running;
 mod scope;
 mod service;
 mod store;
+mod tee;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod transactional;
+pub mod what_can_go_wrong;
 
 pub use admin::{Admin, RecordInfo, RecordState, ResolveError};
 pub use config::Preset;

@@ -26,12 +26,14 @@ pub enum RejectionCause {
     KeyMissing,
     /// 400: the field is not one valid key.
     KeyInvalid,
-    /// 400: this field of the body is missing, repeated, no scalar or no time.
+    /// 400: this field of the body is missing, empty, repeated, no scalar or no time.
     FieldsInvalid(Box<str>),
     /// 400: the body ended in an error.
     BodyUnreadable,
     /// 403: nobody knows who is asking.
     ScopeMissing,
+    /// 400: the request body is not what its digest says.
+    DigestMismatch,
     /// 413: larger than this many bytes.
     BodyTooLarge(usize),
     /// 422: the key belongs to another request.
@@ -98,6 +100,11 @@ impl RejectionCause {
                 "IDEMPOTENCY_BODY_UNREADABLE",
                 "The request body broke off",
             ),
+            Self::DigestMismatch => facts(
+                400,
+                "IDEMPOTENCY_DIGEST_MISMATCH",
+                "The request body is not what its digest says",
+            ),
             Self::ScopeMissing => {
                 facts(403, "IDEMPOTENCY_SCOPE_MISSING", "The caller is not known")
             }
@@ -157,6 +164,7 @@ impl RejectionCause {
                 format!("the field {name} must be there once, as a single value of its kind")
             }
             Self::BodyUnreadable => "the request body ended before it was complete".into(),
+            Self::DigestMismatch => "the request body is another than its digest field says".into(),
             Self::ScopeMissing => "a key belongs to a caller, and this request names none".into(),
             Self::BodyTooLarge(most) => format!("the request body may have {most} bytes"),
             Self::KeyReused => {

@@ -17,7 +17,10 @@ use tokio::sync::Notify;
 use tower_service::Service;
 
 use super::answer::{self, Settled, Verdict, settle};
-use super::claim::{Gist, Question, refuse};
+use super::claim::{Question, refuse};
+use super::config::Config;
+use super::digest::{Seen, Upload};
+use super::intake::{Gist, Stream};
 use super::key::ClientKey;
 use super::policy::LeaseEnd;
 use super::record::{Answer, AnswerContent, Fence, Nonce, RecordId};
@@ -25,7 +28,8 @@ use super::rejection::{IdempotencyRejection, RejectionCause};
 use super::running::{Active, Found, Seat, Written};
 use super::service::Shared;
 use super::store::Owned;
-use crate::core::telemetry::{count, warn};
+use super::tee;
+use crate::core::telemetry::{count, seconds, warn};
 use crate::core::{Body, Clock, IdempotencyOutcome, SystemClock, Timestamp};
 
 /// What a won claim carries along until its end.
@@ -144,10 +148,89 @@ pub(super) enum Ended<T> {
     OverLimit,
 }
 
+/// What came of the handler.
+enum Out<R> {
+    Settled(Settled<R>),
+    /// Too large to be waited for: kept for this long once it has gone out.
+    Teed(Response<R>, Duration),
+    /// The upload was another than it said: the handler was dropped.
+    Wrong,
+}
+
+async fn handle<S, B, R>(
+    config: &Config,
+    inner: &mut S,
+    request: Request<B>,
+) -> Result<Out<R>, S::Error>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    R: HttpBody<Data = Bytes>,
+{
+    let response = inner.call(request).await?;
+    if let Some(ttl) = tee::time_of(config, &response) {
+        return Ok(Out::Teed(response, ttl));
+    }
+    Ok(Out::Settled(settle(config, response).await))
+}
+
+/// As [`handle`], for a body that is checked while it streams.
+async fn handle_upload<S, B, R>(
+    config: &Config,
+    inner: &mut S,
+    request: Request<B>,
+    upload: Arc<Upload>,
+) -> Result<Out<R>, S::Error>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    R: HttpBody<Data = Bytes>,
+{
+    let out = tokio::select! {
+        biased;
+        () = upload.wrong() => return Ok(Out::Wrong),
+        out = handle(config, inner, request) => out?,
+    };
+    Ok(match (upload.close(), out) {
+        (Seen::Wrong, _) => Out::Wrong,
+        (Seen::Broken, Out::Settled(Settled::Answer(response, _))) => {
+            Out::Settled(Settled::Answer(response, Verdict::Release))
+        }
+        (Seen::Broken, Out::Teed(response, _)) => {
+            Out::Settled(Settled::Answer(response.map(Body::pass), Verdict::Release))
+        }
+        (_, out) => out,
+    })
+}
+
+/// Calls the handler and drives it to its end; it is dropped by then.
+async fn call<S, B, R>(
+    inner: &mut S,
+    (gist, stream): (Gist, Option<Box<Stream<B>>>),
+    ticket: &Ticket,
+    shared: &Shared,
+    state: &RunState,
+) -> Ended<Result<Out<R>, S::Error>>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    R: HttpBody<Data = Bytes>,
+{
+    let config = &*shared.config;
+    match stream {
+        None => {
+            let work = pin!(handle(config, inner, gist.request()));
+            supervise(work, ticket, shared, state).await
+        }
+        Some(stream) => {
+            let request = Request::from_parts(gist.parts, stream.body);
+            let mut work = Box::pin(handle_upload(config, inner, request, stream.upload));
+            supervise(work.as_mut(), ticket, shared, state).await
+        }
+    }
+}
+
 /// Runs the handler and ends the record.
 pub(super) async fn run<S, B, R>(
     inner: &mut S,
-    mut gist: Gist,
+    (mut gist, stream): (Gist, Option<Box<Stream<B>>>),
     ticket: Ticket,
     shared: &Arc<Shared>,
     state: &Arc<RunState>,
@@ -155,7 +238,7 @@ pub(super) async fn run<S, B, R>(
 ) -> Result<Response<Body<R>>, S::Error>
 where
     S: Service<Request<B>, Response = Response<R>>,
-    R: HttpBody<Data = Bytes>,
+    R: HttpBody<Data = Bytes> + Send + 'static,
 {
     let config = &*shared.config;
     let refused = |cause| refuse(config, IdempotencyRejection::new(cause, key));
@@ -169,21 +252,25 @@ where
         .extensions
         .insert(IdempotentRun(Arc::clone(state)));
     let started = SystemClock.now_micros();
-    let work = async {
-        let response = inner.call(gist.request()).await?;
-        Ok(settle(config, response).await)
-    };
-    let ended = supervise(pin!(work), &ticket, shared, state).await;
+    let ended = call(inner, (gist, stream), &ticket, shared, state).await;
     let took = SystemClock.now_micros().saturating_sub(started);
     shared.runs.measured(took);
+    let took = Duration::from_micros(took);
+    seconds!("keep_idempotency_run_seconds", took);
     let answer = match ended {
-        Ended::Done(Ok(Settled::Answer(response, verdict))) => {
-            let took = Duration::from_micros(took);
+        Ended::Done(Ok(Out::Teed(response, ttl))) => {
+            Ok(Box::pin(tee::start(shared, ticket, response, ttl, took)).await)
+        }
+        Ended::Done(Ok(Out::Settled(Settled::Answer(response, verdict)))) => {
             Ok(finish(shared, ticket, response, verdict, took).await)
         }
-        Ended::Done(Ok(Settled::Lost(content))) => {
+        Ended::Done(Ok(Out::Settled(Settled::Lost(content)))) => {
             let _ = keep(shared, ticket, content, config.ttl).await;
             Ok(refused(RejectionCause::AnswerLost))
+        }
+        Ended::Done(Ok(Out::Wrong)) => {
+            release(shared, &ticket).await;
+            Ok(refused(RejectionCause::DigestMismatch))
         }
         Ended::Done(Err(error)) => {
             release(shared, &ticket).await;
@@ -262,6 +349,11 @@ async fn keep_lease(ticket: &Ticket, shared: &Shared, state: &RunState) {
             .store
             .renew(&ticket.question.id, ticket.nonce, lease, end)
             .await;
+        count!("keep_idempotency_renewals_total", 1, "result" => match &renewed {
+            Ok(Owned::Yes) => "renewed",
+            Ok(Owned::Lost) => "lost",
+            Err(_) => "failed",
+        });
         match renewed {
             Ok(Owned::Yes) => (over_at, pause) = (asked_at + lease, lease / 3),
             Ok(Owned::Lost) => break,
@@ -274,7 +366,7 @@ async fn keep_lease(ticket: &Ticket, shared: &Shared, state: &RunState) {
 }
 
 /// Ends the record by the verdict and marks the response.
-async fn finish<R>(
+pub(super) async fn finish<R>(
     shared: &Arc<Shared>,
     ticket: Ticket,
     mut response: Response<Body<R>>,

@@ -12,8 +12,9 @@ use http_body::Body as HttpBody;
 use tower_service::Service;
 
 use self::ending::{Outcome, Turn};
-use super::claim::{Gist, Question, give, refuse};
+use super::claim::{Question, give, refuse};
 use super::config::Config;
+use super::intake::Gist;
 use super::key::ClientKey;
 use super::policy::{self, LeaseEnd, Twins};
 use super::record::{Content, Record, State};

@@ -8,9 +8,12 @@ mod outages;
 mod partitions;
 mod processes;
 mod refusals;
+mod secrets;
+mod tees;
 mod together;
 mod transactional;
 mod twins;
+mod uploads;
 
 use std::convert::Infallible;
 use std::future::Future;

@@ -48,6 +48,32 @@ proptest! {
     }
 }
 
+proptest! {
+    /// Delimiters, case and percent-encoding: whatever was sent otherwise is another request.
+    #[test]
+    fn nothing_is_decoded_folded_or_joined(
+        ones in prop::collection::vec(
+            ("/[aA%61.;]{0,3}", "[aA%61=&+;]{0,4}", "[aA/; =]{0,3}", "[aA%61=&\r\n]{0,3}", 0_u8..2),
+            2..8,
+        ),
+    ) {
+        let mut seen: Vec<([u8; 32], _)> = Vec::new();
+        for one in ones {
+            let (path, query, kind, body, method) = &one;
+            let mut made = request(&format!("{path}?{query}"), kind, body.as_bytes());
+            if *method == 1 {
+                *made.method_mut() = http::Method::PATCH;
+            }
+            let same = (path.clone(), parameters(query), kind.clone(), body.clone(), *method);
+            let print = print_of(&FingerprintRule::bytes(), &made);
+            for (other, what) in &seen {
+                prop_assert_eq!(*other == print, *what == same, "{:?} and {:?}", what, same);
+            }
+            seen.push((print, same));
+        }
+    }
+}
+
 #[test]
 fn a_multipart_retry_with_a_new_boundary_is_the_same_request() {
     let form = |boundary: &str, file: &str| {
@@ -103,6 +129,12 @@ fn json_counts_by_value_and_pointers_choose_what_counts() {
         r#" {"b" : [ true , null ],"a":1.0e0}"#
     ));
     assert!(!same(r#"{"a":[1,2]}"#, r#"{"a":[2,1]}"#));
+    let patch = request("/p", "application/merge-patch+json", b"{}");
+    assert_ne!(
+        print_of(&rule, &json("{}")),
+        print_of(&rule, &patch),
+        "one document, two meanings"
+    );
     assert!(!same(r#"{"a":1}"#, r#"{"a":"1"}"#));
     assert!(
         !same("18446744073709551617", "18446744073709551618"),

@@ -137,6 +137,16 @@ fn lengths_and_forms_are_bounded() {
 }
 
 #[test]
+fn a_bare_key_is_visible_ascii_without_quote_and_comma() {
+    for byte in 0..=u8::MAX {
+        let line = [b'a', byte, b'a'];
+        let plain = byte > b' ' && byte < 0x7F && byte != b'"' && byte != b',';
+        let expected = plain.then(|| line.to_vec());
+        assert_eq!(read(KeyFormat::lenient(), &line), expected, "{byte:#x}");
+    }
+}
+
+#[test]
 fn debug_does_not_show_a_key() {
     assert_eq!(format!("{:?}", ClientKey::from("secret")), "ClientKey(..)");
 }

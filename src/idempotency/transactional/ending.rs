@@ -20,7 +20,8 @@ use crate::core::{
     Vote,
 };
 use crate::idempotency::answer::{self, Settled, Verdict, settle};
-use crate::idempotency::claim::{Gist, Question};
+use crate::idempotency::claim::Question;
+use crate::idempotency::intake::Gist;
 use crate::idempotency::record::{Answer, AnswerContent, Fence};
 use crate::idempotency::rejection::RejectionCause;
 use crate::idempotency::run::{Ended, IdempotentRun, RunState, poll_caught};

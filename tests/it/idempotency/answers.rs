@@ -1,10 +1,12 @@
 //! What is kept of an answer, for how long, and how it comes back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
+use tokio::sync::Notify;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_keep::core::IdempotencyOutcome;
 use tower_keep::idempotency::{Directive, StatusPolicy};
@@ -142,6 +144,76 @@ async fn a_status_that_is_released_runs_again_and_one_with_retry_after_too() {
         app.post("k", "{}").await;
         app.post("k", "{}").await;
         assert_eq!(app.runs(), runs, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn every_status_of_100_to_599_comes_back_runs_again_or_is_refused_as_the_table_says() {
+    for (policy, kept) in [
+        (
+            StatusPolicy::default(),
+            vec![
+                200..=400,
+                402..=402,
+                404..=406,
+                409..=420,
+                422..=422,
+                424..=424,
+                426..=428,
+                430..=499,
+            ],
+        ),
+        (
+            StatusPolicy::ietf(),
+            vec![
+                200..=400,
+                402..=402,
+                404..=406,
+                409..=420,
+                422..=422,
+                424..=424,
+                426..=428,
+                430..=599,
+            ],
+        ),
+        (
+            StatusPolicy::stripe(),
+            vec![
+                200..=399,
+                402..=402,
+                404..=408,
+                410..=424,
+                426..=428,
+                430..=599,
+            ],
+        ),
+        (StatusPolicy::success_only(), vec![200..=299]),
+    ] {
+        let layer = layer(memory(&clock())).statuses(policy);
+        let app = App::with(layer, |request, _| async move {
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            let status = std::str::from_utf8(&body).unwrap();
+            let answer = Response::builder().status(status);
+            answer.body(Full::from(b"\xfe".repeat(3))).unwrap()
+        });
+        for status in 100..600_u16 {
+            let send = || {
+                let request = Request::post("/pay").header("idempotency-key", status.to_string());
+                app.send(request.body(Full::from(status.to_string())).unwrap())
+            };
+            let before = app.runs();
+            let (first, again) = (send().await, send().await);
+            assert_eq!((first.status.as_u16(), first.is_replay()), (status, false));
+            let is_kept = kept.iter().any(|kept| kept.contains(&status));
+            if status < 200 {
+                again.check_refused(409, "IDEMPOTENCY_NOT_REPLAYABLE");
+            } else {
+                assert_eq!((again.status, again.is_replay()), (first.status, is_kept));
+                assert_eq!(again.body, first.body, "{status}");
+            }
+            let expected = if is_kept || status < 200 { 1 } else { 2 };
+            assert_eq!(app.runs() - before, expected, "{status}");
+        }
     }
 }
 
@@ -342,4 +414,24 @@ async fn a_first_run_is_two_commands_a_replay_one_a_conflict_one() {
         .await
         .check_refused(422, "IDEMPOTENCY_KEY_REUSED");
     assert_eq!(spent(), 1, "conflict");
+    let (let_go, gate) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (opened, entered) = (Arc::clone(&let_go), Arc::clone(&gate));
+    let slow = App::with(layer(store.clone()), move |_, _| {
+        let (opened, entered) = (Arc::clone(&opened), Arc::clone(&entered));
+        async move {
+            entered.notify_one();
+            opened.notified().await;
+            Response::new(Full::default())
+        }
+    });
+    let first = tokio::spawn(slow.future(post("/pay", "slow", "{}")));
+    gate.notified().await;
+    assert_eq!(spent(), 1, "the claim");
+    slow.post("slow", "{}")
+        .await
+        .check_refused(409, "IDEMPOTENCY_IN_PROGRESS");
+    assert_eq!(spent(), 1, "a twin");
+    let_go.notify_one();
+    first.await.unwrap();
+    assert_eq!(spent(), 1, "the answer");
 }
