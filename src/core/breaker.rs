@@ -51,16 +51,17 @@ impl Breaker {
         Admission::Refused(open.probe_at - now)
     }
 
-    /// Records that a call succeeded.
+    /// Records that a call succeeded, whenever it was let go.
     pub fn succeeded(&mut self) {
         *self = Self::default();
     }
 
-    /// Records that a call failed at `now`.
-    pub fn failed(&mut self, now: Duration) {
+    /// Records that a call failed at `now` that was let go by `admission`: only a probe's failure says that the store is
+    /// away still. A call from before the breaker opened may fail late, while a probe is on its way.
+    pub fn failed(&mut self, admission: Admission, now: Duration) {
         self.failures = self.failures.saturating_add(1);
         match &mut self.open {
-            Some(open) if open.probing => {
+            Some(open) if open.probing && admission == Admission::Probe => {
                 open.pause = (open.pause * 2).min(LONGEST_PAUSE);
                 open.probe_at = now + open.pause;
                 open.probing = false;
@@ -102,11 +103,11 @@ mod tests {
     #[test]
     fn five_failures_in_a_row_open_it_and_one_success_closes_it() {
         let mut breaker = Breaker::default();
-        (0..4).for_each(|_| breaker.failed(at(0)));
+        (0..4).for_each(|_| breaker.failed(Admission::Pass, at(0)));
         breaker.succeeded();
-        (0..4).for_each(|_| breaker.failed(at(0)));
+        (0..4).for_each(|_| breaker.failed(Admission::Pass, at(0)));
         assert_eq!(breaker.admit(at(0)), Admission::Pass);
-        breaker.failed(at(0));
+        breaker.failed(Admission::Pass, at(0));
         assert_eq!(breaker.admit(at(400)), Admission::Refused(at(600)));
         assert_eq!(breaker.admit(at(1_000)), Admission::Probe);
         assert_eq!(breaker.admit(at(1_001)), Admission::Refused(at(999)));
@@ -117,7 +118,7 @@ mod tests {
     #[test]
     fn failed_probes_double_the_pause_up_to_30_seconds() {
         let mut breaker = Breaker::default();
-        (0..5).for_each(|_| breaker.failed(at(0)));
+        (0..5).for_each(|_| breaker.failed(Admission::Pass, at(0)));
         let mut now = at(0);
         let mut pauses = Vec::new();
         for _ in 0..7 {
@@ -125,7 +126,7 @@ mod tests {
             pauses.push(pause.as_secs());
             now += pause;
             assert_eq!(breaker.admit(now), Admission::Probe);
-            breaker.failed(now);
+            breaker.failed(Admission::Probe, now);
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
     }
@@ -133,7 +134,7 @@ mod tests {
     #[test]
     fn a_probe_that_never_reports_does_not_stick_the_breaker() {
         let mut breaker = Breaker::default();
-        (0..5).for_each(|_| breaker.failed(at(0)));
+        (0..5).for_each(|_| breaker.failed(Admission::Pass, at(0)));
         assert_eq!(breaker.admit(at(1_000)), Admission::Probe);
         assert_eq!(breaker.admit(at(2_000)), Admission::Probe);
     }
@@ -141,8 +142,30 @@ mod tests {
     #[test]
     fn late_failures_of_calls_sent_before_it_opened_do_not_move_the_probe() {
         let mut breaker = Breaker::default();
-        (0..5).for_each(|_| breaker.failed(at(0)));
-        breaker.failed(at(900));
+        (0..5).for_each(|_| breaker.failed(Admission::Pass, at(0)));
+        breaker.failed(Admission::Pass, at(900));
         assert_eq!(breaker.admit(at(1_000)), Admission::Probe);
+    }
+
+    #[test]
+    fn a_late_failure_during_a_probe_leaves_the_pause_to_the_probe() {
+        let mut breaker = Breaker::default();
+        (0..5).for_each(|_| breaker.failed(Admission::Pass, at(0)));
+        assert_eq!(breaker.admit(at(1_000)), Admission::Probe);
+        breaker.failed(Admission::Pass, at(1_100));
+        assert_eq!(breaker.until_probe(at(1_100)), at(900));
+        breaker.failed(Admission::Probe, at(1_200));
+        assert_eq!(breaker.until_probe(at(1_200)), at(2_000));
+    }
+
+    #[test]
+    fn a_probe_of_an_earlier_outage_says_nothing_of_the_next_one() {
+        let mut breaker = Breaker::default();
+        (0..5).for_each(|_| breaker.failed(Admission::Pass, at(0)));
+        assert_eq!(breaker.admit(at(1_000)), Admission::Probe);
+        breaker.succeeded();
+        (0..5).for_each(|_| breaker.failed(Admission::Pass, at(2_000)));
+        breaker.failed(Admission::Probe, at(2_500));
+        assert_eq!(breaker.until_probe(at(2_500)), at(500));
     }
 }

@@ -29,7 +29,9 @@ impl<C: Clock + ?Sized> Clock for Arc<C> {
 /// Follows the machine's clock, but never goes back.
 ///
 /// A reading costs one monotonic read. The wall clock is asked once a second; where it ran ahead
-/// (a step, a resumed machine) we follow. Where it was set back we do not: the process stays ahead by that much.
+/// (a step, a resumed machine) we follow. Where it was set back we do not: until it is restarted the process stays
+/// ahead by that much. Windows, leases and ages last as long as ever; only moments that are named to the world
+/// (`reset_time`, the start of a calendar month) come early by it. What Redis decides goes by the server's clock.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
@@ -297,6 +299,16 @@ mod tests {
         let reading = anchor.offset.load(Ordering::Relaxed) + anchor.elapsed();
         // Both are cut to whole microseconds.
         assert!(reading <= wall_micros() + 2);
+    }
+
+    #[test]
+    fn a_wall_clock_that_was_set_back_stretches_no_window_and_one_that_ran_ahead_is_followed() {
+        let anchor = Anchor::new(|| 10_000_000_000);
+        anchor.compare(|| 6_400_000_000);
+        assert_eq!(anchor.offset.load(Ordering::Relaxed), 10_000_000_000);
+        anchor.compare(|| 13_600_000_000);
+        let behind = 13_600_000_000 - anchor.offset.load(Ordering::Relaxed);
+        assert!(behind <= anchor.elapsed(), "{behind}");
     }
 
     #[test]

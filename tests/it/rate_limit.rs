@@ -11,9 +11,11 @@ mod limiter;
 pub mod metered;
 mod oracle;
 mod outages;
+mod platform;
 mod program;
 mod refusals;
 mod shadows;
+mod stacked;
 mod telemetry;
 
 use std::convert::Infallible;

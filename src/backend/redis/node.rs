@@ -247,7 +247,7 @@ impl Node {
         let now = self.started.elapsed();
         let mut breaker = self.breaker.lock();
         let was_open = breaker.is_open();
-        breaker.failed(now);
+        breaker.failed(admission, now);
         let until_probe = breaker.until_probe(now);
         let is_opening = breaker.is_open() && !was_open;
         drop(breaker);

@@ -161,14 +161,14 @@ async fn begin(db: SqlStore, lock_timeout: Duration) -> Result<Open, Transaction
         #[cfg(feature = "postgres")]
         AnyPool::Postgres(_) => None,
     };
-    db.admit()?;
+    let admission = db.admit()?;
     let id = new_id()?;
     let mut connection = open(&db, started, lock_timeout, id).await;
     if let Err(sqlx::Error::Io(_)) = connection {
         // A connection that had died in the pool: one more, on another.
         connection = open(&db, started, lock_timeout, id).await;
     }
-    db.report(connection.as_ref().err());
+    db.report(admission, connection.as_ref().err());
     seconds!("keep_sql_acquire_seconds", started.elapsed());
     let connection = connection?;
     Ok(Open {

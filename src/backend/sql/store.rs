@@ -245,9 +245,9 @@ impl SqlStore {
         let Some(pool) = self.pool::<D>() else {
             return Err(TransactionError::new(TransactionErrorKind::WrongEngine));
         };
-        self.admit()?;
+        let admission = self.admit()?;
         let connection = pool.acquire().await;
-        self.report(connection.as_ref().err());
+        self.report(admission, connection.as_ref().err());
         Ok(Reading {
             connection: connection?,
             _permit: permit,
@@ -267,20 +267,20 @@ impl SqlStore {
     }
 
     /// Asks the breaker whether a connection may be tried.
-    pub(super) fn admit(&self) -> Result<(), TransactionError> {
+    pub(super) fn admit(&self) -> Result<Admission, TransactionError> {
         let now = self.inner.started.elapsed();
         match self.inner.breaker.lock().admit(now) {
-            Admission::Pass | Admission::Probe => Ok(()),
             Admission::Refused(pause) => Err(TransactionError::refused_for(pause)),
+            admission => Ok(admission),
         }
     }
 
-    /// Tells the breaker how taking a connection went.
-    pub(super) fn report(&self, error: Option<&sqlx::Error>) {
+    /// Tells the breaker how taking a connection went that it let be taken.
+    pub(super) fn report(&self, admission: Admission, error: Option<&sqlx::Error>) {
         let mut breaker = self.inner.breaker.lock();
         match error.map(super::error::classify) {
             Some(TransactionErrorKind::Unavailable) => {
-                breaker.failed(self.inner.started.elapsed());
+                breaker.failed(admission, self.inner.started.elapsed());
             }
             _ => breaker.succeeded(),
         }

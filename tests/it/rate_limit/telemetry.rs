@@ -1,6 +1,7 @@
 //! What is measured, and that no secret is in it.
 
 use tower_keep::core::StoreFailure;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use super::metered::Metered;
 use super::*;
@@ -126,4 +127,106 @@ async fn debug_shows_no_key_and_says_where_a_group_lies() {
         !told.contains("secret") && !told.contains("192.0.2.77"),
         "{told}"
     );
+}
+
+/// What is logged on this thread while it lives.
+struct Logged {
+    log: Log,
+    _guard: Box<dyn std::any::Any>,
+}
+
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Logged {
+    fn start() -> Self {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG)
+            .with_span_events(tracing_subscriber::fmt::format::FmtSpan::CLOSE)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        let _guard = Box::new(subscriber.set_default());
+        Self { log, _guard }
+    }
+
+    fn lines(&self, with: &str) -> usize {
+        self.lines_with(&[with])
+    }
+
+    fn lines_with(&self, all: &[&str]) -> usize {
+        let text = String::from_utf8(self.log.0.lock().unwrap().clone()).unwrap();
+        let mut lines: Vec<_> = text.lines().collect();
+        lines.retain(|line| all.iter().all(|part| line.contains(part)));
+        lines.len()
+    }
+}
+
+#[tokio::test]
+async fn one_group_under_both_tags_is_warned_of_once_and_on_the_same_handle_only() {
+    const SPLIT: &str = "they share no state";
+    let logged = Logged::start();
+    let layer = |store: &MemoryStore, group: &str| RateLimitLayer::new(store.clone()).group(group);
+    let store = MemoryStore::new();
+    let together = layer(&store, "a").limit(Quota::default(), Partition::principal());
+    let mixed = together
+        .clone()
+        .limit(Quota::default(), Partition::client_ip());
+    let app = App::new(together.clone());
+    app.get("u1", "192.0.2.1").await;
+    App::new(layer(&store, "b").limit(Quota::default(), Partition::client_ip()))
+        .get("", "192.0.2.1")
+        .await;
+    let elsewhere = layer(&MemoryStore::new(), "a").limit(Quota::default(), Partition::global());
+    App::new(elsewhere.limit(Quota::per_minute(5), Partition::client_ip()))
+        .get("", "192.0.2.1")
+        .await;
+    assert_eq!(logged.lines(SPLIT), 0);
+    let app = App::new(mixed);
+    for _ in 0..3 {
+        app.get("u1", "192.0.2.1").await;
+    }
+    assert_eq!(logged.lines(SPLIT), 1);
+}
+
+#[tokio::test]
+async fn calls_that_leave_the_process_have_a_span_and_decisions_in_it_have_none() {
+    let logged = Logged::start();
+    let span = |op: &str| format!("rate_limit_store{{group=\"spans\" op=\"{op}\"}}");
+    let here = RateLimitLayer::new(MemoryStore::new())
+        .group("spans")
+        .limit(Quota::default(), Partition::global());
+    App::new(here).get("", "192.0.2.1").await;
+    assert_eq!(logged.lines("rate_limit_store"), 0);
+    let store = crate::support::redis::shared()
+        .await
+        .store_with("spans")
+        .await;
+    let layer = RateLimitLayer::new(store).group("spans").timeout(PATIENCE);
+    let layer = layer.limit(Quota::per_hour(5), Partition::principal());
+    let app = App::new(layer.clone());
+    for _ in 0..3 {
+        app.get("secret-user", "192.0.2.77").await;
+    }
+    layer
+        .limiter()
+        .reset("principal", "secret-user")
+        .await
+        .unwrap();
+    let closed = |op: &str| logged.lines_with(&[&span(op), "close"]);
+    assert_eq!((closed("check_and_record"), closed("reset")), (3, 1));
+    assert_eq!(logged.lines("secret") + logged.lines("192.0.2.77"), 0);
 }
