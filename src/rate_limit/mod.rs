@@ -38,7 +38,8 @@
 //! Policies of one *group* share their state among all layers and processes that declare them alike. On a
 //! Redis Cluster a group whose policies all partition by the same thing spreads over the shards by its keys;
 //! a group that mixes partitions (user and address and global) lies on one shard. `Debug` of the layer says
-//! which (`tag`).
+//! which (`tag`). A [`RateLimiter`] whose policies share one partition takes one key for an attempt
+//! ([`RateLimitErrorKind::KeysDiffer`]).
 //!
 //! # Tiers, costs, refunds, trials
 //!

@@ -37,4 +37,4 @@ pub use part::{Part, PartSetup};
 pub use shard::{Entry, Full};
 pub use size::Size;
 pub use store::{MemoryStore, MemoryStoreBuilder};
-pub use table::{Slot, Slots, Table};
+pub use table::{Present, Slot, Slots, Table};

@@ -33,6 +33,17 @@ pub struct Table<V> {
 #[repr(align(128))]
 struct Padded<V>(Mutex<Shard<V>>);
 
+/// A row that is there, live or not, under lock.
+#[derive(Debug)]
+pub struct Present<'a, V> {
+    /// The value; of an expired row, what it was.
+    pub value: &'a mut V,
+    /// When it expires, in UTC microseconds: an expired row that is given a later end counts again.
+    pub expires_at: &'a mut u64,
+    /// Whether it has not expired.
+    pub is_live: bool,
+}
+
 impl<V: Entry> Table<V> {
     /// Makes an empty table with bounds of its own.
     #[must_use]
@@ -94,23 +105,26 @@ impl<V: Entry> Table<V> {
         read(found.map(|at| shard.value(at)))
     }
 
-    /// Runs `change` on the value of `key` and its expiry under the shard lock, if there is one: the shortest way to
-    /// change what is there. Like [`Table::update_timed`] it reads `clock` under the lock. (What has to grow needs room:
-    /// that is [`Slots::reserve`]'s to make.)
+    /// Runs `change` on the row of `key` under the shard lock, if there is one: the shortest way to change what is there.
+    /// Like [`Table::update_timed`] it reads `clock` under the lock. (What has to grow needs room: that is
+    /// [`Slots::reserve`]'s to make.)
     pub fn change_one<R>(
         &self,
         key: EntryKey,
         clock: impl FnOnce() -> u64,
-        change: impl FnOnce(&mut V, &mut u64, u64) -> R,
+        change: impl FnOnce(Present<'_, V>, u64) -> R,
     ) -> Option<R> {
         let mut shard = self.shards[self.shard_of(key)].0.lock();
         let at = shard.find(key)?;
         let now = clock();
-        if !shard.is_live(at, now) {
-            return None;
-        }
+        let is_live = shard.is_live(at, now);
         let (value, expires_at) = shard.row_mut(at);
-        let answer = change(value, expires_at, now);
+        let present = Present {
+            value,
+            expires_at,
+            is_live,
+        };
+        let answer = change(present, now);
         let delta = shard.weigh(at);
         self.account(delta);
         Some(answer)

@@ -122,20 +122,25 @@ impl RateLimitStore for MemoryStore {
 fn in_place(store: &MemoryStore, key: EntryKey, charge: &Charge<'_>) -> Option<Verdict> {
     let (quota, table) = (charge.bucket.scope.quota(), store.table::<Kept>());
     let clock = || store.now_micros();
-    table.change_one(key, clock, |kept, expires_at, now| {
-        let Kept::State { state, .. } = kept else {
+    table.change_one(key, clock, |row, now| {
+        let Kept::State { state, .. } = row.value else {
             return None;
         };
         if state.is_ahead(quota, now) || state.growth(quota, now, charge.cost) > 0 {
             return None;
         }
-        let mut decided = policy::decide(Some(state), quota, now, charge.limit, charge.cost, None);
+        // What has expired is empty by now: it begins anew where it is.
+        let counted = row.is_live.then_some(&*state);
+        let mut decided = policy::decide(counted, quota, now, charge.limit, charge.cost, None);
         let admits = decided.outcome == Outcome::Admitted;
-        if admits && charge.cost > 0 {
+        let charges = admits && charge.cost > 0;
+        if charges {
             decided.entry = state.charge(quota, now, charge.cost);
-            *expires_at = state.expires_at(quota);
+            *row.expires_at = state.expires_at(quota);
         }
-        policy::measure(&mut decided, state, quota, now);
+        if charges || row.is_live {
+            policy::measure(&mut decided, state, quota, now);
+        }
         Some(Verdict {
             admitted: admits || charge.mode == Mode::Shadow,
             states: SmallVec::from_buf([decided]),
