@@ -12,10 +12,10 @@ use tower_keep::session::Session;
 
 use crate::admin;
 use crate::bookings;
+use crate::fault::Fault;
 use crate::fixtures;
 use crate::notifications;
 use crate::pages::page;
-use crate::problem::Fault;
 use crate::sessions::{self, Credentials};
 use crate::state::App;
 

@@ -3,6 +3,7 @@
 //! Try it: `curl -b jar localhost:8080/api/admin/cache/stats` as `root@clinic.test`
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::{Path, Request, State as Extract};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -12,8 +13,9 @@ use tower_keep::backend::health::StoreMode;
 use tower_keep::core::{Principal, principal_of};
 use tower_keep::response_cache::Target;
 
+use crate::app;
+use crate::fault::{Fault, Input};
 use crate::fixtures;
-use crate::problem::{Fault, Input};
 use crate::sessions;
 use crate::state::App;
 
@@ -108,7 +110,8 @@ pub async fn verify_specific(
     Ok(Json(json!({ "expert_id": expert.id, "verified": true })))
 }
 
-async fn verify(app: &App, user: &str) -> Result<(), Fault> {
+/// Notes that somebody is who he says.
+pub async fn verify(app: &App, user: &str) -> Result<(), Fault> {
     let changed = app.db.change_user(user, |user| {
         user.verified = true;
         Ok(())
@@ -171,6 +174,25 @@ pub async fn invalidate(
     let invalidated = targets.len();
     app.cache.invalidate(targets).await;
     Json(json!({ "invalidated": invalidated }))
+}
+
+/// `POST /api/admin/cache/warm`: the catalogue, everybody, and today's times, by the way that any request takes.
+pub async fn warm(Extract(app): Extract<App>) -> Json<Value> {
+    let today = fixtures::day_of(app.now()).to_string();
+    let mut urls = vec!["/api/experts".to_owned()];
+    for expert in &fixtures::EXPERTS {
+        let own = format!("/api/experts/{}", expert.id);
+        urls.extend(
+            expert
+                .services
+                .iter()
+                .map(|service| format!("{own}/slots?service={}&day={}", service.id, &today[..10])),
+        );
+        urls.push(own);
+    }
+    let routes = app::catalogue(&app).with_state::<()>(app.clone());
+    let report = app.cache.warm::<_, Body, _>(routes, urls).await;
+    Json(json!({ "warmed": report.stored + report.present }))
 }
 
 /// `GET /api/admin/cache/stats`: told per operation, never remembered from the start.

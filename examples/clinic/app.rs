@@ -13,8 +13,9 @@ use tower_keep::session::RequireLayer;
 use crate::records::Records;
 use crate::state::App;
 use crate::{
-    account, admin, bookings, dashboard, experts, guests, health, hooks, limits, live,
-    notifications, pages, payments, problem, sessions, users, visit, webhooks,
+    account, admin, bookings, customers, dashboard, experts, fakepay, guests, health, hooks,
+    identity, limits, live, notifications, outbox, pages, payments, problem, progress, sessions,
+    tokens, users, visit, webhooks,
 };
 
 const LARGEST_BODY: usize = 64 * 1_024;
@@ -24,14 +25,6 @@ pub fn app<D: Records>(app: App) -> Router {
     let session = sessions::layer(&app);
     let find = from_fn_with_state(app.clone(), guests::find);
     let welcome = from_fn_with_state(app.clone(), guests::welcome);
-
-    let catalogue = Router::new()
-        .route("/api/experts", get(experts::list))
-        .route("/api/experts/{id}", get(experts::one))
-        .route("/api/experts/{id}/slots", get(experts::slots))
-        .route("/", get(visit::home))
-        .route("/expert/{id}", get(visit::expert))
-        .layer(app.catalogue.clone());
 
     let login = Router::new()
         .route("/api/login", post(sessions::login))
@@ -53,6 +46,8 @@ pub fn app<D: Records>(app: App) -> Router {
             get(sessions::list).delete(sessions::end_others),
         )
         .route("/api/user/sessions/{id}", delete(sessions::end))
+        .route("/api/user/check-kv-sync", get(customers::check))
+        .route("/api/user/rebuild-kv", post(customers::rebuild))
         .route("/me/sessions/{id}/revoke", post(account::revoke))
         .layer(
             ServiceBuilder::new()
@@ -67,7 +62,29 @@ pub fn app<D: Records>(app: App) -> Router {
         .route("/me", get(account::me))
         .route("/me/logout", post(account::log_out))
         .route("/admin", get(account::admin))
+        .route(
+            "/api/forms/{form}/progress",
+            get(progress::form)
+                .put(progress::save_form)
+                .delete(progress::drop_form),
+        )
+        .route(
+            "/api/setup/{step}",
+            get(progress::setup)
+                .put(progress::save_setup)
+                .delete(progress::drop_setup),
+        )
+        .route("/api/verify-email/send", post(tokens::send))
         .layer(session.clone());
+
+    let identity = Router::new()
+        .route("/api/identity/verification", post(identity::verify))
+        .layer(
+            ServiceBuilder::new()
+                .layer(session.clone())
+                .layer(RequireLayer::login())
+                .layer(limits::identity(&app)),
+        );
 
     let figures = Router::new()
         .route("/api/customers", get(bookings::customers))
@@ -112,6 +129,7 @@ pub fn app<D: Records>(app: App) -> Router {
         );
     let operations = Router::new()
         .route("/api/admin/cache/invalidate", post(admin::invalidate))
+        .route("/api/admin/cache/warm", post(admin::warm))
         .route("/api/admin/cache/stats", get(admin::stats))
         .route("/api/admin/notifications", post(notifications::send))
         .layer(admins().layer(limits::admin(&app)));
@@ -152,7 +170,7 @@ pub fn app<D: Records>(app: App) -> Router {
             get(payments::show::<D>).delete(payments::release::<D>),
         )
         .route("/api/bookings/{id}", get(payments::booking::<D>))
-        .route("/fakepay/{payment_id}", post(webhooks::fakepay::<D>))
+        .route("/fakepay/{payment_id}", post(fakepay::fakepay::<D>))
         .route("/pay/{payment_id}", get(visit::pay::<D>))
         .route("/api/events", get(live::events))
         .route("/reservation/{id}", get(visit::reservation::<D>))
@@ -165,24 +183,27 @@ pub fn app<D: Records>(app: App) -> Router {
 
     let guest = Router::new()
         .route("/api/guest", get(guests::hello))
+        .route("/oauth/start", get(tokens::start))
+        .route("/oauth/callback", get(tokens::callback))
         .layer(ServiceBuilder::new().layer(session).layer(welcome));
 
     let open = Router::new()
         .route("/login", get(account::login_page))
+        .route("/fakeauth", get(tokens::elsewhere))
+        .route("/fakeid/{id}", get(tokens::passport))
+        .route("/api/verify-email", post(tokens::verify))
         .route("/assets/style.css", get(pages::style))
         .route("/assets/live.js", get(pages::script))
         .route("/metrics", get(health::metrics))
         .nest("/api/health", app.health.routes())
-        .route(
-            "/internal/cron/cleanup-reservations",
-            post(webhooks::cron::<D>),
-        );
+        .route("/internal/cron/cleanup-reservations", post(outbox::cron));
 
     Router::new()
-        .merge(catalogue)
+        .merge(catalogue(&app))
         .merge(login)
         .merge(user)
         .merge(mine)
+        .merge(identity)
         .merge(figures)
         .merge(roles)
         .merge(force)
@@ -195,7 +216,7 @@ pub fn app<D: Records>(app: App) -> Router {
         .merge(guest)
         .merge(open)
         .merge(webhooks::router::<D>(&app))
-        .merge(hooks::router(&app))
+        .merge(hooks::router::<D>(&app))
         .layer(
             ServiceBuilder::new()
                 .layer(from_fn(problem::finish))
@@ -203,4 +224,15 @@ pub fn app<D: Records>(app: App) -> Router {
                 .layer(DefaultBodyLimit::max(LARGEST_BODY)),
         )
         .with_state(app)
+}
+
+/// What everybody may see: kept for all.
+pub fn catalogue(app: &App) -> Router<App> {
+    Router::new()
+        .route("/api/experts", get(experts::list))
+        .route("/api/experts/{id}", get(experts::one))
+        .route("/api/experts/{id}/slots", get(experts::slots))
+        .route("/", get(visit::home))
+        .route("/expert/{id}", get(visit::expert))
+        .layer(app.catalogue.clone())
 }

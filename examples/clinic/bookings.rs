@@ -11,8 +11,8 @@ use tower_keep::MINUTE;
 use tower_keep::core::Principal;
 use tower_keep::response_cache::CachePolicy;
 
+use crate::fault::Fault;
 use crate::fixtures::{self, Expert};
-use crate::problem::Fault;
 use crate::records::PaymentRecord;
 use crate::state::{App, State};
 

@@ -11,7 +11,7 @@ use tower_keep::core::Principal;
 use tower_keep::response_cache::{CachePolicy, ResponseCacheLayer};
 
 use crate::bookings;
-use crate::problem::Fault;
+use crate::fault::Fault;
 use crate::state::{App, State};
 
 /// The same cache as the catalogue's; what it keeps here belongs to one user, and browsers ask again each time.

@@ -5,8 +5,8 @@
 use sqlx::{PgPool, Postgres, Sqlite, SqlitePool};
 use tower_keep::backend::sql::SqlStore;
 
+use crate::fault::Fault;
 use crate::fixtures;
-use crate::problem::Fault;
 use crate::users::UserRecord;
 
 const SCHEMA: &str = include_str!("schema.sql");

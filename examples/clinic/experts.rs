@@ -13,8 +13,8 @@ use tower_keep::reservation::BusyState;
 use tower_keep::response_cache::CachePolicy;
 use tower_keep::{DAY, MINUTE, SECOND};
 
+use crate::fault::Fault;
 use crate::fixtures::{self, EXPERTS, Expert, Service};
-use crate::problem::Fault;
 use crate::state::{App, State};
 
 /// `GET /api/experts`

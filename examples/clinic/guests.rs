@@ -13,8 +13,8 @@ use tower_keep::core::{base64url, principal_of};
 use tower_keep::idempotency::ScopeId;
 use tower_keep::rate_limit::PartitionKey;
 
+use crate::fault::Fault;
 use crate::fixtures;
-use crate::problem::Fault;
 use crate::records::PaymentRecord;
 use crate::state::App;
 
@@ -34,12 +34,24 @@ impl Owner {
             .unwrap_or_default()
     }
 
-    /// Says whether what is kept under `subject` belongs to this request.
-    pub fn owns(&self, subject: &str) -> bool {
+    /// Every name that this request speaks for.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
         [&self.user, &self.guest]
             .into_iter()
             .flatten()
-            .any(|own| own == subject)
+            .map(String::as_str)
+    }
+
+    /// The signed-in user's id.
+    pub fn user(&self) -> Option<&str> {
+        self.user
+            .as_deref()
+            .and_then(|name| name.strip_prefix("u:"))
+    }
+
+    /// Says whether what is kept under `subject` belongs to this request.
+    pub fn owns(&self, subject: &str) -> bool {
+        self.names().any(|own| own == subject)
     }
 
     /// Says whether a reservation is this request's, or in its expert's calendar.

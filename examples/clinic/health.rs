@@ -15,6 +15,7 @@ use tower_keep::data::queue::Queue;
 use tower_keep::store::Store;
 
 use crate::notifications::Notice;
+use crate::provider::{Away, Provider};
 
 static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
 
@@ -63,9 +64,22 @@ fn method_of(method: &Method) -> &'static str {
 }
 
 /// What `/api/health` asks: 503 only without the database; without the store the practice works on, degraded.
-pub fn of(db: SqlStore, store: &Arc<dyn Store>, notices: &Queue<Notice>) -> Health {
+pub fn of(
+    db: SqlStore,
+    store: &Arc<dyn Store>,
+    notices: &Queue<Notice>,
+    provider: &Arc<Provider>,
+) -> Health {
+    let provider = provider.clone();
     Health::new()
         .required("db", db)
         .check("store", Arc::clone(store))
         .check("queue", notices.clone())
+        .check("provider", move || {
+            let provider = provider.clone();
+            async move {
+                provider.ping().await;
+                Ok::<(), Away>(())
+            }
+        })
 }

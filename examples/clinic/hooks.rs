@@ -4,7 +4,7 @@
 //! Try it: `curl -X POST localhost:8080/_test/clock -H 'content-type: application/json' -d '{"advance_ms":1000}'`
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::extract::State as Extract;
@@ -15,8 +15,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tower_keep::core::{ManualClock, SystemClock};
 
+use crate::deliveries;
+use crate::fault::{Fault, Input};
 use crate::notifications;
-use crate::problem::{Fault, Input};
+use crate::outbox;
+use crate::records::Records;
 use crate::state::{App, Time};
 
 /// The first moment of tested time, a Tuesday.
@@ -31,7 +34,7 @@ pub fn clock(test_hooks: bool) -> Time {
 }
 
 /// The hooks; no route at all without them.
-pub fn router(app: &App) -> Router<App> {
+pub fn router<D: Records>(app: &App) -> Router<App> {
     if !app.options.test_hooks {
         return Router::new();
     }
@@ -39,7 +42,7 @@ pub fn router(app: &App) -> Router<App> {
         .route("/_test/clock", get(now).post(advance))
         .route("/_test/counters", get(counters))
         .route("/_test/mail", get(mail))
-        .route("/_test/work", post(work))
+        .route("/_test/work", post(work::<D>))
         .route("/_test/fault", post(fault))
 }
 
@@ -72,29 +75,77 @@ async fn mail(Extract(app): Extract<App>) -> Result<Json<Vec<Value>>, Fault> {
 }
 
 /// Works until nothing is due.
-async fn work(Extract(app): Extract<App>) -> Result<Json<Value>, Fault> {
-    notifications::sweeper(&app, &Arc::default()).once().await?;
+async fn work<D: Records>(Extract(app): Extract<App>) -> Result<Json<Value>, Fault> {
+    deliveries::worker::<D>(&app).run_until_idle().await?;
+    outbox::sweeper(&app, &Arc::default()).once().await?;
     let done = notifications::worker(&app).run_until_idle().await?;
+    app.counters.dead.add_many(done.dead);
     Ok(Json(
         json!({ "delivered": done.delivered, "retried": done.retried, "dead": done.dead }),
     ))
 }
 
 #[derive(Deserialize)]
-struct Faults {
+struct Order {
+    provider_delay_ms: Option<u64>,
+    #[serde(default)]
     fail: Failing,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Failing {
-    notification: u64,
+    payment: Option<u64>,
+    webhook: Option<u64>,
+    notification: Option<u64>,
 }
 
-/// How many of the next deliveries fail.
-async fn fault(Extract(app): Extract<App>, Input(wish): Input<Faults>) -> StatusCode {
-    let failing = &app.provider.failing_deliveries;
-    failing.store(wish.fail.notification, Ordering::Relaxed);
+/// What shall go wrong from now on; what is not named stays.
+async fn fault(Extract(app): Extract<App>, Input(order): Input<Order>) -> StatusCode {
+    let (faults, fail) = (&app.faults, order.fail);
+    for (own, wanted) in [
+        (&faults.payment.0, fail.payment),
+        (&faults.webhook.0, fail.webhook),
+        (&faults.notification.0, fail.notification),
+        (&faults.provider_delay_ms, order.provider_delay_ms),
+    ] {
+        if let Some(wanted) = wanted {
+            own.store(wanted, Ordering::Relaxed);
+        }
+    }
     StatusCode::NO_CONTENT
+}
+
+/// What goes wrong by order of a test; nothing without hooks.
+#[derive(Debug, Default)]
+pub struct Faults {
+    pub payment: Failures,
+    pub webhook: Failures,
+    pub notification: Failures,
+    provider_delay_ms: AtomicU64,
+}
+
+impl Faults {
+    /// The payment provider takes its time.
+    pub async fn provider(&self) {
+        match self.provider_delay_ms.load(Ordering::Relaxed) {
+            0 => {}
+            millis => tokio::time::sleep(Duration::from_millis(millis)).await,
+        }
+    }
+}
+
+/// How many of the next runs fail.
+#[derive(Debug, Default)]
+pub struct Failures(AtomicU64);
+
+impl Failures {
+    /// Says whether this run fails, and counts it.
+    pub fn strikes(&self) -> bool {
+        let less = |left: u64| left.checked_sub(1);
+        self.0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+            .is_ok()
+    }
 }
 
 async fn counters(Extract(app): Extract<App>) -> Json<Value> {
@@ -111,13 +162,16 @@ async fn counters(Extract(app): Extract<App>) -> Json<Value> {
         "provider": {
             "session_create": provider.session_create.value(),
             "session_expire": provider.session_expire.value(),
+            "sessions_open": provider.sessions_open(),
+            "customer_create": provider.customer_create.value(),
             "refund": provider.refund.value(),
-            "notification_send": provider.notification_send.value(),
+            "notification_send": counters.notification_send.value(),
         },
         "notices": {
             "booking_confirmed": counters.booking_confirmed.value(),
             "reservation_expired": counters.reservation_expired.value(),
             "payment_refunded": counters.payment_refunded.value(),
+            "dead": counters.dead.value(),
         },
     }))
 }

@@ -43,6 +43,22 @@ pub fn pay_inner(state: &State) -> RateLimitLayer {
         .on_store_failure(StoreFailure::Closed)
 }
 
+/// Having one's identity verified: a visit to somebody who wants money for it.
+pub fn identity(state: &State) -> RateLimitLayer {
+    layer(state, "identity")
+        .policy(by_user("user", Quota::new(3, HOUR)))
+        .policy(Policy::new(
+            "ip",
+            Quota::new(10, HOUR),
+            Partition::client_ip(),
+        ))
+        .policy(Policy::new(
+            "global",
+            Quota::new(500, 5 * MINUTE),
+            Partition::global(),
+        ))
+}
+
 /// Everything below `/api/user`.
 pub fn user(state: &State) -> RateLimitLayer {
     layer(state, "user").policy(by_user("user", Quota::new(30, 5 * MINUTE)))

@@ -8,9 +8,9 @@ use tokio::sync::watch;
 use tower_keep::core::Timestamp;
 use tower_keep::data::topic::{LastEventId, Topic, TopicSse};
 
+use crate::fault::Fault;
 use crate::fixtures;
 use crate::guests::Owner;
-use crate::problem::Fault;
 use crate::records::PaymentRecord;
 use crate::state::App;
 
@@ -65,19 +65,10 @@ impl Live {
             end: record.end,
             state: slot.to_owned(),
         };
-        let own = AppointmentChange {
-            reservation_id: record.reservation_id.clone(),
-            state: state.to_owned(),
-        };
-        let told = (
-            self.slots.publish(&record.expert_id, &change).await,
-            self.appointments
-                .publish(&record.reservation_id, &own)
-                .await,
-        );
-        if let (Err(error), _) | (_, Err(error)) = told {
+        if let Err(error) = self.slots.publish(&record.expert_id, &change).await {
             tracing::warn!(%error, "a change was not told");
         }
+        self.appointment(record, state).await;
     }
 
     /// Tells that an expert comes or goes.
@@ -117,6 +108,24 @@ impl Live {
         id.ok()
             .flatten()
             .map_or_else(String::new, |id| id.to_string())
+    }
+
+    /// Tells of a reservation whose time is no matter any more.
+    pub async fn appointment(&self, record: &PaymentRecord, state: &str) {
+        let own = AppointmentChange {
+            reservation_id: record.reservation_id.clone(),
+            state: state.to_owned(),
+        };
+        let told = self.appointments.publish(&record.reservation_id, &own);
+        if let Err(error) = told.await {
+            tracing::warn!(%error, "a change was not told");
+        }
+    }
+
+    /// Resolves once the process is told to stop.
+    pub fn stopped(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut stopping = self.stopping.subscribe();
+        async move { drop(stopping.wait_for(|stop| *stop).await) }
     }
 
     /// Ends all streams: browsers come back to another process, with the id of their last event.
@@ -160,6 +169,5 @@ pub async fn events(
         }
         _ => return Err(Fault::INVALID_VALUE),
     };
-    let mut stopping = live.stopping.subscribe();
-    Ok(stream.until(async move { drop(stopping.wait_for(|stop| *stop).await) }))
+    Ok(stream.until(live.stopped()))
 }

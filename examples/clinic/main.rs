@@ -12,24 +12,32 @@ mod account;
 mod admin;
 mod app;
 mod bookings;
+mod customers;
 mod dashboard;
 mod db;
+mod deliveries;
 mod experts;
+mod fakepay;
+mod fault;
 mod fixtures;
 mod guests;
 mod health;
 mod hooks;
+mod identity;
 mod limits;
 mod live;
 mod notifications;
 mod options;
+mod outbox;
 mod pages;
 mod payments;
 mod problem;
+mod progress;
 mod provider;
 mod records;
 mod sessions;
 mod state;
+mod tokens;
 mod users;
 mod visit;
 mod webhooks;
@@ -38,8 +46,10 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use options::{Options, Wish};
+use records::Records;
 use sqlx::{Postgres, Sqlite};
 use tokio::signal::unix::{SignalKind, signal};
+use tower_keep::SECOND;
 use tower_keep::backend::sql::SqlStore;
 use tracing_subscriber::EnvFilter;
 
@@ -88,33 +98,43 @@ async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
         .open()
         .await?;
     let db = db::Db::open(&sql).await?;
-    let (listen, postgres) = (options.listen, options.db.starts_with("postgres"));
-    let test_hooks = options.test_hooks;
+    let postgres = options.db.starts_with("postgres");
     let app = state::App::new(options, store, sql, db, time);
-    if !test_hooks {
-        tokio::spawn(notifications::work(app.clone()));
-    }
-    let live = app.live.clone();
-    let router = if postgres {
-        app::app::<Postgres>(app)
+    if postgres {
+        serve::<Postgres>(app).await
     } else {
-        app::app::<Sqlite>(app)
-    };
-    let listener = tokio::net::TcpListener::bind(listen).await?;
-    let stopped = stopped()?;
-    println!("clinic listening on http://{}", listener.local_addr()?);
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    let stopped = async move {
-        stopped.await;
-        live.stop();
-    };
-    axum::serve(listener, service)
-        .with_graceful_shutdown(stopped)
-        .await?;
-    Ok(())
+        serve::<Sqlite>(app).await
+    }
 }
 
-/// Ends with SIGTERM or ctrl-C, heard from the moment this returns; running requests are finished first.
+/// Serves until the process is told to stop; what is running then has ten seconds.
+async fn serve<D: Records>(app: state::App) -> Result<(), Box<dyn std::error::Error>> {
+    let working = (!app.options.test_hooks).then(|| tokio::spawn(outbox::work::<D>(app.clone())));
+    let listener = tokio::net::TcpListener::bind(app.options.listen).await?;
+    let (stopped, live) = (stopped()?, app.live.clone());
+    println!("clinic listening on http://{}", listener.local_addr()?);
+    let (late, stopping) = (live.stopped(), live.stopped());
+    tokio::spawn(async move {
+        stopped.await;
+        live.stop();
+    });
+    let service = app::app::<D>(app).into_make_service_with_connect_info::<SocketAddr>();
+    let served = async {
+        axum::serve(listener, service)
+            .with_graceful_shutdown(stopping)
+            .await?;
+        if let Some(working) = working {
+            working.await?;
+        }
+        Ok::<(), Box<dyn std::error::Error>>(())
+    };
+    tokio::select! {
+        served = served => served,
+        () = async { late.await; tokio::time::sleep(10 * SECOND).await } => Ok(()),
+    }
+}
+
+/// Ends with SIGTERM or ctrl-C, heard from the moment this returns.
 fn stopped() -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

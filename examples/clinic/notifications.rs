@@ -1,10 +1,8 @@
-//! The queue: notices by priority, at their time, again after a failure, to the dead letters after five tries; and the
-//! outbox of reservations, whose events become notices once each.
+//! The queue: notices by priority, at their time, again after a failure, to the dead letters after five tries.
 //!
 //! Try it: `curl -b jar localhost:8080/api/notifications`
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Json;
 use axum::extract::State as Extract;
@@ -12,30 +10,25 @@ use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tower_keep::core::{Principal, Timestamp};
-use tower_keep::data::queue::{
-    Backoff, Batch, EnqueueOutcome, Job, JobError, Priority, Queue, Worker,
-};
-use tower_keep::reservation::{DeliveryError, EventKind, ReservationEvent, Sweeper};
+use tower_keep::data::queue::{Backoff, Batch, Job, JobError, Priority, Queue, Worker};
 use tower_keep::store::Store;
 use tower_keep::{MINUTE, SECOND};
 
-use crate::payments;
-use crate::problem::{Fault, Input};
-use crate::records::PaymentRecord;
+use crate::fault::{Fault, Input};
 use crate::state::{App, State};
 
 /// Something to tell somebody.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Notice {
-    id: String,
-    recipient: String,
+    pub id: String,
+    pub recipient: String,
     #[serde(rename = "type")]
-    kind: String,
-    title: String,
-    message: String,
-    priority: String,
-    scheduled_for: Option<Timestamp>,
-    reservation_id: Option<String>,
+    pub kind: String,
+    pub title: String,
+    pub message: String,
+    pub priority: String,
+    pub scheduled_for: Option<Timestamp>,
+    pub reservation_id: Option<String>,
 }
 
 /// Five tries, waits of at most 10, 20, 40 and 80 s.
@@ -111,8 +104,7 @@ pub async fn delivered_to(state: &State, user: &Principal) -> Result<Vec<Value>,
     Ok(parsed.flatten().collect())
 }
 
-/// Delivers what is due. The mailer is a stand-in: mail is a row, and the notice's id keeps a second try from being
-/// a second mail.
+/// Delivers what is due; the notice's id keeps a second try from being a second mail.
 pub fn worker(app: &App) -> Worker<Notice> {
     let mailing = app.clone();
     // One batch at a time: mail goes out in the order of the queue.
@@ -130,71 +122,32 @@ pub fn worker(app: &App) -> Worker<Notice> {
 }
 
 async fn deliver(app: &App, notice: &Notice, attempts: u32) -> Result<(), JobError> {
-    if app.provider.mailer_fails() {
+    if app.faults.notification.strikes() {
         return Err(JobError::retry("the mailer does not answer"));
     }
     let mut body = json!(notice);
+    body["to"] = notice.recipient.as_str().into();
     body["attempts"] = attempts.into();
     body["delivered_at"] = json!(app.now());
+    let stored = mail(app, &notice.id, &notice.recipient, &body).await;
+    if stored.map_err(|_| JobError::retry("the database does not answer"))? > 0 {
+        app.counters.notification_send.add();
+    }
+    Ok(())
+}
+
+/// Mails a token to its user at once: it shall lie in no queue.
+pub async fn mail_token(state: &State, address: &str, token: &str) -> Result<(), Fault> {
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    let body = json!({ "to": address, "type": "email_verification", "token": token });
+    mail(state, &id, address, &body).await.map(drop)
+}
+
+/// The mailer, a stand-in: mail is a row, and the same id is the same mail.
+async fn mail(state: &State, id: &str, to: &str, body: &Value) -> Result<u64, Fault> {
     let position = uuid::Uuid::now_v7().simple().to_string();
     let sql = "insert into clinic_mail (id, position, recipient, body) values ($1, $2, $3, $4) \
                on conflict do nothing";
-    let values = [&notice.id, &position, &notice.recipient, &body.to_string()];
-    let stored = app.db.execute(sql, &values.map(String::as_str)).await;
-    if stored.map_err(|_| JobError::retry("the database does not answer"))? > 0 {
-        app.provider.notification_send.add();
-    }
-    Ok(())
-}
-
-/// Ends holds that ran out, and turns the events of reservations into notices; `made` counts those.
-pub fn sweeper(app: &App, made: &Arc<AtomicU64>) -> Sweeper {
-    let (telling, made) = (app.clone(), made.clone());
-    Sweeper::new(&app.reservations).on_event(move |event| {
-        let (app, made) = (telling.clone(), made.clone());
-        async move { tell(&app, &event, &made).await }
-    })
-}
-
-/// One event, delivered at least once; its id makes the notice one.
-async fn tell(app: &App, event: &ReservationEvent, made: &AtomicU64) -> Result<(), DeliveryError> {
-    let sql = "select body from clinic_payment where reservation_id = $1";
-    let found = app.db.text(sql, &event.hold.to_string()).await;
-    let found = found.map_err(|_| "the database does not answer")?;
-    let Some(record) = found.and_then(|body| serde_json::from_str::<PaymentRecord>(&body).ok())
-    else {
-        return Ok(());
-    };
-    let (kind, title) = match event.kind {
-        EventKind::Confirmed => ("booking_confirmed", "Your booking is confirmed"),
-        EventKind::Expired => ("reservation_expired", "Your reservation has run out"),
-        EventKind::LateConflict => ("payment_refunded", "Your payment comes back"),
-        _ => return Ok(()),
-    };
-    let notice = Notice {
-        id: event.id.to_string(),
-        recipient: record.subject.clone(),
-        kind: kind.to_owned(),
-        title: title.to_owned(),
-        message: format!("{} at {}", record.service_id, record.start),
-        priority: "normal".to_owned(),
-        scheduled_for: None,
-        reservation_id: Some(record.reservation_id.clone()),
-    };
-    let job = Job::to(notice.recipient.clone(), notice).once(event.id.as_str());
-    if let EnqueueOutcome::New(_) = app.notices.enqueue(job).await? {
-        made.fetch_add(1, Ordering::Relaxed);
-        app.counters.notice(kind);
-    }
-    if event.kind == EventKind::Expired {
-        payments::tell_expired(app, &record).await;
-    }
-    Ok(())
-}
-
-/// Works until the process ends; with test hooks nothing works by itself.
-pub async fn work(app: App) {
-    let sweeping = sweeper(&app, &Arc::default()).every(5 * SECOND);
-    let stopped = std::future::pending;
-    tokio::join!(sweeping.run(stopped()), worker(&app).run(stopped()));
+    let values = [id, &position, to, &body.to_string()];
+    state.db.execute(sql, &values).await
 }

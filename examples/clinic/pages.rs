@@ -9,7 +9,7 @@ use axum::response::{Html, IntoResponse, Response};
 use minijinja::{Environment, Value};
 use tower_keep::core::Timestamp;
 
-use crate::problem::Fault;
+use crate::fault::Fault;
 
 static TEMPLATES: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut templates = Environment::new();
@@ -23,6 +23,7 @@ static TEMPLATES: LazyLock<Environment<'static>> = LazyLock::new(|| {
         ("login.html", include_str!("pages/login.html")),
         ("me.html", include_str!("pages/me.html")),
         ("admin.html", include_str!("pages/admin.html")),
+        ("stand_in.html", include_str!("pages/stand_in.html")),
         ("problem.html", include_str!("pages/problem.html")),
     ];
     for (name, text) in pages {

@@ -19,9 +19,11 @@ use tower_keep::response_cache::Target;
 use tower_keep::{MINUTE, SECOND};
 
 use crate::bookings;
+use crate::customers;
+use crate::fault::{Fault, Input};
 use crate::fixtures;
 use crate::guests::{self, Owner};
-use crate::problem::{Fault, Input};
+use crate::provider::PaymentSession;
 use crate::records::{Guest, PaymentRecord, Records};
 use crate::state::{App, State};
 
@@ -124,14 +126,8 @@ pub async fn open<D: Records>(
             is_new: false,
         });
     }
-    // Durable before the network call: no lock is held while the provider thinks. A failure below releases the hold.
-    guard.commit().await?;
-    let session = app.provider.open().await;
-    let provider = app.provider.clone();
-    let payment_id = session.id.clone();
-    guard.after_rollback(move |_cause| async move { provider.expire(&payment_id).await });
-    let record = PaymentRecord {
-        payment_id: session.id,
+    let mut record = PaymentRecord {
+        payment_id: String::new(),
         reservation_id: hold.id().to_string(),
         booking_id: None,
         subject: owner.subject().to_owned(),
@@ -144,13 +140,25 @@ pub async fn open<D: Records>(
         hold_expires_at: hold.expires_at(),
         refunded: false,
     };
+    // Durable before the network call: no lock is held while the provider thinks. A failure below releases the hold.
+    commit_and_tell(app, guard, &record, ("held", "held")).await?;
+    let session = match session_of(app, owner).await {
+        Ok(session) => session,
+        Err(away) => {
+            drop(guard.release(hold.id(), owner.subject()).await?);
+            commit_and_tell(app, guard, &record, ("free", "released")).await?;
+            return Err(away);
+        }
+    };
+    let (provider, payment_id) = (app.provider.clone(), session.id.clone());
+    guard.after_rollback(move |_cause| async move { provider.expire(&payment_id).await });
+    record.payment_id = session.id;
     let mut payment = Payment::new(&record.payment_id);
     if let Some(end) = hold.expires_at() {
         payment = payment.valid_until(end);
     }
     guard.attach_payment(hold.id(), payment).await?;
     D::insert(guard, &record).await?;
-    commit_and_tell(app, guard, &record, ("held", "held")).await?;
     Ok(Opened {
         record,
         hold,
@@ -158,13 +166,24 @@ pub async fn open<D: Records>(
     })
 }
 
+/// A payment session; a signed-in user is one customer at the provider, ever.
+async fn session_of(app: &App, owner: &Owner) -> Result<PaymentSession, Fault> {
+    if let Some(user) = owner.user() {
+        customers::of(app, user).await?;
+    }
+    Ok(app.provider.open().await?)
+}
+
+/// How the time reads now, and how the reservation does.
+pub type Now = (&'static str, &'static str);
+
 /// Commits, then forgets the cached lists and tells whoever listens, before anybody is answered. Where the client
 /// hangs up in between, the work after the commit does it. `now` is how the time and the reservation read.
 pub async fn commit_and_tell<D: Records>(
     app: &App,
     guard: &mut ReservationGuard<D>,
     record: &PaymentRecord,
-    now: (&'static str, &'static str),
+    now: Now,
 ) -> Result<(), Fault> {
     let (done, told) = tokio::sync::oneshot::channel();
     let (telling, record) = (app.clone(), record.clone());

@@ -1,164 +1,16 @@
-//! One form for everything that goes wrong: handlers give a [`Fault`], layers leave a problem document, and the
+//! One form for everything that goes wrong: handlers give a `Fault`, layers leave a problem document, and the
 //! outermost layer here gives both the practice's own codes and the id of the request.
 //!
 //! Try it: `curl localhost:8080/nowhere`
 
 use axum::body::{Body, to_bytes};
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{FromRequest, Request};
+use axum::extract::Request;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde_json::{Value, json};
-use tower_keep::core::{Problem, StoreError};
-use tower_keep::data::queue::QueueError;
-use tower_keep::data::topic::TopicError;
-use tower_keep::reservation::{ReservationError, ReservationRejection};
-use tower_keep::session::{SessionError, SessionRejection};
 
-use crate::{pages, webhooks};
-
-/// A refusal of a handler: a status, a code, a sentence.
-#[derive(Debug)]
-pub enum Fault {
-    Plain(StatusCode, &'static str, &'static str),
-    Ready(Box<Response>),
-}
-
-impl Fault {
-    pub const NOT_FOUND: Self = Self::Plain(
-        StatusCode::NOT_FOUND,
-        "NOT_FOUND",
-        "there is nothing here for you",
-    );
-    pub const UNAUTHENTICATED: Self =
-        Self::Plain(StatusCode::UNAUTHORIZED, "UNAUTHENTICATED", "log in first");
-    pub const FORBIDDEN: Self = Self::Plain(
-        StatusCode::FORBIDDEN,
-        "FORBIDDEN",
-        "your role does not allow this",
-    );
-    pub const INVALID_VALUE: Self = Self::Plain(
-        StatusCode::UNPROCESSABLE_ENTITY,
-        "INVALID_VALUE",
-        "one of the values cannot be taken",
-    );
-    pub const SLOT_NOT_OFFERED: Self = Self::Plain(
-        StatusCode::UNPROCESSABLE_ENTITY,
-        "SLOT_NOT_OFFERED",
-        "this start is not offered",
-    );
-    pub const INTERNAL: Self = Self::Plain(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "INTERNAL",
-        "something went wrong here",
-    );
-    pub const UNKNOWN_ROLE: Self = Self::Plain(
-        StatusCode::UNPROCESSABLE_ENTITY,
-        "UNKNOWN_ROLE",
-        "roles are patient, expert, admin and superadmin",
-    );
-
-    pub const fn validation(why: &'static str) -> Self {
-        Self::Plain(StatusCode::BAD_REQUEST, "VALIDATION", why)
-    }
-
-    pub const fn conflict(code: &'static str, why: &'static str) -> Self {
-        Self::Plain(StatusCode::CONFLICT, code, why)
-    }
-}
-
-impl IntoResponse for Fault {
-    fn into_response(self) -> Response {
-        match self {
-            Self::Plain(status, code, why) => Problem::new(status, code)
-                .detail(why)
-                .response()
-                .map(Body::from),
-            Self::Ready(response) => *response,
-        }
-    }
-}
-
-impl From<StoreError> for Fault {
-    fn from(error: StoreError) -> Self {
-        Self::Ready(Box::new(
-            Problem::store_unavailable(error.retry_after_secs())
-                .response()
-                .map(Body::from),
-        ))
-    }
-}
-
-impl From<SessionError> for Fault {
-    fn from(error: SessionError) -> Self {
-        SessionRejection::from(error).into()
-    }
-}
-
-impl From<SessionRejection> for Fault {
-    fn from(rejection: SessionRejection) -> Self {
-        Self::Ready(Box::new(rejection.into_response()))
-    }
-}
-
-impl From<ReservationRejection> for Fault {
-    fn from(rejection: ReservationRejection) -> Self {
-        Self::Ready(Box::new(rejection.into_response()))
-    }
-}
-
-impl From<ReservationError> for Fault {
-    fn from(error: ReservationError) -> Self {
-        ReservationRejection::from(error).into()
-    }
-}
-
-impl From<sqlx::Error> for Fault {
-    fn from(error: sqlx::Error) -> Self {
-        ReservationRejection::from(error).into()
-    }
-}
-
-impl From<TopicError> for Fault {
-    fn from(error: TopicError) -> Self {
-        Self::Ready(Box::new(error.into_response()))
-    }
-}
-
-impl From<QueueError> for Fault {
-    fn from(error: QueueError) -> Self {
-        tracing::warn!(%error, "the queue cannot answer");
-        Self::Ready(Box::new(
-            Problem::store_unavailable(1).response().map(Body::from),
-        ))
-    }
-}
-
-/// A JSON body; whatever is wrong with it is 400 `VALIDATION`, or 413 when it is too large.
-pub struct Input<T>(pub T);
-
-impl<T: serde::de::DeserializeOwned, S: Send + Sync> FromRequest<S> for Input<T> {
-    type Rejection = Fault;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, Fault> {
-        match axum::Json::from_request(request, state).await {
-            Ok(axum::Json(value)) => Ok(Self(value)),
-            Err(JsonRejection::BytesRejection(rejection))
-                if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE =>
-            {
-                Err(Fault::Plain(
-                    StatusCode::PAYLOAD_TOO_LARGE,
-                    "BODY_TOO_LARGE",
-                    "a body has 64 KiB at most",
-                ))
-            }
-            Err(_) => Err(Fault::validation(
-                "the body is not the JSON that this route takes",
-            )),
-        }
-    }
-}
+use crate::{fakepay, pages};
 
 /// The outermost layer: names the request, forbids keeping what nobody declared keepable, finishes problems.
 pub async fn finish(request: Request, next: Next) -> Response {
@@ -235,11 +87,18 @@ async fn complete(response: Response, id: &str, is_page: bool) -> Response {
 /// Whether a person looks at the answer: everything but the API's own paths, and its JSON.
 fn is_page(request: &Request) -> bool {
     let path = request.uri().path();
-    let own = ["/api/", "/internal/", "/_test/", "/metrics", "/assets/"];
+    let own = [
+        "/api/",
+        "/internal/",
+        "/_test/",
+        "/oauth/",
+        "/metrics",
+        "/assets/",
+    ];
     if own.iter().any(|prefix| path.starts_with(prefix)) {
         return false;
     }
-    !path.starts_with("/fakepay/") || webhooks::is_form(request.headers())
+    !path.starts_with("/fakepay/") || fakepay::is_form(request.headers())
 }
 
 fn page_of(document: &Value) -> minijinja::Value {
@@ -272,7 +131,6 @@ fn own_code(code: &str) -> &str {
         "HOLD_NOT_FOUND" | "PAYMENT_NOT_FOUND" => "NOT_FOUND",
         "HOLD_EXPIRED" => "PAYMENT_SESSION_EXPIRED",
         "SLOT_IN_PAST" | "SLOT_INVALID" => "SLOT_NOT_OFFERED",
-        "IDEMPOTENCY_KEY_REUSED" | "IDEMPOTENCY_IN_PROGRESS" => code,
         other => other,
     }
 }

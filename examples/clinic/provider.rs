@@ -2,7 +2,8 @@
 //!
 //! Try it: `curl -X POST localhost:8080/fakepay/PAYMENT_ID -H 'content-type: application/json' -d '{"outcome":"succeeded"}'`
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderMap;
@@ -11,17 +12,21 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use tower_keep::core::Timestamp;
 
+use crate::db::Db;
+use crate::fault::Fault;
+use crate::hooks::Faults;
 use crate::state::Count;
 
-/// What the provider was asked so far.
-#[derive(Debug, Default)]
+/// The provider as we see it: what it knows is in tables of its own.
+#[derive(Debug)]
 pub struct Provider {
+    db: Db,
+    faults: Arc<Faults>,
     pub session_create: Count,
+    pub session_paid: Count,
     pub session_expire: Count,
+    pub customer_create: Count,
     pub refund: Count,
-    pub notification_send: Count,
-    /// How many of the next deliveries of the mailer shall fail.
-    pub failing_deliveries: AtomicU64,
 }
 
 /// One payment session at the provider.
@@ -30,31 +35,105 @@ pub struct PaymentSession {
     pub id: String,
 }
 
+/// The provider does not answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Away;
+
 impl Provider {
-    /// Opens a payment session. (A real one is a network call: no lock is held over it.)
-    pub async fn open(&self) -> PaymentSession {
-        self.session_create.add();
-        PaymentSession {
-            id: format!("pay_{}", uuid::Uuid::new_v4().simple()),
+    pub fn new(db: Db, faults: Arc<Faults>) -> Self {
+        Self {
+            db,
+            faults,
+            session_create: Count::default(),
+            session_paid: Count::default(),
+            session_expire: Count::default(),
+            customer_create: Count::default(),
+            refund: Count::default(),
         }
+    }
+
+    /// Opens a payment session. (A real one is a network call: no lock is held over it.)
+    pub async fn open(&self) -> Result<PaymentSession, Away> {
+        self.faults.provider().await;
+        if self.faults.payment.strikes() {
+            return Err(Away);
+        }
+        self.session_create.add();
+        Ok(PaymentSession {
+            id: format!("pay_{}", uuid::Uuid::new_v4().simple()),
+        })
     }
 
     /// Ends a payment session that nobody shall pay any more.
     pub async fn expire(&self, _payment_id: &str) {
+        self.faults.provider().await;
         self.session_expire.add();
     }
 
-    /// Says whether this delivery is one of those that shall fail.
-    pub fn mailer_fails(&self) -> bool {
-        let less = |left: u64| left.checked_sub(1);
-        self.failing_deliveries
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
-            .is_ok()
+    /// Gives the money back; asked again it does nothing.
+    pub async fn refund(&self, payment_id: &str) -> Result<(), Away> {
+        self.faults.provider().await;
+        let sql = "insert into provider_refund (payment_id) values ($1) on conflict do nothing";
+        if self.db.execute(sql, &[payment_id]).await? > 0 {
+            self.refund.add();
+        }
+        Ok(())
     }
 
-    /// Gives the money back.
-    pub async fn refund(&self, _payment_id: &str) {
-        self.refund.add();
+    /// Finds the customer of a user, and makes one where there is none.
+    pub async fn customer(&self, user: &str) -> Result<String, Away> {
+        self.faults.provider().await;
+        let made = format!("cus_{}", uuid::Uuid::new_v4().simple());
+        let sql =
+            "insert into provider_customer (user_id, id) values ($1, $2) on conflict do nothing";
+        if self.db.execute(sql, &[user, &made]).await? > 0 {
+            self.customer_create.add();
+            return Ok(made);
+        }
+        self.known_customer(user).await?.ok_or(Away)
+    }
+
+    /// Finds the customer of a user.
+    pub async fn known_customer(&self, user: &str) -> Result<Option<String>, Away> {
+        let sql = "select id from provider_customer where user_id = $1";
+        Ok(self.db.text(sql, user).await?)
+    }
+
+    /// Payment sessions opened here, less those that were paid or ended here.
+    pub fn sessions_open(&self) -> i64 {
+        let [opened, paid, ended] = [
+            &self.session_create,
+            &self.session_paid,
+            &self.session_expire,
+        ]
+        .map(Count::value);
+        opened as i64 - paid as i64 - ended as i64
+    }
+
+    /// Says whether the provider answers.
+    pub async fn ping(&self) {
+        self.faults.provider().await;
+    }
+}
+
+impl fmt::Display for Away {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the payment provider does not answer")
+    }
+}
+
+impl std::error::Error for Away {}
+
+impl From<Away> for Fault {
+    fn from(_: Away) -> Self {
+        Self::PAYMENT_PROVIDER
+    }
+}
+
+/// Its tables are ours for want of a real one.
+impl From<Fault> for Away {
+    fn from(_: Fault) -> Self {
+        Self
     }
 }
 

@@ -8,7 +8,7 @@ use tower_keep::backend::sql::Engine;
 use tower_keep::core::Timestamp;
 use tower_keep::reservation::{GuardEngine, ReservationGuard};
 
-use crate::problem::Fault;
+use crate::fault::Fault;
 
 /// Whom a booking is for.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -24,4 +24,11 @@ create table if not exists clinic_transfer (
     state text not null,
     approved_by text,
     approved_at text
+);
+create table if not exists provider_customer (
+    user_id text primary key,
+    id text not null
+);
+create table if not exists provider_refund (
+    payment_id text primary key
 )

@@ -12,8 +12,8 @@ use tower_keep::MINUTE;
 use tower_keep::core::Principal;
 use tower_keep::session::{Session, SessionCookie, SessionLayer};
 
+use crate::fault::{Fault, Input};
 use crate::fixtures;
-use crate::problem::{Fault, Input};
 use crate::state::{App, State};
 
 /// Core 15 minutes idle, a day at most; data an hour after its last use.

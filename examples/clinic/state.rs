@@ -8,18 +8,26 @@ use sha2::{Digest, Sha256};
 use tower_keep::backend::sql::SqlStore;
 use tower_keep::core::{Clock, ManualClock, SystemClock, Timestamp};
 use tower_keep::data::health::Health;
+use tower_keep::data::lock::Lock;
 use tower_keep::data::queue::Queue;
 use tower_keep::reservation::{EventKind, EventSet, ReservationLayer, Reservations};
 use tower_keep::response_cache::{ResponseCacheHandle, ResponseCacheLayer};
 use tower_keep::store::Store;
 use tower_keep::{DAY, MINUTE};
 
+use crate::customers::{self, Customers};
 use crate::db::Db;
+use crate::deliveries;
 use crate::health;
+use crate::hooks::Faults;
+use crate::identity::{self, Verifications};
 use crate::live::Live;
 use crate::notifications::{self, Notice};
 use crate::options::Options;
-use crate::provider::Provider;
+use crate::progress::HalfDone;
+use crate::provider::{Event, Provider};
+use crate::tokens::Tokens;
+use crate::webhooks;
 
 /// A handle on everything; cheap to clone.
 #[derive(Clone)]
@@ -37,8 +45,15 @@ pub struct State {
     pub live: Live,
     pub notices: Queue<Notice>,
     pub health: Health,
+    pub events: Queue<Event>,
+    pub payments: Lock,
+    pub customers: Customers,
+    pub verifications: Verifications,
+    pub half_done: HalfDone,
+    pub tokens: Tokens,
     pub provider: Arc<Provider>,
     pub counters: Counters,
+    pub faults: Arc<Faults>,
     pub time: Time,
 }
 
@@ -62,7 +77,9 @@ impl App {
     /// Puts the handles together.
     pub fn new(options: Options, store: Arc<dyn Store>, sql: SqlStore, db: Db, time: Time) -> Self {
         let notices = notifications::queue(&store);
-        let health = health::of(sql.clone(), &store, &notices);
+        let faults = Arc::<Faults>::default();
+        let provider = Arc::new(Provider::new(db.clone(), faults.clone()));
+        let health = health::of(sql.clone(), &store, &notices, &provider).clock(time.clone());
         let bookings = ReservationLayer::new(sql)
             .hold_for(10 * MINUTE)
             .processing_for(11 * DAY)
@@ -74,7 +91,14 @@ impl App {
             live: Live::new(&store),
             notices,
             health,
-            provider: Arc::default(),
+            events: deliveries::queue(&store),
+            payments: webhooks::lock(&store),
+            customers: customers::customers(&store),
+            verifications: identity::verifications(&store),
+            half_done: HalfDone::new(&store),
+            tokens: Tokens::new(&store),
+            provider,
+            faults,
             counters: Counters::default(),
             options,
             store,
@@ -119,6 +143,8 @@ pub struct Counters {
     pub booking_confirmed: Count,
     pub reservation_expired: Count,
     pub payment_refunded: Count,
+    pub notification_send: Count,
+    pub dead: Count,
 }
 
 impl Counters {
@@ -138,7 +164,11 @@ pub struct Count(AtomicU64);
 
 impl Count {
     pub fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.add_many(1);
+    }
+
+    pub fn add_many(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
     }
 
     pub fn value(&self) -> u64 {

@@ -11,8 +11,8 @@ use tower_keep::core::Principal;
 use tower_keep::response_cache::Target;
 
 use crate::db::Db;
+use crate::fault::{Fault, Input};
 use crate::fixtures::{self, User};
-use crate::problem::{Fault, Input};
 use crate::state::App;
 
 /// What the database has about a user.

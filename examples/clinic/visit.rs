@@ -12,14 +12,14 @@ use tower_keep::response_cache::CachePolicy;
 use tower_keep::{MINUTE, SECOND};
 
 use crate::experts;
+use crate::fakepay;
+use crate::fault::Fault;
 use crate::fixtures::{self, EXPERTS, Expert};
 use crate::guests::Owner;
 use crate::pages::{moment, money, page, time};
 use crate::payments::{self, Wish};
-use crate::problem::Fault;
 use crate::records::{Guest, Records};
 use crate::state::{App, State};
-use crate::webhooks;
 
 /// `GET /`
 pub async fn home(Extract(app): Extract<App>) -> Result<(CachePolicy, Response), Fault> {
@@ -174,7 +174,7 @@ pub async fn pay<D: Records>(
     Path(id): Path<String>,
 ) -> Result<Response, Fault> {
     let record = D::payment(&mut guard, &id).await?.ok_or(Fault::NOT_FOUND)?;
-    let hold = webhooks::payable(&mut guard, &id).await?;
+    let hold = fakepay::payable(&mut guard, &id).await?;
     let service = fixtures::expert(&record.expert_id)
         .and_then(|expert| expert.service(&record.service_id))
         .ok_or(Fault::NOT_FOUND)?;

@@ -1,8 +1,13 @@
 //! The clinic as its visitors meet it: the built program over HTTP, on memory + SQLite and on Redis + Postgres.
 
+mod faults;
 mod live;
+mod load;
+mod once;
 mod pages;
 mod people;
+mod screen;
+mod tour;
 
 use futures_util::future::join_all;
 use http::StatusCode;

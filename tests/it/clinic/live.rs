@@ -187,6 +187,6 @@ async fn a_hold_that_ran_out_gives_one_notice_and_a_booking_one() {
     let counters = guest.browser.get("/_test/counters").await.json();
     assert_eq!(
         counters["notices"],
-        json!({ "booking_confirmed": 1, "reservation_expired": 1, "payment_refunded": 0 })
+        json!({ "booking_confirmed": 1, "reservation_expired": 1, "payment_refunded": 0, "dead": 0 })
     );
 }

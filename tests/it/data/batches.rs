@@ -481,7 +481,8 @@ async fn compressed_values_are_smaller_and_are_read_by_who_does_not_compress() {
     assert_eq!(*reader.get(&1).await.unwrap().unwrap(), long);
     assert_eq!(*reader.get(&2).await.unwrap().unwrap(), short);
     let mut raw = server.raw().await;
-    let length = redis::cmd("STRLEN").arg(format!("{prefix}:cache:{{page}}:record:page:1"));
+    let mut length = redis::cmd("STRLEN");
+    length.arg(format!("{prefix}:cache:{{page}}:record:page:1"));
     let length: usize = length.query_async(&mut raw).await.unwrap();
     assert!((1..1_000).contains(&length), "{length}");
 }

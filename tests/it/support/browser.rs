@@ -136,6 +136,18 @@ impl Browser {
         headers: &[(&str, &str)],
         body: Option<String>,
     ) -> Reply {
+        let reply = self.try_send(method, path, headers, body).await;
+        reply.unwrap_or_else(|| panic!("no answer of {}{path}", self.server))
+    }
+
+    /// The same, of a server that may end meanwhile.
+    pub async fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<String>,
+    ) -> Option<Reply> {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("http://{}{path}", self.server));
@@ -151,13 +163,13 @@ impl Browser {
             request = request.header(header::COOKIE, cookies);
         }
         let request = request.body(Full::from(body.unwrap_or_default())).unwrap();
-        let (parts, body) = self.client.request(request).await.unwrap().into_parts();
+        let (parts, body) = self.client.request(request).await.ok()?.into_parts();
         self.keep_cookies(&parts.headers);
-        Reply {
+        Some(Reply {
             status: parts.status,
             headers: parts.headers,
-            body: body.collect().await.unwrap().to_bytes(),
-        }
+            body: body.collect().await.ok()?.to_bytes(),
+        })
     }
 
     pub fn cookie(&self, name: &str) -> Option<String> {

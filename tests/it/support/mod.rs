@@ -6,6 +6,7 @@
 )]
 
 pub mod browser;
+pub mod chromium;
 pub mod http;
 pub mod launch;
 pub mod postgres;

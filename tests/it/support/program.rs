@@ -41,6 +41,16 @@ impl Program {
         self.address
     }
 
+    /// Memory that it has in use, in KiB.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS"))
+            .unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
     /// Sends a signal by name, such as `TERM`.
     pub fn signal(&self, name: &str) {
         signal(name, &[self.child.id().to_string()]);
@@ -83,6 +93,8 @@ pub fn command(example: &str, arguments: &[&str]) -> Command {
         "DATABASE_URL",
         "CLINIC_TRUSTED_HOPS",
         "CLINIC_SECRET",
+        "CLINIC_WEBHOOK_SECRET",
+        "CLINIC_CRON_SECRET",
     ] {
         command.env_remove(name);
     }

@@ -1,0 +1,137 @@
+//! The guest's side of the fake payment provider: the payment ends as chosen, and the provider tells us so.
+//!
+//! Try it: `curl -X POST localhost:8080/fakepay/PAYMENT_ID -H 'content-type: application/json' -d '{"outcome":"succeeded"}'`
+
+use axum::extract::{FromRequest, Path, Request, State as Extract};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::{Form, Json};
+use serde::Deserialize;
+use serde_json::json;
+use tower_keep::reservation::{Hold, HoldRef, HoldState, ReservationGuard};
+
+use crate::deliveries;
+use crate::fault::{Fault, Input};
+use crate::provider::{Event, EventData};
+use crate::records::Records;
+use crate::state::App;
+
+#[derive(Deserialize)]
+pub struct Paying {
+    outcome: String,
+}
+
+/// `POST /fakepay/{payment_id}`: the guest's side of the provider; it answers once its event was delivered. A form
+/// leads on to the reservation.
+pub async fn fakepay<D: Records>(
+    Extract(app): Extract<App>,
+    mut guard: ReservationGuard<D>,
+    Path(payment_id): Path<String>,
+    request: Request,
+) -> Result<Response, Fault> {
+    if !is_form(request.headers()) {
+        let Input(paying) = Input::<Paying>::from_request(request, &()).await?;
+        return told::<D>(&app, &mut guard, payment_id, &paying).await;
+    }
+    let Form(paying) = Form::<Paying>::from_request(request, &())
+        .await
+        .map_err(|_| Fault::validation("the form is incomplete"))?;
+    let paid = settle_payment::<D>(&app, &mut guard, &payment_id, &paying.outcome).await?;
+    let next = format!("/reservation/{}", paid.reservation_id);
+    Ok(Redirect::to(&next).into_response())
+}
+
+/// Says whether a browser sent this from a page.
+pub fn is_form(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE);
+    kind.is_some_and(|kind| {
+        kind.as_bytes()
+            .starts_with(b"application/x-www-form-urlencoded")
+    })
+}
+
+async fn told<D: Records>(
+    app: &App,
+    guard: &mut ReservationGuard<D>,
+    payment_id: String,
+    paying: &Paying,
+) -> Result<Response, Fault> {
+    let paid = settle_payment::<D>(app, guard, &payment_id, &paying.outcome).await?;
+    Ok(Json(json!({
+        "payment_id": payment_id,
+        "status": paid.status,
+        "event_id": paid.event_id,
+        "webhook_status": paid.delivered.as_u16(),
+    }))
+    .into_response())
+}
+
+/// What became of a visit to the provider.
+pub struct Paid {
+    pub reservation_id: String,
+    pub status: &'static str,
+    pub event_id: String,
+    pub delivered: StatusCode,
+}
+
+/// Ends the payment as the guest chose, and delivers the provider's event.
+pub async fn settle_payment<D: Records>(
+    app: &App,
+    guard: &mut ReservationGuard<D>,
+    payment_id: &str,
+    outcome: &str,
+) -> Result<Paid, Fault> {
+    let (kind, status) = match outcome {
+        "succeeded" => ("succeeded", "succeeded"),
+        "failed" => ("failed", "failed"),
+        "voucher" => ("processing", "processing"),
+        _ => return Err(Fault::validation("outcome is succeeded, failed or voucher")),
+    };
+    let record = D::payment(guard, payment_id)
+        .await?
+        .ok_or(Fault::NOT_FOUND)?;
+    payable(guard, payment_id).await?;
+    // The event is handled in a transaction of its own: this one ends here.
+    guard.commit().await?;
+    let event = Event {
+        id: format!("evt_{}", uuid::Uuid::now_v7().simple()),
+        kind: kind.to_owned(),
+        created: app.now(),
+        data: EventData {
+            payment_id: record.payment_id,
+        },
+    };
+    if kind == "succeeded" {
+        app.provider.session_paid.add();
+    }
+    let delivered = deliveries::send::<D>(app, &event).await;
+    if !delivered.is_success() {
+        deliveries::again(app, &event).await?;
+    }
+    Ok(Paid {
+        reservation_id: record.reservation_id,
+        status,
+        event_id: event.id,
+        delivered,
+    })
+}
+
+/// The hold of a payment that can still be made.
+pub async fn payable<D: Records>(
+    guard: &mut ReservationGuard<D>,
+    payment_id: &str,
+) -> Result<Hold, Fault> {
+    let hold = guard
+        .find(HoldRef::payment(payment_id))
+        .await?
+        .ok_or(Fault::NOT_FOUND)?;
+    match hold.state() {
+        HoldState::Held | HoldState::Processing => Ok(hold),
+        HoldState::Confirmed => Err(Fault::conflict("ALREADY_PAID", "this is paid for")),
+        _ => Err(Fault::Plain(
+            StatusCode::GONE,
+            "PAYMENT_SESSION_EXPIRED",
+            "the hold has run out",
+        )),
+    }
+}

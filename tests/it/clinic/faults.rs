@@ -1,0 +1,213 @@
+//! What goes wrong in between: a provider that fails, an event that is not taken, money that goes back, an end in the middle.
+
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::people::{refused, signed_in, told};
+use super::{Guest, advance, alone, slot, tell, text, wish};
+use crate::support::Browser;
+
+async fn fault(browser: &Browser, order: Value) {
+    let taken = browser.post("/_test/fault", &[], &order).await;
+    assert_eq!(taken.status, StatusCode::NO_CONTENT);
+}
+
+async fn counted(browser: &Browser, group: &str, name: &str) -> i64 {
+    let counters = browser.get("/_test/counters").await.json();
+    counters[group][name].as_i64().unwrap()
+}
+
+async fn work(browser: &Browser) {
+    let done = browser.post("/_test/work", &[], &Value::Null).await;
+    assert_eq!(done.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_provider_that_fails_frees_the_slot_and_the_same_key_works_then() {
+    let clinic = alone();
+    let (first, second) = (Guest::new(&clinic, 1).await, Guest::new(&clinic, 2).await);
+    let wished = wish("e1", "s60", "10:00");
+    fault(&first.browser, json!({ "fail": { "payment": 2 } })).await;
+    let failed = first.pay("k", &wished).await;
+    assert_eq!(told(&failed), refused(502, "PAYMENT_PROVIDER"));
+    assert_eq!(slot(&second.browser, "e1", "s60", "10:00").await, "free");
+    let again = first.pay("k", &wished).await;
+    assert_eq!(told(&again), refused(502, "PAYMENT_PROVIDER"));
+    let third = first.pay("k", &wished).await;
+    assert_eq!(third.status, StatusCode::CREATED, "{:?}", third.body);
+    assert_eq!(slot(&second.browser, "e1", "s60", "10:00").await, "held");
+    assert_eq!(
+        counted(&first.browser, "provider", "session_create").await,
+        1
+    );
+}
+
+#[tokio::test]
+async fn an_event_that_was_not_taken_comes_again_and_books_once() {
+    let clinic = alone();
+    let guest = Guest::new(&clinic, 1).await;
+    let held = guest.pay("k", &wish("e1", "s60", "10:00")).await.json();
+    fault(&guest.browser, json!({ "fail": { "webhook": 2 } })).await;
+    let paid = guest.settle(&text(&held, "payment_id"), "succeeded").await;
+    assert_eq!(paid.json()["webhook_status"], 500, "{:?}", paid.body);
+    assert_eq!(slot(&guest.browser, "e1", "s60", "10:00").await, "held");
+    assert_eq!(
+        counted(&guest.browser, "notices", "booking_confirmed").await,
+        0
+    );
+    for _ in 0..2 {
+        work(&guest.browser).await;
+        advance(&guest.browser, 10).await;
+    }
+    assert_eq!(slot(&guest.browser, "e1", "s60", "10:00").await, "booked");
+    work(&guest.browser).await;
+    assert_eq!(counted(&guest.browser, "handlers", "webhook").await, 3);
+    assert_eq!(
+        counted(&guest.browser, "notices", "booking_confirmed").await,
+        1
+    );
+}
+
+#[tokio::test]
+async fn a_refund_ends_the_booking_and_frees_its_time() {
+    let clinic = alone();
+    let guest = Guest::new(&clinic, 1).await;
+    let held = guest.pay("k", &wish("e1", "s60", "10:00")).await.json();
+    let payment = text(&held, "payment_id");
+    guest.settle(&payment, "succeeded").await;
+    let path = format!("/api/reservations/{}", text(&held, "reservation_id"));
+    let booking = text(&guest.browser.get(&path).await.json(), "booking_id");
+    for id in ["evt_1", "evt_2"] {
+        let event = tell(&guest.browser, id, "refunded", &payment, 0).await;
+        assert_eq!(event.status, StatusCode::OK, "{:?}", event.body);
+    }
+    let mine = guest.browser.get(&path).await.json();
+    assert_eq!(mine["state"], "refunded");
+    let booking = format!("/api/bookings/{booking}");
+    assert_eq!(
+        guest.browser.get(&booking).await.json()["status"],
+        "refunded"
+    );
+    assert_eq!(slot(&guest.browser, "e1", "s60", "10:00").await, "free");
+    let ana = signed_in(&clinic, "ana").await;
+    assert_eq!(ana.get("/api/dashboard").await.json()["bookings"], 0);
+    let other = Guest::new(&clinic, 2).await;
+    let next = other.pay("k", &wish("e1", "s60", "10:00")).await;
+    assert_eq!(next.status, StatusCode::CREATED);
+}
+
+#[tokio::test]
+async fn a_late_payment_books_what_is_free_and_gives_back_what_is_not_with_one_notice_each() {
+    let clinic = alone();
+    let (first, second) = (Guest::new(&clinic, 1).await, Guest::new(&clinic, 2).await);
+    let free = first.pay("a", &wish("e1", "s60", "10:00")).await.json();
+    let taken = first.pay("b", &wish("e1", "s60", "14:00")).await.json();
+    advance(&first.browser, 600).await;
+    let third = second.pay("k", &wish("e1", "s60", "14:00")).await;
+    assert_eq!(third.status, StatusCode::CREATED);
+    for (id, held) in [("1", &free), ("2", &taken)] {
+        let payment = text(held, "payment_id");
+        let late = tell(&first.browser, id, "succeeded", &payment, 600).await;
+        assert_eq!(late.status, StatusCode::OK);
+    }
+    assert_eq!(slot(&second.browser, "e1", "s60", "10:00").await, "booked");
+    assert_eq!(slot(&second.browser, "e1", "s60", "14:00").await, "held");
+    let path = format!("/api/reservations/{}", text(&taken, "reservation_id"));
+    assert_eq!(first.browser.get(&path).await.json()["state"], "refunded");
+    let cron = async || {
+        let bearer = [("authorization", "Bearer cron_test")];
+        let path = "/internal/cron/cleanup-reservations";
+        let done = first.browser.send(Method::POST, path, &bearer, None).await;
+        done.json()
+    };
+    cron().await;
+    assert_eq!(cron().await, json!({ "released": 0, "notified": 0 }));
+    work(&first.browser).await;
+    assert_eq!(counted(&first.browser, "provider", "refund").await, 1);
+    let counters = first.browser.get("/_test/counters").await.json();
+    assert_eq!(
+        counters["notices"],
+        json!({ "booking_confirmed": 1, "reservation_expired": 2, "payment_refunded": 1, "dead": 0 })
+    );
+}
+
+#[tokio::test]
+async fn every_part_tells_its_health_and_a_slow_provider_is_no_slow_practice() {
+    let clinic = alone();
+    let browser = Browser::new(clinic.address());
+    let health = browser.get("/api/health").await.json();
+    for part in ["store", "db", "queue", "provider"] {
+        assert_eq!(health["checks"][part]["status"], "healthy", "{health}");
+        let own = browser.get(&format!("/api/health/{part}")).await;
+        assert_eq!(
+            (own.status.as_u16(), own.header("x-service-status")),
+            (200, "healthy")
+        );
+    }
+    assert_eq!(browser.get("/api/health/cellar").await.status, 404);
+    fault(&browser, json!({ "provider_delay_ms": 60_000 })).await;
+    advance(&browser, 1).await;
+    let health = browser.get("/api/health").await;
+    assert_eq!(
+        (health.status.as_u16(), &health.json()["status"]),
+        (200, &json!("degraded"))
+    );
+    let provider = browser.get("/api/health/provider").await;
+    assert_eq!(
+        (
+            provider.status.as_u16(),
+            provider.header("x-service-status")
+        ),
+        (503, "down")
+    );
+}
+
+#[tokio::test]
+async fn a_warmed_cache_answers_the_first_visitor() {
+    let clinic = alone();
+    let root = signed_in(&clinic, "root").await;
+    let warm = async || root.post("/api/admin/cache/warm", &[], &Value::Null).await;
+    assert_eq!(warm().await.json(), json!({ "warmed": 7 }));
+    assert_eq!(warm().await.json(), json!({ "warmed": 7 }));
+    for path in [
+        "/api/experts",
+        "/api/experts/e2",
+        "/api/experts/e1/slots?service=s60&day=2030-01-01",
+    ] {
+        let first = root.get(path).await;
+        let status = first.header("cache-status");
+        assert!(status.contains("clinic; hit"), "{path}: {status}");
+    }
+    assert_eq!(counted(&root, "loaders", "experts").await, 1);
+}
+
+#[tokio::test]
+async fn sigterm_lets_a_running_booking_end_and_does_not_wait_for_ever() {
+    for (millis, answered) in [(1_000, true), (120_000, false)] {
+        let mut clinic = alone();
+        let guest = Guest::new(&clinic, 1).await;
+        fault(&guest.browser, json!({ "provider_delay_ms": millis })).await;
+        let (browser, address) = (guest.browser.clone(), guest.address.clone());
+        let booking = tokio::spawn(async move {
+            let headers = [
+                ("idempotency-key", "k"),
+                ("x-forwarded-for", address.as_str()),
+            ];
+            let path = "/api/create-payment-intent";
+            let wish = wish("e1", "s60", "10:00").to_string();
+            let reply = browser.try_send(Method::POST, path, &headers, Some(wish));
+            reply.await.is_some_and(|reply| reply.status == 201)
+        });
+        while slot(&guest.browser, "e1", "s60", "10:00").await != "held" {
+            tokio::task::yield_now().await;
+        }
+        clinic.signal("TERM");
+        let ended = tokio::task::spawn_blocking(move || clinic.wait().code());
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(100), ended).await;
+        assert_eq!(
+            ended.expect("an end well before the provider's").unwrap(),
+            Some(0)
+        );
+        assert_eq!(booking.await.unwrap(), answered, "{millis}");
+    }
+}
