@@ -5,6 +5,7 @@
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Request, State as Extract};
+use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -176,12 +177,17 @@ pub async fn invalidate(
     Json(json!({ "invalidated": invalidated }))
 }
 
-/// `POST /api/admin/cache/warm`: the catalogue, everybody, and today's times, by the way that any request takes.
-pub async fn warm(Extract(app): Extract<App>) -> Json<Value> {
+/// `POST /api/admin/cache/warm`: the catalogue, everybody, and today's times, by the way that any request takes and under
+/// the name by which we were called: answers are kept for each host by itself.
+pub async fn warm(Extract(app): Extract<App>, headers: HeaderMap) -> Json<Value> {
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    let site = host.map_or_else(String::new, |host| format!("http://{host}"));
     let today = fixtures::day_of(app.now()).to_string();
-    let mut urls = vec!["/api/experts".to_owned()];
+    let mut urls = vec![format!("{site}/api/experts")];
     for expert in &fixtures::EXPERTS {
-        let own = format!("/api/experts/{}", expert.id);
+        let own = format!("{site}/api/experts/{}", expert.id);
         urls.extend(
             expert
                 .services

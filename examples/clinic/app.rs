@@ -14,8 +14,8 @@ use crate::records::Records;
 use crate::state::App;
 use crate::{
     account, admin, bookings, customers, dashboard, experts, fakepay, guests, health, hooks,
-    identity, limits, live, notifications, outbox, pages, payments, problem, progress, sessions,
-    tokens, users, visit, webhooks,
+    identity, limits, live, notifications, outbox, pages, payments, problem, progress,
+    reservations, sessions, tokens, users, visit, webhooks,
 };
 
 const LARGEST_BODY: usize = 64 * 1_024;
@@ -167,9 +167,9 @@ pub fn app<D: Records>(app: App) -> Router {
         .route("/api/logout", post(sessions::logout))
         .route(
             "/api/reservations/{id}",
-            get(payments::show::<D>).delete(payments::release::<D>),
+            get(reservations::show::<D>).delete(reservations::release::<D>),
         )
-        .route("/api/bookings/{id}", get(payments::booking::<D>))
+        .route("/api/bookings/{id}", get(reservations::booking::<D>))
         .route("/fakepay/{payment_id}", post(fakepay::fakepay::<D>))
         .route("/pay/{payment_id}", get(visit::pay::<D>))
         .route("/api/events", get(live::events))

@@ -35,6 +35,7 @@ mod problem;
 mod progress;
 mod provider;
 mod records;
+mod reservations;
 mod sessions;
 mod state;
 mod tokens;

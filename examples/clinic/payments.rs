@@ -3,7 +3,7 @@
 //! Try it: `curl -i localhost:8080/api/create-payment-intent -H 'content-type: application/json' -H 'idempotency-key: k1' -d @wish.json`
 
 use axum::Json;
-use axum::extract::{Extension, Path, State as Extract};
+use axum::extract::{Extension, State as Extract};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -12,13 +12,11 @@ use tower_keep::idempotency::{
     DerivedKey, Directive, IdempotencyLayer, Preset, Scope, StatusPolicy,
 };
 use tower_keep::reservation::{
-    Conflict, Hold, HoldOutcome, HoldRef, HoldState, Payment, ReservationError, ReservationGuard,
-    Slot,
+    Conflict, Hold, HoldOutcome, Payment, ReservationError, ReservationGuard, Slot,
 };
 use tower_keep::response_cache::Target;
 use tower_keep::{MINUTE, SECOND};
 
-use crate::bookings;
 use crate::customers;
 use crate::fault::{Fault, Input};
 use crate::fixtures;
@@ -238,91 +236,4 @@ fn answer(
         "hold_expires_at": hold.expires_at(),
     });
     (status, headers, Json(body))
-}
-
-/// `GET /api/reservations/{id}`: what is not yours does not exist.
-pub async fn show<D: Records>(
-    Extension(owner): Extension<Owner>,
-    mut guard: ReservationGuard<D>,
-    Path(id): Path<String>,
-) -> Result<Json<Value>, Fault> {
-    let (record, hold) = own::<D>(&mut guard, &owner, &id).await?;
-    Ok(Json(json!({
-        "reservation_id": record.reservation_id,
-        "payment_id": record.payment_id,
-        "expert_id": record.expert_id,
-        "service_id": record.service_id,
-        "start": record.start,
-        "end": record.end,
-        "price_cents": record.price_cents,
-        "state": state_name(hold.state()),
-        "hold_expires_at": hold.expires_at(),
-        "booking_id": record.booking_id,
-    })))
-}
-
-/// `DELETE /api/reservations/{id}`: gives the slot back; again is harmless.
-pub async fn release<D: Records>(
-    Extract(app): Extract<App>,
-    Extension(owner): Extension<Owner>,
-    mut guard: ReservationGuard<D>,
-    Path(id): Path<String>,
-) -> Result<StatusCode, Fault> {
-    let (record, hold) = own::<D>(&mut guard, &owner, &id).await?;
-    if matches!(hold.state(), HoldState::Confirmed | HoldState::Cancelled) {
-        return Err(Fault::conflict(
-            "ALREADY_PAID",
-            "this reservation is paid for",
-        ));
-    }
-    guard.release(hold.id(), record.subject.as_str()).await?;
-    let (provider, payment_id) = (app.provider.clone(), record.payment_id.clone());
-    guard.after_commit(async move { provider.expire(&payment_id).await });
-    commit_and_tell(&app, &mut guard, &record, ("free", "released")).await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-/// `GET /api/bookings/{id}`: for its owner and its expert.
-pub async fn booking<D: Records>(
-    Extension(owner): Extension<Owner>,
-    mut guard: ReservationGuard<D>,
-    Path(id): Path<String>,
-) -> Result<Json<Value>, Fault> {
-    if !owner.is_known() {
-        return Err(Fault::UNAUTHENTICATED);
-    }
-    let record = D::booking(&mut guard, &id).await?.ok_or(Fault::NOT_FOUND)?;
-    if !owner.may_see(&record) {
-        return Err(Fault::NOT_FOUND);
-    }
-    Ok(Json(bookings::booking_of(&record)))
-}
-
-/// The record and the hold behind it, if this request owns them.
-pub async fn own<D: Records>(
-    guard: &mut ReservationGuard<D>,
-    owner: &Owner,
-    id: &str,
-) -> Result<(PaymentRecord, Hold), Fault> {
-    let record = D::payment_of(guard, id)
-        .await?
-        .filter(|record| owner.owns(&record.subject))
-        .ok_or(Fault::NOT_FOUND)?;
-    let hold = guard
-        .find(HoldRef::payment(&record.payment_id))
-        .await?
-        .ok_or(Fault::NOT_FOUND)?;
-    Ok((record, hold))
-}
-
-/// What a state is called outside.
-pub fn state_name(state: HoldState) -> &'static str {
-    match state {
-        HoldState::Held => "held",
-        HoldState::Processing => "processing",
-        HoldState::Confirmed => "confirmed",
-        HoldState::Released => "released",
-        HoldState::Expired => "expired",
-        HoldState::Cancelled | HoldState::LateConflict => "refunded",
-    }
 }

@@ -19,6 +19,7 @@ use crate::guests::Owner;
 use crate::pages::{moment, money, page, time};
 use crate::payments::{self, Wish};
 use crate::records::{Guest, Records};
+use crate::reservations;
 use crate::state::{App, State};
 
 /// `GET /`
@@ -201,11 +202,11 @@ pub async fn reservation<D: Records>(
     Path(id): Path<String>,
 ) -> Result<Response, Fault> {
     let before = app.live.newest(&format!("appointment:{id}")).await;
-    let (record, hold) = payments::own::<D>(&mut guard, &owner, &id).await?;
+    let (record, hold) = reservations::own::<D>(&mut guard, &owner, &id).await?;
     let service = fixtures::expert(&record.expert_id)
         .and_then(|expert| expert.service(&record.service_id))
         .ok_or(Fault::NOT_FOUND)?;
-    let state = payments::state_name(hold.state());
+    let state = reservations::state_name(hold.state());
     let sentence = match hold.state() {
         HoldState::Held => "Held for you: please pay.",
         HoldState::Processing => "Your voucher is being checked; the time stays yours meanwhile.",

@@ -176,7 +176,7 @@ async fn a_warmed_cache_answers_the_first_visitor() {
     ] {
         let first = root.get(path).await;
         let status = first.header("cache-status");
-        assert!(status.contains("clinic; hit"), "{path}: {status}");
+        assert!(status.contains("clinic;hit"), "{path}: {status}");
     }
     assert_eq!(counted(&root, "loaders", "experts").await, 1);
 }

@@ -86,7 +86,7 @@ async fn the_tour_of_the_readme_is_true_line_by_line() {
     }
     let printed = printed.concat();
     for promised in [
-        "cache-status: clinic; hit",
+        "cache-status: clinic;hit",
         "idempotency-replayed: true",
         "SLOT_TEMPORARILY_RESERVED",
         "booked",
