@@ -79,7 +79,7 @@ impl App {
         let notices = notifications::queue(&store);
         let faults = Arc::<Faults>::default();
         let provider = Arc::new(Provider::new(db.clone(), faults.clone()));
-        let health = health::of(sql.clone(), &store, &notices, &provider).clock(time.clone());
+        let health = health::of(sql.clone(), &store, &notices, &provider);
         let bookings = ReservationLayer::new(sql)
             .hold_for(10 * MINUTE)
             .processing_for(11 * DAY)

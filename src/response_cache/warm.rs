@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 
-use http::{Request, Response, Uri};
+use http::{HeaderValue, Request, Response, Uri, header};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tower_service::Service;
@@ -34,6 +34,7 @@ impl ResponseCacheHandle {
     /// Sends a GET for each of `urls` through `app`, eight at a time, and reads the answers to their ends.
     ///
     /// `app` is the whole service, so that the requests take the way of any other; what is fresh already costs no run.
+    /// A URL with scheme and host is asked as HTTP/1.1 carries it: its host in the `Host` field.
     /// Dropping the future ends what is under way.
     pub async fn warm<S, B, R>(
         &self,
@@ -89,7 +90,11 @@ where
     R: http_body::Body,
 {
     let mut request = Request::new(B::default());
-    *request.uri_mut() = url;
+    if let Some(authority) = url.authority() {
+        let host = HeaderValue::from_str(authority.as_str()).ok()?;
+        request.headers_mut().insert(header::HOST, host);
+    }
+    *request.uri_mut() = Uri::from(url.path_and_query()?.clone());
     poll_fn(|cx| app.poll_ready(cx)).await.ok()?;
     let (parts, body) = app.call(request).await.ok()?.into_parts();
     let mut body = pin!(body);

@@ -70,6 +70,7 @@ mod sight;
 mod stats;
 pub mod store;
 mod target;
+mod warm;
 
 pub use cached::{CacheOutcome, Cached};
 pub use error::LoadError;
@@ -77,7 +78,7 @@ pub use group::{CacheGroup, InvalidateOutcome};
 pub use handle::Cache;
 pub use loaded::Loaded;
 pub use local::Local;
-pub use many::{Verified, WarmReport};
 pub use stats::CacheStats;
 pub use store::CacheStore;
 pub use target::{CacheKey, Tag, Target};
+pub use warm::{Verified, WarmReport};

@@ -33,6 +33,20 @@ async fn a_cache_is_warmed_through_the_whole_service_and_fresh_answers_are_left_
     }
 }
 
+#[tokio::test]
+async fn a_url_with_a_host_is_warmed_for_those_who_ask_that_host() {
+    let origin = Origin::of(|_, _| said(&[("cache-control", "max-age=60")], "x"));
+    let layer = layer(&clock());
+    let app = App::new(&layer, &origin);
+    let urls = ["http://clinic.test:8080/a?b=c"];
+    let warm = layer.handle();
+    let warm = warm.warm::<_, http_body_util::Empty<bytes::Bytes>, _>(app.service.clone(), urls);
+    assert_eq!(warm.await.stored, 1);
+    let from = async |host| app.send(request("GET", "/a?b=c", &[("host", host)])).await;
+    assert!(from("clinic.test:8080").await.is_hit());
+    assert!(!from("clinic.test").await.is_hit());
+}
+
 async fn why(layer: &ResponseCacheLayer, path: &str, fields: &[(&str, &str)]) -> String {
     layer
         .explain(&request("GET", path, fields))

@@ -103,24 +103,3 @@ async fn a_frozen_session_answers_superseded_for_five_seconds_and_can_be_ended()
     clock.advance(Duration::from_secs(5));
     assert_eq!(browser.body("/maybe").await, "nobody");
 }
-
-/// The way to the nodes is measured by the clock that decides: on one that stands still it takes no time.
-#[tokio::test]
-async fn a_slow_cluster_does_not_make_a_login_older_than_it_is() {
-    let (cluster, clock) = (RedisCluster::start(3, false).await, clock());
-    let store = cluster.store(&clock).await;
-    let app = App::new(SessionLayer::new(store.clone()));
-    let directory = SessionLayer::new(store).directory();
-    for n in 0..20 {
-        let user = format!("u{n}");
-        directory.revoke_all(&user).await.unwrap();
-        clock.advance(Duration::from_millis(1));
-        let browser = app.browser();
-        browser.get("/set/cart/1").await;
-        assert_eq!(
-            browser.status(&format!("/login/{user}")).await,
-            200,
-            "{user}"
-        );
-    }
-}

@@ -17,7 +17,7 @@ fn login(n: usize) -> Establish {
         fresh: SessionId::from_bytes(id),
         verifier: Verifier::from_bytes([7; 32]),
         identity: Identity::Set(Box::new(LoginIdentity {
-            user: UserId::try_new(&format!("user-{}", n / 2)).unwrap(),
+            user: UserId::try_new(format!("user-{}", n / 2)).unwrap(),
             roles: Roles::default(),
             stamp: None,
             remembered: false,
