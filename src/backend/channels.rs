@@ -26,6 +26,8 @@ struct State {
 
 #[derive(Default)]
 struct Channel {
+    /// The engine was told to subscribe since the link was last lost.
+    asked: bool,
     /// Payloads arrive.
     live: bool,
     /// Copied only where a listener comes or goes while a payload is being told.
@@ -81,7 +83,13 @@ impl Channels {
         // Dropped outside the lock: a callback may own anything.
         let removed = place.map(|place| Arc::make_mut(&mut entry.listeners).swap_remove(place));
         if entry.listeners.is_empty() {
-            state.changed.insert(channel.into());
+            if entry.asked {
+                state.changed.insert(channel.into());
+            } else {
+                // The engine never heard of it: names that clients choose do not gather while it is away.
+                state.channels.remove(channel);
+                state.changed.remove(channel);
+            }
         }
         drop(state);
         drop(removed);
@@ -104,12 +112,13 @@ impl Channels {
         } = &mut *state;
         let mut changes = Vec::with_capacity(changed.len());
         for name in changed.drain() {
-            let Some(channel) = channels.get(&name) else {
+            let Some(channel) = channels.get_mut(&name) else {
                 continue;
             };
             if !channel.listeners.is_empty() {
+                channel.asked = true;
                 changes.push(Change::Subscribe(name));
-            } else if channels.remove(&name).is_some_and(|channel| channel.live) {
+            } else if channels.remove(&name).is_some_and(|channel| channel.asked) {
                 changes.push(Change::Unsubscribe(name));
             }
         }
@@ -145,8 +154,11 @@ impl Channels {
             channels, changed, ..
         } = &mut *state;
         let mut told = Vec::new();
+        changed.clear();
+        channels.retain(|_, channel| !channel.listeners.is_empty());
         for (name, channel) in channels.iter_mut() {
             changed.insert(name.clone());
+            channel.asked = false;
             if mem::take(&mut channel.live) {
                 told.push(Arc::clone(&channel.listeners));
             }
@@ -233,6 +245,34 @@ mod tests {
         assert_eq!(channels.take_changed(), [Change::Unsubscribe("a".into())]);
         channels.deliver("a", &Bytes::from_static(b"2"));
         assert_eq!(late.lock().len(), 2);
+    }
+
+    #[test]
+    fn channels_that_come_and_go_while_the_engine_is_away_leave_nothing() {
+        let channels = Channels::default();
+        let (stays, callback) = listener();
+        channels.join("stays", callback);
+        let kept = || {
+            let state = channels.state.lock();
+            (state.channels.len(), state.changed.len())
+        };
+        let come_and_go = |name: &str| {
+            let (id, _) = channels.join(name, listener().1);
+            channels.leave(name, id);
+        };
+        come_and_go("a");
+        assert_eq!(kept(), (1, 1));
+        channels.take_changed();
+        channels.restored("stays");
+        // Gone while the engine is being told: it has to hear of the end, or lose the link.
+        let (id, _) = channels.join("b", listener().1);
+        channels.take_changed();
+        channels.leave("b", id);
+        assert_eq!(kept(), (2, 1));
+        channels.lost();
+        come_and_go("c");
+        assert_eq!(kept(), (1, 1));
+        assert_eq!(*stays.lock(), [Notice::Restored, Notice::Lost]);
     }
 
     #[test]

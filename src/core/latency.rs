@@ -6,6 +6,8 @@ use std::time::Duration;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Latency(Box<[u64]>);
 
+// Redis counts by them.
+#[cfg_attr(not(any(test, feature = "redis")), allow(dead_code))]
 impl Latency {
     /// The steps: up to a microsecond, then four to each doubling, up to some 30 s.
     pub(crate) const BUCKETS: usize = 104;

@@ -22,7 +22,7 @@ macro_rules! count {
         #[cfg(feature = "metrics")]
         ::metrics::counter!($name $(, $label => $value)*).increment($n);
         #[cfg(not(feature = "metrics"))]
-        { let _ = &$n; $(let _ = &$value;)* }
+        if false { let _ = (&$n, $(&$value,)*); }
     }};
 }
 
@@ -33,7 +33,7 @@ macro_rules! gauge {
         #[cfg(feature = "metrics")]
         ::metrics::gauge!($name $(, $label => $value)*).set($n);
         #[cfg(not(feature = "metrics"))]
-        { let _ = &$n; $(let _ = &$value;)* }
+        if false { let _ = (&$n, $(&$value,)*); }
     }};
 }
 
@@ -44,7 +44,7 @@ macro_rules! seconds {
         #[cfg(feature = "metrics")]
         ::metrics::histogram!($name $(, $label => $value)*).record($duration);
         #[cfg(not(feature = "metrics"))]
-        { let _ = &$duration; $(let _ = &$value;)* }
+        if false { let _ = (&$duration, $(&$value,)*); }
     }};
 }
 
@@ -72,12 +72,10 @@ macro_rules! measured {
             };
             #[cfg(feature = "metrics")]
             let future = {
-                use crate::core::{Clock, SystemClock};
-                let (group, started) = (group.to_owned(), SystemClock.now_micros());
+                let (group, started) = (group.to_owned(), crate::core::monotonic());
                 crate::core::StoreFuture::boxed(async move {
                     let answer = future.await;
-                    let micros = SystemClock.now_micros().saturating_sub(started);
-                    let took = ::std::time::Duration::from_micros(micros);
+                    let took = started.elapsed();
                     ::metrics::histogram!($seconds, "group" => group, "op" => op).record(took);
                     answer
                 })

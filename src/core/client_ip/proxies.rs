@@ -162,7 +162,7 @@ impl Default for TrustedProxies {
 ///
 /// A client may leave a quote open to swallow what a proxy appends: then commas split wherever they stand.
 fn split_quoted(line: &[u8]) -> SmallVec<[&[u8]; 4]> {
-    let (mut items, mut start) = (SmallVec::new(), 0);
+    let (mut items, mut start) = (SmallVec::<[&[u8]; 4]>::new(), 0);
     let (mut quoted, mut escaped) = (false, false);
     for (at, byte) in line.iter().enumerate() {
         match byte {
@@ -170,6 +170,9 @@ fn split_quoted(line: &[u8]) -> SmallVec<[&[u8]; 4]> {
             b'\\' if quoted => escaped = true,
             b'"' => quoted = !quoted,
             b',' if !quoted => {
+                if items.len() == 2 * MOST_ITEMS {
+                    items.drain(..MOST_ITEMS);
+                }
                 items.push(&line[start..at]);
                 start = at + 1;
             }

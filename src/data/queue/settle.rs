@@ -7,7 +7,7 @@ use super::error::QueueError;
 use super::handle::{Config, JOBS_AT_ONCE, Queue};
 use super::meter;
 use super::store::{Depth, JobId, Settle, Settled, Token};
-use crate::core::{IntoKey, StoreError, StoreErrorKind, Timestamp, monotonic};
+use crate::core::{IntoKey, StoreError, Timestamp, monotonic};
 use crate::data::once_more;
 
 /// How a leased job is given back.
@@ -27,7 +27,7 @@ impl<T> Queue<T> {
     /// # Errors
     /// The store's. A lease that is over is none: see [`SettleReport`].
     pub async fn ack(&self, batch: &Batch<T>) -> Result<SettleReport, QueueError> {
-        Ok(self.end(batch.token, batch.ids()).await?)
+        Ok(self.end(batch.token, batch.ids(), false).await?)
     }
 
     /// Gives one job of a batch back.
@@ -153,21 +153,20 @@ impl<T> Queue<T> {
         &self,
         token: Token,
         ids: Vec<JobId>,
+        asked_before: bool,
     ) -> Result<SettleReport, StoreError> {
         let Config { store, name, .. } = &*self.config;
-        let first = store.ack(&name.shared(), token, ids.clone()).await;
-        let settled = match first {
-            Err(error) if error.kind() == StoreErrorKind::Unavailable => {
-                let again = store.ack(&name.shared(), token, ids.clone()).await?;
-                // What is gone was acked by the call whose answer was lost.
-                let done = |settled| match settled {
-                    Settled::Gone => Settled::Done,
-                    settled => settled,
-                };
-                again.into_iter().map(done).collect()
-            }
-            first => first?,
+        let ack = || store.ack(&name.shared(), token, ids.clone());
+        let (settled, asked_before) = match ack().await {
+            Err(error) if error.is_unknown() => (ack().await?, true),
+            first => (first?, asked_before),
         };
+        // What is gone was acked by the call whose answer was lost.
+        let done = |settled| match settled {
+            Settled::Gone if asked_before => Settled::Done,
+            settled => settled,
+        };
+        let settled = settled.into_iter().map(done);
         let report = report(ids.into_iter().zip(settled));
         meter::acked(self.name(), &report);
         Ok(report)

@@ -7,7 +7,7 @@ use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -303,7 +303,12 @@ impl<T: DeserializeOwned + Send + 'static> Shared<T> {
         }
         let ends = *ends.lock();
         if !good.is_empty() {
-            let acked = until(ends, || self.queue.end(token, good.clone())).await;
+            let asked = AtomicBool::new(false);
+            let ack = || {
+                let before = asked.swap(true, Ordering::Relaxed);
+                self.queue.end(token, good.clone(), before)
+            };
+            let acked = until(ends, ack).await;
             let done = acked.map_or(0, |report| report.done.len() as u64);
             self.delivered.fetch_add(done, Ordering::Relaxed);
         }

@@ -360,6 +360,49 @@ async fn a_revocation_that_failed_goes_before_any_other_call_once_the_store_is_b
 }
 
 #[tokio::test]
+async fn a_revocation_that_is_refused_for_a_while_is_not_forgotten() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let clock = clock();
+    let [store, _] = two_nodes(&server, &proxy, &clock).await;
+    let app = App::new(SessionLayer::new(store));
+    let (browser, other) = (app.browser(), app.browser());
+    browser.get("/login/u1").await;
+    other.get("/login/u2").await;
+    let thief = browser.copy();
+    proxy.refuse(true);
+    assert_eq!(browser.status("/logout").await, 503);
+    let mut raw = server.raw().await;
+    let rights = async |raw: &mut redis::aio::MultiplexedConnection, rights: &str| {
+        let mut set = redis::cmd("ACL");
+        set.arg(&["SETUSER", "default", rights]);
+        set.exec_async(raw).await.unwrap();
+    };
+    rights(&mut raw, "-@write").await;
+    proxy.refuse(false);
+    let begun = Instant::now();
+    let refusals = async |raw: &mut redis::aio::MultiplexedConnection| {
+        let mut log = redis::cmd("ACL");
+        let log: Vec<redis::Value> = log.arg("LOG").query_async(raw).await.unwrap();
+        log.len()
+    };
+    while refusals(&mut raw).await == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it was sent");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for _ in 0..3 {
+        assert_eq!(thief.status("/me").await, 503, "it still has to end");
+    }
+    rights(&mut raw, "+@all").await;
+    let mut reply = thief.get("/me").await;
+    while reply.status == 503 && begun.elapsed() < Duration::from_secs(30) {
+        reply = thief.get("/me").await;
+    }
+    assert_eq!((reply.status.as_u16(), &*reply.body), (200, "nobody"));
+    assert_eq!(other.body("/me").await, "u2");
+}
+
+#[tokio::test]
 async fn a_revocation_that_failed_is_sent_again_also_where_nobody_asks() {
     let server = RedisServer::start().await;
     let proxy = Proxy::before(server.address()).await;

@@ -73,32 +73,33 @@ impl Pending {
         self.len.load(Ordering::SeqCst) == 0
     }
 
-    /// The oldest one that one of `homes` has to wait for; `None` for all.
-    fn first(&self, homes: Option<[u16; 2]>) -> Option<(u64, Target)> {
+    /// The oldest one from `from` on that one of `homes` has to wait for; `None` for all.
+    fn first(&self, from: u64, homes: Option<[u16; 2]>) -> Option<(u64, Target)> {
         let concerns = |target: &Target| match (homes, home_of(target)) {
             (Some(homes), Some(home)) => homes.contains(&home),
             _ => true,
         };
         let queue = self.queue.lock();
-        let found = queue.targets.iter().find(|(_, target)| concerns(target));
-        found.cloned()
+        let mut later = queue.targets.iter().filter(|(number, _)| *number >= from);
+        later.find(|(_, target)| concerns(target)).cloned()
     }
 
     /// Sends what is pending for `homes`, in order.
     ///
-    /// Dropping it: what was confirmed is forgotten, the rest stays.
+    /// What the store refuses stays, since refusals pass (no memory, no disk, no right): nobody who was logged out
+    /// comes back meanwhile. Dropping it: what was confirmed is forgotten, the rest stays.
     async fn send(&self, store: &RedisStore, homes: Option<[u16; 2]>) -> Result<(), StoreError> {
         let _turn = self.turn.lock().await;
-        while let Some((number, target)) = self.first(homes) {
+        let (mut from, mut refused) = (0, None);
+        while let Some((number, target)) = self.first(from, homes) {
             match send_revoke(store, target).await {
-                Ok(_) => {}
+                Ok(_) => self.forget(number),
                 Err(error) if error.is_unknown() => return Err(error),
-                // Said no, and will again: there is nothing to wait for.
-                Err(_error) => error!("the store refuses a revocation that was pending: {_error}"),
+                Err(error) => refused = Some(error),
             }
-            self.forget(number);
+            from = number + 1;
         }
-        Ok(())
+        refused.map_or(Ok(()), Err)
     }
 
     /// Sends what is pending as soon as the store is back, also where nobody asks for sessions.
@@ -113,6 +114,9 @@ impl Pending {
         runtime.spawn(async move {
             let working = Working(Arc::clone(&me));
             while let Err(error) = me.send(&store, None).await {
+                if !error.is_unknown() {
+                    error!("the store refuses a revocation that is pending: {error}");
+                }
                 tokio::time::sleep(Duration::from_secs(error.retry_after_secs())).await;
             }
             drop(working);
