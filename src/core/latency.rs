@@ -10,12 +10,14 @@ pub struct Latency(Box<[u64]>);
 #[cfg_attr(not(any(test, feature = "redis")), allow(dead_code))]
 impl Latency {
     /// The steps: up to a microsecond, then four to each doubling, up to some 30 s.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
     pub(crate) const BUCKETS: usize = 104;
 
     pub(crate) fn of(counts: impl Iterator<Item = u64>) -> Self {
         Self(counts.collect())
     }
 
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
     pub(crate) fn bucket(took: Duration) -> usize {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let bucket = if micros < 4 {
