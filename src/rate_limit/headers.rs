@@ -49,8 +49,11 @@ impl RateLimitFields {
     ) -> Self {
         let fields = config.settings.fields;
         let standard = (fields.standard).then(|| standard(config, own)).flatten();
-        let legacy = (fields.legacy).then(|| legacy(earlier, own)).flatten();
-        Self { standard, legacy }
+        let legacy = shows_older(config, earlier).then(|| legacy(earlier, own));
+        Self {
+            standard,
+            legacy: legacy.flatten(),
+        }
     }
 
     /// Only the older fields.
@@ -59,7 +62,7 @@ impl RateLimitFields {
         earlier: Option<&RateLimitStatus>,
         own: &[PolicyStatus],
     ) -> Self {
-        let legacy = config.settings.fields.legacy.then(|| legacy(earlier, own));
+        let legacy = shows_older(config, earlier).then(|| legacy(earlier, own));
         Self {
             standard: None,
             legacy: legacy.flatten(),
@@ -90,6 +93,11 @@ impl RateLimitFields {
         }
         self.apply(headers);
     }
+}
+
+/// Whether this layer or one further out shows the older fields: the innermost that decides knows all states.
+fn shows_older(config: &Config, earlier: Option<&RateLimitStatus>) -> bool {
+    config.settings.fields.legacy || earlier.is_some_and(RateLimitStatus::shows_older)
 }
 
 /// Returns the `RateLimit-Policy` value of a layer whose enforced policies always apply, at their declared limits.

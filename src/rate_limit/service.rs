@@ -219,11 +219,12 @@ pub(super) fn with_answer(
             let fields = RateLimitFields::render(config, earlier.as_deref(), &decided.own);
             config.meters.admitted.add_one();
             let admitted = Admitted::new(config, &decided, fields);
+            let older = config.settings.fields.legacy;
             match earlier {
-                Some(status) => status.extend(decided.own),
+                Some(status) => status.extend(decided.own, older),
                 None => drop(
                     head.extensions_mut()
-                        .insert(RateLimitStatus::of(decided.own)),
+                        .insert(RateLimitStatus::of(decided.own, older)),
                 ),
             }
             client.hand_on(head);

@@ -11,6 +11,8 @@ use crate::core::Timestamp;
 #[derive(Clone, Debug, Default)]
 pub struct RateLimitStatus {
     entries: Statuses,
+    /// A layer shows the older fields, which speak for all.
+    older: bool,
 }
 
 /// What one layer's policies said.
@@ -33,12 +35,17 @@ impl RateLimitStatus {
             .any(|entry| entry.state.entry.is_some() && entry.key == *key && entry.scope == *scope)
     }
 
-    pub(super) fn of(entries: Statuses) -> Self {
-        Self { entries }
+    pub(super) fn of(entries: Statuses, older: bool) -> Self {
+        Self { entries, older }
     }
 
-    pub(super) fn extend(&mut self, later: Statuses) {
+    pub(super) fn extend(&mut self, later: Statuses, older: bool) {
         self.entries.extend(later);
+        self.older |= older;
+    }
+
+    pub(super) fn shows_older(&self) -> bool {
+        self.older
     }
 }
 

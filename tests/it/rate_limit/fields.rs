@@ -183,6 +183,20 @@ async fn stacked_layers_add_up_to_one_list_and_the_older_fields_speak_for_all() 
 }
 
 #[tokio::test]
+async fn the_older_fields_of_an_outer_layer_tell_of_the_refusal_of_an_inner_one() {
+    let store = memory(&clock());
+    let outer = RateLimitLayer::new(store.clone())
+        .limit(Quota::per_minute(300), Partition::client_ip())
+        .legacy_headers();
+    let inner = RateLimitLayer::new(store).limit(Quota::per_hour(1), Partition::principal());
+    for left in ["0", "0"] {
+        let (answer, _) = stacked(outer.clone(), inner.clone()).await;
+        assert_eq!(answer.field("x-ratelimit-limit"), Some("1"));
+        assert_eq!(answer.field("x-ratelimit-remaining"), Some(left));
+    }
+}
+
+#[tokio::test]
 async fn a_policy_that_stands_in_two_layers_is_charged_once() {
     let store = MemoryStore::new();
     let layer = RateLimitLayer::new(store).limit(Quota::per_minute(3), Partition::client_ip());
