@@ -1,14 +1,16 @@
-//! A process for the tests of data services: says on its output what it does, step by step, and waits to be killed.
+//! A process for the tests of data services and limits: says on its output what it does, step by step, and waits to be killed.
 #![allow(clippy::panic, clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
 use std::time::Duration;
 
 use tower_keep::backend::redis::RedisStore;
+use tower_keep::core::StoreFailure;
 use tower_keep::data::cache::Cache;
 use tower_keep::data::counter::Counter;
 use tower_keep::data::lock::Lock;
 use tower_keep::data::once::{Expect, Once, Progress, SaveOutcome};
 use tower_keep::data::queue::Queue;
+use tower_keep::rate_limit::{Attempt, Partition, Policy, Quota, RateLimiter};
 use tower_keep::ttl;
 
 const LEASE: Duration = Duration::from_millis(500);
@@ -29,6 +31,7 @@ async fn main() {
         "work" => work(store, step).await,
         "share" => share(store).await,
         "load" => load(store, step).await,
+        "burst" => burst(store, step).await,
         other => panic!("no such program: {other}"),
     }
 }
@@ -128,4 +131,35 @@ async fn load(store: RedisStore, step: &str) {
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+}
+
+/// Sends so many attempts at a limit of five at once, together with one other process, and says how many were admitted.
+async fn burst(store: RedisStore, step: &str) {
+    let parallel: usize = step.parse().unwrap();
+    let minute = Duration::from_secs(60);
+    let limiter = RateLimiter::new(store.clone())
+        .timeout(Duration::from_secs(5))
+        .on_store_failure(StoreFailure::Closed)
+        .policy(Policy::new("five", Quota::per_hour(5), Partition::global()));
+    let ready = Counter::new(store, "ready");
+    ready.incr("both", 1, ttl::METRIC).await.unwrap();
+    let both = async {
+        while ready.value("both").await.unwrap() < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(minute, both).await.unwrap();
+    let mut attempts = tokio::task::JoinSet::new();
+    for _ in 0..parallel {
+        let limiter = limiter.clone();
+        attempts.spawn(async move {
+            let attempt = Attempt::new().on("five", ());
+            let decision = limiter.check_and_record(attempt);
+            let decision = tokio::time::timeout(minute, decision).await.unwrap();
+            decision.unwrap().is_allowed()
+        });
+    }
+    let admitted = attempts.join_all().await;
+    let admitted = admitted.into_iter().filter(|admitted| *admitted);
+    println!("admitted {}", admitted.count());
 }

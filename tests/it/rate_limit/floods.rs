@@ -56,6 +56,10 @@ async fn a_flood_of_addresses_leaves_memory_flat_an_attacker_refused_and_the_glo
             assert_eq!(take(&attacker).states[0].outcome, Outcome::Denied);
             assert_eq!(take(&blocked).states[0].outcome, Outcome::Blocked);
             clock.advance(Duration::from_millis(1));
+            // The shared entries of those who find no room come on top, 256 of a policy.
+            let size = store.size();
+            assert!(size.entries <= ENTRIES as u64 + 256, "{size:?}");
+            assert!(size.bytes <= 256 * (ENTRIES as u64 + 256), "{size:?}");
         }
     }
     assert!(!take(&attacker).admitted && !take(&blocked).admitted);

@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use crate::support::{Browser, Program};
+use crate::support::{Browser, Program, program};
 
 fn start(store: &str) -> Program {
     Program::start("rate_limit", &["127.0.0.1:0", store])
@@ -81,4 +81,26 @@ async fn of_a_thousand_at_once_exactly_five_pass_over_two_processes_on_one_redis
     let statuses = requests.join_all().await.concat();
     let of = |status| statuses.iter().filter(|seen| **seen == status).count();
     assert_eq!((of(200), of(429)), (5, 995));
+}
+
+#[tokio::test]
+async fn of_a_thousand_in_flight_together_exactly_five_pass_over_two_processes_on_one_redis() {
+    let server = crate::support::redis::shared().await;
+    let (url, prefix) = (server.tcp_url(), crate::support::redis::fresh_prefix());
+    let start = |_| {
+        let arguments = ["burst", &*url, &*prefix, "500"];
+        let mut command = program::command("data_steps", &arguments);
+        command
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let admitted = [(); 2].map(start).map(|child| {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let said = String::from_utf8(output.stdout).unwrap();
+        let count = said.trim().strip_prefix("admitted ").unwrap();
+        count.parse::<u32>().unwrap()
+    });
+    assert_eq!(admitted.iter().sum::<u32>(), 5, "{admitted:?}");
 }
