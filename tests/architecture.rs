@@ -305,6 +305,25 @@ fn module_pages_have_docs_and_exports_but_no_logic() {
 }
 
 #[test]
+fn no_script_and_no_command_walks_the_keyspace() {
+    let (mut scripts, mut offences) = (Vec::new(), Vec::new());
+    files_below(&root().join("src"), "lua", &mut scripts);
+    assert!(scripts.len() > 30, "{} scripts", scripts.len());
+    for path in scripts {
+        let text = std::fs::read_to_string(&path).unwrap();
+        for word in ["'KEYS'", "\"KEYS\"", "SCAN", "FLUSH", "RANDOMKEY"] {
+            if text.contains(word) {
+                offences.push(format!("{}: {word}", path.display()));
+            }
+        }
+    }
+    for source in sources() {
+        offences.extend(source.find(&["\"KEYS\"", "SCAN\"", "\"FLUSH", "\"RANDOMKEY\""]));
+    }
+    check(offences, &[]);
+}
+
+#[test]
 fn one_store_method_is_one_lua_file() {
     let mut offences = Vec::new();
     for layer in LAYERS.iter().chain(&SERVICES) {
