@@ -17,7 +17,7 @@ use crate::session::store::SessionStore;
 /// The store breaks a promise; the message says which.
 pub async fn session(store: Arc<dyn SessionStore>, clock: &ManualClock) {
     examples::ends_at_exactly_its_ends(&*store, clock).await;
-    examples::activity_is_recorded_once_an_interval(&*store, clock).await;
+    examples::activity_is_recorded_once_an_interval(&store, clock).await;
     examples::the_old_secret_is_superseded_then_replayed(&*store, clock).await;
     examples::what_was_ended_stays_ended(&*store, clock).await;
     examples::a_login_that_began_before_is_overtaken(&*store, clock).await;
