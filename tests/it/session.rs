@@ -13,3 +13,4 @@ mod leaks;
 mod overlap;
 mod races;
 mod redis;
+mod sql;

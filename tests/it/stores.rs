@@ -529,6 +529,9 @@ mod session {
     use tower_keep::conformance::session::{random_sequence, session};
     use tower_keep::core::{ManualClock, Timestamp};
 
+    use tower_keep::backend::sql::SqlStore;
+
+    use crate::support::postgres::shared as postgres;
     use crate::support::redis::shared;
 
     fn clock() -> ManualClock {
@@ -537,6 +540,11 @@ mod session {
 
     fn memory(clock: &ManualClock) -> MemoryStore {
         MemoryStore::builder().clock(clock.clone()).build()
+    }
+
+    async fn sql(url: &str, clock: &ManualClock) -> SqlStore {
+        let builder = SqlStore::builder(url).clock(clock.clone());
+        builder.open().await.unwrap()
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -558,12 +566,46 @@ mod session {
         session(Arc::new(store), &clock).await;
     }
 
+    #[tokio::test(flavor = "multi_thread")]
+    async fn sqlite_keeps_its_promises() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = format!("sqlite:{}", folder.path().join("keep.db").display());
+        for url in ["sqlite::memory:", &file] {
+            let clock = clock();
+            session(Arc::new(sql(url, &clock).await), &clock).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn postgres_keeps_its_promises() {
+        let (clock, url) = (clock(), postgres().await.database().await);
+        session(Arc::new(sql(&url, &clock).await), &clock).await;
+    }
+
     #[tokio::test]
     async fn memory_answers_long_random_sequences_as_the_oracle_does() {
         let clock = clock();
         let store = memory(&clock);
         for seed in 100..200 {
             random_sequence(&store, &clock, seed, 300).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn sqlite_answers_long_random_sequences_as_the_oracle_does() {
+        let clock = clock();
+        let store = sql("sqlite::memory:", &clock).await;
+        for seed in 400..410 {
+            random_sequence(&store, &clock, seed, 200).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn postgres_answers_long_random_sequences_as_the_oracle_does() {
+        let clock = clock();
+        let store = sql(&postgres().await.database().await, &clock).await;
+        for seed in 500..505 {
+            random_sequence(&store, &clock, seed, 200).await;
         }
     }
 

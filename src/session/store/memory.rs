@@ -48,7 +48,7 @@ impl SessionStore for MemoryStore {
     }
 }
 
-enum Entry {
+pub(super) enum Entry {
     Session(Box<Row>),
     /// What is left of a session that ended or moved.
     Grave(NotLive),
@@ -56,22 +56,22 @@ enum Entry {
 }
 
 #[derive(Clone)]
-struct Row {
-    record: SessionRecord,
-    verifier: Verifier,
-    previous: Option<(Verifier, Timestamp)>,
-    extended: std::time::Duration,
-    data_used: Timestamp,
+pub(super) struct Row {
+    pub(super) record: SessionRecord,
+    pub(super) verifier: Verifier,
+    pub(super) previous: Option<(Verifier, Timestamp)>,
+    pub(super) extended: std::time::Duration,
+    pub(super) data_used: Timestamp,
     /// The number of the last write.
-    counter: u64,
-    data: Data,
+    pub(super) counter: u64,
+    pub(super) data: Data,
 }
 
 /// A user's sessions, dead ones that nobody met yet included, and the last change that overtakes logins.
 #[derive(Clone, Default)]
-struct Index {
-    sessions: Vec<SessionId>,
-    mark: Option<Timestamp>,
+pub(super) struct Index {
+    pub(super) sessions: Vec<SessionId>,
+    pub(super) mark: Option<Timestamp>,
 }
 
 impl memory::Entry for Entry {
@@ -151,7 +151,7 @@ impl Moment {
 }
 
 /// Sessions set up until then are ended. An atomic beside the table, so that reads share no lock.
-struct CutOff {
+pub(super) struct CutOff {
     /// Milliseconds plus one; 0 is never.
     at: AtomicU64,
     /// Read by whoever sets up a session, so that none slips in between.
@@ -159,7 +159,12 @@ struct CutOff {
 }
 
 impl CutOff {
-    fn read(&self) -> Option<Timestamp> {
+    /// Moves it on, never back.
+    pub(super) fn raise(&self, to: Timestamp) {
+        self.at.fetch_max(to.as_millis() + 1, Ordering::AcqRel);
+    }
+
+    pub(super) fn read(&self) -> Option<Timestamp> {
         let at = self.at.load(Ordering::Acquire);
         at.checked_sub(1).map(Timestamp::from_millis)
     }
@@ -174,11 +179,11 @@ impl memory::Part for CutOff {
     }
 }
 
-fn session_key(store: &MemoryStore, id: SessionId) -> EntryKey {
+pub(super) fn session_key(store: &MemoryStore, id: SessionId) -> EntryKey {
     store.hash(|hasher| hasher.part(id.as_bytes()))
 }
 
-fn user_key(store: &MemoryStore, user: &UserId) -> EntryKey {
+pub(super) fn user_key(store: &MemoryStore, user: &UserId) -> EntryKey {
     store.hash(|hasher| {
         hasher.part(b"user");
         hasher.part(user.as_str().as_bytes());

@@ -4,6 +4,8 @@ mod fallback;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod sql;
 
 use std::borrow::Cow;
 use std::fmt;

@@ -1,11 +1,9 @@
 //! Steps over all sessions of a user: list, roles, revocation.
 
-use std::sync::atomic::Ordering;
-
 use super::establish::bury;
 use super::{CutOff, Entry, Index, Moment, Row, any_live, live, row_mut, session_key, user_key};
 use crate::backend::memory::{EntryKey, MemoryStore, Slots};
-use crate::core::{Principal, StoreError};
+use crate::core::{Principal, StoreError, Timestamp};
 use crate::session::store::{
     EndCause, EndedSession, Listed, NotLive, Revoked, Roles, SessionId, SessionRecord, SessionRef,
     Target, UserId, Whose,
@@ -253,6 +251,5 @@ fn revoke_anonymous(store: &MemoryStore, at: SessionRef, cause: EndCause) -> Rev
 fn revoke_everyone(store: &MemoryStore) {
     let cut_off = store.part::<CutOff>();
     let _nobody_sets_up = cut_off.setting_up.write();
-    let now = store.now_micros() / 1_000;
-    cut_off.at.fetch_max(now + 1, Ordering::AcqRel);
+    cut_off.raise(Timestamp::from_millis(store.now_micros() / 1_000));
 }
