@@ -119,9 +119,7 @@ impl Service<Request<Stream>> for Proxy {
         Box::pin(async move {
             prepare(&mut request);
             let answer = tokio::time::timeout(upstream.timeout, upstream.exchange(request));
-            let mut response = answer.await.map_err(|_| Failure::TimedOut)??;
-            drop_hop_by_hop(response.headers_mut());
-            Ok(response)
+            settled(answer.await.map_err(|_| Failure::TimedOut)??)
         })
     }
 }
@@ -188,6 +186,34 @@ impl Upstream {
     }
 }
 
+/// Puts an answer into the form that it has on the client's connection.
+fn settled(mut response: Response<Stream>) -> Result<Response<Stream>, Failure> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(Failure::Broken("it switched protocols unasked".into()));
+    }
+    if !is_plainly_coded(response.headers()) {
+        return Err(Failure::Broken("it used an unknown transfer coding".into()));
+    }
+    *response.version_mut() = Version::HTTP_11;
+    end_hop(response.headers_mut());
+    Ok(response)
+}
+
+/// Says whether no coding lies under the chunks: one that is not taken off here must not lose its name (RFC 9112 §6.1).
+pub fn is_plainly_coded(fields: &HeaderMap) -> bool {
+    let mut lines = fields.get_all(header::TRANSFER_ENCODING).iter();
+    lines.all(|line| line.as_bytes().eq_ignore_ascii_case(b"chunked"))
+}
+
+/// Takes off what ends at this hop. Beside a transfer coding a length means nothing, and must not be handed on
+/// (RFC 9112 §6.3).
+fn end_hop(fields: &mut HeaderMap) {
+    if fields.contains_key(header::TRANSFER_ENCODING) {
+        fields.remove(header::CONTENT_LENGTH);
+    }
+    drop_hop_by_hop(fields);
+}
+
 /// Puts a request into the form that it has on an HTTP/1.1 connection to the upstream.
 fn prepare(request: &mut Request<Stream>) {
     let ended = request.body().is_end_stream();
@@ -201,15 +227,21 @@ fn prepare(request: &mut Request<Stream>) {
     }
     *request.uri_mut() = origin_form(request.method(), request.uri());
     let fields = request.headers_mut();
+    // HTTP/1.0 need not name a host; HTTP/1.1 has at least an empty one (RFC 9112 §3.2).
+    if !fields.contains_key(header::HOST) {
+        fields.insert(header::HOST, HeaderValue::from_static(""));
+    }
+    if let Some(left) = forwards_left(fields) {
+        fields.insert(
+            header::MAX_FORWARDS,
+            HeaderValue::from(left.saturating_sub(1)),
+        );
+    }
     let trailers = takes_trailers(fields);
-    let chunked = fields.contains_key(header::TRANSFER_ENCODING);
-    drop_hop_by_hop(fields);
+    end_hop(fields);
     if trailers {
         fields.insert(header::TE, HeaderValue::from_static("trailers"));
         fields.insert(header::CONNECTION, HeaderValue::from_static("te"));
-    }
-    if chunked {
-        fields.remove(header::CONTENT_LENGTH);
     }
     if !ended && !fields.contains_key(header::CONTENT_LENGTH) {
         fields.insert(
@@ -234,6 +266,12 @@ fn origin_form(method: &Method, uri: &Uri) -> Uri {
         _ => root,
     };
     Uri::from(target)
+}
+
+/// How many more proxies a request may pass.
+pub fn forwards_left(fields: &HeaderMap) -> Option<u32> {
+    let said = fields.get(header::MAX_FORWARDS)?.to_str().ok()?;
+    said.parse().ok()
 }
 
 /// Says whether `TE` takes trailers, the only coding that is handed on.

@@ -4,7 +4,8 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use http::{Method, Request, Response, StatusCode};
+use http::uri::Authority;
+use http::{Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -14,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::{Service, ServiceExt};
 use tower_keep::core::PeerAddr;
 
-use crate::proxy::{Stream, boxed, plain};
+use crate::proxy::{Stream, boxed, forwards_left, is_plainly_coded, plain};
 use crate::stack::Route;
 
 /// What is still under way when it is told to stop has this long.
@@ -67,8 +68,8 @@ async fn answer(
     peer: SocketAddr,
     mut request: Request<Incoming>,
 ) -> Result<Response<Stream>, Infallible> {
-    if request.method() == Method::CONNECT {
-        return Ok(plain(StatusCode::NOT_IMPLEMENTED, "no tunnels here\n"));
+    if let Some(own) = own_answer(&request) {
+        return Ok(own);
     }
     request.extensions_mut().insert(PeerAddr(peer));
     let answered = match route.ready().await {
@@ -76,4 +77,45 @@ async fn answer(
         Err(failure) => Err(failure),
     };
     Ok(answered.unwrap_or_else(|failure| failure.response()))
+}
+
+/// What the gateway answers itself: what no proxy may forward, or what is meant for it.
+fn own_answer(request: &Request<Incoming>) -> Option<Response<Stream>> {
+    let (method, fields) = (request.method(), request.headers());
+    if *method == Method::CONNECT {
+        return Some(plain(StatusCode::NOT_IMPLEMENTED, "no tunnels here\n"));
+    }
+    if !names_its_host(request) {
+        return Some(plain(StatusCode::BAD_REQUEST, "one valid Host, please\n"));
+    }
+    if !is_plainly_coded(fields) {
+        return Some(plain(
+            StatusCode::NOT_IMPLEMENTED,
+            "unknown transfer coding\n",
+        ));
+    }
+    // The last one that such a request may reach answers it (RFC 9110 §7.6.2).
+    let ends_here = forwards_left(fields) == Some(0);
+    (ends_here && (*method == Method::OPTIONS || *method == Method::TRACE)).then(|| {
+        let status = if *method == Method::TRACE {
+            StatusCode::NOT_IMPLEMENTED
+        } else {
+            StatusCode::OK
+        };
+        plain(status, "")
+    })
+}
+
+/// HTTP/1.1 names exactly one valid host (RFC 9112 §3.2): two readers of two lines could take two different ones.
+fn names_its_host(request: &Request<Incoming>) -> bool {
+    let mut lines = request.headers().get_all(header::HOST).iter();
+    match (lines.next(), lines.next()) {
+        (None, _) => request.version() != Version::HTTP_11,
+        (Some(host), None) => {
+            host.is_empty()
+                || Authority::try_from(host.as_bytes())
+                    .is_ok_and(|host| !host.as_str().contains('@'))
+        }
+        (Some(_), Some(_)) => false,
+    }
 }

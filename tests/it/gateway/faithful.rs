@@ -125,6 +125,101 @@ async fn an_absolute_target_names_the_host_and_a_star_stays_one() {
 }
 
 #[tokio::test]
+async fn what_two_readers_could_take_for_two_requests_is_not_handed_on() {
+    // RFC 9112 §3.2, §6.1, §6.3.
+    let gateway = Gateway::start(&["--cache"]).await;
+    let coded = |fields: &str| {
+        format!("POST /in HTTP/1.1\r\nConnection: close\r\n{fields}\r\n3\r\nabc\r\n0\r\n\r\n")
+    };
+    for (fields, status) in [
+        ("", 400),
+        ("Host: a\r\nHost: b\r\n", 400),
+        ("Host: a b\r\n", 400),
+        ("Host: u@a\r\n", 400),
+        ("Host: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n", 400),
+        ("Host: a\r\nContent-Length: +1\r\n", 400),
+        ("Host: a\r\nTransfer-Encoding: chunked, gzip\r\n", 400),
+        ("Host: a\r\nTransfer-Encoding : chunked\r\n", 400),
+        ("Host: a\r\nTransfer-Encoding: gzip, chunked\r\n", 501),
+    ] {
+        let got = gateway.raw(coded(fields).as_bytes()).await;
+        assert_eq!(got.status, status, "{fields:?}: {}", got.head);
+    }
+    assert!(gateway.origin.seen("/in").is_empty());
+    gateway.origin.says("/in", [response(200, &[], "ok")]);
+    let both = "Host: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n";
+    assert_eq!(gateway.raw(coded(both).as_bytes()).await.status, 200);
+    let seen = gateway.origin.seen("/in")[0].to_ascii_lowercase();
+    assert!(!seen.contains("content-length"), "{seen}");
+}
+
+#[tokio::test]
+async fn an_answer_that_two_readers_could_cut_in_two_places_is_whole_or_none() {
+    // RFC 9112 §6.1, §6.3; RFC 9110 §7.8.
+    let gateway = Gateway::start(&["--cache"]).await;
+    let chunks = "Cache-Control: max-age=60\r\nConnection: close\r\n\r\n5\r\nabcde\r\n0\r\n\r\n";
+    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n";
+    gateway
+        .origin
+        .says("/both", [bytes(&format!("{head}{chunks}"))]);
+    for hit in [false, true] {
+        let got = gateway.get("/both", &[]).await;
+        assert!(got.text().contains("abcde"), "{}", got.text());
+        assert_ne!(got.field("content-length"), "3");
+        assert_eq!((got.status, got.is_hit()), (200, hit), "{}", got.head);
+    }
+    let coded = "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n";
+    let switched =
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\nabc";
+    let lengths = "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab";
+    for (path, said) in [
+        ("/coded", &format!("{coded}{chunks}")[..]),
+        ("/switched", switched),
+        ("/lengths", lengths),
+    ] {
+        gateway.origin.says(path, [bytes(said)]);
+        assert_eq!(gateway.get(path, &[]).await.status, 502, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn older_versions_are_spoken_on_one_side_only() {
+    // RFC 9112 §2.3, §3.2.
+    let gateway = Gateway::start(&[]).await;
+    gateway
+        .origin
+        .says("/old", [bytes("HTTP/1.0 200 OK\r\n\r\nold")]);
+    let got = gateway.get("/old", &[]).await;
+    assert!(got.head.starts_with("HTTP/1.1 200 OK\r\n"), "{}", got.head);
+    gateway.origin.says("/client", [response(200, &[], "new")]);
+    let got = gateway.raw(b"GET /client HTTP/1.0\r\n\r\n").await;
+    assert!(got.head.starts_with("HTTP/1.0 200"), "{}", got.head);
+    assert_eq!(got.text(), "new");
+    let seen = gateway.origin.seen("/client")[0].to_ascii_lowercase();
+    assert!(
+        seen.contains("\r\nhost: \r\n") || seen.contains("\r\nhost:\r\n"),
+        "{seen}"
+    );
+}
+
+#[tokio::test]
+async fn a_request_that_may_go_no_further_is_answered_here() {
+    // RFC 9110 §7.6.2.
+    let gateway = Gateway::start(&[]).await;
+    gateway.origin.says("/m", [response(204, &[], "")]);
+    let ask = async |method: &str, left: &str| {
+        let fields = [("Max-Forwards", left)];
+        gateway.send(method, "/m", &fields, "").await.status
+    };
+    assert_eq!(ask("OPTIONS", "0").await, 200);
+    assert_eq!(ask("TRACE", "0").await, 501);
+    assert!(gateway.origin.seen("/m").is_empty());
+    assert_eq!(ask("OPTIONS", "3").await, 204);
+    let seen = gateway.origin.seen("/m")[0].to_ascii_lowercase();
+    assert!(seen.contains("\r\nmax-forwards: 2\r\n"), "{seen}");
+}
+
+#[tokio::test]
 async fn no_tunnel_is_opened_and_an_unreachable_origin_is_a_502() {
     let gateway = Gateway::start(&["--cache"]).await;
     let got = gateway
