@@ -115,6 +115,46 @@ impl Ask {
         }
     }
 
+    /// The names, here and in the store, of an answer in the language that this request likes best.
+    pub(super) fn in_language(&self, place: Place) -> Option<(Hash128, EntryKey)> {
+        let language = vary::liked_language(&self.names, &self.selection)?;
+        let selection = vary::in_language(&self.names, &self.selection, language)?;
+        Some(self.named(&selection, place))
+    }
+
+    /// The same of an answer to this request, by the language that it is in.
+    pub(super) fn in_language_of(&self, head: &Head, place: Place) -> Option<(Hash128, EntryKey)> {
+        Some(self.named(&self.selection_in_language_of(head)?, place))
+    }
+
+    fn named(&self, selection: &[u8], place: Place) -> (Hash128, EntryKey) {
+        let local = seeded(selection);
+        let mut key = self.entry_key(place);
+        key.selector = match place {
+            Place::Process => local,
+            Place::Shared => sha128(&[selection]),
+        };
+        (local, key)
+    }
+
+    fn selection_in_language_of(&self, head: &Head) -> Option<Vec<u8>> {
+        if !self.names.iter().any(|name| name == "accept-language") {
+            return None;
+        }
+        let language = vary::language_of(&head.fields)?;
+        vary::in_language(&head.names, &head.selection, &language)
+    }
+
+    /// Says whether a stored answer is in the language that this request likes strictly best, and all else that selects
+    /// it is the same (RFC 9111 §4.1).
+    fn likes_language_of(&self, head: &Head) -> bool {
+        let Some(liked) = vary::liked_language(&self.names, &self.selection) else {
+            return false;
+        };
+        let own = vary::in_language(&self.names, &self.selection, liked);
+        own.is_some() && own == self.selection_in_language_of(head)
+    }
+
     pub(super) const fn flight_key(&self) -> FlightKey {
         FlightKey {
             primary: self.key.local,
@@ -148,11 +188,12 @@ impl Ask {
         )
     }
 
-    /// Says whether a stored answer is one to this very request: key and selection in full, not by their hashes.
+    /// Says whether a stored answer is one to this very request: key and selection in full, not by their hashes. One
+    /// in the language that it likes best will do.
     pub(super) fn matches(&self, head: &Head) -> bool {
         *head.key == *self.key.text()
             && head.names == self.names
-            && *head.selection == *self.selection
+            && (*head.selection == *self.selection || self.likes_language_of(head))
             && (!self.signals.authorization || head.flags.has(Flags::FOR_AUTHORIZED))
     }
 

@@ -274,6 +274,16 @@ impl Cache {
         let key = ask.entry_key(self.place);
         let stored = self.store.store(key, ticket, Arc::clone(entry));
         self.finish("store", stored.map(noted));
+        // Once more under its language, for those who like that best and whose own variant is not there.
+        if let Some((local, key)) = ask.in_language_of(entry.head(), self.place) {
+            if self.keeps_copies {
+                let (primary, now) = (ask.key.local, self.now());
+                self.local.put(primary, local, Arc::clone(entry), now);
+            }
+            let ticket = Ticket { token: 0, ..ticket };
+            let stored = self.store.store(key, ticket, Arc::clone(entry));
+            self.finish("store", stored.map(noted));
+        }
     }
 
     pub(super) fn failed(&self, method: &'static str) {

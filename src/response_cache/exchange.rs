@@ -14,6 +14,7 @@ use super::cache::Cache;
 use super::config::Setup;
 use super::entry::Entry;
 use super::feed::Stream;
+use super::fetch::LeaseHold;
 use super::look::Looked;
 use super::policy::{self, Use};
 use super::stamps::Verdict;
@@ -99,6 +100,16 @@ impl Exchange {
         if let Some(Lease::Granted(ticket)) = looked.lease {
             self.cache().release(&self.ask, ticket, None);
         }
+    }
+
+    /// Finds an answer in the language that the request likes best; then the lease is given back.
+    pub(super) async fn in_language(&self, ticket: Ticket) -> Option<(Arc<Entry>, u64)> {
+        let mut lease = LeaseHold::new(self, Some(ticket));
+        let found = self.cache().look_in_language(&self.ask).await;
+        if found.is_none() {
+            lease.leave();
+        }
+        found
     }
 
     pub(super) fn stored<R>(&self, entry: &Entry, now: u64) -> Response<ResponseBody<R>> {

@@ -9,7 +9,7 @@ use super::cache::Cache;
 use super::entry::Entry;
 use super::policy::{self, Use};
 use super::stamps::Stamp;
-use super::store::{FoundEntry, Place, Want};
+use super::store::{Found, FoundEntry, Place, Want};
 
 /// A local copy answers only if the stamps were confirmed this lately, in real microseconds.
 pub(super) const BELIEVED: u64 = 1_000_000;
@@ -51,10 +51,27 @@ impl Cache {
             if found.highest > self.stamps.highest() {
                 self.sync_now();
             }
-            let FoundEntry::Entry(entry) = found.entry else {
-                return Tried::Unknown;
+            return match found.entry {
+                FoundEntry::Entry(entry) => self.if_fresh(ask, entry, found.now),
+                _ => self.try_language(ask),
             };
-            return self.if_fresh(ask, entry, found.now);
+        }
+    }
+
+    /// No variant matches: one in the language that the request likes best will do.
+    fn try_language(&self, ask: &Ask) -> Tried {
+        let Some((_, key)) = ask.in_language(self.place) else {
+            return Tried::Unknown;
+        };
+        let mut lookup = self.question(ask, Want::Entry, Stamp::default(), None);
+        lookup.key = key;
+        match self.store.lookup(lookup).try_now() {
+            Ok(Ok(Found {
+                entry: FoundEntry::Entry(entry),
+                now,
+                ..
+            })) => self.if_fresh(ask, entry, now),
+            _ => Tried::Unknown,
         }
     }
 
@@ -67,7 +84,11 @@ impl Cache {
         if found.mark_until > real {
             return Tried::Marked;
         }
-        let Some(entry) = found.entry.filter(|_| self.keeps_copies) else {
+        let found = found.entry.or_else(|| {
+            let (local, _) = ask.in_language(self.place)?;
+            self.local.find(ask.key.local, now, |_| local).entry
+        });
+        let Some(entry) = found.filter(|_| self.keeps_copies) else {
             return Tried::Unknown;
         };
         // A copy is believed for one second after the stamps were last known to be complete.

@@ -121,6 +121,34 @@ impl Cache {
         }
     }
 
+    /// Asks a shared store for an answer in the language that the request likes best, where no variant matches. It has
+    /// to be fresh.
+    pub(super) async fn look_in_language(&self, ask: &Ask) -> Option<(Arc<Entry>, u64)> {
+        // A store of this process was asked already, before anybody led.
+        let (local, key) = ask
+            .in_language(self.place)
+            .filter(|_| self.place == Place::Shared)?;
+        let not_before = self.stamps.not_before(|| ask.targets());
+        let mut lookup = self.question(ask, Want::Entry, not_before, None);
+        lookup.key = key;
+        let found = self.store.lookup(lookup).await.ok()?;
+        if found.highest > self.stamps.highest() {
+            self.sync().await.ok()?;
+        }
+        let FoundEntry::Entry(entry) = found.entry else {
+            return None;
+        };
+        let verdict = self.stamps.judge(&entry);
+        let usable = policy::use_of(entry.head(), found.now, verdict, &ask.demands);
+        let answers = ask.matches(entry.head()) && usable == Use::Fresh;
+        if answers && self.keeps_copies {
+            let primary = ask.key.local;
+            self.local
+                .put(primary, local, Arc::clone(&entry), found.now);
+        }
+        answers.then_some((entry, found.now))
+    }
+
     fn judged(&self, ask: &Ask, found: Found, copy: Option<Arc<Entry>>) -> Looked {
         let entry = match found.entry {
             FoundEntry::None => None,

@@ -50,7 +50,7 @@
 //! | RFC 9111 §1.2.2, §4.2, §5.1, §5.3 | lifetimes, Age, Expires in all forms of RFC 9110 §5.6.7, heuristics, overflow |
 //! | RFC 9111 §5.2 | each directive of requests and responses, and how odd spellings are read |
 //! | RFC 9111 §3, §3.5, §7.3 | statuses, Authorization, Set-Cookie |
-//! | RFC 9111 §4.1 | Vary: absent, several, `*`, and values that differ in form only |
+//! | RFC 9111 §4.1 | Vary: absent, several, `*`, values that differ in form only, the language that is liked best |
 //! | RFC 9111 §4.3, §3.2; RFC 9110 §13, §14 | conditions both ways, what a 304 updates, one byte range, If-Range |
 //! | RFC 9111 §4.4; RFC 9110 §9.3.2, §9.3.3 | invalidation by unsafe methods, HEAD, answers to POST kept for GET |
 //! | RFC 5861 | stale while revalidated, stale in place of errors, and what forbids it |
@@ -59,9 +59,8 @@
 //! Known departures: answers with Set-Cookie are not shared unless said to be public, and demands of
 //! requests for a fresh answer are not obeyed, until
 //! [`replay_set_cookie`](ResponseCacheLayer::replay_set_cookie) and
-//! [`allow_reload`](ResponseCacheLayer::allow_reload) say otherwise; parts are not stored; no language other than
-//! the negotiated variant's is chosen by Content-Language; an answer to POST that varies is not kept for GET; a
-//! 304 changes the parameters of the stored media type, not the type.
+//! [`allow_reload`](ResponseCacheLayer::allow_reload) say otherwise; parts are not stored; an answer to POST that
+//! varies is not kept for GET; a 304 changes the parameters of the stored media type, not the type.
 //!
 //! # What it does not do
 //!

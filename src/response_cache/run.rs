@@ -192,6 +192,10 @@ impl<S> Run<S> {
         {
             return self.exchange.stored(entry, looked.now);
         }
+        let exchange = &self.exchange;
+        if let Some((entry, now)) = exchange.cache().look_in_language(&exchange.ask).await {
+            return exchange.stored(&entry, now);
+        }
         let setup = &self.exchange.setup;
         setup.cache.counters.count(ResponseCacheOutcome::Refused);
         let refused = ResponseCacheRejection::NotStored.response(&setup.config);
@@ -224,7 +228,13 @@ impl<S> Run<S> {
                         stored = Some((entry, ticket));
                         (Some(ticket), Forward::Stale)
                     }
-                    None => (Some(ticket), Forward::UriMiss),
+                    None => {
+                        let (cache, ask) = (self.exchange.cache(), &self.exchange.ask);
+                        if let Some((entry, now)) = cache.look_in_language(ask).await {
+                            return Ok(self.exchange.stored(&entry, now));
+                        }
+                        (Some(ticket), Forward::UriMiss)
+                    }
                 }
             }
             Err(_) => {
@@ -290,10 +300,14 @@ impl<S> Run<S> {
                     return Ok(self.exchange.stand_in(&entry, None));
                 }
                 Step::Fetch(ticket, stale) => {
-                    if wait.is_some() {
-                        telemetry::count!("keep_response_cache_takeovers_total", 1);
-                    }
+                    took_over(wait.is_some());
                     leader.begun(ticket.begun);
+                    if stale.is_none()
+                        && let Some((entry, now)) = self.exchange.in_language(ticket).await
+                    {
+                        leader.land(Outcome::Found(Arc::clone(&entry)));
+                        return Ok(self.exchange.stored(&entry, now));
+                    }
                     let forward = self.exchange.forward(stale.is_some());
                     let fetch = Fetch::led(leader, Some(mark), Some(ticket), forward);
                     return self.fetch(fetch.validating(stale)).await;
@@ -356,6 +370,13 @@ impl<S> Run<S> {
         *request.headers_mut() = self.exchange.fields.clone();
         *request.extensions_mut() = self.extensions.clone();
         request
+    }
+}
+
+/// Counts a fetch that had to wait until somebody else's lease was over.
+fn took_over(waited: bool) {
+    if waited {
+        telemetry::count!("keep_response_cache_takeovers_total", 1);
     }
 }
 

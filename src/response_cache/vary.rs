@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::header::{
     self, ACCEPT_ENCODING, ACCEPT_LANGUAGE, ACCESS_CONTROL_ALLOW_ORIGIN, AUTHORIZATION,
-    CONTENT_ENCODING, COOKIE, HeaderMap, HeaderName, ORIGIN,
+    CONTENT_ENCODING, CONTENT_LANGUAGE, COOKIE, HeaderMap, HeaderName, ORIGIN,
 };
 
 use super::directives::members;
@@ -130,6 +130,76 @@ pub(super) fn selection(names: &Names, request: &HeaderMap) -> Vec<u8> {
         out.extend_from_slice(&value);
     }
     out
+}
+
+/// Writes a selection for whoever takes an answer in `language`, whatever else its `Accept-Language` says; `None` where
+/// that field does not select. No field can hold the byte that marks it.
+pub(super) fn in_language(names: &Names, selection: &[u8], language: &[u8]) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(selection.len());
+    let mut selects = false;
+    for (name, length, value) in parts(names, selection) {
+        if name == ACCEPT_LANGUAGE.as_str() {
+            selects = true;
+            out.extend_from_slice(&(language.len() as u32 + 1).to_be_bytes());
+            out.push(0);
+            out.extend_from_slice(language);
+        } else {
+            out.extend_from_slice(&length);
+            out.extend_from_slice(value);
+        }
+    }
+    selects.then_some(out)
+}
+
+/// Reads the language that a selection likes strictly better than all others, lower case.
+pub(super) fn liked_language<'a>(names: &'a Names, selection: &'a [u8]) -> Option<&'a [u8]> {
+    let mut parts = parts(names, selection);
+    let (.., value) = parts.find(|(name, ..)| *name == ACCEPT_LANGUAGE.as_str())?;
+    // Written by `preferences`: the best come first, and a weight is in thousandths.
+    let mut members = value.split(|byte| *byte == b',').map(|member| {
+        let at = member.windows(3).position(|part| part == b";q=");
+        let weight = at.map(|at| std::str::from_utf8(&member[at + 3..]).ok()?.parse().ok());
+        (
+            &member[..at.unwrap_or(member.len())],
+            weight.unwrap_or(Some(1_000)),
+        )
+    });
+    let (language, weight) = members.next()?;
+    let (weight, next) = (
+        weight?,
+        members.next().map_or(Some(0), |(_, weight)| weight)?,
+    );
+    let named = !language.is_empty() && !language.iter().any(|byte| b"*;".contains(byte));
+    (named && weight > next).then_some(language)
+}
+
+/// Reads the one language that a response is in, lower case.
+pub(super) fn language_of(fields: &HeaderMap) -> Option<Vec<u8>> {
+    let mut lines = fields.get_all(CONTENT_LANGUAGE).iter();
+    let (Some(line), None) = (lines.next(), lines.next()) else {
+        return None;
+    };
+    let language = line.as_bytes().trim_ascii().to_ascii_lowercase();
+    (!language.is_empty() && !language.contains(&b',')).then_some(language)
+}
+
+/// Reads a selection: each name with the length as it is written, and the value.
+fn parts<'a>(
+    names: &'a Names,
+    selection: &'a [u8],
+) -> impl Iterator<Item = (&'a str, [u8; 4], &'a [u8])> {
+    let mut rest = selection;
+    names.iter().map_while(move |name| {
+        let (length, after) = rest.split_first_chunk::<4>()?;
+        // An absent field has a length that none can have.
+        let bytes = match u32::from_be_bytes(*length) {
+            u32::MAX => 0,
+            bytes => bytes as usize,
+        };
+        let (value, after) = after.split_at_checked(bytes)?;
+        rest = after;
+        Some((name, *length, value))
+    })
 }
 
 /// Joins lines by `, ` and drops the space at the ends and around commas outside quoted strings.
@@ -291,6 +361,66 @@ mod tests {
             &["br;q=0.0,GZIP"],
         );
         other("accept-encoding", &["gzip"], &["gzip;q=0"]);
+    }
+
+    #[test]
+    fn a_language_is_liked_best_only_if_no_other_is_liked_as_much() {
+        let names = Names::from_text("accept-language,x-a");
+        let liked = |value: &'static str| {
+            let selection = selection(&names, &map(&[("accept-language", value), ("x-a", "1")]));
+            liked_language(&names, &selection).map(<[u8]>::to_vec)
+        };
+        for (value, language) in [
+            ("de", Some("de")),
+            ("fr;q=0.5, DE;q=1.0", Some("de")),
+            ("en-GB;q=0.2, *;q=0.1", Some("en-gb")),
+            ("en, de", None),
+            ("*", None),
+            ("de;q=0", None),
+            ("", None),
+            ("de;x=1", None),
+            ("de;q=0.5, en;q=0.5", None),
+        ] {
+            let language = language.map(|language| language.as_bytes().to_vec());
+            assert_eq!(liked(value), language, "{value}");
+        }
+        let absent = selection(&names, &HeaderMap::new());
+        assert_eq!(liked_language(&names, &absent), None);
+        assert_eq!(liked_language(&Names::from_text("x-a"), &absent), None);
+    }
+
+    #[test]
+    fn two_requests_that_differ_in_languages_only_are_one_in_a_language() {
+        let names = Names::from_text("accept-language,x-a");
+        let of = |list: &[(&'static str, &'static str)], language: &str| {
+            let selection = selection(&names, &map(list));
+            in_language(&names, &selection, language.as_bytes())
+        };
+        let one = of(&[("accept-language", "en, de"), ("x-a", "1")], "de");
+        assert!(one.is_some());
+        assert_eq!(one, of(&[("accept-language", "de"), ("x-a", "1")], "de"));
+        assert_eq!(one, of(&[("x-a", "1")], "de"));
+        assert_ne!(one, of(&[("accept-language", "de"), ("x-a", "2")], "de"));
+        assert_ne!(one, of(&[("accept-language", "de")], "de"));
+        assert_ne!(one, of(&[("accept-language", "de"), ("x-a", "1")], "fr"));
+        let other = Names::from_text("x-a");
+        assert_eq!(
+            in_language(&other, &selection(&other, &HeaderMap::new()), b"de"),
+            None
+        );
+    }
+
+    #[test]
+    fn a_response_is_in_one_language_or_none() {
+        assert_eq!(
+            language_of(&map(&[("content-language", " De-AT ")])).unwrap(),
+            b"de-at"
+        );
+        assert_eq!(language_of(&map(&[("content-language", "de, en")])), None);
+        let two = map(&[("content-language", "de"), ("content-language", "en")]);
+        assert_eq!(language_of(&two), None);
+        assert_eq!(language_of(&map(&[("content-language", "")])), None);
+        assert_eq!(language_of(&HeaderMap::new()), None);
     }
 
     #[test]

@@ -99,6 +99,45 @@ fn counted() -> Origin {
     })
 }
 
+#[tokio::test]
+async fn an_answer_in_the_language_liked_best_is_found_by_another_process() {
+    let fleet = Fleet::new().await;
+    let fields = [
+        ("cache-control", "max-age=60"),
+        ("vary", "accept-language"),
+        ("content-language", "de"),
+    ];
+    let origin = Origin::of(move |_, call| said(&fields, format!("run {call}")));
+    let one = Process::new(&fleet, &origin, |layer| layer).await;
+    let two = Process::new(&fleet, &origin, |layer| layer).await;
+    let exact = Process::new(&fleet, &origin, |layer| layer).await;
+    one.app
+        .get_with("/a", &[("accept-language", "en, de")])
+        .await;
+    let stored = [
+        ("accept-language", "de"),
+        ("cache-control", "only-if-cached"),
+    ];
+    for _ in 0..500 {
+        if exact.app.get_with("/a", &stored).await.status == 200 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let get = async |language: &str| {
+        let got = two
+            .app
+            .get_with("/a", &[("accept-language", language)])
+            .await;
+        (got.is_hit(), got.body)
+    };
+    assert_eq!(get("de, fr;q=0.5").await, (true, "run 0".into()));
+    // Now there is a copy here, and no lease was left behind.
+    assert_eq!(two.commands(get("de"), 0).await, (true, "run 0".into()));
+    assert_eq!(two.layer.handle().stats().flights, 0);
+    assert_eq!(get("fr").await, (false, "run 1".into()));
+}
+
 /// Waits until a shared write that goes on behind the answer has arrived.
 async fn stored(process: &Process, origin: &Origin, path: &str) {
     let plain = ResponseCacheLayer::new(process.store.clone()).local_bytes(0);

@@ -434,6 +434,63 @@ async fn variants_are_selected_by_the_fields_that_vary_names() {
     assert_eq!(origin.calls(), 4);
 }
 
+/// Answers in German whatever is asked, and says so where the path does.
+fn german() -> Origin {
+    Origin::of(|seen, call| {
+        let mut fields = vec![
+            ("cache-control", "max-age=60"),
+            ("vary", "Accept-Language, X-A"),
+        ];
+        match seen.uri().path() {
+            "/silent" => {}
+            "/both" => fields.push(("content-language", "de, en")),
+            _ => fields.push(("content-language", "de")),
+        }
+        said(&fields, format!("run {call}"))
+    })
+}
+
+#[tokio::test]
+async fn an_answer_in_the_language_liked_best_will_do_where_no_variant_matches() {
+    // RFC 9111 §4.1.
+    let (clock, origin) = (clock(), german());
+    let layer = layer(&clock);
+    let app = App::new(&layer, &origin);
+    let get = async |path: &str, language: &str| {
+        let got = app.get_with(path, &[("accept-language", language)]).await;
+        (got.is_hit(), got.body)
+    };
+    let hit = |run: usize| (true, format!("run {run}"));
+    let miss = |run: usize| (false, format!("run {run}"));
+    assert_eq!(get("/a", "en, de").await, miss(0));
+    for language in ["fr;q=0.5, de;q=1.0", "DE", "de, *;q=0.1"] {
+        assert_eq!(get("/a", language).await, hit(0), "{language}");
+    }
+    // Liked as much as another one, or less, is not liked best.
+    for (run, language) in ["fr, de", "fr, de;q=0.5", "de-at", "*"].iter().enumerate() {
+        assert_eq!(get("/a", language).await, miss(run + 1), "{language}");
+    }
+    // The latest in that language.
+    assert_eq!(get("/a", "de").await, hit(4));
+    // All else that selects must be the same.
+    let other = app
+        .get_with("/a", &[("accept-language", "de"), ("x-a", "1")])
+        .await;
+    assert_eq!((other.is_hit(), &other.body[..]), (false, "run 5"));
+    // Its own variant comes first.
+    assert_eq!(get("/a", "de").await, hit(4));
+    for path in ["/silent", "/both"] {
+        assert!(!get(path, "en, de").await.0);
+        assert!(!get(path, "de").await.0, "{path}");
+    }
+    // It is no longer than any other answer.
+    layer.handle().invalidate([Target::url("/a")]).await;
+    assert!(!get("/a", "de;q=0.9").await.0);
+    assert_eq!(get("/a", "de;q=0.8").await, (true, "run 10".into()));
+    clock.advance(secs(60));
+    assert_eq!(get("/a", "de;q=0.7").await, miss(11));
+}
+
 #[tokio::test]
 async fn names_of_all_answers_count_together() {
     let clock = clock();
