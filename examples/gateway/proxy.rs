@@ -191,15 +191,28 @@ fn settled(mut response: Response<Stream>) -> Result<Response<Stream>, Failure> 
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Failure::Broken("it switched protocols unasked".into()));
     }
-    if !is_plainly_coded(response.headers()) {
-        return Err(Failure::Broken("it used an unknown transfer coding".into()));
+    if is_coded(response.headers()) {
+        return Err(Failure::Broken("a coding lies under its chunks".into()));
     }
     *response.version_mut() = Version::HTTP_11;
     end_hop(response.headers_mut());
     Ok(response)
 }
 
-/// Says whether no coding lies under the chunks: one that is not taken off here must not lose its name (RFC 9112 §6.1).
+/// The codings that may lie under the chunks (RFC 9112 §7): without their name the body is lost.
+const CODINGS: [&str; 5] = ["gzip", "x-gzip", "compress", "x-compress", "deflate"];
+
+/// Says whether a coding lies under the chunks, which is not taken off here. A name that is none is an origin's noise.
+fn is_coded(fields: &HeaderMap) -> bool {
+    let lines = fields.get_all(header::TRANSFER_ENCODING).iter();
+    let mut members = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    members.any(|member| {
+        let is = |coding: &&str| member.trim_ascii().eq_ignore_ascii_case(coding.as_bytes());
+        CODINGS.iter().any(is)
+    })
+}
+
+/// Says whether a request's chunks are all there is: any other coding is refused (RFC 9112 §6.1).
 pub fn is_plainly_coded(fields: &HeaderMap) -> bool {
     let mut lines = fields.get_all(header::TRANSFER_ENCODING).iter();
     lines.all(|line| line.as_bytes().eq_ignore_ascii_case(b"chunked"))

@@ -168,6 +168,14 @@ async fn an_answer_that_two_readers_could_cut_in_two_places_is_whole_or_none() {
         assert_ne!(got.field("content-length"), "3");
         assert_eq!((got.status, got.is_hit()), (200, hit), "{}", got.head);
     }
+    let noise = "HTTP/1.1 200 OK\r\nTransfer-Encoding: noise\r\nConnection: close\r\n\r\nabcde";
+    gateway.origin.says("/noise", [bytes(noise)]);
+    let got = gateway.get("/noise", &[]).await;
+    assert!(
+        got.status == 200 && got.text().contains("abcde"),
+        "{}",
+        got.head
+    );
     let coded = "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n";
     let switched =
         "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\nabc";
