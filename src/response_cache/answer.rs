@@ -35,9 +35,12 @@ pub(super) fn hit<R>(
     outcome: ResponseCacheOutcome,
 ) -> Response<ResponseBody<R>> {
     let head = entry.head();
+    // Stale within its lifetime: by an invalidation.
+    let expired = outcome == ResponseCacheOutcome::StaleHit && head.age(now) < head.lifetime;
+    let left = if expired { -1 } else { ttl(head, now) };
     let written = (
         Some(age::value(age_seconds(head, now))),
-        config.status.hit(ttl(head, now)),
+        config.status.hit(left),
     );
     finish(
         entry,

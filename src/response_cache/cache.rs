@@ -11,9 +11,9 @@ use crate::core::{Clock, StoreError, StoreFuture, Subscription, SystemClock, tel
 
 use super::ask::Ask;
 use super::collect::Unfinished;
+use super::counters::Counters;
 use super::entry::Entry;
 use super::flight::{Entered, Flights};
-use super::handle::Counters;
 use super::hit::BELIEVED;
 use super::stamps::Stamps;
 use super::store::{Hash128, Local, Place, ResponseStore, StoreNotice, Stored, Ticket};
@@ -27,6 +27,8 @@ const MARKED: Duration = Duration::from_secs(60);
 const MARKED_BY_ERROR: Duration = Duration::from_secs(1);
 /// The most refreshes behind answers at one time.
 const MOST_REFRESHES: usize = 256;
+/// After so many requests without a principal, and none with one, a private route is told of.
+const MOST_STRANGERS: usize = 100;
 
 pub(super) struct Cache {
     pub(super) store: Arc<dyn ResponseStore>,
@@ -43,6 +45,8 @@ pub(super) struct Cache {
     pub(super) filled: Filled,
     pub(super) unfinished: Arc<Unfinished>,
     pub(super) counters: Counters,
+    /// Requests on private routes that nobody is known to have sent, until the first that somebody has.
+    strangers: AtomicUsize,
     asking: AtomicBool,
     catching_up: tokio::sync::Mutex<()>,
     /// Asked for once; `None` until it is confirmed, and where the staleness bound is under test.
@@ -80,7 +84,8 @@ impl Cache {
             flights: Arc::default(),
             filled: Filled::default(),
             unfinished: Arc::new(Unfinished::new((local_bytes / 4).max(16 * 1_024 * 1_024))),
-            counters: Counters::default(),
+            counters: Counters::new(place),
+            strangers: AtomicUsize::new(0),
             asking: AtomicBool::new(false),
             catching_up: tokio::sync::Mutex::default(),
             told,
@@ -189,15 +194,33 @@ impl Cache {
             return Err(error);
         }
         let before = self.real.now_micros();
-        match self.store.changes(self.stamps.highest()).await {
-            Ok(news) => {
-                self.stamps.apply(&news);
-                self.stamps.confirm(before);
-                Ok(())
-            }
-            Err(error) => {
-                self.stamps.doubt();
-                Err(error)
+        let news = self.store.changes(self.stamps.highest()).await;
+        let synced = news.map(|news| {
+            self.stamps.apply(&news);
+            self.stamps.confirm(before);
+        });
+        if synced.is_err() {
+            self.stamps.doubt();
+        }
+        self.show();
+        synced
+    }
+
+    /// Notes whether anybody is known to ask on a private route; where nobody ever was, a layer is missing outside.
+    pub(super) fn asked_by(&self, somebody: bool) {
+        const KNOWN: usize = usize::MAX;
+        let before = self.strangers.load(Ordering::Relaxed);
+        if before == KNOWN {
+            return;
+        }
+        if somebody {
+            self.strangers.store(KNOWN, Ordering::Relaxed);
+        } else if before < MOST_STRANGERS {
+            self.strangers.fetch_add(1, Ordering::Relaxed);
+            if before + 1 == MOST_STRANGERS {
+                telemetry::warn!(
+                    "response cache: a private route never saw a principal, and caches nothing"
+                );
             }
         }
     }

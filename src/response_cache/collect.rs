@@ -77,6 +77,8 @@ pub(super) enum Collected {
     Whole(Option<Box<HeaderMap>>, bool),
     /// More than may be kept.
     Over,
+    /// No room among all that is being gathered.
+    NoRoom,
     /// Cut.
     Failed(BoxError),
 }
@@ -124,16 +126,19 @@ where
                 Err(frame) => return Poll::Ready(self.whole(frame.into_trailers().ok())),
             };
             self.total += data.len();
-            let mut within = self.total <= self.most;
+            let (within, mut room) = (self.total <= self.most, true);
             if let Some((feed, share)) = &mut feeding {
-                within &= share.take(data.len());
+                room = share.take(data.len());
                 // The last bytes that were announced wait for the end: the entry is in place before they leave.
-                let last = within && self.expected == Some(self.total as u64);
+                let last = within && room && self.expected == Some(self.total as u64);
                 feed.push(data.clone(), last);
             }
             self.chunks.push(data);
             if !within {
                 return Poll::Ready(Collected::Over);
+            }
+            if !room {
+                return Poll::Ready(Collected::NoRoom);
             }
         }
     }
@@ -161,7 +166,7 @@ where
     /// Makes the body of an answer that is not stored after all: what came so far, then the rest.
     pub(super) fn give_up(self, ended: Collected) -> ResponseBody<R> {
         let (feed, reader) = Feed::open(&self.chunks, self.left());
-        if matches!(ended, Collected::Over) {
+        if matches!(ended, Collected::Over | Collected::NoRoom) {
             *reader.rest().lock() = Some(self.body);
         }
         feed.end(end_of(ended), false);
@@ -203,7 +208,7 @@ where
 fn end_of(ended: Collected) -> End {
     match ended {
         Collected::Whole(trailers, _) => End::Done(trailers),
-        Collected::Over => End::Rest,
+        Collected::Over | Collected::NoRoom => End::Rest,
         Collected::Failed(error) => End::Failed(Some(error)),
     }
 }

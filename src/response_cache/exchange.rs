@@ -12,6 +12,7 @@ use super::ask::Ask;
 use super::body::ResponseBody;
 use super::cache::Cache;
 use super::config::Setup;
+use super::counters::Level;
 use super::entry::Entry;
 use super::feed::Stream;
 use super::fetch::LeaseHold;
@@ -19,7 +20,7 @@ use super::look::Looked;
 use super::policy::{self, Use};
 use super::stamps::Verdict;
 use super::status::{Forward, Said};
-use super::store::{Lease, Ticket};
+use super::store::{Lease, Place, Ticket};
 
 /// A request and its answer to be.
 pub(super) struct Exchange {
@@ -57,6 +58,14 @@ impl Exchange {
 
     pub(super) fn cache(&self) -> &Arc<Cache> {
         &self.setup.cache
+    }
+
+    /// Where an answer comes from that a look-up has found.
+    fn level(&self) -> Level {
+        match self.cache().place {
+            Place::Process => Level::Local,
+            Place::Shared => Level::Shared,
+        }
     }
 
     pub(super) fn asked(&self) -> Asked<'_> {
@@ -114,7 +123,7 @@ impl Exchange {
 
     pub(super) fn stored<R>(&self, entry: &Entry, now: u64) -> Response<ResponseBody<R>> {
         self.ask.mark_personal();
-        hit(&self.setup, self.asked(), entry, now)
+        hit(&self.setup, self.asked(), entry, now, self.level())
     }
 
     pub(super) fn collapsed<R>(&self, entry: &Entry) -> Response<ResponseBody<R>> {
@@ -186,13 +195,16 @@ pub(super) fn hit<R>(
     asked: Asked<'_>,
     entry: &Entry,
     now: u64,
+    level: Level,
 ) -> Response<ResponseBody<R>> {
-    let fresh = entry.head().age(now) < entry.head().lifetime;
+    // What was made stale by an invalidation is so within its lifetime, too.
+    let live = setup.cache.stamps.judge(entry) == Verdict::Live;
+    let fresh = live && entry.head().age(now) < entry.head().lifetime;
     let outcome = if fresh {
         ResponseCacheOutcome::Hit
     } else {
         ResponseCacheOutcome::StaleHit
     };
-    setup.cache.counters.count(outcome);
+    setup.cache.counters.count_at(outcome, level);
     answer::hit(entry, asked, &setup.config, now, outcome)
 }

@@ -21,6 +21,7 @@ use super::entry::{Entry, Flags, Head};
 use super::exchange::Exchange;
 use super::flight::{Leader, LeadingMark, Outcome};
 use super::keep::Fetched;
+use super::meters::FetchMeter;
 use super::policy::{self, Offer, Plan};
 use super::revalidate;
 use super::run::{Answer, Run};
@@ -103,6 +104,15 @@ impl Fetch {
         self
     }
 
+    /// What it is for, as labels have it.
+    fn label(&self) -> &'static str {
+        match (self.kind, &self.stale) {
+            (Kind::Refresh, _) => "refresh",
+            (_, Some(_)) => "validate",
+            (_, None) => "miss",
+        }
+    }
+
     pub(super) fn land(&mut self, outcome: Outcome) {
         if let Some((leader, _mark)) = self.leader.take() {
             leader.land(outcome);
@@ -126,9 +136,16 @@ impl<S> Run<S> {
         loop {
             let asked = self.exchange.cache().now();
             let (request, conditional) = self.fetch_request::<B>(&fetch, validate);
-            let response = match self.inner.call(request).await {
-                Ok(response) => response,
-                Err(error) => return self.exchange.failed(fetch, error),
+            let response = {
+                let meter = FetchMeter::begin(fetch.label());
+                let watch = meter.watch();
+                let answered = self.inner.call(request).await;
+                drop(watch);
+                meter.end(answered.is_ok());
+                match answered {
+                    Ok(response) => response,
+                    Err(error) => return self.exchange.failed(fetch, error),
+                }
             };
             let received = self.exchange.cache().now();
             if conditional
@@ -306,9 +323,9 @@ impl Exchange {
     /// Not storable: all who wait are released at once, and the key is known as uncacheable for a while.
     pub(super) fn refuse(&self, fetch: &mut Fetch, status: StatusCode, reason: Reason) {
         self.cache().counters.refused(reason);
-        // What only this request's cookies or credentials cause, or a cut, says nothing about the key;
+        // What only this request's cookies or credentials cause, a cut, or the load says nothing about the key;
         // and only who holds its lease speaks for it.
-        let of_request = matches!(reason, Reason::Authorization | Reason::Cut)
+        let of_request = matches!(reason, Reason::Authorization | Reason::Cut | Reason::Bounds)
             || (reason == Reason::Lifetime && self.ask.signals.cookie);
         if let Some(ticket) = fetch.ticket {
             let speaks = ticket.token != 0 && !of_request;

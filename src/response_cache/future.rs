@@ -16,6 +16,7 @@ use crate::core::ResponseCacheOutcome;
 use super::body::ResponseBody;
 use super::config::Setup;
 use super::flight::Leading;
+use super::meters::Span;
 use super::run::Answer;
 use super::status::Bypass;
 
@@ -86,7 +87,7 @@ pin_project! {
     {
         Hit { response: Option<Response<ResponseBody<R>>> },
         Pass { #[pin] call: F, setup: Arc<Setup>, why: Bypass },
-        Run { run: Shared<R, E> },
+        Run { run: Shared<R, E>, span: Span },
     }
 }
 
@@ -105,11 +106,10 @@ impl<F, R: Send + 'static, E: 'static> ResponseFuture<F, R, E> {
         }
     }
 
-    pub(super) fn run(run: impl Leads<Output = Answer<R, E>> + Send + 'static) -> Self {
+    pub(super) fn run(run: impl Leads<Output = Answer<R, E>> + Send + 'static, span: Span) -> Self {
+        let run = Shared(Some(Box::pin(run) as Running<R, E>));
         Self {
-            kind: Kind::Run {
-                run: Shared(Some(Box::pin(run))),
-            },
+            kind: Kind::Run { run, span },
         }
     }
 }
@@ -135,12 +135,14 @@ where
                     .insert(ResponseCacheOutcome::Bypass);
                 Poll::Ready(Ok(response.map(ResponseBody::pass)))
             }
-            KindProj::Run { run } => {
+            KindProj::Run { run, span } => {
                 let Some(running) = &mut run.0 else {
                     return Poll::Pending;
                 };
-                let answer = ready!(running.as_mut().poll(cx));
+                let answer = ready!(span.within(|| running.as_mut().poll(cx)));
                 run.0 = None;
+                let answered = answer.as_ref().ok();
+                span.end(answered.and_then(|response| response.extensions().get()));
                 Poll::Ready(answer)
             }
         }

@@ -1,13 +1,12 @@
 //! The application's hand on a cache: invalidation and numbers.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use crate::core::{ResponseCacheOutcome, telemetry};
 
 use super::cache::Cache;
 use super::stamps::{Change, ChangeKind};
-use super::status::Reason;
 use super::store::Place;
 use super::target::Target;
 
@@ -70,6 +69,8 @@ impl ResponseCacheHandle {
     pub fn stats(&self) -> ResponseCacheStats {
         let (cache, counters) = (&self.cache, &self.cache.counters);
         let of = |outcome| counters.of(outcome);
+        let recent = counters.recent();
+        cache.show();
         ResponseCacheStats {
             hits: of(ResponseCacheOutcome::Hit),
             stale_hits: of(ResponseCacheOutcome::StaleHit),
@@ -81,7 +82,11 @@ impl ResponseCacheHandle {
             passed: of(ResponseCacheOutcome::Bypass),
             refused: of(ResponseCacheOutcome::Refused),
             store_errors: counters.store_errors.load(Ordering::Relaxed),
+            refusals: counters.refusals(),
+            recent_requests: recent.all,
+            recent_hits: recent.hits,
             shared: cache.place == Place::Shared,
+            reachable: !cache.stamps.is_away(),
             local_entries: cache.local.entries(),
             local_bytes: cache.local.bytes(),
             flights: cache.flights.len(),
@@ -117,8 +122,16 @@ pub struct ResponseCacheStats {
     pub refused: u64,
     /// Store calls that failed.
     pub store_errors: u64,
+    /// Answers that were not stored, by reason: as `Cache-Status` names it in `detail`.
+    pub refusals: [(&'static str, u64); 13],
+    /// The last thousand considered requests, or a few more; all of them while there were no more.
+    pub recent_requests: u64,
+    /// Those of them that needed no run of the inner service.
+    pub recent_hits: u64,
     /// The store is shared with other processes.
     pub shared: bool,
+    /// The store answered when it was last asked; one of this process always does.
+    pub reachable: bool,
     /// Keys known to the local level.
     pub local_entries: usize,
     /// Bytes of the local level.
@@ -140,77 +153,23 @@ impl ResponseCacheStats {
     #[must_use]
     pub fn hit_rate(&self) -> f64 {
         let hits = self.hits + self.stale_hits + self.collapsed + self.stand_ins;
-        let all = hits + self.validations + self.misses + self.uncacheable;
-        if all == 0 {
-            0.0
-        } else {
-            hits as f64 / all as f64
-        }
+        share(
+            hits,
+            hits + self.validations + self.misses + self.uncacheable,
+        )
+    }
+
+    /// The same share of the last thousand considered requests: what an alarm looks at.
+    #[must_use]
+    pub fn recent_hit_rate(&self) -> f64 {
+        share(self.recent_hits, self.recent_requests)
     }
 }
 
-/// Threads count in stripes, so that they do not pass one cache line to and fro on every hit.
-const STRIPES: usize = 8;
-
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    stripes: [Stripe; STRIPES],
-    pub(super) store_errors: AtomicU64,
-}
-
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Stripe([AtomicU64; 9]);
-
-/// This thread's stripe.
-fn stripe() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local!(static OWN: usize = NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES);
-    OWN.with(|own| *own)
-}
-
-const fn index(outcome: ResponseCacheOutcome) -> usize {
-    match outcome {
-        ResponseCacheOutcome::Hit => 0,
-        ResponseCacheOutcome::StaleHit => 1,
-        ResponseCacheOutcome::Validated => 2,
-        ResponseCacheOutcome::Stored => 3,
-        ResponseCacheOutcome::Collapsed => 4,
-        ResponseCacheOutcome::StandIn => 5,
-        ResponseCacheOutcome::Uncacheable => 6,
-        ResponseCacheOutcome::Bypass => 7,
-        ResponseCacheOutcome::Refused => 8,
-    }
-}
-
-const LABELS: [&str; 9] = [
-    "hit",
-    "stale_hit",
-    "validated",
-    "stored",
-    "collapsed",
-    "stand_in",
-    "uncacheable",
-    "bypass",
-    "refused",
-];
-
-impl Counters {
-    pub(super) fn count(&self, outcome: ResponseCacheOutcome) {
-        let at = index(outcome);
-        self.stripes[stripe()].0[at].fetch_add(1, Ordering::Relaxed);
-        telemetry::count!("keep_response_cache_requests_total", 1, "outcome" => LABELS[at]);
-    }
-
-    fn of(&self, outcome: ResponseCacheOutcome) -> u64 {
-        let stripes = self.stripes.iter();
-        stripes
-            .map(|stripe| stripe.0[index(outcome)].load(Ordering::Relaxed))
-            .sum()
-    }
-
-    pub(super) fn refused(&self, reason: Reason) {
-        telemetry::debug!(reason = reason.as_str(), "response cache: not stored");
-        telemetry::count!("keep_response_cache_refusals_total", 1, "reason" => reason.as_str());
+fn share(hits: u64, all: u64) -> f64 {
+    if all == 0 {
+        0.0
+    } else {
+        hits as f64 / all as f64
     }
 }

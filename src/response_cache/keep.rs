@@ -186,7 +186,7 @@ impl Exchange {
                 drop(draft);
                 self.refuse(&mut fetch, status, reason);
                 match ended {
-                    Collected::Over => pull.pass_on().await,
+                    Collected::Over | Collected::NoRoom => pull.pass_on().await,
                     // One visitor's: nobody else gets the rest of it.
                     ended => pull.finish(ended, reason == Reason::Personal),
                 }
@@ -247,6 +247,7 @@ impl Exchange {
 const fn reason_of(ended: &Collected) -> Reason {
     match ended {
         Collected::Over => Reason::TooLarge,
+        Collected::NoRoom => Reason::Bounds,
         Collected::Whole(_, true) => Reason::Personal,
         Collected::Whole(_, false) | Collected::Failed(_) => Reason::Cut,
     }

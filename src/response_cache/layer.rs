@@ -18,7 +18,7 @@ use super::key::KeyRules;
 use super::rejection::ResponseCacheRejection;
 use super::service::ResponseCache;
 use super::status::{self, Names};
-use super::store::ResponseStore;
+use super::store::{Observed, ResponseStore};
 use super::target;
 
 const LOCAL_BYTES: usize = 64 * 1_024 * 1_024;
@@ -37,7 +37,11 @@ pub struct ResponseCacheLayer {
 impl ResponseCacheLayer {
     /// Makes a cache that obeys the headers of responses and nothing else.
     pub fn new(store: impl ResponseStore) -> Self {
-        let cache = Arc::new(Cache::new(Arc::new(store), LOCAL_BYTES, None));
+        let cache = Arc::new(Cache::new(
+            Observed::over(Arc::new(store)),
+            LOCAL_BYTES,
+            None,
+        ));
         let config = Config::default();
         Self {
             setup: Arc::new(Setup { cache, config }),
@@ -52,7 +56,11 @@ impl ResponseCacheLayer {
     fn with_cache(mut self, local_bytes: usize, clock: Option<Arc<dyn Clock>>) -> Self {
         let setup = Arc::make_mut(&mut self.setup);
         let store = Arc::clone(&setup.cache.store);
-        setup.cache = Arc::new(Cache::new(store, local_bytes, clock));
+        let cache = Cache::new(store, local_bytes, clock);
+        if let Some(name) = setup.cache.counters.given_name() {
+            cache.counters.be_named(name);
+        }
+        setup.cache = Arc::new(cache);
         self
     }
 
@@ -209,6 +217,7 @@ impl ResponseCacheLayer {
             status::is_name(name),
             "a cache name is a letter, then letters, digits, - _ ."
         );
+        self.setup.cache.counters.be_named(name);
         self.set(|config| {
             let hidden = config.status.is_hidden();
             config.status = Names::new(name);

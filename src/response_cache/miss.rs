@@ -17,6 +17,7 @@ use super::flight::{Entered, Leader};
 use super::future::Leads;
 use super::keep::Fetched;
 use super::look::Looked;
+use super::meters::FetchMeter;
 use super::revalidate;
 use super::run::{Answer, Step};
 use super::store::{Place, Want};
@@ -94,6 +95,7 @@ struct State {
     fetch: Fetch,
     lease: LeaseHold,
     asked: u64,
+    meter: FetchMeter,
 }
 
 impl<F> Fetching<F> {
@@ -104,6 +106,7 @@ impl<F> Fetching<F> {
             fetch,
             lease,
             asked,
+            meter: FetchMeter::begin("miss"),
         });
         Self { call, state }
     }
@@ -136,7 +139,11 @@ where
         let Some(state) = this.state else {
             return Poll::Pending;
         };
-        let called = ready!(this.call.poll(cx));
+        let watch = state.meter.watch();
+        let called = this.call.poll(cx);
+        drop(watch);
+        let called = ready!(called);
+        state.meter.end(called.is_ok());
         let fetched = called.map(|response| {
             state.lease.leave();
             let times = (state.asked, state.exchange.cache().now());

@@ -14,6 +14,7 @@ use super::ask::Ask;
 use super::body::{BoxError, ResponseBody};
 use super::config::Setup;
 use super::consider::{self, Signals};
+use super::counters::Level;
 use super::entry::Entry;
 use super::exchange::{self, Exchange};
 use super::fetch::{Fetch, LeaseHold};
@@ -21,6 +22,7 @@ use super::flight::Leading;
 use super::future::{Marked, ResponseFuture};
 use super::hit::Tried;
 use super::key::{self, Key};
+use super::meters::Span;
 use super::miss::{self, Fetching, Led};
 use super::policy;
 use super::posted;
@@ -143,7 +145,7 @@ impl<S> ResponseCache<S> {
                 .insert(ResponseCacheOutcome::Bypass);
             Ok(response.map(ResponseBody::pass))
         };
-        ResponseFuture::run(Marked::new(run, Arc::default()))
+        ResponseFuture::run(Marked::new(run, Arc::default()), Span::none())
     }
 
     fn consider<B, R>(
@@ -164,7 +166,10 @@ impl<S> ResponseCache<S> {
             let named = request.extensions().get::<Principal>();
             match named.map(|own| target::principal_digest(own.id())) {
                 None => return self.identify(request, signals),
-                digest => digest,
+                digest => {
+                    setup.cache.asked_by(true);
+                    digest
+                }
             }
         } else {
             None
@@ -174,7 +179,9 @@ impl<S> ResponseCache<S> {
         };
         match setup.cache.try_now(&mut ask, request.headers()) {
             Tried::Hit(entry, now) => {
-                ResponseFuture::hit(answer(setup, &ask, &request, &entry, now))
+                let response = answer(setup, &ask, &request, &entry, now);
+                Span::begin(Some(ask.key.local)).end(response.extensions().get());
+                ResponseFuture::hit(response)
             }
             tried => self.go_in(ask, request, tried),
         }
@@ -195,6 +202,7 @@ impl<S> ResponseCache<S> {
         R: http_body::Body<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
+        let span = Span::begin(Some(ask.key.local));
         let mut exchange = Exchange::new(&self.setup, ask, &request);
         let led = match tried {
             Tried::Unknown => exchange.lead_now(),
@@ -203,15 +211,15 @@ impl<S> ResponseCache<S> {
         if let Led::Miss(fetch) = led {
             exchange.ask.mark_personal();
             let lease = LeaseHold::new(&exchange, fetch.ticket);
-            let call = self.inner.call(miss::shared(&exchange, request));
-            return ResponseFuture::run(Fetching::new(call, exchange, fetch, lease));
+            let call = span.within(|| self.inner.call(miss::shared(&exchange, request)));
+            return ResponseFuture::run(Fetching::new(call, exchange, fetch, lease), span);
         }
         let (inner, leading) = (take_ready(&mut self.inner), Arc::<Leading>::default());
         let mut run = Box::new(Run::new(exchange, inner, request, &leading));
         if let Led::Leader(lead) = led {
             run.led = Some(lead);
         }
-        ResponseFuture::run(Marked::new(go(run, tried), leading))
+        ResponseFuture::run(Marked::new(go(run, tried), leading), span)
     }
 
     /// Asks the session who is asking; nobody, or a failing session store, is passed.
@@ -229,18 +237,23 @@ impl<S> ResponseCache<S> {
         R::Error: Into<BoxError>,
     {
         let Some(visitor) = request.extensions().get::<Visitor>().cloned() else {
+            self.setup.cache.asked_by(false);
             return self.pass(request, Bypass::Principal);
         };
         let (mut inner, setup) = (take_ready(&mut self.inner), Arc::clone(&self.setup));
         let leading = Arc::<Leading>::default();
         let own = Arc::clone(&leading);
+        let span = Span::begin(None);
+        let named = span.clone();
         let run = async move {
             let principal = visitor.principal().await.ok().flatten();
             let digest = principal.map(|own| target::principal_digest(own.id()));
+            setup.cache.asked_by(digest.is_some());
             let mut why = Bypass::Principal;
             if digest.is_some() {
                 why = Bypass::Length;
                 if let Some(mut ask) = Ask::of(&setup.config, &mut request, signals, digest) {
+                    named.name(ask.key.local);
                     let tried = setup.cache.try_now(&mut ask, request.headers());
                     if let Tried::Hit(entry, now) = tried {
                         return Ok(answer(&setup, &ask, &request, &entry, now));
@@ -258,7 +271,7 @@ impl<S> ResponseCache<S> {
                 .insert(ResponseCacheOutcome::Bypass);
             Ok(response.map(ResponseBody::pass))
         };
-        ResponseFuture::run(Marked::new(run, leading))
+        ResponseFuture::run(Marked::new(run, leading), span)
     }
 }
 
@@ -276,7 +289,7 @@ fn answer<B, R>(
         visitor.mark_personal();
     }
     let asked = ask.asked(request.headers());
-    exchange::hit(setup, asked, entry, now)
+    exchange::hit(setup, asked, entry, now, Level::Local)
 }
 
 /// The way of a request that nothing here could answer at once.
@@ -321,14 +334,25 @@ fn changed_by(site: &Key, fields: &http::HeaderMap) -> Vec<Change> {
 /// The target of a URI reference, if it lies on the same host.
 pub(super) fn same_site(site: &Key, reference: &str) -> Option<Target> {
     let cut = reference.find('#').unwrap_or(reference.len());
-    let uri: http::Uri = reference[..cut].parse().ok()?;
-    let path = uri.path_and_query()?.as_str();
-    if let Some(authority) = uri.authority() {
-        let same = target::host_of(authority.as_str()) == target::host_of(site.host());
-        return same.then(|| Target::url_of(Some(site.host()), path));
-    }
-    path.starts_with('/')
-        .then(|| Target::url_of(Some(site.host()), path))
+    let reference = &reference[..cut];
+    let named = |path: &str| Target::url_of(Some(site.host()), path);
+    let Some((_, rest)) = reference
+        .split_once("//")
+        .filter(|(scheme, _)| is_scheme(scheme))
+    else {
+        return target::resolved(site.target(), reference).map(|path| named(&path));
+    };
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let same = target::host_of(authority) == target::host_of(site.host());
+    // Without a path it is the root's, as a client asks for it.
+    let root = if path.starts_with('/') { "" } else { "/" };
+    same.then(|| named(&format!("{root}{path}")))
+}
+
+/// What stands before `//` in a reference that names a host: a scheme, or nothing.
+fn is_scheme(text: &str) -> bool {
+    text.is_empty() || text.eq_ignore_ascii_case("http:") || text.eq_ignore_ascii_case("https:")
 }
 
 impl<S: fmt::Debug> fmt::Debug for ResponseCache<S> {

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+use crate::core::telemetry;
+
 use super::entry::{Entry, Head};
 use super::target::Target;
 
@@ -63,6 +65,8 @@ pub(super) struct Stamps {
     version: AtomicU64,
     /// When the copy was last known to be complete, in real microseconds; 0 is never.
     confirmed: AtomicU64,
+    /// The store did not answer when it was last asked.
+    away: AtomicBool,
     raised: RwLock<HashMap<Target, [Stamp; 2]>>,
     queued: Mutex<Queue>,
     any_queued: AtomicBool,
@@ -96,6 +100,7 @@ impl Default for Stamps {
             highest_said: AtomicU64::default(),
             version: AtomicU64::new(next_version()),
             confirmed: AtomicU64::default(),
+            away: AtomicBool::default(),
             raised: RwLock::default(),
             queued: Mutex::default(),
             any_queued: AtomicBool::default(),
@@ -128,11 +133,23 @@ impl Stamps {
     /// Records that the copy was complete at `at`, real microseconds read *before* the store was asked.
     pub(super) fn confirm(&self, at: u64) {
         self.confirmed.fetch_max(at, Ordering::AcqRel);
+        if self.is_away() && self.away.swap(false, Ordering::AcqRel) {
+            telemetry::info!("response cache: the store answers again");
+        }
+    }
+
+    pub(super) fn is_away(&self) -> bool {
+        self.away.load(Ordering::Acquire)
     }
 
     /// Nothing local may answer until the next confirmation.
     pub(super) fn doubt(&self) {
         self.confirmed.store(0, Ordering::Release);
+        if !self.away.swap(true, Ordering::AcqRel) {
+            telemetry::warn!(
+                "response cache: the store does not answer; nothing is answered from copies here"
+            );
+        }
     }
 
     /// Takes in what the store said after `since`.
@@ -142,6 +159,11 @@ impl Stamps {
             self.raise(&mut raised, *change, *stamp);
         }
         if news.floor > self.floor() {
+            if self.highest() > Stamp::default() {
+                telemetry::warn!(
+                    "response cache: the store's stamps were full or lost; what is older is a miss"
+                );
+            }
             self.floor.store(news.floor.0, Ordering::Release);
             raised.retain(|_, stamps| stamps.iter().any(|stamp| *stamp > news.floor));
         }

@@ -52,9 +52,27 @@ pub(super) enum Reason {
     Cut,
     Stream,
     Tags,
+    /// No room among the bodies that are being gathered.
+    Bounds,
 }
 
 impl Reason {
+    pub(super) const ALL: [Self; 13] = [
+        Self::NoStore,
+        Self::Private,
+        Self::SetCookie,
+        Self::Personal,
+        Self::Authorization,
+        Self::Vary,
+        Self::Status,
+        Self::Lifetime,
+        Self::TooLarge,
+        Self::Cut,
+        Self::Stream,
+        Self::Tags,
+        Self::Bounds,
+    ];
+
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::NoStore => "no-store",
@@ -69,6 +87,7 @@ impl Reason {
             Self::Cut => "cut",
             Self::Stream => "stream",
             Self::Tags => "tags",
+            Self::Bounds => "bounds",
         }
     }
 }

@@ -172,6 +172,43 @@ pub(super) fn host_of(authority: &str) -> String {
     host.to_ascii_lowercase()
 }
 
+/// Resolves a reference without host against the path and query that it was said of (RFC 3986 §5.2); `None` for
+/// what is no path on the same host.
+pub(super) fn resolved(base: &str, reference: &str) -> Option<String> {
+    let base_path = &base[..base.find('?').unwrap_or(base.len())];
+    if reference.is_empty() {
+        return Some(base.to_owned());
+    }
+    if reference.starts_with('?') {
+        return Some(format!("{base_path}{reference}"));
+    }
+    // The exact bytes are what a router sees.
+    if reference.starts_with('/') {
+        return Some(reference.to_owned());
+    }
+    let (path, query) = reference.split_at(reference.find('?').unwrap_or(reference.len()));
+    // Another scheme.
+    if path.split('/').next()?.contains(':') {
+        return None;
+    }
+    let mut segments: Vec<&str> = base_path.split('/').collect();
+    segments.pop();
+    let mut own = path.split('/').peekable();
+    while let Some(segment) = own.next() {
+        let is_dots = matches!(segment, "." | "..");
+        if segment == ".." && segments.len() > 1 {
+            segments.pop();
+        }
+        if !is_dots {
+            segments.push(segment);
+        } else if own.peek().is_none() {
+            segments.push("");
+        }
+    }
+    let path = segments.join("/");
+    path.starts_with('/').then(|| format!("{path}{query}"))
+}
+
 /// What stands for a principal in keys and targets: its id is not kept.
 pub(super) fn principal_digest(id: &str) -> [u8; 16] {
     super::key::sha128(&[b"tower-keep principal", id.as_bytes()]).0
@@ -187,4 +224,35 @@ fn hash(kind: &str, parts: &[&[u8]], said_by_answers: bool) -> Target {
     }
     let bits = sip.finish() & !SAID_BY_ANSWERS;
     Target(bits | u64::from(said_by_answers))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_resolved_against_what_they_were_said_of() {
+        for (reference, path) in [
+            ("", Some("/a/b?x")),
+            ("?y", Some("/a/b?y")),
+            ("c", Some("/a/c")),
+            ("c/d?z", Some("/a/c/d?z")),
+            ("./c", Some("/a/c")),
+            ("../c", Some("/c")),
+            ("../../../c", Some("/c")),
+            ("..", Some("/")),
+            (".", Some("/a/")),
+            ("/e/../f", Some("/e/../f")),
+            ("mailto:x", None),
+            ("c:d/e", None),
+            ("./c:d", Some("/a/c:d")),
+        ] {
+            assert_eq!(
+                resolved("/a/b?x", reference).as_deref(),
+                path,
+                "{reference}"
+            );
+        }
+        assert_eq!(resolved("*", "c"), None);
+    }
 }

@@ -16,7 +16,7 @@ mod program;
 mod refusals;
 mod shadows;
 mod stacked;
-mod telemetry;
+pub mod telemetry;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

@@ -12,6 +12,7 @@ mod heads;
 mod joining;
 mod leaks;
 mod levels;
+mod measured;
 mod notices;
 mod origin;
 mod review;

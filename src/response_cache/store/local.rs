@@ -228,6 +228,12 @@ impl Local {
         self.rows.table::<Row>().entries()
     }
 
+    /// How many rows were dropped for room so far.
+    #[cfg(feature = "metrics")]
+    pub(in crate::response_cache) fn evicted(&self) -> u64 {
+        self.rows.size().evicted
+    }
+
     pub(in crate::response_cache) fn bytes(&self) -> usize {
         self.rows.table::<Row>().bytes()
     }

@@ -14,10 +14,12 @@ mod fallback;
 mod leases;
 mod local;
 mod memory;
+mod observed;
 #[cfg(feature = "redis")]
 mod redis;
 
 pub(super) use local::Local;
+pub(super) use observed::Observed;
 
 /// 128 bits of a hash: of a key, or of the values that selected a variant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -130,7 +130,7 @@ async fn debug_shows_no_key_and_says_where_a_group_lies() {
 }
 
 /// What is logged on this thread while it lives.
-struct Logged {
+pub struct Logged {
     log: Log,
     _guard: Box<dyn std::any::Any>,
 }
@@ -150,7 +150,7 @@ impl std::io::Write for Log {
 }
 
 impl Logged {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let log = Log::default();
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt()
@@ -163,11 +163,11 @@ impl Logged {
         Self { log, _guard }
     }
 
-    fn lines(&self, with: &str) -> usize {
+    pub fn lines(&self, with: &str) -> usize {
         self.lines_with(&[with])
     }
 
-    fn lines_with(&self, all: &[&str]) -> usize {
+    pub fn lines_with(&self, all: &[&str]) -> usize {
         let text = String::from_utf8(self.log.0.lock().unwrap().clone()).unwrap();
         let mut lines: Vec<_> = text.lines().collect();
         lines.retain(|line| all.iter().all(|part| line.contains(part)));

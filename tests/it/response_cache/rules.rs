@@ -747,6 +747,7 @@ async fn unsafe_methods_invalidate_their_url_and_those_their_answer_names() {
             "",
         ),
         "POST" => said(&[("cache-group-invalidation", "\"g\"")], ""),
+        "PATCH" => said(&[("location", "./c#top")], ""),
         _ => {
             let mut response = said(&[], "");
             *response.status_mut() = StatusCode::BAD_REQUEST;
@@ -766,6 +767,8 @@ async fn unsafe_methods_invalidate_their_url_and_those_their_answer_names() {
     assert!(!app.get("/a").await.is_hit());
     assert!(!app.get("/b").await.is_hit());
     assert!(app.get("/c").await.is_hit());
+    app.method("PATCH", "/d").await;
+    assert!(!app.get("/c").await.is_hit(), "a reference is resolved");
     app.method("POST", "/elsewhere").await;
     for path in ["/a", "/b", "/c"] {
         assert!(!app.get(path).await.is_hit(), "{path}");
@@ -818,7 +821,12 @@ async fn what_is_expired_is_stale_within_its_windows() {
     let app = App::new(&layer, &origin);
     app.get("/a").await;
     layer.handle().expire([Target::tag("t")]).await;
-    assert_eq!(app.get("/a").await.body, "run 0");
+    let got = app.get("/a").await;
+    assert_eq!(
+        (got.body.as_str(), got.cache_status()),
+        ("run 0", "tower-keep;hit;ttl=-1")
+    );
+    assert_eq!(layer.handle().stats().stale_hits, 1);
     super::origin::until("refreshed", || {
         layer.handle().stats().refreshes == 0 && origin.calls() == 2
     })
