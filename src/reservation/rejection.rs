@@ -161,7 +161,9 @@ impl ReservationError {
             Self::Contention { .. } => Problem::contention(),
             _ => Problem::new(self.status(), self.code()).detail(self.to_string()),
         };
-        let problem = problem.member("retryable", self.is_retryable());
+        let problem = problem
+            .member("instance", uuid::Uuid::new_v4().urn().to_string())
+            .member("retryable", self.is_retryable());
         match self {
             Self::Conflict(Conflict::SlotTaken {
                 held_until: Some(end),

@@ -116,6 +116,10 @@ impl App {
 
 pub fn check(answer: &Answer, status: StatusCode, code: &str) {
     assert_eq!((answer.status, answer.code().as_str()), (status, code));
+    let problem = answer.json();
+    let instance = problem["instance"].as_str().unwrap();
+    assert!(instance.starts_with("urn:uuid:"), "{instance}");
+    assert!(problem["retryable"].is_boolean());
 }
 
 /// All three engines, for what must be the same on each.

@@ -83,6 +83,7 @@ async fn commit_open(shared: &Shared, mut open: Open) -> Ended {
     }
     let clue = Clue {
         xid: open.take_xid(),
+        nameless: open.nameless,
         probe: shared.said.lock().probe.take(),
     };
     let longest = shared.db.inner.settings.commit_timeout;

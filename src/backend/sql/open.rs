@@ -28,6 +28,8 @@ pub(super) struct Open {
     xid: Option<String>,
     /// User SQL had the connection since the last sentinel.
     pub(super) used: bool,
+    /// A step had the connection that does not say whether it wrote: no name means nothing then.
+    pub(super) nameless: bool,
     /// Ends it in time, if nobody else does.
     pub(super) deadline: Option<Entry>,
 }
@@ -86,7 +88,8 @@ impl Open {
             return Err(TransactionError::doomed(cause));
         }
         self.xid = xid.or(self.xid.take());
-        self.used = false;
+        // Asked after everything so far.
+        (self.used, self.nameless) = (false, false);
         Ok(())
     }
 
@@ -179,6 +182,7 @@ async fn begin(db: SqlStore, lock_timeout: Duration) -> Result<Open, Transaction
         id,
         xid: None,
         used: false,
+        nameless: false,
         deadline: None,
         db,
     })

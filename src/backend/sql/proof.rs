@@ -47,6 +47,9 @@ impl fmt::Debug for AnyLease<'_> {
 pub(super) struct Clue {
     /// The database's own name of it, on Postgres; none where nothing was written.
     pub(super) xid: Option<String>,
+    /// Something may have been written although there is no name.
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
+    pub(super) nameless: bool,
     pub(super) probe: Option<Probe>,
 }
 
@@ -56,9 +59,13 @@ impl Clue {
         #[cfg(feature = "postgres")]
         if let Some(pool) = db.pool::<sqlx::Postgres>() {
             use super::postgres::{Fate, fate};
-            // Nothing was written, so nothing can be lost.
             let Some(xid) = &self.xid else {
-                return Some(End::Committed);
+                // Nothing was written, so nothing can be lost.
+                return if self.nameless {
+                    self.ask_owner(db).await
+                } else {
+                    Some(End::Committed)
+                };
             };
             match fate(pool, xid).await {
                 Ok(Fate::Committed) => return Some(End::Committed),
@@ -68,6 +75,10 @@ impl Clue {
                 Ok(Fate::Forgotten) => {}
             }
         }
+        self.ask_owner(db).await
+    }
+
+    async fn ask_owner(&self, db: &SqlStore) -> Option<End> {
         match self.probe(db).await {
             Ok(Some(Proof::Committed)) => Some(End::Committed),
             Ok(Some(Proof::RolledBack)) => Some(End::RolledBack(RollbackCause::Aborted)),

@@ -122,6 +122,22 @@ impl RequestTransaction {
     where
         F: for<'c> FnOnce(Step<'c>) -> StepFuture<'c, T> + Send,
     {
+        self.step(step, Names::Nothing).await
+    }
+
+    /// The same for a step that puts the transaction's name into [`Step::xid`] wherever it writes: as long as
+    /// there is none, a lost COMMIT has lost nothing.
+    pub(crate) async fn operate_named<T, F>(&self, step: F) -> Result<T, TransactionError>
+    where
+        F: for<'c> FnOnce(Step<'c>) -> StepFuture<'c, T> + Send,
+    {
+        self.step(step, Names::WhatItWrites).await
+    }
+
+    async fn step<T, F>(&self, step: F, names: Names) -> Result<T, TransactionError>
+    where
+        F: for<'c> FnOnce(Step<'c>) -> StepFuture<'c, T> + Send,
+    {
         let mut slot = self.enter().await?;
         let Some(open) = slot.as_mut() else {
             return Err(TransactionError::new(TransactionErrorKind::Ended));
@@ -130,6 +146,7 @@ impl RequestTransaction {
             shared: &self.shared,
             cause: Some(RollbackCause::Poisoned),
         };
+        open.nameless |= names == Names::Nothing;
         let done = match open.check().await {
             Ok(()) => step(open.step()?).await,
             Err(error) => Err(error),
@@ -161,6 +178,13 @@ impl RequestTransaction {
     fn is_on(&self, db: &SqlStore) -> bool {
         Arc::ptr_eq(&self.shared.db.inner, &db.inner)
     }
+}
+
+/// Whether a step says which transaction it wrote in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Names {
+    Nothing,
+    WhatItWrites,
 }
 
 /// Dooms the transaction unless the step came to its answer.

@@ -9,6 +9,9 @@ use tokio::time::Instant;
 
 use super::shared::Shared;
 
+/// A timeout of more than a year is none; and it must not overflow.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
 /// Who must have ended by when.
 #[derive(Clone, Default)]
 pub(super) struct Deadlines {
@@ -27,7 +30,7 @@ impl Deadlines {
     /// Ends the transaction by [`Shared::overdue`] if the entry is still there after `longest`.
     pub(super) fn enter(&self, shared: &Arc<Shared>, longest: Duration) -> Entry {
         let mut inner = self.inner.lock();
-        let key = (Instant::now() + longest, inner.next);
+        let key = (Instant::now() + longest.min(LONGEST), inner.next);
         inner.next += 1;
         inner.open.insert(key, Arc::downgrade(shared));
         if !std::mem::replace(&mut inner.watched, true) {

@@ -102,7 +102,7 @@ macro_rules! operate {
     ($request:expr, $db:expr, |$calendar:ident| $body:expr) => {{
         let (db, sql) = ($db.clone(), statements(&$db));
         let told = Arc::clone(&sql.told);
-        let step = $request.operate(move |step| {
+        let step = $request.operate_named(move |step| {
             Box::pin(async move { on_engine!(step, db, sql, |$calendar| $body) })
         });
         step.await.map(|(answer, events)| {

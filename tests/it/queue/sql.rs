@@ -132,3 +132,22 @@ async fn a_job_in_the_callers_transaction_shares_its_fate() {
         assert!(notices.ack(&batch).await.unwrap().is_complete());
     }
 }
+
+/// The session ends while it commits: the driver has no reply, and the job is not there.
+#[tokio::test]
+async fn a_job_lost_with_its_commit_is_never_told_as_enqueued() {
+    let url = shared().await.database().await;
+    let db = SqlStore::builder(&url).commit_timeout(std::time::Duration::from_millis(200));
+    let db = db.open().await.unwrap();
+    let queue: Queue<String> = Queue::new(db.clone(), "notices");
+    let job = || Job::to("u1", "booked".to_owned());
+    queue.enqueue(job()).await.unwrap();
+    let dies = "create function die() returns trigger language plpgsql as \
+                'begin perform pg_terminate_backend(pg_backend_pid()); perform pg_sleep(60); return null; end'; \
+                create constraint trigger dies after insert on keep_queue deferrable initially deferred \
+                for each row execute function die()";
+    let pool = db.pool::<Postgres>().unwrap();
+    sqlx::raw_sql(dies).execute(pool).await.unwrap();
+    assert!(queue.enqueue(job()).await.is_err());
+    assert_eq!(queue.depth().await.unwrap().ready, 1);
+}

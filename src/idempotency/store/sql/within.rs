@@ -31,7 +31,7 @@ pub(in crate::idempotency) struct Entry {
 macro_rules! step {
     ($own:expr, |$step:ident, $connection:ident, $part:ident, $now:ident| $body:expr) => {{
         let ($part, $now) = (part(&$own.db), time_of(&$own.db));
-        let step = $own.request.operate(move |$step| {
+        let step = $own.request.operate_named(move |$step| {
             Box::pin(async move {
                 #[cfg(feature = "sqlite")]
                 if let Some($connection) = $step.connection.sqlite() {
