@@ -5,6 +5,7 @@ mod body;
 mod breaker;
 mod client_ip;
 mod clock;
+mod digits;
 mod email;
 #[cfg(feature = "axum")]
 mod extract;
@@ -34,6 +35,7 @@ pub use breaker::{Admission, Breaker};
 pub use client_ip::{ClientIp, ClientIpLayer, ClientIpService, PeerAddr, TrustedProxies};
 pub(crate) use clock::monotonic;
 pub use clock::{Clock, ManualClock, NotATimestamp, SystemClock, Timestamp};
+pub(crate) use digits::Digits;
 pub use email::Email;
 pub use into_key::{IntoKey, Key};
 pub use key::{KeyBuilder, LONGEST_SEGMENT, base64url, digest22};

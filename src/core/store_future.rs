@@ -22,6 +22,7 @@ enum Inner<T> {
 
 impl<T> StoreFuture<T> {
     /// Makes a future that is already known.
+    #[inline]
     pub fn ready(answer: Result<T, StoreError>) -> Self {
         Self {
             inner: Inner::Ready(Some(answer)),
@@ -29,6 +30,7 @@ impl<T> StoreFuture<T> {
     }
 
     /// Makes a future that is already known and good.
+    #[inline]
     pub fn ok(answer: T) -> Self {
         Self::ready(Ok(answer))
     }
@@ -44,10 +46,11 @@ impl<T> StoreFuture<T> {
     ///
     /// # Errors
     /// The future itself, when it has to be polled.
-    pub fn try_now(mut self) -> Result<Result<T, StoreError>, Self> {
-        match &mut self.inner {
-            Inner::Ready(answer) => answer.take().ok_or(self),
-            Inner::Boxed(_) => Err(self),
+    #[inline]
+    pub fn try_now(self) -> Result<Result<T, StoreError>, Self> {
+        match self.inner {
+            Inner::Ready(Some(answer)) => Ok(answer),
+            inner => Err(Self { inner }),
         }
     }
 

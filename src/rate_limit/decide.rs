@@ -67,6 +67,7 @@ pub(super) struct Decided {
 }
 
 impl Decided {
+    #[inline]
     pub(super) fn of(config: &Config, asks: &mut Asks, verdict: &Verdict) -> Self {
         let (source, mut own) = (verdict.source, Statuses::new());
         if source == Source::DenyCache {
@@ -100,6 +101,7 @@ impl Decided {
 }
 
 /// Makes the refusal of what the policies said.
+#[inline]
 pub(super) fn rejection(config: &Config, own: Statuses) -> RateLimitRejection {
     let rejection = RateLimitRejection::limited(own);
     debug!(

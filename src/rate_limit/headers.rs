@@ -10,6 +10,7 @@ use super::config::Config;
 use super::rule::Rule;
 use super::status::{PolicyStatus, RateLimitStatus};
 use super::store::{Mode, Outcome};
+use crate::core::Digits;
 use crate::core::fields::{
     RATE_LIMIT, RATE_LIMIT_POLICY, X_RATE_LIMIT_LIMIT, X_RATE_LIMIT_REMAINING, X_RATE_LIMIT_RESET,
 };
@@ -234,30 +235,6 @@ fn value(line: &Line) -> Option<HeaderValue> {
         return None;
     }
     HeaderValue::from_maybe_shared(Bytes::copy_from_slice(line)).ok()
-}
-
-/// A number in decimal.
-pub(super) struct Digits {
-    digits: [u8; 20],
-    first: usize,
-}
-
-impl Digits {
-    pub(super) fn of(mut number: u64) -> Self {
-        let (mut digits, mut first) = ([0_u8; 20], 20);
-        loop {
-            first -= 1;
-            digits[first] = b'0' + (number % 10) as u8;
-            number /= 10;
-            if number == 0 {
-                return Self { digits, first };
-            }
-        }
-    }
-
-    pub(super) fn text(&self) -> &[u8] {
-        &self.digits[self.first..]
-    }
 }
 
 /// Whole seconds, rounded up.

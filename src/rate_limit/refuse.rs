@@ -6,9 +6,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
 use super::config::Config;
 use super::decide::{self, Decided};
-use super::headers::{self, Digits, Policies, RateLimitFields};
+use super::headers::{self, Policies, RateLimitFields};
 use super::rejection::{RateLimitRejection, content_type, no_store};
 use super::status::RateLimitStatus;
+use crate::core::Digits;
 use crate::core::fields::{RATE_LIMIT, RATE_LIMIT_POLICY};
 
 /// Bytes that most answers fit into.
@@ -43,6 +44,7 @@ pub(super) fn refused(config: &Config, rejection: RateLimitRejection) -> Respons
 }
 
 /// Makes the answer to a request that is over its limit.
+#[inline]
 pub(super) fn limited(
     config: &Config,
     earlier: Option<&RateLimitStatus>,
@@ -73,10 +75,13 @@ pub(super) fn limited(
     let wait = text.write(|out| wait.into_iter().for_each(|wait| push_number(out, wait)));
 
     let text = text.done();
-    text.set(&mut fields, &RATE_LIMIT, limits);
-    text.set(&mut fields, &RATE_LIMIT_POLICY, policies);
-    text.set(&mut fields, &CONTENT_LENGTH, Some(length));
-    text.set(&mut fields, &RETRY_AFTER, Some(wait));
+    let pieces = [
+        (&CONTENT_LENGTH, Some(length)),
+        (&RETRY_AFTER, Some(wait)),
+        (&RATE_LIMIT, limits),
+        (&RATE_LIMIT_POLICY, policies),
+    ];
+    text.fill(&mut fields, &pieces);
     older.apply(&mut fields);
     let mut response = Response::new(text.bytes.slice(body.start..body.end));
     *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
@@ -127,16 +132,25 @@ impl Text {
 }
 
 impl Done {
-    /// Sets a field that is there to a piece of the text; to an empty piece it is taken away.
-    fn set(&self, fields: &mut HeaderMap, name: &HeaderName, part: Option<Part>) {
-        let Some(part) = part else {
-            return;
-        };
-        let piece = self.bytes.slice(part.start..part.end);
-        let value = HeaderValue::from_maybe_shared(piece);
-        match (fields.get_mut(name), value) {
-            (Some(field), Ok(value)) if part.start < part.end => *field = value,
-            _ => drop(fields.remove(name)),
+    /// Sets fields that are there to pieces of the text, in one pass and without a look-up; what has an empty piece
+    /// is taken away.
+    fn fill(&self, fields: &mut HeaderMap, pieces: &[(&HeaderName, Option<Part>)]) {
+        for (name, field) in fields.iter_mut() {
+            // Two of the fields are the same in all answers.
+            if [CONTENT_TYPE, CACHE_CONTROL].contains(name) {
+                continue;
+            }
+            let own = pieces.iter().find(|(own, _)| *own == name);
+            if let Some((_, Some(part))) = own {
+                let value = HeaderValue::from_maybe_shared(self.bytes.slice(part.start..part.end));
+                // Digits, and names that were checked when the policies were made.
+                *field = value.unwrap_or_else(|_| HeaderValue::from_static(""));
+            }
+        }
+        for (name, part) in pieces {
+            if part.is_some_and(|part| part.start == part.end) {
+                fields.remove(*name);
+            }
         }
     }
 }

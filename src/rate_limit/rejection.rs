@@ -8,11 +8,11 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 
-use super::headers::{Digits, ceil_secs};
+use super::headers::ceil_secs;
 use super::status::{PolicyStatus, Statuses};
 use super::store::Outcome;
 use crate::core::problem::{ABNORMAL_USAGE, Problem, QUOTA_EXCEEDED};
-use crate::core::{StoreError, Timestamp};
+use crate::core::{Digits, StoreError, Timestamp};
 
 /// The code of a refusal by the deny list.
 const ADDRESS_DENIED: &str = "ADDRESS_DENIED";
@@ -51,6 +51,7 @@ struct Refusal {
 
 impl RateLimitRejection {
     /// Makes the refusal of a verdict; the retry is the longest of its violated policies.
+    #[inline]
     pub(super) fn limited(decided: Statuses) -> Self {
         let mut violated = decided;
         violated.retain(|entry| entry.is_enforced() && entry.state.outcome != Outcome::Admitted);

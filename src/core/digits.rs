@@ -1,0 +1,63 @@
+//! A number as text, without an allocation.
+
+/// A number in decimal.
+pub(crate) struct Digits {
+    digits: [u8; 20],
+    first: usize,
+}
+
+/// All pairs of digits: two cost what one would.
+const PAIRS: [[u8; 2]; 100] = {
+    let (mut pairs, mut number) = ([[0; 2]; 100], 0);
+    while number < 100 {
+        pairs[number] = [b'0' + (number / 10) as u8, b'0' + (number % 10) as u8];
+        number += 1;
+    }
+    pairs
+};
+
+impl Digits {
+    pub(crate) fn of(mut number: u64) -> Self {
+        let (mut digits, mut first) = ([0_u8; 20], 20);
+        while number >= 10 {
+            first -= 2;
+            [digits[first], digits[first + 1]] = PAIRS[(number % 100) as usize];
+            number /= 100;
+        }
+        // What is left is one digit, or nothing behind an even number of them.
+        if number > 0 || first == 20 {
+            first -= 1;
+            digits[first] = b'0' + number as u8;
+        }
+        Self { digits, first }
+    }
+
+    pub(crate) fn text(&self) -> &[u8] {
+        &self.digits[self.first..]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn every_length_is_written_as_the_standard_library_does() {
+        let powers = (0..20).map(|exponent| 10_u64.pow(exponent));
+        let edges = powers.flat_map(|power| [power - 1, power, power + 1]);
+        for number in edges.chain([u64::MAX, 12_345, 100_001]) {
+            assert_eq!(Digits::of(number).text(), number.to_string().as_bytes());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn so_is_any_number(number: u64, shift in 0_u32..64) {
+            let number = number >> shift;
+            let (digits, text) = (Digits::of(number), number.to_string());
+            prop_assert_eq!(digits.text(), text.as_bytes());
+        }
+    }
+}
