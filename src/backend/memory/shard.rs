@@ -42,6 +42,8 @@ pub(super) struct Shard<V> {
     index: HashTable<u32>,
     rows: Vec<Row<V>>,
     hand: usize,
+    /// Rows that inserts still have to look at.
+    unlooked: usize,
     evicted: u64,
 }
 
@@ -79,6 +81,11 @@ impl std::ops::Neg for Delta {
 
 /// Rows that an insert looks at for expired ones; two per insert outrun any growth.
 const LOOK_PER_INSERT: usize = 2;
+/// In a large shard several inserts' rows are looked at together, where they lie beside each other: one by one each
+/// look would wait for memory.
+const LOOK_TOGETHER: usize = 16;
+/// Rows of a shard that the processor's caches hold anyway.
+const SMALL: usize = 64;
 /// Rows looked at for expired ones when room is needed.
 const LOOK_FOR_ROOM: usize = 64;
 /// Rows compared when one has to be evicted.
@@ -90,6 +97,7 @@ impl<V: Entry> Shard<V> {
             index: HashTable::new(),
             rows: Vec::new(),
             hand: 0,
+            unlooked: 0,
             evicted: 0,
         }
     }
@@ -157,7 +165,13 @@ impl<V: Entry> Shard<V> {
         now: u64,
         keep: &[EntryKey],
     ) -> Delta {
-        let mut delta = self.drop_expired(LOOK_PER_INSERT, now, keep);
+        self.unlooked += LOOK_PER_INSERT;
+        let mut delta = if self.rows.len() < SMALL || self.unlooked >= LOOK_TOGETHER {
+            let look = std::mem::take(&mut self.unlooked);
+            self.drop_expired(look, now, keep)
+        } else {
+            Delta::default()
+        };
         if self.rows.len() == self.rows.capacity() {
             // Growing by half: doubling would leave up to half of the rows empty, less would copy them too often.
             self.rows.reserve_exact((self.rows.len() / 2).max(4));

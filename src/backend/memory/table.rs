@@ -166,6 +166,7 @@ impl<V: Entry> Table<V> {
     }
 
     /// Takes the locks of all shards that hold `keys`, in order, and says which key lies under which.
+    #[inline]
     fn lock(&self, keys: &[EntryKey]) -> (Locks<'_, V>, SmallVec<[Place; 4]>) {
         let (mut locks, mut places) = (Locks::new(), SmallVec::new());
         if let [key] = keys {
