@@ -246,11 +246,17 @@ impl CookieText {
     pub(super) fn find<'a>(&self, lines: impl IntoIterator<Item = &'a HeaderValue>) -> Found<'a> {
         let mut found = Found::default();
         for line in lines {
-            for pair in line.as_bytes().split(|byte| *byte == b';') {
-                if let Some(value) = self.value(pair) {
-                    found.meet(value);
-                }
+            let line = line.as_bytes();
+            // Ours alone is the commonest, and this question is answered by words, not bytes.
+            if !line.contains(&b';') {
+                self.value(line)
+                    .into_iter()
+                    .for_each(|value| found.meet(value));
+                continue;
             }
+            let pairs = line.split(|byte| *byte == b';');
+            let values = pairs.filter_map(|pair| self.value(pair));
+            values.for_each(|value| found.meet(value));
         }
         found
     }

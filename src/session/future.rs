@@ -10,6 +10,7 @@ use http::header::{CACHE_CONTROL, Entry, SET_COOKIE, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use pin_project_lite::pin_project;
 
+use super::error::SessionError;
 use super::handle::{Committing, Leaving, Session};
 use super::rejection::SessionRejection;
 use crate::core::{Body, Personal, PrincipalRejection, Visitor};
@@ -24,7 +25,8 @@ pin_project! {
         #[pin]
         inner: F,
         session: Option<Session>,
-        committing: Option<(Committing, Response<R>)>,
+        // In a box: only a commit that has to wait pays for its room.
+        committing: Option<Box<(Committing, Response<R>)>>,
     }
 
     impl<F, R> PinnedDrop for ResponseFuture<F, R> {
@@ -87,29 +89,49 @@ where
                     return Poll::Ready(answer.map(|response| pass(response, watched)));
                 }
             };
-            match session.finish(response.status()) {
-                None => *this.committing = Some((session.committing(), response)),
-                Some(leaving) => {
-                    let response = dress(session, response, leaving, None);
-                    *this.session = None;
-                    return Poll::Ready(Ok(response));
+            let leaving = match session.finish(response.status()) {
+                Some(leaving) => leaving,
+                None => {
+                    let mut committing = session.committing();
+                    match Pin::new(&mut committing).poll(cx) {
+                        Poll::Ready(committed) => {
+                            return left(this.session, response, committed.err());
+                        }
+                        Poll::Pending => {
+                            *this.committing = Some(Box::new((committing, response)));
+                            return Poll::Pending;
+                        }
+                    }
                 }
-            }
+            };
+            let response = dress(session, response, leaving, None);
+            *this.session = None;
+            return Poll::Ready(Ok(response));
         }
-        let failed = match this.committing {
+        let failed = match this.committing.as_deref_mut() {
             Some((committing, _)) => ready!(Pin::new(committing).poll(cx)).err(),
             None => None,
         };
-        match (this.committing.take(), this.session.take()) {
-            (Some((_, response)), Some(session)) => {
-                let leaving = session.leave();
-                let failed = failed.map(SessionRejection::from);
-                Poll::Ready(Ok(dress(&session, response, leaving, failed)))
-            }
+        match this.committing.take() {
+            Some(committed) => left(this.session, committed.1, failed),
             // Polled after its answer.
-            _ => Poll::Pending,
+            None => Poll::Pending,
         }
     }
+}
+
+/// Lets the response leave after the commit.
+fn left<R, E>(
+    session: &mut Option<Session>,
+    response: Response<R>,
+    failed: Option<SessionError>,
+) -> Poll<Result<Response<Body<R>>, E>> {
+    let Some(session) = session.take() else {
+        return Poll::Pending;
+    };
+    let leaving = session.leave();
+    let failed = failed.map(SessionRejection::from);
+    Poll::Ready(Ok(dress(&session, response, leaving, failed)))
 }
 
 /// Lets an untouched response pass; a cache outside sees whether it is touched later on.

@@ -94,9 +94,14 @@ impl Session {
         };
         let agent = fields.get(header::USER_AGENT).cloned();
         let ip = extensions.get::<ClientIp>().map(|ip| ip.0);
+        let mut cookies = SmallVec::new();
+        // Pushed one by one: collecting is dearer, and this is done for every request.
+        for line in fields.get_all(header::COOKIE) {
+            cookies.push(line.clone());
+        }
         let shared = Arc::new(Shared {
             config: Arc::clone(config),
-            cookies: fields.get_all(header::COOKIE).iter().cloned().collect(),
+            cookies,
             authorization,
             sighting: Sighting::new(agent, ip),
             is_passive,

@@ -20,8 +20,12 @@ use crate::session::policy::{self, Facts};
 
 impl SessionStore for MemoryStore {
     fn load(&self, at: SessionRef, read: Read) -> StoreFuture<Loaded> {
-        StoreFuture::ok(change_one(self, at, |slot, moment| {
-            load(slot, at, &read, moment)
+        let moment = Moment::of(self);
+        let (table, key) = (self.table::<Entry>(), session_key(self, at.id));
+        // Nearly all change nothing: the shortest way.
+        let seen = table.read_one(key, moment.micros, |entry| look(entry, at, &read, moment));
+        StoreFuture::ok(seen.unwrap_or_else(|| {
+            table.update_one(key, moment.micros, |slot| load(slot, at, &read, moment))
         }))
     }
 
@@ -231,9 +235,21 @@ fn row_mut(entry: Option<&mut Entry>) -> Option<&mut Row> {
 }
 
 fn load(slot: &mut Slot<'_, Entry>, at: SessionRef, read: &Read, moment: Moment) -> Loaded {
-    let row = match live(slot.get(), &at, moment) {
+    if let Some(seen) = look(slot.get(), at, read, moment) {
+        return seen;
+    }
+    let renewed = record_use(slot, read, moment.now);
+    match slot.get() {
+        Some(Entry::Session(row)) => told(row, read.part, moment.now, renewed),
+        _ => Loaded::NotLive(NotLive::Missing),
+    }
+}
+
+/// What a load finds; `None` where it has something to record.
+fn look(entry: Option<&Entry>, at: SessionRef, read: &Read, moment: Moment) -> Option<Loaded> {
+    let row = match live(entry, &at, moment) {
         Ok(row) => row,
-        Err(why) => return Loaded::NotLive(why),
+        Err(why) => return Some(Loaded::NotLive(why)),
     };
     let now = moment.now;
     let is_due = || {
@@ -241,14 +257,7 @@ fn load(slot: &mut Slot<'_, Entry>, at: SessionRef, read: &Read, moment: Moment)
             || (!row.data.is_empty() && policy::is_due(row.data_used, row.extended, now))
     };
     let changes = row.has_data_run_out(now) || (read.renew.is_some() && is_due());
-    if !changes {
-        return told(row, read.part, now, None);
-    }
-    let renewed = record_use(slot, read, now);
-    match slot.get() {
-        Some(Entry::Session(row)) => told(row, read.part, now, renewed),
-        _ => Loaded::NotLive(NotLive::Missing),
-    }
+    (!changes).then(|| told(row, read.part, now, None))
 }
 
 fn told(row: &Row, part: Part, now: Timestamp, renewed: Option<Seen>) -> Loaded {
