@@ -35,6 +35,7 @@ pub(super) struct Ask {
 
 impl Ask {
     /// Reads `request`, and rewrites its URI by the key rules. Its body has ended. `None` if its key is too long.
+    #[inline]
     pub(super) fn of<B>(
         config: &Config,
         request: &mut Request<B>,
@@ -53,6 +54,7 @@ impl Ask {
     }
 
     /// A GET under this key.
+    #[inline]
     pub(super) fn under(key: Key, config: &Config, request: &HeaderMap, signals: Signals) -> Self {
         let demands = if signals.directives {
             Demands::of(request, config.allow_reload)

@@ -8,7 +8,7 @@ use http::{HeaderName, StatusCode};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
-use crate::core::base64url;
+use crate::core::{Digits, base64url};
 
 use super::answer;
 use super::config::Config;
@@ -18,6 +18,7 @@ use super::entry::{Entry, EntryId, Flags, Head};
 use super::exchange::Exchange;
 use super::fields::Gathered;
 use super::freshness::{self, MICROS};
+use super::key::Text;
 use super::policy::Plan;
 use super::revalidate;
 use super::store::Ticket;
@@ -60,7 +61,7 @@ impl Draft {
             expires_at: received.saturating_add(plan.kept),
             flags: plan.flags,
             status,
-            key: exchange.ask.key.text().into(),
+            key: Text::from_slice(exchange.ask.key.text()),
             names: exchange.ask.names.clone(),
             selection: exchange.ask.selection.as_slice().into(),
             said: plan.targets.into(),
@@ -114,8 +115,7 @@ impl Draft {
             fields.remove(&header::CONTENT_LENGTH);
         } else if answer::has_length(self.head.status) && !fields.has(&header::CONTENT_LENGTH) {
             // Whoever sends it would add it to every single answer.
-            let length = HeaderValue::from(body.len());
-            fields.push(header::CONTENT_LENGTH, length.as_bytes());
+            fields.push(header::CONTENT_LENGTH, Digits::of(body.len() as u64).text());
         }
         self.head.trailers = trailers;
         let by_policy_alone = self.head.flags.has(Flags::OWN_CACHE_CONTROL);
@@ -148,8 +148,11 @@ fn stored_fields(
             && !hidden.contains(name)
     };
     let bytes = fields.values().map(HeaderValue::len).sum::<usize>();
-    // Room for Date and Content-Length, too.
-    let mut stored = Gathered::with_room(fields.len() + 2, bytes + MORE_BYTES);
+    // Exactly enough for the usual answer: Date and Content-Length are added where they are not there.
+    let (date, length) = (!dated, !fields.contains_key(header::CONTENT_LENGTH));
+    let lines = fields.len() + usize::from(date) + usize::from(length);
+    let bytes = bytes + DATE_BYTES * usize::from(date) + LENGTH_BYTES * usize::from(length);
+    let mut stored = Gathered::with_room(lines, bytes);
     for (name, value) in fields {
         if is_kept(name) {
             stored.push(name.clone(), value.as_bytes());
@@ -161,8 +164,9 @@ fn stored_fields(
     stored
 }
 
-/// A Date and a length.
-const MORE_BYTES: usize = 29 + 7;
+const DATE_BYTES: usize = 29;
+/// Most bodies.
+const LENGTH_BYTES: usize = 7;
 
 /// Adds what clients get by the terms of the answer: `downstream`, and `private` on private routes.
 fn put_downstream(stored: &mut Gathered, fields: &HeaderMap, flags: Flags, config: &Config) {

@@ -9,6 +9,7 @@ use http::header::{AGE, HeaderMap};
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::fields::Fields;
+use super::key::Text;
 use super::stamps::Stamp;
 use super::target::{self, Target};
 use super::vary::Names;
@@ -78,7 +79,7 @@ pub struct Head {
     pub(super) expires_at: u64,
     pub(super) flags: Flags,
     pub(super) status: StatusCode,
-    pub(super) key: Box<[u8]>,
+    pub(super) key: Text,
     pub(super) names: Names,
     pub(super) selection: Box<[u8]>,
     /// What the answer and the policies say may hit it: tags and groups.
@@ -209,7 +210,7 @@ impl Default for Head {
             expires_at: 0,
             flags: Flags::default(),
             status: StatusCode::OK,
-            key: Box::default(),
+            key: Text::new(),
             names: Names::default(),
             selection: Box::default(),
             said: Box::default(),

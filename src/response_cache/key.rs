@@ -28,7 +28,8 @@ const VERSION: u8 = 1;
 /// Longer keys are not looked up.
 const LONGEST_KEY: usize = 8 * 1_024;
 
-type Text = SmallVec<[u8; 96]>;
+/// The text of a key; most fit in it, and lie in their entry's own memory.
+pub(super) type Text = SmallVec<[u8; 96]>;
 type By = Arc<dyn Fn(&Parts) -> Option<String> + Send + Sync>;
 
 /// Says what belongs to a route's key beside scheme, host, path and query.
@@ -224,6 +225,7 @@ pub(super) struct Key {
 
 impl Key {
     /// Builds the key of a request with the URI that the inner service sees; `None` if it is too long.
+    #[inline]
     pub(super) fn of<B>(
         rules: &KeyRules,
         request: &Request<B>,
@@ -257,15 +259,16 @@ impl Key {
             text.push(b'P');
             put(&mut text, digest);
         }
-        (text.len() <= LONGEST_KEY).then(|| {
-            let local = seeded(&text);
-            Self {
-                text,
-                host,
-                target,
-                principal,
-                local,
-            }
+        if text.len() > LONGEST_KEY {
+            return None;
+        }
+        let local = seeded(&text);
+        Some(Self {
+            text,
+            host,
+            target,
+            principal,
+            local,
         })
     }
 
@@ -304,9 +307,7 @@ fn put_site(text: &mut Text, uri: &Uri, fields: &HeaderMap) -> Range<usize> {
     }
     text.extend_from_slice(host);
     let range = text.len() - host.len()..text.len();
-    if host.iter().any(u8::is_ascii_uppercase) {
-        text[range.clone()].make_ascii_lowercase();
-    }
+    text[range.clone()].make_ascii_lowercase();
     range
 }
 

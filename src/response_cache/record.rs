@@ -5,6 +5,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::entry::{EntryId, Flags, Head};
 use super::fields::room;
+use super::key::Text;
 use super::stamps::Stamp;
 use super::target::Target;
 use super::vary::Names;
@@ -91,7 +92,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Head> {
         expires_at: from.number()?,
         flags: Flags(u16::try_from(from.number()?).ok()?),
         status: StatusCode::from_u16(u16::try_from(from.number()?).ok()?).ok()?,
-        key: from.take()?.into(),
+        key: Text::from_slice(from.take()?),
         names: Names::from_text(std::str::from_utf8(from.take()?).ok()?),
         selection: from.take()?.into(),
         ..Head::default()
