@@ -261,7 +261,10 @@ fn thousandths(text: &[u8]) -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use http::HeaderValue;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -432,5 +435,69 @@ mod tests {
             of(&[("x-a", "1"), ("x-b", "23")])
         );
         assert_ne!(of(&[("x-a", "1")]), of(&[("x-b", "1")]));
+    }
+
+    proptest! {
+        /// The oracle is a set of what lies between the commas of all lines.
+        #[test]
+        fn names_are_what_lies_between_the_commas(lines in prop::collection::vec("[a-cA-C*, \t-]{0,12}", 0..4)) {
+            let mut response = HeaderMap::new();
+            for line in &lines {
+                response.append(header::VARY, line.parse().unwrap());
+            }
+            let all = lines.join(",").to_lowercase();
+            let members = all.split(',').map(|member| member.trim_matches([' ', '\t']));
+            let members: BTreeSet<&str> = members.filter(|member| !member.is_empty()).collect();
+            let fits = members.iter().all(|member| !member.contains(['*', ' ', '\t']));
+            let oracle = (fits && members.len() <= MOST_NAMES)
+                .then(|| members.into_iter().collect::<Vec<_>>().join(","));
+            let names = names_of(&response, &HeaderMap::new(), false);
+            prop_assert_eq!(names.map(|names| names.as_text().to_owned()), oracle);
+        }
+
+        #[test]
+        fn a_list_selects_the_same_however_it_is_cut_into_lines(
+            members in prop::collection::vec(("[a-z0-9]{1,4}", any::<bool>(), "[ \t]{0,2}"), 1..6),
+        ) {
+            let names = Names::from_text("x-a");
+            let (mut one, mut other) = (String::new(), vec![String::new()]);
+            for (at, (member, cut, space)) in members.iter().enumerate() {
+                if at > 0 {
+                    one.push(',');
+                    if *cut {
+                        other.push(String::new());
+                    } else if let Some(last) = other.last_mut() {
+                        last.push(',');
+                    }
+                }
+                one.push_str(member);
+                if let Some(last) = other.last_mut() {
+                    last.push_str(&format!("{space}{member}{space}"));
+                }
+            }
+            let of = |lines: &[String]| {
+                let mut request = HeaderMap::new();
+                for line in lines {
+                    request.append("x-a", line.parse().unwrap());
+                }
+                selection(&names, &request)
+            };
+            prop_assert_eq!(of(&[one]), of(&other));
+        }
+
+        #[test]
+        fn anything_at_all_can_select(line in prop::collection::vec(any::<u8>(), 0..60)) {
+            let names = Names::from_text("accept-language,x-a");
+            let mut request = HeaderMap::new();
+            if let Ok(line) = http::HeaderValue::from_bytes(&line) {
+                request.append(ACCEPT_LANGUAGE, line.clone());
+                request.append("x-a", line);
+            }
+            let selection = selection(&names, &request);
+            let _ = liked_language(&names, &selection);
+            // Each part is found again, whatever is in it.
+            prop_assert_eq!(parts(&names, &selection).count(), 2);
+            prop_assert!(in_language(&names, &selection, b"de").is_some());
+        }
     }
 }

@@ -2,12 +2,16 @@
 
 use std::panic::AssertUnwindSafe;
 
-use futures_util::FutureExt;
-use http::header::VARY;
+use bytes::Bytes;
+use futures_util::{FutureExt, stream};
+use http::Response;
+use http::header::{CACHE_CONTROL, VARY};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
 use tower_keep::backend::redis::RedisStore;
 use tower_keep::response_cache::ResponseCacheLayer;
 
-use super::origin::{App, Broken, Origin, clock, full, layer, request, said, secs};
+use super::origin::{App, Broken, Origin, clock, full, layer, request, said, secs, until};
 use crate::rate_limit::metered::Metered;
 use crate::rate_limit::telemetry::Logged;
 use crate::support::redis::{fresh_prefix, shared};
@@ -155,4 +159,28 @@ async fn a_private_route_that_never_saw_a_principal_is_told_of_once() {
         app.get("/a").await;
     }
     assert_eq!(told(), 1);
+}
+
+#[tokio::test]
+async fn a_body_without_room_among_those_under_way_streams_through_and_marks_nothing() {
+    const MIB: usize = 1_024 * 1_024;
+    let origin = Origin::new(|_, _| {
+        let frames = stream::unfold(0, |at| async move {
+            tokio::task::yield_now().await;
+            (at < 18).then(|| (Ok(Frame::data(Bytes::from(vec![b'x'; MIB]))), at + 1))
+        });
+        let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+        let fields = response.headers_mut();
+        fields.insert(CACHE_CONTROL, "max-age=60".parse().unwrap());
+        Box::pin(async { Ok(response) })
+    });
+    let layer = layer(&clock()).max_body(64 * MIB);
+    let got = App::new(&layer, &origin).get("/a").await;
+    assert_eq!(got.body.len(), 18 * MIB);
+    let handle = layer.handle();
+    until("let go", || handle.stats().unfinished_bytes == 0).await;
+    let refusals = handle.stats().refusals;
+    assert!(refusals.contains(&("bounds", 1)) && refusals.contains(&("too-large", 0)));
+    let why = layer.explain(&request("GET", "/a", &[])).await.to_string();
+    assert!(why.ends_with("then: fetched"), "{why}");
 }
