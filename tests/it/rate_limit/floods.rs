@@ -23,7 +23,7 @@ fn network(n: u64) -> PartitionKey {
     PartitionKey::from(IpAddr::from(Ipv6Addr::from(bits)))
 }
 
-/// A hundred thousand keys, unless `KEEP_FLOOD` says how many; the program of the benchmarks sends ten million.
+/// A hundred thousand keys, unless `KEEP_FLOOD` says how many: ten million take some ten minutes without optimisation.
 fn flood() -> u64 {
     std::env::var("KEEP_FLOOD").map_or(100_000, |keys| keys.parse().unwrap())
 }

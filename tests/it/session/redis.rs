@@ -1,5 +1,6 @@
 //! Sessions on a real server: commands, contents, outages.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -11,8 +12,14 @@ use http::Request;
 use tower::ServiceExt;
 use tower_keep::backend::fallback::Fallback;
 use tower_keep::backend::redis::RedisStore;
-use tower_keep::core::ManualClock;
-use tower_keep::session::{Session, SessionLayer};
+use tower_keep::core::{ManualClock, Timestamp};
+use tower_keep::session::store::{
+    AuthStamp, Establish, Established, Identity, Loaded, LoginIdentity, Operation, Otherwise, Part,
+    Patch, Read, Roles, SessionRef, Sighting, UserId, Value, Verifier,
+};
+use tower_keep::session::{
+    Lifetimes, Session, SessionId, SessionLayer, SessionLimit, SessionStore,
+};
 
 use super::app::{App, Browser, clock, memory};
 use crate::support::{Proxy, RedisServer};
@@ -224,6 +231,113 @@ async fn a_record_of_a_newer_version_is_left_alone_and_a_damaged_one_is_ended() 
             .unwrap();
         assert_eq!(left, i64::from(status == 503));
     }
+}
+
+/// What version 0.1 writes: whoever changes these bytes ends all sessions, or takes the next format.
+#[tokio::test]
+async fn the_first_format_is_written_and_read_as_ever() {
+    let server = RedisServer::start().await;
+    let clock = clock();
+    let store = server.store(&clock).await;
+    let login = LoginIdentity {
+        user: UserId::try_new("u1").unwrap(),
+        roles: Roles::try_new(["admin"]).unwrap(),
+        stamp: Some(AuthStamp::from_bytes([4; 16])),
+        remembered: true,
+        revoke_others: false,
+    };
+    let value = Value {
+        format: 3,
+        json: "[1,2]".into(),
+    };
+    let at = SessionRef {
+        id: SessionId::from_bytes([9; 16]),
+        verifier: Verifier::from_bytes([1; 32]),
+    };
+    let order = Establish {
+        current: None,
+        fresh: at.id,
+        verifier: at.verifier,
+        identity: Identity::Set(Box::new(login)),
+        otherwise: Otherwise::Create,
+        lifetimes: Lifetimes::DEFAULT,
+        extended: Duration::from_secs(3_600),
+        limit: SessionLimit::reject(1),
+        patch: Patch {
+            clear: false,
+            operations: [("cart".into(), Operation::Set(value))]
+                .into_iter()
+                .collect(),
+            limit: 100,
+            sighting: Sighting::new(None, "192.0.2.7".parse().ok()),
+        },
+        age: Duration::ZERO,
+    };
+    let Established::Done(done) = store.establish(order).await.unwrap() else {
+        panic!("it is established");
+    };
+    let mut raw = server.raw().await;
+    let keys: Vec<String> = redis::cmd("KEYS")
+        .arg(format!("*:{}", at.id))
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    let mut fields: BTreeMap<String, Vec<u8>> = redis::cmd("HGETALL")
+        .arg(&keys[0])
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    let now = Timestamp::of(&clock).as_millis();
+    let numbers = [
+        0,
+        0,
+        now,
+        now,
+        now,
+        now + 86_400_000,
+        900_000,
+        3_600_000,
+        now,
+        1,
+        1,
+        9,
+    ];
+    let header = [
+        &[1][..],
+        &[1; 32],
+        &[0; 32],
+        &numbers.map(u64::to_be_bytes).concat(),
+    ]
+    .concat();
+    let seen = [&[0, 0, 0, 4, 192, 0, 2, 7][..], &[0; 12]].concat();
+    let core = [&[1][..], &seen, &[1], &[4; 16], &[1]].concat();
+    let cart = [&1_u64.to_be_bytes()[..], &[3], b"[1,2]"].concat();
+    let index = fields.remove("i").unwrap();
+    let written: Vec<(&str, &[u8])> = fields.iter().map(|(k, v)| (&**k, &**v)).collect();
+    let expected: [(&str, &[u8]); 5] = [
+        ("c", &core),
+        ("d:cart", &cart),
+        ("h", &header),
+        ("r", b"[\"admin\"]"),
+        ("u", b"u1"),
+    ];
+    assert_eq!(written, expected);
+    let score: u64 = redis::cmd("ZSCORE")
+        .arg(&index)
+        .arg(&keys[0])
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    assert_eq!(score, now + 86_400_000);
+    let read = Read {
+        part: Part::Whole,
+        renew: None,
+    };
+    let Loaded::Live(live) = SessionStore::load(&store, at, read).await.unwrap() else {
+        panic!("it is live");
+    };
+    assert_eq!(live.record, done.record);
+    assert_eq!(live.data.unwrap().entries()[0].value.json, "[1,2]");
 }
 
 /// The key of a browser's session.
