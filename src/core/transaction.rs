@@ -40,6 +40,6 @@ pub enum RollbackCause {
     Timeout,
     /// Lock timeout, deadlock or serialisation failure.
     Contention,
-    /// The commit was lost and proven not to have happened.
+    /// The database went away before the commit was sent, or the commit was lost and proven not to have happened.
     Aborted,
 }

@@ -370,10 +370,20 @@ async fn a_commit_whose_reply_is_lost_is_asked_after() {
 
 #[tokio::test]
 async fn a_session_killed_before_the_commit_is_known_to_be_aborted() {
+    killed_before_the_commit(async |finisher| finisher.mark().await.unwrap()).await;
+}
+
+/// The next request is the sentinel's: the database went away, and the handler did nothing wrong.
+#[tokio::test]
+async fn a_session_killed_before_the_check_of_a_commit_may_be_done_again() {
+    killed_before_the_commit(async |_| {}).await;
+}
+
+async fn killed_before_the_commit(before: impl AsyncFnOnce(&mut Finisher)) {
     let db = postgres().await;
     let (transaction, mut finisher) = RequestTransaction::alone(&db);
     assert!(insert(&transaction, &db, 1).await);
-    finisher.mark().await.unwrap();
+    before(&mut finisher).await;
     let killed = "select pg_terminate_backend(pid) from pg_stat_activity \
                   where state = 'idle in transaction' and datname = current_database()";
     let pool = db.pool::<Postgres>().unwrap();

@@ -79,7 +79,7 @@ fn rolled_back(cause: RollbackCause) -> Ended {
 async fn commit_open(shared: &Shared, mut open: Open) -> Ended {
     if let Err(error) = open.check().await {
         open.rollback().await;
-        return Ended::RolledBack(RollbackCause::Poisoned, poisoned(error));
+        return rolled_back(cause_before_commit(&error));
     }
     let clue = Clue {
         xid: open.take_xid(),
@@ -94,14 +94,15 @@ async fn commit_open(shared: &Shared, mut open: Open) -> Ended {
     }
 }
 
-/// Whatever the sentinel met, the answer is that the transaction was not committed.
-fn poisoned(error: TransactionError) -> TransactionError {
+/// COMMIT was not sent: nothing is stored. Where the database only went away, all of it may be done again.
+fn cause_before_commit(error: &TransactionError) -> RollbackCause {
     match error.kind() {
-        TransactionErrorKind::Doomed(_) => error,
+        TransactionErrorKind::Doomed(cause) => cause,
+        TransactionErrorKind::Unavailable => RollbackCause::Aborted,
         kind => {
             let _ = kind;
             error!(?kind, "the check before a commit failed");
-            TransactionError::doomed(RollbackCause::Poisoned)
+            RollbackCause::Poisoned
         }
     }
 }
