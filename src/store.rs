@@ -16,6 +16,10 @@ use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
+#[cfg(any(feature = "redis", feature = "conformance"))]
+use crate::backend::fallback::Fallback;
+#[cfg(feature = "conformance")]
+use crate::backend::fault::FaultStore;
 use crate::backend::health::StoreHealth;
 use crate::backend::memory::MemoryStore;
 use crate::core::Clock;
@@ -82,8 +86,14 @@ pub fn builder(url: &str) -> StoreBuilder {
     StoreBuilder {
         url: url.to_owned(),
         clock: None,
+        #[cfg(feature = "conformance")]
+        faults: None,
     }
 }
+
+/// What is kept locally in an outage is bounded more tightly: it is a stand-in.
+#[cfg(any(feature = "redis", feature = "conformance"))]
+const STAND_IN: Option<usize> = Some(100_000);
 
 /// Opens a store by its URL.
 #[derive(Clone)]
@@ -91,6 +101,8 @@ pub fn builder(url: &str) -> StoreBuilder {
 pub struct StoreBuilder {
     url: String,
     clock: Option<Arc<dyn Clock>>,
+    #[cfg(feature = "conformance")]
+    faults: Option<crate::backend::fault::Faults>,
 }
 
 impl StoreBuilder {
@@ -100,13 +112,29 @@ impl StoreBuilder {
         self
     }
 
+    /// Puts a line before the store that fails by order, and behind it what stands in during an outage: for tests of
+    /// the application, on every engine.
+    #[cfg(feature = "conformance")]
+    pub fn faults(mut self, faults: &crate::backend::fault::Faults) -> Self {
+        self.faults = Some(faults.clone());
+        self
+    }
+
     /// Opens the store.
     ///
     /// # Errors
     /// See [`open`].
     pub async fn open(self) -> Result<Arc<dyn Store>, OpenError> {
         match self.url.split(':').next().unwrap_or_default() {
-            "memory" => Ok(Arc::new(self.memory(None))),
+            "memory" => {
+                let store = self.memory(None);
+                #[cfg(feature = "conformance")]
+                if let Some(faults) = &self.faults {
+                    let line = FaultStore::new(store, faults);
+                    return Ok(Arc::new(Fallback::new(line, self.memory(STAND_IN))));
+                }
+                Ok(Arc::new(store))
+            }
             #[cfg(feature = "redis")]
             "redis" | "redis+unix" | "unix" | "redis+sentinel" | "redis+cluster" => {
                 self.open_redis().await
@@ -128,20 +156,19 @@ impl StoreBuilder {
 
     #[cfg(feature = "redis")]
     async fn open_redis(self) -> Result<Arc<dyn Store>, OpenError> {
-        use crate::backend::fallback::Fallback;
         use crate::backend::redis::RedisStore;
 
-        /// What is kept locally in an outage is bounded more tightly: it is a stand-in.
-        const STAND_IN_ENTRIES: usize = 100_000;
         let mut builder = RedisStore::builder(&self.url);
         if let Some(clock) = &self.clock {
             builder = builder.clock(Arc::clone(clock));
         }
         let primary = builder.open().await.map_err(OpenError::refused)?;
-        Ok(Arc::new(Fallback::new(
-            primary,
-            self.memory(Some(STAND_IN_ENTRIES)),
-        )))
+        #[cfg(feature = "conformance")]
+        if let Some(faults) = &self.faults {
+            let line = FaultStore::new(primary, faults);
+            return Ok(Arc::new(Fallback::new(line, self.memory(STAND_IN))));
+        }
+        Ok(Arc::new(Fallback::new(primary, self.memory(STAND_IN))))
     }
 }
 

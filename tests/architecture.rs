@@ -25,7 +25,7 @@ const SERVICES: [&str; 7] = [
     "data/queue",
     "data/topic",
 ];
-const ENGINES: [&str; 4] = ["memory", "redis", "sql", "fallback"];
+const ENGINES: [&str; 5] = ["memory", "redis", "sql", "fallback", "fault"];
 
 /// A source file: its path below `src`, and its code without comments, strings' contents kept, tests cut off.
 struct Source {

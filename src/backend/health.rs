@@ -3,7 +3,6 @@
 use std::fmt;
 use std::sync::Arc;
 
-#[cfg(feature = "redis")]
 use super::fallback::Fallback;
 use super::memory::{Entry, MemoryStore};
 use crate::core::{Latency, StoreErrorKind, StoreFuture};
@@ -75,6 +74,11 @@ pub trait StoreHealth: fmt::Debug + Send + Sync + 'static {
     /// Returns where state is being kept at this moment.
     fn mode(&self) -> StoreMode;
 
+    /// Returns whether calls are being refused because the engine did not answer.
+    fn is_refusing(&self) -> bool {
+        self.stats().breaker_open
+    }
+
     /// Asks the engine for a sign of life; behind an open breaker this may be the probe that closes it.
     ///
     /// # Errors
@@ -94,6 +98,10 @@ pub trait StoreHealth: fmt::Debug + Send + Sync + 'static {
 impl<T: StoreHealth + ?Sized> StoreHealth for Arc<T> {
     fn mode(&self) -> StoreMode {
         (**self).mode()
+    }
+
+    fn is_refusing(&self) -> bool {
+        (**self).is_refusing()
     }
 
     fn ping(&self) -> StoreFuture<()> {
@@ -166,6 +174,10 @@ impl StoreHealth for super::redis::RedisStore {
         StoreMode::Redis
     }
 
+    fn is_refusing(&self) -> bool {
+        self.is_open_circuit()
+    }
+
     fn ping(&self) -> StoreFuture<()> {
         Self::ping(self)
     }
@@ -179,13 +191,12 @@ impl StoreHealth for super::redis::RedisStore {
     }
 }
 
-#[cfg(feature = "redis")]
-impl<S: fmt::Debug + Send + Sync + 'static> StoreHealth for Fallback<super::redis::RedisStore, S> {
+impl<P: StoreHealth, S: fmt::Debug + Send + Sync + 'static> StoreHealth for Fallback<P, S> {
     fn mode(&self) -> StoreMode {
-        if self.primary().is_open_circuit() {
+        if self.primary().is_refusing() {
             StoreMode::Fallback
         } else {
-            StoreMode::Redis
+            self.primary().mode()
         }
     }
 

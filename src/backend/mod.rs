@@ -2,6 +2,8 @@
 
 mod channels;
 pub mod fallback;
+#[cfg(feature = "conformance")]
+pub mod fault;
 pub mod health;
 pub mod memory;
 #[cfg(feature = "redis")]

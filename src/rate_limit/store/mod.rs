@@ -3,6 +3,8 @@
 #[cfg(feature = "redis")]
 mod deny_cache;
 mod fallback;
+#[cfg(feature = "conformance")]
+mod fault;
 mod groups;
 mod memory;
 #[cfg(feature = "redis")]

@@ -11,6 +11,8 @@ use super::stamps::{Change, Changes, Stamp};
 use super::vary::Names;
 
 mod fallback;
+#[cfg(feature = "conformance")]
+mod fault;
 mod leases;
 mod local;
 mod memory;

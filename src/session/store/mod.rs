@@ -1,6 +1,8 @@
 //! Where sessions live: one trait, six methods, each one atomic step.
 
 mod fallback;
+#[cfg(feature = "conformance")]
+mod fault;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;

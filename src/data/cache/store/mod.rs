@@ -1,6 +1,8 @@
 //! Where cached records, leases and stamps live: one atomic step per method.
 
 mod fallback;
+#[cfg(feature = "conformance")]
+mod fault;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;

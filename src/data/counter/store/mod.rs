@@ -1,6 +1,8 @@
 //! Where counts live: one atomic step per method.
 
 mod fallback;
+#[cfg(feature = "conformance")]
+mod fault;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;

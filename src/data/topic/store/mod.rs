@@ -1,6 +1,8 @@
 //! Where logs of events live: one atomic step per method.
 
 mod fallback;
+#[cfg(feature = "conformance")]
+mod fault;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
