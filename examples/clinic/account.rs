@@ -2,6 +2,7 @@
 //!
 //! Try it: open `http://localhost:8080/login`
 
+use axum::extract::rejection::FormRejection;
 use axum::extract::{Form, Path, State as Extract};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
@@ -15,6 +16,7 @@ use crate::bookings;
 use crate::fault::Fault;
 use crate::fixtures;
 use crate::notifications;
+use crate::operations;
 use crate::pages::page;
 use crate::sessions::{self, Credentials};
 use crate::state::App;
@@ -28,8 +30,9 @@ pub async fn login_page() -> Result<Response, Fault> {
 pub async fn log_in(
     Extract(app): Extract<App>,
     session: Session,
-    Form(wish): Form<Credentials>,
+    form: Result<Form<Credentials>, FormRejection>,
 ) -> Result<Response, Fault> {
+    let Form(wish) = form.map_err(Fault::of_form)?;
     match sessions::log_in(&app, &session, &wish).await {
         Ok(_) => Ok(Redirect::to("/me").into_response()),
         Err(Fault::Plain(StatusCode::UNAUTHORIZED, ..)) => {
@@ -107,12 +110,13 @@ pub async fn admin(
         let state = state.await?.unwrap_or_default();
         transfers.push(context! { id, state });
     }
-    let stats = admin::stats(Extract(app)).await.0;
+    let stats = admin::stats(Extract(app.clone())).await.0;
     let figures = stats.as_object().into_iter().flatten();
     let figures: Vec<(String, String)> = figures
         .map(|(name, value)| (name.replace('_', " "), value.to_string().replace('"', "")))
         .collect();
-    page("admin.html", context! { transfers, figures })
+    let now = operations::shown(&app).await;
+    page("admin.html", context! { transfers, figures, now })
 }
 
 /// `POST /admin/transfers/{id}/approve`

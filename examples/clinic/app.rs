@@ -221,6 +221,7 @@ pub fn app<D: Records>(app: App) -> Router {
             ServiceBuilder::new()
                 .layer(from_fn(problem::finish))
                 .layer(from_fn(health::count))
+                .layer(limits::addresses(&app))
                 .layer(DefaultBodyLimit::max(LARGEST_BODY)),
         )
         .with_state(app)

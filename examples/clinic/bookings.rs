@@ -21,11 +21,11 @@ const OF_EXPERT: &str =
 const OF_SUBJECT: &str =
     "select body from clinic_payment where subject = $1 and booking_id is not null";
 
-/// The expert whose account this is.
+/// The expert whose account this is, as long as the account has the role.
 pub fn expert_of(user: &Principal) -> Option<&'static Expert> {
     fixtures::EXPERTS
         .iter()
-        .find(|expert| expert.owner == user.id())
+        .find(|expert| expert.owner == user.id() && user.has_role("expert"))
 }
 
 /// All bookings of an expert, confirmed or given back.

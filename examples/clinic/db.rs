@@ -33,6 +33,14 @@ impl Db {
         Ok(db)
     }
 
+    /// Forgets everything, and begins with the fixtures again.
+    pub async fn begin_again(&self, tables: &[&'static str]) -> Result<(), Fault> {
+        for sql in tables {
+            self.run(sql, &[]).await?;
+        }
+        Ok(self.migrate().await?)
+    }
+
     async fn migrate(&self) -> Result<(), sqlx::Error> {
         match self {
             Self::Sqlite(pool) => sqlx::raw_sql(SCHEMA).execute(pool).await.map(|_| ())?,

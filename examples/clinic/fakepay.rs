@@ -35,7 +35,7 @@ pub async fn fakepay<D: Records>(
     }
     let Form(paying) = Form::<Paying>::from_request(request, &())
         .await
-        .map_err(|_| Fault::validation("the form is incomplete"))?;
+        .map_err(Fault::of_form)?;
     let paid = settle_payment::<D>(&app, &mut guard, &payment_id, &paying.outcome).await?;
     let next = format!("/reservation/{}", paid.reservation_id);
     Ok(Redirect::to(&next).into_response())
@@ -101,19 +101,28 @@ pub async fn settle_payment<D: Records>(
             payment_id: record.payment_id,
         },
     };
-    if kind == "succeeded" {
-        app.provider.session_paid.add();
-    }
-    let delivered = deliveries::send::<D>(app, &event).await;
-    if !delivered.is_success() {
-        deliveries::again(app, &event).await?;
-    }
+    let id = event.id.clone();
+    // A guest who closes the window after paying has paid all the same: this goes on without him.
+    let telling = tokio::spawn(tell::<D>(app.clone(), event));
+    let delivered = telling.await.map_err(|_| Fault::INTERNAL)??;
     Ok(Paid {
         reservation_id: record.reservation_id,
         status,
-        event_id: event.id,
+        event_id: id,
         delivered,
     })
+}
+
+/// Takes the money and delivers the event, at once or from the queue.
+async fn tell<D: Records>(app: App, event: Event) -> Result<StatusCode, Fault> {
+    if event.kind == "succeeded" {
+        app.provider.pay(&event.data.payment_id).await?;
+    }
+    let delivered = deliveries::send::<D>(&app, &event).await;
+    if !delivered.is_success() {
+        deliveries::again(&app, &event).await?;
+    }
+    Ok(delivered)
 }
 
 /// The hold of a payment that can still be made.

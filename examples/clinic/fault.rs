@@ -3,7 +3,7 @@
 //! Try it: `curl -i localhost:8080/api/user/me`
 
 use axum::body::Body;
-use axum::extract::rejection::JsonRejection;
+use axum::extract::rejection::{FormRejection, JsonRejection};
 use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -70,6 +70,15 @@ impl Fault {
 
     pub const fn validation(why: &'static str) -> Self {
         Self::Plain(StatusCode::BAD_REQUEST, "VALIDATION", why)
+    }
+
+    /// A form that is incomplete, or too large.
+    #[allow(clippy::needless_pass_by_value, reason = "as a function for map_err")]
+    pub fn of_form(rejection: FormRejection) -> Self {
+        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            return Self::TOO_LARGE;
+        }
+        Self::validation("the form is incomplete")
     }
 
     pub const fn conflict(code: &'static str, why: &'static str) -> Self {

@@ -13,8 +13,8 @@ use tower_keep::core::{base64url, principal_of};
 use tower_keep::idempotency::ScopeId;
 use tower_keep::rate_limit::PartitionKey;
 
+use crate::bookings;
 use crate::fault::Fault;
-use crate::fixtures;
 use crate::records::PaymentRecord;
 use crate::state::App;
 
@@ -23,6 +23,8 @@ use crate::state::App;
 pub struct Owner {
     user: Option<String>,
     guest: Option<String>,
+    /// The expert whose calendar this request may see.
+    expert: Option<&'static str>,
 }
 
 impl Owner {
@@ -32,6 +34,11 @@ impl Owner {
             .as_deref()
             .or(self.guest.as_deref())
             .unwrap_or_default()
+    }
+
+    /// The guest's name, which is one browser's own.
+    pub fn guest(&self) -> Option<&str> {
+        self.guest.as_deref()
     }
 
     /// Every name that this request speaks for.
@@ -56,9 +63,7 @@ impl Owner {
 
     /// Says whether a reservation is this request's, or in its expert's calendar.
     pub fn may_see(&self, record: &PaymentRecord) -> bool {
-        let expert = fixtures::expert(&record.expert_id);
-        let expert = expert.map(|expert| format!("u:{}", expert.owner));
-        self.owns(&record.subject) || expert.is_some_and(|expert| self.owns(&expert))
+        self.owns(&record.subject) || self.expert == Some(record.expert_id.as_str())
     }
 
     pub fn is_known(&self) -> bool {
@@ -125,10 +130,13 @@ fn owner_of(
     let guest = guest_of(app, request.headers()).map(|id| guest_subject(&id));
     let asked = principal_of(request.extensions());
     async move {
-        let user = asked
-            .await?
-            .map(|principal| format!("u:{}", principal.id()));
-        Ok(Owner { user, guest })
+        let user = asked.await?;
+        let expert = user.as_ref().and_then(bookings::expert_of);
+        Ok(Owner {
+            user: user.map(|user| format!("u:{}", user.id())),
+            guest,
+            expert: expert.map(|expert| expert.id),
+        })
     }
 }
 

@@ -2,20 +2,25 @@
 //!
 //! Try it: `curl localhost:8080/api/health`
 
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State as Extract};
 use axum::http::{Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tower_keep::SECOND;
 use tower_keep::backend::sql::SqlStore;
 use tower_keep::data::health::Health;
 use tower_keep::data::queue::Queue;
 use tower_keep::store::Store;
 
 use crate::notifications::Notice;
+use crate::operations;
 use crate::provider::{Away, Provider};
+use crate::state::App;
 
 static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
 
@@ -26,8 +31,35 @@ pub fn gather() {
     }
 }
 
+/// Empties what was gathered into its buckets every few seconds: where nobody asks, it would grow without end.
+pub async fn gather_on(stopped: impl Future<Output = ()>) {
+    let mut pause = tokio::time::interval(5 * SECOND);
+    let mut stopped = pin!(stopped);
+    loop {
+        tokio::select! {
+            () = &mut stopped => return,
+            _ = pause.tick() => {}
+        }
+        if let Some(handle) = RECORDER.get() {
+            handle.run_upkeep();
+        }
+    }
+}
+
+/// How many requests the quotas have refused, in this process.
+pub fn refused_by_limits() -> u64 {
+    let text = RECORDER.get().map(PrometheusHandle::render);
+    let lines = text.iter().flat_map(|text| text.lines());
+    let refused = lines.filter(|line| {
+        line.starts_with("keep_rate_limit_requests_total{") && line.contains("outcome=\"limited")
+    });
+    let counts = refused.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+    counts.sum()
+}
+
 /// `GET /metrics`
-pub async fn metrics() -> impl IntoResponse {
+pub async fn metrics(Extract(app): Extract<App>) -> impl IntoResponse {
+    operations::measure(&app).await;
     let text = RECORDER.get().map(PrometheusHandle::render);
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], text.unwrap_or_default())
@@ -38,6 +70,7 @@ pub async fn count(request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>();
     let route = route.map_or_else(|| "none".to_owned(), |route| route.as_str().to_owned());
     let method = method_of(request.method());
+    let started = Instant::now();
     let response = next.run(request).await;
     if !route.starts_with("/_test/") {
         let status = response.status().as_u16().to_string();
@@ -47,6 +80,8 @@ pub async fn count(request: Request, next: Next) -> Response {
             ("status", status),
         ];
         ::metrics::counter!("clinic_requests_total", &labels).increment(1);
+        let took = started.elapsed().as_secs_f64();
+        ::metrics::histogram!("clinic_request_seconds", &labels[..1]).record(took);
     }
     response
 }

@@ -2,9 +2,9 @@
 //!
 //! Try it: `for i in 1 2 3 4 5 6; do curl -i -X POST localhost:8080/api/login -H 'content-type: application/json' -d '{"email":"pat@clinic.test","password":"no"}'; done`
 
-use tower_keep::core::{StoreFailure, TrustedProxies};
+use tower_keep::core::{ClientIpLayer, StoreFailure, TrustedProxies};
 use tower_keep::rate_limit::{Partition, Policy, Quota, RateLimitLayer};
-use tower_keep::{DAY, HOUR, MILLIS, MINUTE};
+use tower_keep::{DAY, HOUR, MINUTE};
 
 use crate::guests;
 use crate::state::State;
@@ -99,19 +99,26 @@ pub fn transfer(state: &State) -> RateLimitLayer {
         .on_store_failure(StoreFailure::Closed)
 }
 
+/// Finds the visitor's address, for sessions as for limits.
+pub fn addresses(state: &State) -> ClientIpLayer {
+    ClientIpLayer::new(proxies(state))
+}
+
+fn proxies(state: &State) -> TrustedProxies {
+    match state.options.trusted_hops {
+        0 => TrustedProxies::none(),
+        hops => TrustedProxies::hops(hops),
+    }
+}
+
 fn by_user(name: &'static str, quota: Quota) -> Policy {
     Policy::new(name, quota, Partition::principal())
 }
 
 fn layer(state: &State, group: &'static str) -> RateLimitLayer {
-    let proxies = match state.options.trusted_hops {
-        0 => TrustedProxies::none(),
-        hops => TrustedProxies::hops(hops),
-    };
     RateLimitLayer::new(state.store.clone())
         .group(group)
-        .trusted_proxies(proxies)
+        .trusted_proxies(proxies(state))
         .legacy_headers()
-        // A payment refused because the store blinked is a guest lost: wait as long as everything else does.
-        .timeout(500 * MILLIS)
+        .timeout(state.options.limit_timeout)
 }

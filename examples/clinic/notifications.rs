@@ -109,11 +109,14 @@ pub fn worker(app: &App) -> Worker<Notice> {
     let mailing = app.clone();
     // One batch at a time: mail goes out in the order of the queue.
     let worker = app.notices.worker(move |batch: Batch<Notice>| {
-        let app = mailing.clone();
+        let (app, failures) = (mailing.clone(), batch.failures());
+        let attempts: Vec<u32> = batch.jobs.iter().map(|job| job.attempt).collect();
         async move {
-            let attempts = batch.jobs.first().map_or(1, |job| job.attempt);
-            for notice in batch.into_items() {
-                deliver(&app, &notice, attempts).await?;
+            for (index, (notice, attempt)) in batch.into_items().zip(attempts).enumerate() {
+                // One that fails holds up no other.
+                if let Err(why) = deliver(&app, &notice, attempt).await {
+                    failures.fail(index, why);
+                }
             }
             Ok::<(), JobError>(())
         }

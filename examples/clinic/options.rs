@@ -3,6 +3,7 @@
 //! Try it: `cargo run --example clinic -- --help`
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// What `--help` prints.
 pub const USAGE: &str = "\
@@ -17,6 +18,7 @@ Usage: cargo run --example clinic -- [options]
   --secret S            CLINIC_SECRET          signs guest ids; the processes of one clinic share it [random]
   --webhook-secret S    CLINIC_WEBHOOK_SECRET  signs payment events [random; whsec_test with hooks]
   --cron-secret S       CLINIC_CRON_SECRET     opens the cron route [random; cron_test with hooks]
+  --limit-timeout-ms N  CLINIC_LIMIT_TIMEOUT_MS  how long a quota may take to be asked [50]
   --test-hooks                                 opens /_test/*, on a loopback address only
   --help                                       prints this
 ";
@@ -31,6 +33,7 @@ pub struct Options {
     pub secret: String,
     pub webhook_secret: String,
     pub cron_secret: String,
+    pub limit_timeout: Duration,
     pub test_hooks: bool,
 }
 
@@ -78,6 +81,18 @@ pub fn parse(
     if test_hooks && !listen.ip().is_loopback() {
         return Err("--test-hooks wants a loopback address to listen on".to_owned());
     }
+    let store = given.or("--store", "KEEP_STORE", || "memory:".to_owned());
+    let db = given.or("--db", "DATABASE_URL", || "sqlite::memory:".to_owned());
+    // What it names is not repeated: it may carry a password.
+    if store != "memory" && !STORES.iter().any(|scheme| store.starts_with(scheme)) {
+        return Err("--store wants memory: or a redis URL".to_owned());
+    }
+    if !DATABASES.iter().any(|scheme| db.starts_with(scheme)) {
+        return Err("--db wants sqlite::memory:, sqlite:FILE or postgres://…".to_owned());
+    }
+    let patience = given.or("--limit-timeout-ms", "CLINIC_LIMIT_TIMEOUT_MS", || {
+        "50".to_owned()
+    });
     let hops = given.or("--trusted-hops", "CLINIC_TRUSTED_HOPS", || "0".to_owned());
     let secret_or = |fixed: &str| {
         if test_hooks {
@@ -88,8 +103,12 @@ pub fn parse(
     };
     Ok(Wish::Run(Options {
         listen,
-        store: given.or("--store", "KEEP_STORE", || "memory:".to_owned()),
-        db: given.or("--db", "DATABASE_URL", || "sqlite::memory:".to_owned()),
+        store,
+        db,
+        limit_timeout: match patience.parse() {
+            Ok(millis @ 1..=500) => Duration::from_millis(millis),
+            _ => return Err("--limit-timeout-ms wants 1 to 500".to_owned()),
+        },
         trusted_hops: hops
             .parse()
             .map_err(|_| format!("--trusted-hops wants a small number, not {hops}"))?,
@@ -104,7 +123,17 @@ pub fn parse(
     }))
 }
 
-const NAMES: [&str; 7] = [
+const STORES: [&str; 5] = [
+    "memory:",
+    "redis://",
+    "redis+unix:",
+    "redis+sentinel://",
+    "redis+cluster://",
+];
+
+const DATABASES: [&str; 3] = ["sqlite:", "postgres://", "postgresql://"];
+
+const NAMES: [&str; 8] = [
     "--listen",
     "--store",
     "--db",
@@ -112,6 +141,7 @@ const NAMES: [&str; 7] = [
     "--secret",
     "--webhook-secret",
     "--cron-secret",
+    "--limit-timeout-ms",
 ];
 
 struct Given<'a> {

@@ -13,6 +13,7 @@ use crate::fault::Fault;
 
 static TEMPLATES: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut templates = Environment::new();
+    templates.add_filter("moment", |text: String| text.parse().map_or(text, moment));
     let pages = [
         ("base.html", include_str!("pages/base.html")),
         ("home.html", include_str!("pages/home.html")),
@@ -24,6 +25,7 @@ static TEMPLATES: LazyLock<Environment<'static>> = LazyLock::new(|| {
         ("me.html", include_str!("pages/me.html")),
         ("admin.html", include_str!("pages/admin.html")),
         ("stand_in.html", include_str!("pages/stand_in.html")),
+        ("operations.html", include_str!("pages/operations.html")),
         ("problem.html", include_str!("pages/problem.html")),
     ];
     for (name, text) in pages {

@@ -169,7 +169,7 @@ async fn session_of(app: &App, owner: &Owner) -> Result<PaymentSession, Fault> {
     if let Some(user) = owner.user() {
         customers::of(app, user).await?;
     }
-    Ok(app.provider.open().await?)
+    app.provider.open().await
 }
 
 /// How the time reads now, and how the reservation does.

@@ -53,21 +53,38 @@ impl Provider {
     }
 
     /// Opens a payment session. (A real one is a network call: no lock is held over it.)
-    pub async fn open(&self) -> Result<PaymentSession, Away> {
+    pub async fn open(&self) -> Result<PaymentSession, Fault> {
         self.faults.provider().await;
         if self.faults.payment.strikes() {
-            return Err(Away);
+            return Err(Away.into());
         }
+        let id = format!("pay_{}", uuid::Uuid::new_v4().simple());
+        let sql = "insert into provider_session (payment_id, state) values ($1, 'open')";
+        self.db.execute(sql, &[&id]).await?;
         self.session_create.add();
-        Ok(PaymentSession {
-            id: format!("pay_{}", uuid::Uuid::new_v4().simple()),
-        })
+        Ok(PaymentSession { id })
+    }
+
+    /// Takes the money, once.
+    pub async fn pay(&self, payment_id: &str) -> Result<(), Fault> {
+        if self.end(payment_id, "paid").await? {
+            self.session_paid.add();
+        }
+        Ok(())
     }
 
     /// Ends a payment session that nobody shall pay any more.
-    pub async fn expire(&self, _payment_id: &str) {
+    pub async fn expire(&self, payment_id: &str) {
+        if let Ok(true) = self.end(payment_id, "expired").await {
+            self.session_expire.add();
+        }
+    }
+
+    /// Ends an open session; says whether it was one.
+    async fn end(&self, payment_id: &str, state: &str) -> Result<bool, Fault> {
         self.faults.provider().await;
-        self.session_expire.add();
+        let sql = "update provider_session set state = $2 where payment_id = $1 and state = 'open'";
+        Ok(self.db.execute(sql, &[payment_id, state]).await? > 0)
     }
 
     /// Gives the money back; asked again it does nothing.

@@ -44,11 +44,14 @@ pub async fn release<D: Records>(
     Path(id): Path<String>,
 ) -> Result<StatusCode, Fault> {
     let (record, hold) = own::<D>(&mut guard, &owner, &id).await?;
-    if matches!(hold.state(), HoldState::Confirmed | HoldState::Cancelled) {
-        return Err(Fault::conflict(
-            "ALREADY_PAID",
-            "this reservation is paid for",
-        ));
+    match hold.state() {
+        HoldState::Held | HoldState::Processing => {}
+        HoldState::Confirmed => {
+            let why = "this reservation is paid for";
+            return Err(Fault::conflict("ALREADY_PAID", why));
+        }
+        // Given up before, or over: its time may be somebody else's by now, so nothing is told.
+        _ => return Ok(StatusCode::NO_CONTENT),
     }
     guard.release(hold.id(), record.subject.as_str()).await?;
     let (provider, payment_id) = (app.provider.clone(), record.payment_id.clone());

@@ -25,6 +25,10 @@ create table if not exists clinic_transfer (
     approved_by text,
     approved_at text
 );
+create table if not exists provider_session (
+    payment_id text primary key,
+    state text not null
+);
 create table if not exists provider_customer (
     user_id text primary key,
     id text not null

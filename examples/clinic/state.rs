@@ -41,6 +41,7 @@ pub struct State {
     pub reservations: Reservations,
     pub catalogue: ResponseCacheLayer,
     pub cache: ResponseCacheHandle,
+    pub sql: SqlStore,
     pub db: Db,
     pub live: Live,
     pub notices: Queue<Notice>,
@@ -75,12 +76,16 @@ impl Clock for Time {
 
 impl App {
     /// Puts the handles together.
-    pub fn new(options: Options, store: Arc<dyn Store>, sql: SqlStore, db: Db, time: Time) -> Self {
+    pub fn new(
+        options: Options,
+        (store, sql, db): (Arc<dyn Store>, SqlStore, Db),
+        time: Time,
+        faults: Arc<Faults>,
+    ) -> Self {
         let notices = notifications::queue(&store);
-        let faults = Arc::<Faults>::default();
         let provider = Arc::new(Provider::new(db.clone(), faults.clone()));
         let health = health::of(sql.clone(), &store, &notices, &provider);
-        let bookings = ReservationLayer::new(sql)
+        let bookings = ReservationLayer::new(sql.clone())
             .hold_for(10 * MINUTE)
             .processing_for(11 * DAY)
             .record(EventSet::DUE.with(EventKind::Confirmed));
@@ -102,6 +107,7 @@ impl App {
             counters: Counters::default(),
             options,
             store,
+            sql,
             db,
             bookings,
             catalogue,

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tower_keep::core::Principal;
 use tower_keep::data::once::{Once, Token};
+use tower_keep::session::Session;
 use tower_keep::store::Store;
 use tower_keep::ttl;
 
@@ -46,8 +47,11 @@ impl Tokens {
 pub async fn start(
     Extract(app): Extract<App>,
     Extension(owner): Extension<Owner>,
+    session: Session,
 ) -> Result<Response, Fault> {
-    let states = app.tokens.states.owned_by(&Principal::new(owner.subject()));
+    let browsers = browsers(&owner, &session).await?;
+    let browser = browsers.first().ok_or(Fault::UNAUTHENTICATED)?;
+    let states = app.tokens.states.owned_by(&Principal::new(browser));
     let state = states.issue(&()).await?;
     Ok(found(&format!("/fakeauth?state={}", state.expose())))
 }
@@ -72,14 +76,26 @@ pub async fn passport(Path(_): Path<String>) -> Result<Response, Fault> {
     )
 }
 
+/// What tells this browser from any other: its guest cookie, else its session. The same user elsewhere is another.
+async fn browsers(owner: &Owner, session: &Session) -> Result<Vec<String>, Fault> {
+    let mut names: Vec<String> = owner.guest().map(str::to_owned).into_iter().collect();
+    if owner.user().is_some() {
+        let sessions = session.list().await?;
+        let own = sessions.iter().find(|session| session.current);
+        names.extend(own.map(|session| format!("s:{}", session.id)));
+    }
+    Ok(names)
+}
+
 /// `GET /oauth/callback?state=&code=`: whoever began as a guest and has logged in meanwhile is still the same browser.
 pub async fn callback(
     Extract(app): Extract<App>,
     Extension(owner): Extension<Owner>,
+    session: Session,
     Query(coming): Query<Coming>,
 ) -> Result<Response, Fault> {
     let state = coming.state.unwrap_or_default();
-    for name in owner.names() {
+    for name in browsers(&owner, &session).await? {
         let states = app.tokens.states.owned_by(&Principal::new(name));
         if states.take(&state).await?.is_some() {
             return Ok(found("/me"));

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tower_keep::core::Principal;
 use tower_keep::response_cache::Target;
 
+use crate::bookings;
 use crate::db::Db;
 use crate::fault::{Fault, Input};
 use crate::fixtures::{self, User};
@@ -156,10 +157,7 @@ pub async fn set_status(
     user: Principal,
     Input(wish): Input<Status>,
 ) -> Result<StatusCode, Fault> {
-    let own = fixtures::EXPERTS
-        .iter()
-        .find(|expert| expert.owner == user.id());
-    let expert = own.ok_or(Fault::FORBIDDEN)?;
+    let expert = bookings::expert_of(&user).ok_or(Fault::FORBIDDEN)?;
     if !["online", "busy", "offline"].contains(&wish.status.as_str()) {
         return Err(Fault::INVALID_VALUE);
     }

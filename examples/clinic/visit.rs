@@ -154,7 +154,7 @@ pub async fn submit<D: Records>(
     mut guard: ReservationGuard<D>,
     form: Result<Form<BookForm>, axum::extract::rejection::FormRejection>,
 ) -> Result<Redirect, Fault> {
-    let Form(form) = form.map_err(|_| Fault::validation("the form is incomplete"))?;
+    let Form(form) = form.map_err(Fault::of_form)?;
     let wish = Wish {
         expert_id: form.expert_id,
         service_id: form.service_id,
@@ -169,8 +169,16 @@ pub async fn submit<D: Records>(
     Ok(Redirect::to(&format!("/pay/{}", opened.record.payment_id)))
 }
 
+/// What the page calls an expert.
+async fn name_of(state: &State, expert: &str) -> Result<String, Fault> {
+    let expert = fixtures::expert(expert).ok_or(Fault::NOT_FOUND)?;
+    let owner = state.db.user(expert.owner).await?.ok_or(Fault::NOT_FOUND)?;
+    Ok(owner.name)
+}
+
 /// `GET /pay/{payment_id}`: the guest's side of the provider.
 pub async fn pay<D: Records>(
+    Extract(app): Extract<App>,
     mut guard: ReservationGuard<D>,
     Path(id): Path<String>,
 ) -> Result<Response, Fault> {
@@ -184,7 +192,7 @@ pub async fn pay<D: Records>(
         "pay.html",
         context! {
             payment_id => record.payment_id,
-            expert => record.expert_id,
+            expert => name_of(&app, &record.expert_id).await?,
             service => service.name,
             when => moment(record.start),
             price => money(record.price_cents),
@@ -213,7 +221,7 @@ pub async fn reservation<D: Records>(
         HoldState::Confirmed => "Confirmed. We look forward to seeing you.",
         HoldState::Released => "Given back.",
         HoldState::Expired => "The time to pay is over; nothing was booked.",
-        HoldState::Cancelled | HoldState::LateConflict => "Paid too late: your money comes back.",
+        HoldState::Cancelled | HoldState::LateConflict => "Refunded: your money comes back.",
     };
     page(
         "reservation.html",
@@ -223,7 +231,7 @@ pub async fn reservation<D: Records>(
             state,
             sentence,
             last_event_id => before,
-            expert => record.expert_id,
+            expert => name_of(&app, &record.expert_id).await?,
             service => service.name,
             start => record.start.to_string(),
             price => money(record.price_cents),

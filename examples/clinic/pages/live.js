@@ -32,7 +32,7 @@ const sentences = {
   confirmed: "Confirmed. We look forward to seeing you.",
   released: "Given back.",
   expired: "The time to pay is over; nothing was booked.",
-  refunded: "Paid too late: your money comes back.",
+  refunded: "Refunded: your money comes back.",
 };
 
 // One range touches every time that overlaps it.

@@ -185,6 +185,16 @@ async fn an_admin_approves_by_a_form_and_sees_how_the_practice_is() {
     let before = page(&browser, "/admin").await;
     assert_eq!(before.text().matches("data-state=\"PENDING\"").count(), 5);
     assert!(before.text().contains("<dt>cache type</dt><dd>memory</dd>"));
+    for part in [
+        "data-mode=\"memory\" data-breaker=\"closed\"",
+        "<dd id=\"limits-hit\">0</dd>",
+        "data-check=\"db\"",
+        "<dt>Queue of notices</dt><dd class=\"queue\">0 waiting, 0 given up</dd>",
+        "data-target=\"hit_rate\" data-met=\"true\"",
+        "data-target=\"store_latency_p99_seconds\"",
+    ] {
+        assert!(before.text().contains(part), "{part}: {}", before.text());
+    }
     let action = between(
         before.text(),
         "class=\"approve\" method=\"post\" action=\"",
@@ -201,6 +211,12 @@ async fn an_admin_approves_by_a_form_and_sees_how_the_practice_is() {
         r#"clinic_requests_total{route="/admin",method="GET",status="200"} 2"#,
         "keep_rate_limit_",
         "keep_session_",
+        r#"clinic_target{name="hit_rate"} 0.9"#,
+        r#"clinic_measured{name="fallback_share"} 0"#,
+        r#"clinic_measured{name="error_share"} 0"#,
+        r#"clinic_queue_depth{queue="notices"} 0"#,
+        "clinic_breaker_open 0",
+        r#"clinic_request_seconds"#,
     ] {
         assert!(metrics.text().contains(line), "{line}: {}", metrics.text());
     }

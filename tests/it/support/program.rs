@@ -7,6 +7,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use super::launch::signal;
 
+/// What an example logs where its log is read.
+const LOGGED: &str = "info,tower_keep=trace,clinic=trace";
+
 /// A running example; killed on drop.
 #[derive(Debug)]
 pub struct Program {
@@ -17,14 +20,22 @@ pub struct Program {
 impl Program {
     /// Starts `example` and waits for the line that tells its address.
     pub fn start(example: &str, arguments: &[&str]) -> Self {
-        let mut child = command(example, arguments)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Self::begin(command(example, arguments), example)
+    }
+
+    /// Starts `example` with its log in a file, as talkative as it can be of its own affairs.
+    pub fn start_logging(example: &str, arguments: &[&str], log: std::fs::File) -> Self {
+        let mut command = command(example, arguments);
+        command.env("RUST_LOG", LOGGED).stderr(log);
+        Self::begin(command, example)
+    }
+
+    fn begin(mut command: Command, example: &str) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let line = lines
             .next()
-            .unwrap_or_else(|| panic!("{example} {arguments:?} ended before it listened"))
+            .unwrap_or_else(|| panic!("{example} ended before it listened"))
             .unwrap();
         let address = line
             .rsplit("http://")
@@ -98,6 +109,8 @@ pub fn command(example: &str, arguments: &[&str]) -> Command {
     ] {
         command.env_remove(name);
     }
+    // A machine that builds and tests beside is busy, and its Redis is not slow for that.
+    command.env("CLINIC_LIMIT_TIMEOUT_MS", "500");
     command
 }
 
