@@ -33,3 +33,4 @@ pub(crate) use again::once_more;
 pub use check::{Check, Vitals};
 pub use error::{DataError, DataErrorKind};
 pub use names::Names;
+pub(crate) use names::tell_contradiction;

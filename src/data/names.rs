@@ -5,9 +5,21 @@ use std::collections::HashMap;
 use parking_lot::Mutex;
 
 use crate::backend::memory::{Part, PartSetup};
+use crate::core::telemetry::{count, error};
 
 /// Names remembered; an application has fewer.
 const MOST: usize = 10_000;
+
+/// Tells that a service of this name was made for two kinds of things.
+pub(crate) fn tell_contradiction(service: &'static str, name: &str) {
+    let _ = name;
+    error!(
+        service,
+        name,
+        "a service of this name keeps other values, or for another time: name one of them otherwise"
+    );
+    count!("keep_name_conflicts_total", 1, "service" => service, "name" => name.to_owned());
+}
 
 /// The names in use on one handle.
 #[derive(Debug, Default)]

@@ -9,7 +9,8 @@ use super::reply::Reply;
 use super::script::Script;
 use super::slots::Slot;
 use super::store::Inner;
-use crate::core::{StoreError, StoreFuture};
+use crate::core::telemetry::seconds;
+use crate::core::{StoreError, StoreFuture, monotonic};
 
 /// A call under construction; made by [`RedisStore::script`](super::RedisStore::script).
 #[must_use]
@@ -85,8 +86,10 @@ impl Call {
                 timeout,
             } = self;
             let with_source = || with_source_text(&command, script);
-            let answer = inner.call(&command, slot, timeout, &with_source).await?;
-            decode(Reply::from_value(answer)?)
+            let began = monotonic();
+            let answer = inner.call(&command, slot, timeout, &with_source).await;
+            seconds!("keep_store_op_seconds", began.elapsed().as_secs_f64(), "op" => script.name);
+            decode(Reply::from_value(answer?)?)
         })
     }
 }

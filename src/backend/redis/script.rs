@@ -10,6 +10,7 @@ const PRELUDE: &str = include_str!("prelude.lua");
 /// arguments begin at `ARGV[2]`. It takes key names from `KEYS` and builds none.
 #[derive(Debug)]
 pub struct Script {
+    pub(super) name: &'static str,
     body: &'static str,
     loaded: OnceLock<Loaded>,
 }
@@ -24,7 +25,14 @@ impl Script {
     /// Makes a script from the text of its file.
     #[must_use]
     pub const fn new(body: &'static str) -> Self {
+        Self::named("script", body)
+    }
+
+    /// Makes a script whose calls are measured under `name` (`keep_store_op_seconds{op}`).
+    #[must_use]
+    pub const fn named(name: &'static str, body: &'static str) -> Self {
         Self {
+            name,
             body,
             loaded: OnceLock::new(),
         }

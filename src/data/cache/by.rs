@@ -12,12 +12,12 @@ use serde::de::DeserializeOwned;
 use super::cached::{CacheOutcome, Cached};
 use super::error::LoadError;
 use super::fill::Landed;
-use super::flight::{Entered, FlightKey, Landing, Loader, Told, Want};
+use super::flight::{Entered, FlightKey, Landing, Loader, Told, Want, tell};
 use super::group::{ANY_KEY, ANY_PREFIX, ANY_TAG};
 use super::handle::{Cache, State};
 use super::loaded::Loaded;
 use super::local::Known;
-use super::read::{Start, WAIT_FOR_OTHERS, draw, tell};
+use super::read::{Start, WAIT_FOR_OTHERS, draw};
 use super::store::{Ask, LeaseToken, LeaseWish, Leased};
 use super::target::CacheKey;
 use crate::core::ttl::SECOND;
@@ -207,7 +207,7 @@ where
                 (flight, false)
             }
         };
-        flight.wait(joined).await
+        flight.wait(joined, self.clock.now_micros()).await
     }
 
     async fn fly_by(
@@ -264,7 +264,6 @@ where
         told: &Told<V>,
     ) -> Option<Start<V>> {
         let token = draw();
-        let waiter = self.group.shared.waiter(&lease_key.member());
         let start = |token: Option<LeaseToken>, noted| Start {
             stale: None,
             bypassed: token.is_none(),
@@ -273,6 +272,7 @@ where
         };
         let mut take_over = false;
         for _ in 0..3 {
+            let waiter = self.group.shared.waiter(&lease_key.member());
             let ask = Ask::Lease(LeaseWish {
                 token,
                 lasts: self.config.hard + SECOND,

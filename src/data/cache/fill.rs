@@ -246,6 +246,7 @@ where
             stored_ms: now / 1_000,
             refresh: now + ages.refresh * 1_000,
             fresh: now + ages.fresh * 1_000,
+            gone: now + ages.life * 1_000,
         }
     }
 

@@ -14,6 +14,7 @@ use super::loaded::Loaded;
 use super::local::names_of;
 use super::target::CacheKey;
 use crate::core::Key;
+use crate::core::telemetry::count;
 
 pub(super) type Loading<V> = Pin<
     Box<
@@ -23,11 +24,52 @@ pub(super) type Loading<V> = Pin<
 >;
 pub(super) type Loader<V> = Box<dyn FnOnce() -> Loading<V> + Send>;
 
-/// Tells all who wait for a load, once.
-pub(super) type Told<V> = watch::Sender<Option<Answer<V>>>;
+/// Tells all who wait for a load.
+pub(super) type Told<V> = watch::Sender<Said<V>>;
 
 /// What a load ends with.
 pub(super) type Answer<V> = Result<Option<Cached<V>>, LoadError>;
+
+/// What a load has said so far.
+pub(super) struct Said<V> {
+    /// A value that answers while the load goes on, and until when, in UTC microseconds of the local clock.
+    early: Option<(Answer<V>, u64)>,
+    last: Option<Answer<V>>,
+}
+
+impl<V> Said<V> {
+    pub(super) fn is_silent(&self) -> bool {
+        self.early.is_none() && self.last.is_none()
+    }
+
+    /// What it says to one who asks at `now`.
+    fn at(&self, now: u64) -> Option<&Answer<V>> {
+        let early = self.early.as_ref().filter(|(_, until)| now < *until);
+        early.map(|(answer, _)| answer).or(self.last.as_ref())
+    }
+}
+
+/// Says the end of a load, the first one counts.
+pub(super) fn tell<V>(told: &Told<V>, answer: Answer<V>) {
+    told.send_if_modified(|said| {
+        let is_first = said.last.is_none();
+        if is_first {
+            said.last = Some(answer);
+        }
+        is_first
+    });
+}
+
+/// Answers until then, while the load goes on.
+pub(super) fn tell_early<V>(told: &Told<V>, answer: Answer<V>, until: u64) {
+    told.send_if_modified(|said| {
+        let is_first = said.is_silent();
+        if is_first {
+            said.early = Some((answer, until));
+        }
+        is_first
+    });
+}
 
 /// Which loads may be shared.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -50,17 +92,19 @@ pub(super) enum Want {
 pub(super) struct Flight<V> {
     /// The process's sight when it began.
     pub(super) noted: u64,
-    pub(super) answer: watch::Receiver<Option<Answer<V>>>,
+    said: watch::Receiver<Said<V>>,
 }
 
 impl<V> Flight<V> {
-    pub(super) async fn wait(&self, joined: bool) -> Answer<V> {
-        let mut answer = self.answer.clone();
-        let answer = match answer.wait_for(Option::is_some).await {
-            Ok(answer) => answer.clone(),
-            // The task ended without a word: it panicked outside the loader, or the runtime stops.
-            Err(_) => None,
-        };
+    /// Waits for what it says to one who asks at `now`: nothing that had ended by then.
+    pub(super) async fn wait(&self, joined: bool, now: u64) -> Answer<V> {
+        // Who led it was there before whatever it says.
+        let now = if joined { now } else { 0 };
+        let mut said = self.said.clone();
+        let _ended = said.wait_for(|said| said.at(now).is_some()).await.is_err();
+        // Without a last word others load, or the task panicked outside the loader, or the runtime stops.
+        let said = said.borrow();
+        let answer = said.at(now).or_else(|| said.at(0)).cloned();
         let mut answer = answer.unwrap_or(Err(LoadError::Panicked));
         if joined
             && let Ok(Some(cached)) = &mut answer
@@ -89,12 +133,16 @@ impl<V> State<V> {
             if let Some(flight) = flight
                 && sight.is_good(flight.noted, names)
             {
+                count!("keep_cache_loads_total", 1, "cache" => self.label.clone(), "result" => "joined");
                 return Entered::Joined(Arc::clone(flight));
             }
         }
-        let (told, answer) = watch::channel(None);
+        let (told, said) = watch::channel(Said {
+            early: None,
+            last: None,
+        });
         let noted = sight.now();
-        let own = Arc::new(Flight { noted, answer });
+        let own = Arc::new(Flight { noted, said });
         for at in &ats {
             flights.insert(at.clone(), Arc::clone(&own));
         }

@@ -151,8 +151,16 @@ impl Shared {
             InvalidateOutcome::Done => "done",
             InvalidateOutcome::Queued => "queued",
         };
+        for kind in ["key", "tag", "prefix", "all"] {
+            let number = targets
+                .iter()
+                .filter(|target| target.kind() == kind)
+                .count();
+            if number > 0 {
+                count!("keep_cache_invalidations_total", number as u64, "group" => self.name.as_str().to_owned(), "kind" => kind, "result" => result);
+            }
+        }
         let _ = result;
-        count!("keep_cache_invalidations_total", targets.len() as u64, "group" => self.name.as_str().to_owned(), "result" => result);
         outcome
     }
 

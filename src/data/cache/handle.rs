@@ -25,10 +25,10 @@ use super::stats::{CacheStats, Meter};
 use super::store::{Ask, CacheStore, Lookup};
 use super::target::{CacheKey, Tag, Target};
 use crate::backend::health::Probed;
-use crate::core::telemetry::{Once, count, error};
+use crate::core::telemetry::Once;
 use crate::core::ttl::{Lifetime, SECOND};
 use crate::core::{Clock, IntoKey, Key, ServiceName, StoreFuture, base64url};
-use crate::data::{Check, DataError, Vitals};
+use crate::data::{Check, DataError, Vitals, tell_contradiction};
 
 type TagsOf<K, V> = Arc<dyn Fn(&K, &V) -> Vec<Tag> + Send + Sync>;
 type AliasOf<V> = Arc<dyn Fn(&V) -> Option<Key> + Send + Sync>;
@@ -412,8 +412,7 @@ impl<V: Send + Sync + 'static> State<V> {
             );
             let shared = &self.group.shared;
             if shared.store.contradicts(&self.label, &what) {
-                error!(cache = %self.label, "a cache of this name keeps other values, or for another time: name one of them otherwise");
-                count!("keep_cache_name_conflicts_total", 1, "cache" => self.label.clone());
+                tell_contradiction("cache", &self.label);
             }
         }
         self.group.shared.listen().await;

@@ -60,11 +60,18 @@ pub(super) struct Known<V> {
     pub(super) stored_ms: u64,
     pub(super) refresh: u64,
     pub(super) fresh: u64,
+    /// Until when it may answer at all.
+    pub(super) gone: u64,
     /// What else it is found under.
     pub(super) aliases: Option<Arc<[String]>>,
 }
 
 impl<V> Known<V> {
+    /// What a read that it answers counts as, where a value counts as `hit`.
+    pub(super) fn counts_as(&self, hit: &'static str) -> &'static str {
+        if self.value.is_some() { hit } else { "absent" }
+    }
+
     pub(super) fn is_called(&self, alias: &str) -> bool {
         let aliases = self.aliases.as_deref().unwrap_or_default();
         aliases.iter().any(|own| own == alias)

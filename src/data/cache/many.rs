@@ -14,11 +14,11 @@ use tokio::sync::Notify;
 use super::cached::{CacheOutcome, Cached};
 use super::error::LoadError;
 use super::fill::Landed;
-use super::flight::{Entered, Flight, FlightKey, Landing, Told, Want, names_of_load};
+use super::flight::{Entered, Flight, FlightKey, Landing, Told, Want, names_of_load, tell};
 use super::group::AT_ONCE;
 use super::handle::{Cache, State};
 use super::loaded::Loaded;
-use super::read::{Start, WAIT_FOR_OTHERS, draw, tell};
+use super::read::{Start, WAIT_FOR_OTHERS, draw};
 use super::store::{Ask, Fetched, LeaseToken, LeaseWish, Leased, Lookup};
 use super::target::CacheKey;
 use crate::core::ttl::SECOND;
@@ -109,7 +109,7 @@ where
         let mut found: HashMap<&CacheKey, Option<Cached<V>>> = HashMap::new();
         for key in keys {
             if let Some(known) = self.known_here(key) {
-                self.meter.read(&self.label, "local");
+                self.meter.read(&self.label, known.counts_as("local"));
                 found.insert(key, self.cached(known, CacheOutcome::LocalHit));
             }
         }
@@ -126,7 +126,9 @@ where
                 let now = self.clock.now_micros();
                 let known = self.take(key, fetched, noted);
                 let known = known.filter(|known| known.fresh > now);
-                let result = if known.is_some() { "shared" } else { "miss" };
+                let result = known
+                    .as_ref()
+                    .map_or("miss", |known| known.counts_as("shared"));
                 self.meter.read(&self.label, result);
                 let cached = known.and_then(|known| self.cached(known, CacheOutcome::SharedHit));
                 found.insert(key, cached);
@@ -164,7 +166,7 @@ where
                 continue;
             }
             if let Some(known) = self.known_here(key) {
-                self.meter.read(&self.label, "local");
+                self.meter.read(&self.label, known.counts_as("local"));
                 found.insert(key, self.cached(known, CacheOutcome::LocalHit));
                 continue;
             }
@@ -185,8 +187,9 @@ where
             let state = Arc::clone(self);
             tokio::spawn(async move { state.fly_many(leads, loader).await });
         }
+        let now = self.clock.now_micros();
         for (key, (flight, joined)) in waits {
-            found.insert(key, flight.wait(joined).await?);
+            found.insert(key, flight.wait(joined, now).await?);
         }
         Ok(keys
             .iter()
@@ -206,13 +209,11 @@ where
                 for (lead, start) in missing {
                     self.note_failure(&lead.key);
                     self.give_back(&lead.key, start.token).await;
-                    match &start.stale {
-                        Some(stale) => self.tell_stale_once(&lead.told, stale),
-                        None => {
-                            lead.landing.land();
-                            tell(&lead.told, Err(error.clone()));
-                        }
+                    if let Some(stale) = &start.stale {
+                        self.tell_stale_once(&lead.told, stale);
                     }
+                    lead.landing.land();
+                    tell(&lead.told, Err(error.clone()));
                 }
                 return;
             }
@@ -319,9 +320,8 @@ where
             let token = (leased == Leased::Given).then_some(token);
             let is_fresh = known.as_ref().is_some_and(|known| known.fresh > now);
             if let Some(known) = known.as_ref().filter(|_| is_fresh) {
-                self.meter.read(&self.label, "shared");
-                let cached = self.cached(known.clone(), CacheOutcome::SharedHit);
-                tell(&lead.told, Ok(cached));
+                self.meter.read(&self.label, known.counts_as("shared"));
+                self.tell_fresh(&lead.told, known.clone(), token.is_some());
             }
             match (known, token) {
                 (Some(known), None) if is_fresh => drop(known),

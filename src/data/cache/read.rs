@@ -14,7 +14,8 @@ use super::codec;
 use super::error::LoadError;
 use super::fill::Landed;
 use super::flight::{
-    Answer, Entered, Flight, FlightKey, Landing, Loader, Told, Want, names_of_load,
+    Answer, Entered, Flight, FlightKey, Landing, Loader, Told, Want, names_of_load, tell,
+    tell_early,
 };
 use super::handle::State;
 use super::loaded::Loaded;
@@ -57,17 +58,17 @@ where
             if now >= known.refresh && known.refresh < known.fresh && self.may_load(&key, now) {
                 let _behind = self.flight(key, Want::Either, loader);
             }
-            self.meter.read(&self.label, "local");
+            self.meter.read(&self.label, known.counts_as("local"));
             return Ok(self.cached(known, CacheOutcome::LocalHit));
         }
         let (flight, joined) = self.flight(key, want, loader);
-        flight.wait(joined).await
+        flight.wait(joined, self.clock.now_micros()).await
     }
 
     pub(super) async fn get(&self, key: CacheKey) -> Result<Option<Cached<V>>, DataError> {
         self.begin().await;
         if let Some(known) = self.known_here(&key) {
-            self.meter.read(&self.label, "local");
+            self.meter.read(&self.label, known.counts_as("local"));
             return Ok(self.cached(known, CacheOutcome::LocalHit));
         }
         let (fetched, noted) = match self.fetch(&key, Ask::Read).await {
@@ -79,9 +80,10 @@ where
         };
         let known = self.take(&key, fetched, noted);
         let known = known.filter(|known| known.fresh > self.clock.now_micros());
-        let found = known.is_some();
-        self.meter
-            .read(&self.label, if found { "shared" } else { "miss" });
+        let result = known
+            .as_ref()
+            .map_or("miss", |known| known.counts_as("shared"));
+        self.meter.read(&self.label, result);
         Ok(known.and_then(|known| self.cached(known, CacheOutcome::SharedHit)))
     }
 
@@ -140,13 +142,10 @@ where
             Err(error) => {
                 self.note_failure(key);
                 self.give_back(key, start.token).await;
-                match &start.stale {
-                    Some(stale) if want != Want::Refresh => {
-                        self.tell_stale_once(told, stale);
-                        return;
-                    }
-                    _ => Err(error),
+                if let Some(stale) = start.stale.as_ref().filter(|_| want != Want::Refresh) {
+                    self.tell_stale_once(told, stale);
                 }
+                Err(error)
             }
         };
         // First out of the list, then the answer: whoever asks after it starts anew.
@@ -165,11 +164,10 @@ where
                 force,
             })
         };
-        // A load that failed here has left its lease behind: it is nobody's.
-        let is_left = self.failed.lock().contains_key(&key.key);
-        let mut ask = wish(is_left, want == Want::Refresh);
-        let waiter = self.group.shared.waiter(&key.member());
+        let mut ask = wish(false, want == Want::Refresh);
         for attempt in 0..4 {
+            // Before each look, since a bell is rung once: so no fill after it goes unheard.
+            let waiter = self.group.shared.waiter(&key.member());
             let (fetched, noted) = match self.fetch(key, ask).await {
                 Ok(fetched) => fetched,
                 Err(error) => return self.bypass(key, want, told, &error),
@@ -187,10 +185,10 @@ where
             };
             match (known, leased) {
                 (Some(known), leased) if known.fresh > now && want != Want::Refresh => {
-                    self.meter.read(&self.label, "shared");
+                    self.meter.read(&self.label, known.counts_as("shared"));
                     let is_due = leased == Leased::Given;
                     let kept = is_due.then(|| known.clone());
-                    tell(told, Ok(self.cached(known, CacheOutcome::SharedHit)));
+                    self.tell_fresh(told, known, is_due);
                     return kept.map(|known| start(Some(known), Some(token)));
                 }
                 (known, Leased::Given) => {
@@ -198,7 +196,7 @@ where
                     return Some(start(known, Some(token)));
                 }
                 (Some(stale), Leased::Busy) if want != Want::Refresh => {
-                    self.tell_stale(told, &stale);
+                    self.tell_stale_once(told, &stale);
                     return None;
                 }
                 (_, Leased::Busy) if attempt < 2 => {
@@ -206,8 +204,10 @@ where
                     // Filled or given up; or taken over from a loader that died.
                     ask = wish(told.is_err(), want == Want::Refresh);
                 }
-                // A remembered absence, where a value is wanted; or another that never ends.
-                _ => ask = wish(true, true),
+                // A remembered absence where a value is wanted, or a record that cannot be read here.
+                (_, Leased::No) => ask = wish(false, true),
+                // Others that never end.
+                (_, Leased::Busy) => ask = wish(true, true),
             }
         }
         self.meter.read(&self.label, "miss");
@@ -363,6 +363,7 @@ where
             stored_ms: record.stored,
             refresh: local(record.refresh),
             fresh: local(record.fresh),
+            gone: local(record.expires),
             aliases: (!aliases.is_empty()).then(|| Arc::from(aliases)),
         }
     }
@@ -385,14 +386,22 @@ where
     }
 
     pub(super) fn tell_stale_once(&self, told: &Told<V>, stale: &Known<V>) {
-        if told.borrow().is_none() {
-            self.tell_stale(told, stale);
+        if told.borrow().is_silent() {
+            self.meter.read(&self.label, "stale");
+            let answer = Ok(self.cached(stale.clone(), CacheOutcome::Stale));
+            tell_early(told, answer, stale.gone);
         }
     }
 
-    pub(super) fn tell_stale(&self, told: &Told<V>, stale: &Known<V>) {
-        self.meter.read(&self.label, "stale");
-        tell(told, Ok(self.cached(stale.clone(), CacheOutcome::Stale)));
+    /// Tells a fresh value; where it is due for a refresh, that goes on behind it.
+    pub(super) fn tell_fresh(&self, told: &Told<V>, known: Known<V>, is_due: bool) {
+        let until = known.fresh;
+        let answer = Ok(self.cached(known, CacheOutcome::SharedHit));
+        if is_due {
+            tell_early(told, answer, until);
+        } else {
+            tell(told, answer);
+        }
     }
 
     /// Says whether no load of `key` has failed lately.
@@ -410,16 +419,6 @@ where
         let until = self.clock.now_micros().saturating_add(pause);
         failed.insert(key.key.clone(), until);
     }
-}
-
-pub(super) fn tell<V>(told: &Told<V>, answer: Answer<V>) {
-    told.send_if_modified(|slot| {
-        let is_first = slot.is_none();
-        if is_first {
-            *slot = Some(answer);
-        }
-        is_first
-    });
 }
 
 /// Without random bits no lease is told from another: fills may then be refused, never wrong.

@@ -11,6 +11,8 @@ pub struct CacheStats {
     pub local_hits: u64,
     /// Reads answered by the store.
     pub shared_hits: u64,
+    /// Reads answered by a remembered absence, here or in the store.
+    pub absent: u64,
     /// Reads answered past the ttl.
     pub stale: u64,
     /// Reads that found nothing.
@@ -35,9 +37,13 @@ impl CacheStats {
     /// Returns hits by reads, `None` without a read.
     #[must_use]
     pub fn hit_rate(&self) -> Option<f64> {
-        let hits = self.local_hits + self.shared_hits + self.stale;
+        let hits = self.hits();
         let reads = hits + self.misses + self.bypassed;
         (reads > 0).then(|| hits as f64 / reads as f64)
+    }
+
+    const fn hits(&self) -> u64 {
+        self.local_hits + self.shared_hits + self.absent + self.stale
     }
 }
 
@@ -45,6 +51,7 @@ impl CacheStats {
 pub(super) struct Meter {
     pub(super) local: AtomicU64,
     pub(super) shared: AtomicU64,
+    pub(super) absent: AtomicU64,
     pub(super) stale: AtomicU64,
     pub(super) misses: AtomicU64,
     pub(super) bypassed: AtomicU64,
@@ -60,6 +67,7 @@ impl Meter {
         let counter = match result {
             "local" => &self.local,
             "shared" => &self.shared,
+            "absent" => &self.absent,
             "stale" => &self.stale,
             "bypass" => &self.bypassed,
             _ => &self.misses,
@@ -70,7 +78,7 @@ impl Meter {
 
     pub(super) fn hits_and_reads(&self) -> (u64, u64) {
         let stats = self.stats((0, 0));
-        let hits = stats.local_hits + stats.shared_hits + stats.stale;
+        let hits = stats.hits();
         (hits, hits + stats.misses + stats.bypassed)
     }
 
@@ -79,6 +87,7 @@ impl Meter {
         CacheStats {
             local_hits: read(&self.local),
             shared_hits: read(&self.shared),
+            absent: read(&self.absent),
             stale: read(&self.stale),
             misses: read(&self.misses),
             bypassed: read(&self.bypassed),

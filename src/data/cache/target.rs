@@ -115,6 +115,16 @@ impl Target {
         Self(Hit::All)
     }
 
+    /// Returns what kind it is, for a label.
+    pub(super) const fn kind(&self) -> &'static str {
+        match self.0 {
+            Hit::Key(_) => "key",
+            Hit::Tag(_) => "tag",
+            Hit::Prefix(_) => "prefix",
+            Hit::All => "all",
+        }
+    }
+
     /// Hits one key of one cache.
     #[must_use]
     pub const fn key(key: CacheKey) -> Self {

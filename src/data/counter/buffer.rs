@@ -94,17 +94,20 @@ impl Shared {
     async fn flush(&self) -> Result<(), StoreError> {
         let _one_at_a_time = self.flushing.lock().await;
         self.pack()?;
+        let (mut at, mut failed) = (0, Ok(()));
         loop {
-            let Some((id, changes)) = self.waiting.lock().calls.first().cloned() else {
-                return Ok(());
+            let Some((id, changes)) = self.waiting.lock().calls.get(at).cloned() else {
+                return failed;
             };
             match self.store.incr(&self.name, changes, Some(id)).await {
                 Ok(_) => {
-                    let (_, sent) = self.waiting.lock().calls.remove(0);
+                    let (_, sent) = self.waiting.lock().calls.remove(at);
                     count!("keep_counter_ops_total", sent.len() as u64, "counter" => self.name.to_string());
                 }
                 // Whatever it was, the call stays and keeps its id.
-                Err(error) => return Err(error),
+                Err(error) if error.is_unknown() => return Err(error),
+                // This one was refused: the others need not wait for it.
+                Err(error) => (at, failed) = (at + 1, Err(error)),
             }
         }
     }
@@ -161,7 +164,8 @@ async fn tick(shared: Weak<Shared>, every: Duration) {
 impl Drop for Shared {
     fn drop(&mut self) {
         let waiting = std::mem::take(self.waiting.get_mut());
-        if waiting.keys() == 0 {
+        let keys = waiting.keys();
+        if keys == 0 {
             return;
         }
         // The last handle is gone: what waits goes out once more, best effort.
@@ -180,8 +184,11 @@ impl Drop for Shared {
                 count!("keep_counter_flush_lost_total", lost as u64, "counter" => rest.name.to_string());
             }
         };
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            drop(runtime.spawn(last));
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(last)),
+            Err(_) => {
+                count!("keep_counter_flush_lost_total", keys as u64, "counter" => self.name.to_string());
+            }
         }
     }
 }

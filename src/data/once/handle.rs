@@ -12,7 +12,7 @@ use super::token::{self, Token};
 use crate::core::telemetry::count;
 use crate::core::ttl::Ttl;
 use crate::core::{NotAServiceName, Principal, ServiceName, Timestamp};
-use crate::data::{DataError, DataErrorKind, record};
+use crate::data::{DataError, DataErrorKind, record, tell_contradiction};
 
 /// The largest value, encoded.
 pub(super) const LARGEST: usize = 64 * 1_024;
@@ -57,6 +57,10 @@ impl<V> Once<V> {
     }
 
     fn of(store: impl OnceStore, name: ServiceName, ttl: Ttl) -> Self {
+        let what = format!("{} {ttl:?}", std::any::type_name::<V>());
+        if store.contradicts(&format!("once {name}"), &what) {
+            tell_contradiction("once", name.as_str());
+        }
         Self {
             store: Arc::new(store),
             name,

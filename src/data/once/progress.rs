@@ -11,7 +11,7 @@ use super::handle::encode;
 use super::store::{Expect, Keep, Kept, OnceKey, OnceStore, SaveOutcome};
 use crate::core::ttl::Ttl;
 use crate::core::{IntoKey, Key, NotAServiceName, ServiceName, Timestamp};
-use crate::data::{DataError, record};
+use crate::data::{DataError, record, tell_contradiction};
 
 /// Values that grow step by step: forms, wizards. Two tabs never overwrite each other unseen.
 #[must_use]
@@ -54,6 +54,10 @@ impl<V> Progress<V> {
     }
 
     fn of(store: impl OnceStore, name: ServiceName, ttl: Ttl) -> Self {
+        let what = format!("{} {ttl:?}", std::any::type_name::<V>());
+        if store.contradicts(&format!("progress {name}"), &what) {
+            tell_contradiction("progress", name.as_str());
+        }
         Self {
             store: Arc::new(store),
             name,

@@ -24,7 +24,7 @@ use crate::core::ttl::{DAY, LONGEST, MINUTE, SECOND};
 use crate::core::{
     IntoKey, NotAServiceName, ServiceName, StoreError, StoreErrorKind, StoreFuture, monotonic,
 };
-use crate::data::{Check, once_more, record};
+use crate::data::{Check, once_more, record, tell_contradiction};
 
 /// The most jobs of one call to the store, and the most bytes of their items.
 pub(super) const JOBS_AT_ONCE: usize = 512;
@@ -68,6 +68,9 @@ impl<T> Queue<T> {
     }
 
     fn of(store: impl QueueStore, name: ServiceName) -> Self {
+        if store.contradicts(&format!("queue {name}"), std::any::type_name::<T>()) {
+            tell_contradiction("queue", name.as_str());
+        }
         Self {
             config: Arc::new(Config {
                 store: Arc::new(store),

@@ -16,7 +16,7 @@ use super::store::{From, Retain, TopicKey, TopicStore};
 use crate::core::telemetry::count;
 use crate::core::ttl::{DAY, MINUTE};
 use crate::core::{IntoKey, NotAServiceName, ServiceName};
-use crate::data::record;
+use crate::data::{record, tell_contradiction};
 
 /// The largest encoded value.
 const LARGEST: usize = 64 * 1_024;
@@ -61,6 +61,9 @@ impl<T> Topic<T> {
     }
 
     fn of(store: impl TopicStore, name: ServiceName) -> Self {
+        if store.contradicts(&format!("topic {name}"), std::any::type_name::<T>()) {
+            tell_contradiction("topic", name.as_str());
+        }
         Self {
             config: Arc::new(Config {
                 store: Arc::new(store),

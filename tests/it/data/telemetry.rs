@@ -173,7 +173,7 @@ async fn one_name_for_two_kinds_of_values_is_told_once() {
     for cache in [numbers(), numbers()] {
         cache.get(&1).await.unwrap();
     }
-    let conflicts = || metered.counter("keep_cache_name_conflicts_total{cache=user.user}");
+    let conflicts = || metered.counter("keep_name_conflicts_total{name=user.user,service=cache}");
     assert_eq!(conflicts(), 0);
     texts.get(&1).await.unwrap();
     texts.get(&1).await.unwrap();

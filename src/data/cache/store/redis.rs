@@ -15,10 +15,10 @@ use crate::core::{
 };
 use crate::data::Names;
 
-static FETCH: Script = Script::new(include_str!("fetch.lua"));
-static WRITE: Script = Script::new(include_str!("write.lua"));
-static RESOLVE: Script = Script::new(include_str!("resolve.lua"));
-static INVALIDATE: Script = Script::new(include_str!("invalidate.lua"));
+static FETCH: Script = Script::named("cache.fetch", include_str!("fetch.lua"));
+static WRITE: Script = Script::named("cache.write", include_str!("write.lua"));
+static RESOLVE: Script = Script::named("cache.resolve", include_str!("resolve.lua"));
+static INVALIDATE: Script = Script::named("cache.invalidate", include_str!("invalidate.lua"));
 
 impl CacheStore for RedisStore {
     fn fetch(&self, group: &Arc<str>, lookups: Vec<Lookup>) -> StoreFuture<Vec<Fetched>> {

@@ -8,11 +8,11 @@ use super::{Bucket, Change, Count, CounterStore, EVENT_KEPT, Observation, Point}
 use crate::backend::redis::{RedisStore, Reply, Script};
 use crate::core::{Key, StoreError, StoreErrorKind, StoreFuture, Timestamp};
 
-static INCR: Script = Script::new(include_str!("incr.lua"));
-static OBSERVE: Script = Script::new(include_str!("observe.lua"));
-static VALUES: Script = Script::new(include_str!("values.lua"));
-static RANGE: Script = Script::new(include_str!("range.lua"));
-static RESET: Script = Script::new(include_str!("reset.lua"));
+static INCR: Script = Script::named("counter.incr", include_str!("incr.lua"));
+static OBSERVE: Script = Script::named("counter.observe", include_str!("observe.lua"));
+static VALUES: Script = Script::named("counter.values", include_str!("values.lua"));
+static RANGE: Script = Script::named("counter.range", include_str!("range.lua"));
+static RESET: Script = Script::named("counter.reset", include_str!("reset.lua"));
 
 impl CounterStore for RedisStore {
     fn incr(

@@ -8,10 +8,10 @@ use crate::core::{
     KeyBuilder, NoticeCallback, StoreError, StoreErrorKind, StoreFuture, Subscription,
 };
 
-static ACQUIRE: Script = Script::new(include_str!("acquire.lua"));
-static EXTEND: Script = Script::new(include_str!("extend.lua"));
-static RELEASE: Script = Script::new(include_str!("release.lua"));
-static INSPECT: Script = Script::new(include_str!("inspect.lua"));
+static ACQUIRE: Script = Script::named("lock.acquire", include_str!("acquire.lua"));
+static EXTEND: Script = Script::named("lock.extend", include_str!("extend.lua"));
+static RELEASE: Script = Script::named("lock.release", include_str!("release.lua"));
+static INSPECT: Script = Script::named("lock.inspect", include_str!("inspect.lua"));
 
 impl LockStore for RedisStore {
     fn acquire(

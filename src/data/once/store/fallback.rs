@@ -39,4 +39,8 @@ where
     fn remove(&self, key: &OnceKey) -> StoreFuture<bool> {
         self.primary().remove(key)
     }
+
+    fn contradicts(&self, name: &str, what: &str) -> bool {
+        self.primary().contradicts(name, what)
+    }
 }

@@ -7,6 +7,7 @@ use super::{Expect, Keep, Kept, OnceKey, OnceStore, PutOutcome, SaveOutcome};
 use crate::backend::memory::{Entry, MemoryStore, Slot};
 use crate::core::ttl::Ttl;
 use crate::core::{StoreFuture, Timestamp};
+use crate::data::Names;
 
 /// Never evicted: a token that vanished, or came back, would be a lie.
 impl Entry for Kept {
@@ -90,5 +91,9 @@ impl OnceStore for MemoryStore {
 
     fn remove(&self, key: &OnceKey) -> StoreFuture<bool> {
         StoreFuture::ok(update(self, key, |slot, _| slot.remove().is_some()))
+    }
+
+    fn contradicts(&self, name: &str, what: &str) -> bool {
+        self.part::<Names>().contradicts(name, what)
     }
 }

@@ -126,6 +126,10 @@ pub trait OnceStore: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// As the engine has them.
     fn remove(&self, key: &OnceKey) -> StoreFuture<bool>;
+
+    /// Lets the handle remember that the service `name` keeps `what`; returns `true` the first time that it was told
+    /// something else, since one of the two then reads what it cannot understand.
+    fn contradicts(&self, name: &str, what: &str) -> bool;
 }
 
 impl<T: OnceStore + ?Sized> OnceStore for Arc<T> {
@@ -153,5 +157,9 @@ impl<T: OnceStore + ?Sized> OnceStore for Arc<T> {
 
     fn remove(&self, key: &OnceKey) -> StoreFuture<bool> {
         (**self).remove(key)
+    }
+
+    fn contradicts(&self, name: &str, what: &str) -> bool {
+        (**self).contradicts(name, what)
     }
 }

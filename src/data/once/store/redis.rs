@@ -6,12 +6,13 @@ use super::{Expect, Keep, Kept, OnceKey, OnceStore, PutOutcome, SaveOutcome};
 use crate::backend::redis::{RedisStore, Reply, Script};
 use crate::core::ttl::Ttl;
 use crate::core::{StoreError, StoreErrorKind, StoreFuture, Timestamp};
+use crate::data::Names;
 
-static PUT: Script = Script::new(include_str!("put.lua"));
-static TAKE: Script = Script::new(include_str!("take.lua"));
-static PEEK: Script = Script::new(include_str!("peek.lua"));
-static SAVE: Script = Script::new(include_str!("save.lua"));
-static REMOVE: Script = Script::new(include_str!("remove.lua"));
+static PUT: Script = Script::named("once.put", include_str!("put.lua"));
+static TAKE: Script = Script::named("once.take", include_str!("take.lua"));
+static PEEK: Script = Script::named("once.peek", include_str!("peek.lua"));
+static SAVE: Script = Script::named("once.save", include_str!("save.lua"));
+static REMOVE: Script = Script::named("once.remove", include_str!("remove.lua"));
 
 impl OnceStore for RedisStore {
     fn put(&self, key: &OnceKey, value: Bytes, ttl: Ttl) -> StoreFuture<PutOutcome> {
@@ -67,6 +68,10 @@ impl OnceStore for RedisStore {
     fn remove(&self, key: &OnceKey) -> StoreFuture<bool> {
         self.script(&REMOVE, &[key_of(self, key)])
             .run(|reply| Ok(reply.int()? == 1))
+    }
+
+    fn contradicts(&self, name: &str, what: &str) -> bool {
+        self.beside(Names::default).contradicts(name, what)
     }
 }
 

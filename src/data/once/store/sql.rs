@@ -10,6 +10,7 @@ use super::{Expect, Keep, Kept, OnceKey, OnceStore, PutOutcome, SaveOutcome};
 use crate::backend::sql::{Dialect, Schema, SqlStore};
 use crate::core::ttl::Ttl;
 use crate::core::{StoreFuture, Timestamp};
+use crate::data::Names;
 use crate::data::sql_step::{alone, skip_locked};
 
 struct Text {
@@ -201,6 +202,11 @@ impl OnceStore for SqlStore {
                 .await?;
             Ok(ends.is_some_and(|ends| ends > now.ms))
         })
+    }
+
+    fn contradicts(&self, name: &str, what: &str) -> bool {
+        self.part(|_| None, |_| Names::default())
+            .contradicts(name, what)
     }
 }
 

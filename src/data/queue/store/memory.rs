@@ -13,6 +13,7 @@ use super::{
 };
 use crate::backend::memory::{Entry, Full, MemoryStore};
 use crate::core::{Key, NoticeCallback, StoreError, StoreFuture, Subscription};
+use crate::data::Names;
 use crate::data::queue::policy::millis;
 
 /// A queue is never evicted: nothing in it may vanish.
@@ -147,5 +148,9 @@ impl QueueStore for MemoryStore {
 
     fn subscribe(&self, queue: &QueueName, callback: NoticeCallback) -> StoreFuture<Subscription> {
         Self::subscribe(self, &channel(queue), callback)
+    }
+
+    fn contradicts(&self, name: &str, what: &str) -> bool {
+        self.part::<Names>().contradicts(name, what)
     }
 }

@@ -142,6 +142,10 @@ pub trait QueueStore: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// As the engine has them.
     fn subscribe(&self, queue: &QueueName, callback: NoticeCallback) -> StoreFuture<Subscription>;
+
+    /// Lets the handle remember that the service `name` keeps `what`; returns `true` the first time that it was told
+    /// something else, since one of the two then reads what it cannot understand.
+    fn contradicts(&self, name: &str, what: &str) -> bool;
 }
 
 /// Writes the methods of [`QueueStore`] that hand everything to another store.
@@ -241,6 +245,11 @@ macro_rules! delegate {
         ) -> StoreFuture<Subscription> {
             let $own = self;
             $to.subscribe(queue, callback)
+        }
+
+        fn contradicts(&self, name: &str, what: &str) -> bool {
+            let $own = self;
+            $to.contradicts(name, what)
         }
     };
 }

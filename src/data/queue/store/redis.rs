@@ -14,23 +14,27 @@ use crate::backend::redis::{Call, RedisStore, Reply, Script};
 use crate::core::{
     Key, NoticeCallback, StoreError, StoreErrorKind, StoreFuture, Subscription, Timestamp,
 };
+use crate::data::Names;
 use crate::data::queue::policy::millis;
 
 macro_rules! script {
-    ($file:literal) => {
-        Script::new(concat!(include_str!("queue.lua"), include_str!($file)))
+    ($name:literal, $file:literal) => {
+        Script::named(
+            concat!("queue.", $name),
+            concat!(include_str!("queue.lua"), include_str!($file)),
+        )
     };
 }
 
-static ENQUEUE: Script = script!("enqueue.lua");
-static LEASE: Script = script!("lease.lua");
-static ACK: Script = script!("ack.lua");
-static NACK: Script = script!("nack.lua");
-static EXTEND: Script = script!("extend.lua");
-static CANCEL: Script = script!("cancel.lua");
-static LIST: Script = script!("list.lua");
-static COUNT: Script = script!("count.lua");
-static REVIVE: Script = script!("revive.lua");
+static ENQUEUE: Script = script!("enqueue", "enqueue.lua");
+static LEASE: Script = script!("lease", "lease.lua");
+static ACK: Script = script!("ack", "ack.lua");
+static NACK: Script = script!("nack", "nack.lua");
+static EXTEND: Script = script!("extend", "extend.lua");
+static CANCEL: Script = script!("cancel", "cancel.lua");
+static LIST: Script = script!("list", "list.lua");
+static COUNT: Script = script!("count", "count.lua");
+static REVIVE: Script = script!("revive", "revive.lua");
 
 /// The keys of a queue in the order of `queue.lua`.
 const PARTS: [&str; 12] = [
@@ -177,6 +181,10 @@ impl QueueStore for RedisStore {
 
     fn subscribe(&self, queue: &QueueName, callback: NoticeCallback) -> StoreFuture<Subscription> {
         Self::subscribe(self, &channel(self, queue), callback)
+    }
+
+    fn contradicts(&self, name: &str, what: &str) -> bool {
+        self.beside(Names::default).contradicts(name, what)
     }
 }
 

@@ -18,6 +18,7 @@ use crate::core::{
     Key, NoticeCallback, RollbackCause, StoreError, StoreErrorKind, StoreFuture, Subscription,
     Timestamp,
 };
+use crate::data::Names;
 use crate::data::ticker;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -232,6 +233,11 @@ impl QueueStore for SqlStore {
     /// Nobody tells: whoever listens is rung once a second.
     fn subscribe(&self, _: &QueueName, callback: NoticeCallback) -> StoreFuture<Subscription> {
         StoreFuture::ok(ticker::every(LOOK_EVERY..=LOOK_EVERY, callback))
+    }
+
+    fn contradicts(&self, name: &str, what: &str) -> bool {
+        self.part(|_| None, |_| Names::default())
+            .contradicts(name, what)
     }
 }
 

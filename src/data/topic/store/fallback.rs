@@ -24,4 +24,8 @@ where
     fn subscribe(&self, key: &TopicKey, callback: NoticeCallback) -> StoreFuture<Subscription> {
         self.primary().subscribe(key, callback)
     }
+
+    fn contradicts(&self, name: &str, what: &str) -> bool {
+        self.primary().contradicts(name, what)
+    }
 }

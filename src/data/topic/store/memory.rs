@@ -8,6 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::{From, HEAD_KEPT, Kept, Page, Retain, TopicKey, TopicStore};
 use crate::backend::memory::{Entry, EntryKey, MemoryStore, Part, PartSetup};
 use crate::core::{Clock, NoticeCallback, StoreFuture, Subscription, SystemClock, Timestamp};
+use crate::data::Names;
 use crate::data::topic::event::EventId;
 
 /// A log. It may be evicted, the stalest first: readers are told by a gap.
@@ -167,5 +168,9 @@ impl TopicStore for MemoryStore {
 
     fn subscribe(&self, key: &TopicKey, callback: NoticeCallback) -> StoreFuture<Subscription> {
         Self::subscribe(self, &channel(key), callback)
+    }
+
+    fn contradicts(&self, name: &str, what: &str) -> bool {
+        self.part::<Names>().contradicts(name, what)
     }
 }

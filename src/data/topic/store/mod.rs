@@ -107,6 +107,10 @@ pub trait TopicStore: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// As the engine has them.
     fn subscribe(&self, key: &TopicKey, callback: NoticeCallback) -> StoreFuture<Subscription>;
+
+    /// Lets the handle remember that the service `name` keeps `what`; returns `true` the first time that it was told
+    /// something else, since one of the two then reads what it cannot understand.
+    fn contradicts(&self, name: &str, what: &str) -> bool;
 }
 
 impl<T: TopicStore + ?Sized> TopicStore for Arc<T> {
@@ -120,5 +124,9 @@ impl<T: TopicStore + ?Sized> TopicStore for Arc<T> {
 
     fn subscribe(&self, key: &TopicKey, callback: NoticeCallback) -> StoreFuture<Subscription> {
         (**self).subscribe(key, callback)
+    }
+
+    fn contradicts(&self, name: &str, what: &str) -> bool {
+        (**self).contradicts(name, what)
     }
 }

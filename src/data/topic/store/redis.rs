@@ -7,10 +7,11 @@ use crate::backend::redis::{RedisStore, Reply, Script};
 use crate::core::{
     KeyBuilder, NoticeCallback, StoreError, StoreErrorKind, StoreFuture, Subscription, Timestamp,
 };
+use crate::data::Names;
 use crate::data::topic::event::EventId;
 
-static PUBLISH: Script = Script::new(include_str!("publish.lua"));
-static READ: Script = Script::new(include_str!("read.lua"));
+static PUBLISH: Script = Script::named("topic.publish", include_str!("publish.lua"));
+static READ: Script = Script::named("topic.read", include_str!("read.lua"));
 
 impl TopicStore for RedisStore {
     fn publish(&self, key: &TopicKey, payload: Bytes, retain: Retain) -> StoreFuture<Kept> {
@@ -46,6 +47,10 @@ impl TopicStore for RedisStore {
 
     fn subscribe(&self, key: &TopicKey, callback: NoticeCallback) -> StoreFuture<Subscription> {
         Self::subscribe(self, &channel(self, key), callback)
+    }
+
+    fn contradicts(&self, name: &str, what: &str) -> bool {
+        self.beside(Names::default).contradicts(name, what)
     }
 }
 
