@@ -2,6 +2,7 @@
 
 mod batches;
 mod cache;
+mod coherence;
 mod counter;
 mod health;
 mod once;
