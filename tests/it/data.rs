@@ -1,5 +1,6 @@
 //! Data services: caches, counters, one-time values and health on every engine; the example on memory and on Redis.
 
+mod ages;
 mod batches;
 mod cache;
 mod coherence;

@@ -10,6 +10,7 @@ use tower_keep::data::counter::Counter;
 use tower_keep::data::lock::Lock;
 use tower_keep::data::once::{Expect, Once, Progress, SaveOutcome};
 use tower_keep::data::queue::Queue;
+use tower_keep::data::topic::{Event, Topic};
 use tower_keep::rate_limit::{Attempt, Partition, Policy, Quota, RateLimiter};
 use tower_keep::ttl;
 
@@ -32,6 +33,7 @@ async fn main() {
         "share" => share(store).await,
         "load" => load(store, step).await,
         "burst" => burst(store, step).await,
+        "tell" => tell(store, step).await,
         other => panic!("no such program: {other}"),
     }
 }
@@ -102,6 +104,27 @@ async fn share(store: RedisStore) {
     }
     println!("done -");
     std::future::pending::<()>().await;
+}
+
+/// Follows a topic and publishes to it beside others, and says what it read.
+async fn tell(store: RedisStore, own: &str) {
+    let topic: Topic<String> = Topic::new(store, "expert").retain(1_000, Duration::from_secs(600));
+    let mut feed = topic.subscribe("e1").await.unwrap();
+    println!("listens -");
+    // It begins when both do.
+    let Some(Event::Message { .. }) = feed.next().await else {
+        panic!("a gap at the beginning");
+    };
+    for number in 0..100 {
+        let said = format!("{own}{number}");
+        topic.publish("e1", &said).await.unwrap();
+    }
+    loop {
+        match feed.next().await {
+            Some(Event::Message { value, .. }) => println!("read {value}"),
+            _ => println!("gap -"),
+        }
+    }
 }
 
 /// Loads one key, slowly or never, and says what it got.

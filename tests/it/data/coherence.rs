@@ -68,7 +68,7 @@ impl World {
             let end = format!(":{key}");
             let names =
                 |line: &&str| line.is_empty() || (!line.starts_with('f') && line.ends_with(&end));
-            if lines.iter().any(|line| names(&line)) {
+            if lines.iter().any(names) {
                 let known = &mut self.known[process][key];
                 *known = version.max(*known);
             }

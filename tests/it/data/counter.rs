@@ -7,9 +7,10 @@ use tower_keep::backend::fallback::Fallback;
 use tower_keep::backend::memory::MemoryStore;
 use tower_keep::backend::redis::RedisStore;
 use tower_keep::conformance::counter::{counter, sum_over};
-use tower_keep::core::ManualClock;
+use tower_keep::core::{Key, ManualClock, StoreError, StoreErrorKind, StoreFuture, Timestamp};
 use tower_keep::data::DataErrorKind;
-use tower_keep::data::counter::{Bucket, Counter, CounterStore, Increment};
+use tower_keep::data::counter::store::{Change, Observation, Point};
+use tower_keep::data::counter::{Bucket, Count, Counter, CounterStore, Increment};
 use tower_keep::{HOUR, ttl};
 
 use crate::support::Proxy;
@@ -147,4 +148,62 @@ async fn an_outage_is_an_error_and_what_was_added_is_kept() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(metrics.value("b").await.unwrap(), 1);
+}
+
+/// A store that refuses what names one key, as a server does that keeps something else there.
+#[derive(Clone, Debug)]
+struct Picky(MemoryStore);
+
+impl CounterStore for Picky {
+    fn incr(
+        &self,
+        name: &Arc<str>,
+        changes: Vec<Change>,
+        batch: Option<Key>,
+    ) -> StoreFuture<Vec<Count>> {
+        if changes.iter().any(|change| change.key.as_str() == "bad") {
+            return StoreFuture::ready(Err(StoreError::new(StoreErrorKind::Failed)));
+        }
+        self.0.incr(name, changes, batch)
+    }
+
+    fn observe(
+        &self,
+        name: &Arc<str>,
+        observation: Observation,
+        buckets: Vec<Bucket>,
+    ) -> StoreFuture<()> {
+        self.0.observe(name, observation, buckets)
+    }
+
+    fn values(&self, name: &Arc<str>, keys: Vec<Key>) -> StoreFuture<Vec<Count>> {
+        self.0.values(name, keys)
+    }
+
+    fn range(
+        &self,
+        name: &Arc<str>,
+        key: Key,
+        bucket: Bucket,
+        span: (Timestamp, Timestamp),
+    ) -> StoreFuture<Vec<Point>> {
+        self.0.range(name, key, bucket, span)
+    }
+
+    fn reset(&self, name: &Arc<str>, key: Key) -> StoreFuture<()> {
+        self.0.reset(name, key)
+    }
+}
+
+#[tokio::test]
+async fn counts_that_the_store_refuses_hold_up_no_others() {
+    let metrics = Counter::new(Picky(MemoryStore::new()), "metrics").flush_every(HOUR);
+    metrics.add("bad", 1, ttl::METRIC).unwrap();
+    assert!(metrics.flush().await.is_err());
+    metrics.add("good", 2, ttl::METRIC).unwrap();
+    assert!(metrics.flush().await.is_err());
+    assert_eq!(metrics.value("good").await.unwrap(), 2);
+    // What was refused is kept, and counted once when it can be.
+    assert!(metrics.flush().await.is_err());
+    assert_eq!(metrics.value("good").await.unwrap(), 2);
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use tower_keep::data::cache::Cache;
 use tower_keep::data::counter::Counter;
 use tower_keep::data::once::{Once, Progress};
+use tower_keep::data::topic::Topic;
 use tower_keep::ttl;
 
 use crate::lock::processes::Steps;
@@ -77,5 +78,31 @@ async fn a_loader_killed_in_one_process_is_replaced_in_another_and_what_changes_
     users.remove(&key).await;
     for process in [&one, &two] {
         assert_eq!(process.until("reads"), "-");
+    }
+}
+
+#[tokio::test]
+async fn two_processes_that_follow_one_topic_read_the_same_events_in_the_same_order() {
+    let (server, prefix) = (shared().await, fresh_prefix());
+    let url = server.url();
+    let processes = ["a", "b"].map(|own| Steps::start(&["tell", &url, &prefix, own]));
+    for process in &processes {
+        process.until("listens");
+    }
+    let topic: Topic<String> = Topic::new(server.store_with(&prefix).await, "expert");
+    topic.publish("e1", &"go".to_owned()).await.unwrap();
+    let read = |process: &Steps| -> Vec<String> {
+        let events = (0..200).map(|_| match process.next() {
+            (said, value) if said == "read" => value,
+            (said, _) => panic!("{said}"),
+        });
+        events.collect()
+    };
+    let [one, two] = processes.each_ref().map(read);
+    assert_eq!(one, two);
+    for own in ["a", "b"] {
+        let numbers = one.iter().filter_map(|value| value.strip_prefix(own));
+        let numbers: Vec<usize> = numbers.map(|number| number.parse().unwrap()).collect();
+        assert_eq!(numbers, (0..100).collect::<Vec<_>>());
     }
 }

@@ -9,10 +9,11 @@ use tower_keep::data::cache::{Cache, Tag, Target};
 use tower_keep::data::counter::Counter;
 use tower_keep::data::health::Health;
 use tower_keep::data::lock::Lock;
-use tower_keep::data::once::Once;
+use tower_keep::data::once::{Expect, Once, Progress};
 use tower_keep::data::queue::{Batch, Job, JobError, Queue};
-use tower_keep::data::topic::Topic;
-use tower_keep::{MILLIS, ttl};
+use tower_keep::data::topic::{Event, Topic};
+use tower_keep::ttl::Ttl;
+use tower_keep::{MILLIS, SECOND, ttl};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::rate_limit::metered::Metered;
@@ -102,7 +103,15 @@ async fn what_is_counted_and_logged_names_services_and_nobody() {
         ("keep_cache_loads_total{cache=user.user,result=ok}", 1),
         ("keep_cache_loads_total{cache=user.user,result=error}", 1),
         ("keep_cache_load_seconds{cache=user.user}", 2),
-        ("keep_cache_invalidations_total{group=user,result=done}", 1),
+        (
+            "keep_cache_invalidations_total{group=user,kind=tag,result=done}",
+            1,
+        ),
+        ("keep_store_op_seconds{op=cache.invalidate}", 1),
+        ("keep_store_op_seconds{op=lock.release}", 1),
+        ("keep_store_op_seconds{op=queue.ack}", 1),
+        ("keep_lock_held_seconds{lock=payment}", 1),
+        ("keep_queue_run_seconds{queue=notifications}", 1),
         ("keep_cache_local_entries{cache=user.user}", 1),
         ("keep_counter_ops_total{counter=metrics}", 1),
         ("keep_once_total{name=oauth,result=stored}", 1),
@@ -148,7 +157,7 @@ async fn an_outage_is_counted_and_told_without_a_secret() {
         .await
         .unwrap();
     health.report().await;
-    let queued = "keep_cache_invalidations_total{group=user,result=queued}";
+    let queued = "keep_cache_invalidations_total{group=user,kind=key,result=queued}";
     assert_eq!(metered.counter(queued), 8);
     assert!(metered.counter("keep_store_errors_total") >= 5);
     assert!(metered.counter("keep_store_fallback_total") >= 1);
@@ -179,4 +188,151 @@ async fn one_name_for_two_kinds_of_values_is_told_once() {
     texts.get(&1).await.unwrap();
     assert_eq!(conflicts(), 1);
     assert_eq!(log.text().matches("keeps other values").count(), 1);
+}
+
+#[tokio::test]
+async fn one_name_for_two_kinds_is_told_by_every_service_that_keeps_values() {
+    let (metered, (log, _logging)) = (Metered::start(), Log::start());
+    let redis = shared().await.store_with(&fresh_prefix()).await;
+    let store = tower_keep::backend::fallback::Fallback::new(redis, MemoryStore::new());
+    let conflicts = |service: &str| {
+        metered.counter(&format!(
+            "keep_name_conflicts_total{{name=n,service={service}}}"
+        ))
+    };
+    for _ in 0..2 {
+        let _same: Once<u8> = Once::new(store.clone(), "n", Ttl::secs(60));
+        let _same: Progress<u8> = Progress::new(store.clone(), "n", Ttl::secs(60));
+        let _same: Queue<u8> = Queue::new(store.clone(), "n");
+        let _same: Topic<u8> = Topic::new(store.clone(), "n");
+    }
+    let all = ["once", "progress", "queue", "topic"];
+    assert_eq!(all.map(conflicts), [0; 4]);
+    for _ in 0..2 {
+        let _longer: Once<u8> = Once::new(store.clone(), "n", Ttl::secs(61));
+        let _other: Progress<u16> = Progress::new(store.clone(), "n", Ttl::secs(60));
+        let _other: Queue<u16> = Queue::new(store.clone(), "n");
+        let _other: Topic<u16> = Topic::new(store.clone(), "n");
+    }
+    assert_eq!(all.map(conflicts), [1; 4]);
+    assert_eq!(log.text().matches("keeps other values").count(), 4);
+}
+
+#[tokio::test]
+async fn what_goes_wrong_has_a_number_too() {
+    let metered = Metered::start();
+    let store = MemoryStore::new();
+    // A fill that an invalidation overtook, and a record of another schema; an absence that is remembered.
+    let users: Cache<u8, u8> = Cache::new(store.clone(), "user", ttl::USER);
+    let overtaken = users.clone();
+    let load = |_| async move {
+        overtaken.remove(&1).await;
+        Ok::<_, io::Error>(1)
+    };
+    users.get_or_load(&1, load).await.unwrap();
+    users.put(&2, 2).await.unwrap();
+    let other: Cache<u8, u8> = Cache::new(store.clone(), "user", ttl::USER).schema(1);
+    assert!(other.get(&2).await.unwrap().is_none());
+    for _ in 0..2 {
+        let nothing = |_| async { Ok::<_, io::Error>(None::<u8>) };
+        assert!(users.find_or_load(&3, nothing).await.unwrap().is_none());
+    }
+    // Counts that wait, jobs that wait, fail and die, a lock that is lost, a reader that missed something.
+    let metrics = Counter::new(store.clone(), "metrics").flush_every(60 * SECOND);
+    metrics.add("a", 1, ttl::METRIC).unwrap();
+    metrics.flush().await.unwrap();
+    let jobs: Queue<u8> = Queue::new(store.clone(), "jobs");
+    for number in 0..2 {
+        jobs.enqueue(Job::to("u1", number)).await.unwrap();
+    }
+    let worker = jobs.worker(|_: Batch<u8>| async { Err::<(), _>(JobError::dead("never")) });
+    worker.run_until_idle().await.unwrap();
+    jobs.enqueue(Job::to("u1", 2)).await.unwrap();
+    jobs.enqueue(Job::to("u1", 3).after(60 * SECOND))
+        .await
+        .unwrap();
+    jobs.depth().await.unwrap();
+    let lock = Lock::new(store.clone(), "payment").hold_at_most(20 * MILLIS);
+    let guard = lock.acquire("k", SECOND).await.unwrap();
+    guard.lost().await;
+    drop(guard);
+    let topic: Topic<u8> = Topic::new(store.clone(), "expert").retain(1, SECOND);
+    let first = topic.publish("k", &1).await.unwrap();
+    for number in 2..5 {
+        topic.publish("k", &number).await.unwrap();
+    }
+    let mut feed = topic.subscribe_after("k", first).await.unwrap();
+    assert!(matches!(feed.next().await, Some(Event::Gap { .. })));
+    for (name, count) in [
+        ("keep_cache_fills_refused_total{cache=user.user}", 1.0),
+        ("keep_cache_undecodable_total{cache=user.user}", 1.0),
+        ("keep_cache_reads_total{cache=user.user,result=absent}", 1.0),
+        ("keep_counter_buffered{counter=metrics}", 1.0),
+        ("keep_queue_jobs_total{event=dead,queue=jobs}", 2.0),
+        ("keep_queue_dead{queue=jobs}", 2.0),
+        ("keep_queue_ready{queue=jobs}", 1.0),
+        ("keep_queue_delayed{queue=jobs}", 1.0),
+        ("keep_queue_leased{queue=jobs}", 0.0),
+        ("keep_lock_lost_total{lock=payment}", 1.0),
+        ("keep_lock_wait_seconds{lock=payment}", 1.0),
+        ("keep_topic_gaps_total{topic=expert}", 1.0),
+        ("keep_topic_subscribers{topic=expert}", 1.0),
+    ] {
+        assert_eq!(
+            metered.value(name),
+            Some(count),
+            "{name}: {}",
+            metered.scrape()
+        );
+    }
+    assert!(
+        metered
+            .value("keep_queue_lag_seconds{queue=jobs}")
+            .is_some()
+    );
+    assert!(
+        metered
+            .value("keep_cache_local_bytes{cache=user.user}")
+            .is_some()
+    );
+}
+
+#[tokio::test]
+async fn nothing_but_a_queue_is_kept_on_redis_without_an_end() {
+    let (server, prefix) = (shared().await, fresh_prefix());
+    let store = server.store_with(&prefix).await;
+    use_all(store.clone()).await;
+    let forms: Progress<u8> = Progress::new(store.clone(), "form", ttl::FORM_PROGRESS);
+    forms.save("k", &1, Expect::Absent).await.unwrap();
+    let metrics = Counter::new(store, "metrics");
+    metrics.add("added", 1, ttl::METRIC).unwrap();
+    metrics.flush().await.unwrap();
+    let series = metrics.series("visits", [tower_keep::data::counter::Bucket::HOUR]);
+    series.observe("home", 7).await.unwrap();
+    let mut raw = server.raw().await;
+    let keys: Vec<String> = redis::cmd("KEYS")
+        .arg(format!("{prefix}:*"))
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    let mut kinds = std::collections::BTreeSet::new();
+    for key in keys {
+        let kind = key[prefix.len() + 1..]
+            .split(':')
+            .next()
+            .unwrap()
+            .to_owned();
+        let left: i64 = redis::cmd("PTTL")
+            .arg(&key)
+            .query_async(&mut raw)
+            .await
+            .unwrap();
+        assert!(kind == "queue" || left > 0, "{key}: {left}");
+        kinds.insert(kind);
+    }
+    let kinds: Vec<String> = kinds.into_iter().collect();
+    assert_eq!(
+        kinds,
+        ["cache", "counter", "lock", "once", "queue", "topic"]
+    );
 }

@@ -1,1 +1,155 @@
-fn main() {}
+//! 100,000 jobs drained from Redis by one worker: tower-keep beside apalis-redis and plain GETs, in turn, in one run.
+//!   bench-queue redis://127.0.0.1:7399/     empties that server: give it one of its own
+//! BENCH_N: jobs (100,000); BENCH_ROUNDS: rounds (3). Both workers take 5 and 100 jobs at a time.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use apalis_core::backend::TaskSink;
+use apalis_core::error::BoxDynError;
+use apalis_core::worker::builder::WorkerBuilder;
+use apalis_core::worker::context::WorkerContext;
+use apalis_redis::{Config, RedisStorage};
+use tower_keep::backend::redis::RedisStore;
+use tower_keep::data::queue::{Batch, Job, JobError, Queue};
+
+/// Jobs a second: enqueued, then drained.
+type Rates = (f64, f64);
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(default)
+}
+
+fn rate(number: u64, since: Instant) -> f64 {
+    number as f64 / since.elapsed().as_secs_f64()
+}
+
+/// As a worker does it: leased in batches, worked on one batch after the other, acked.
+async fn keep(url: &str, jobs: u64, batch: usize) -> Rates {
+    let store = RedisStore::builder(url)
+        .timeout(Duration::from_secs(10))
+        .open()
+        .await
+        .unwrap();
+    let queue: Queue<u64> = Queue::new(store, "drain").capacity(u64::MAX >> 12, u64::MAX >> 12);
+    let started = Instant::now();
+    queue
+        .enqueue_many((0..jobs).map(|number| Job::to(number % 20_000, number)))
+        .await
+        .unwrap();
+    let enqueued = rate(jobs, started);
+    let started = Instant::now();
+    let done = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&done);
+    let worker = queue.worker(move |batch: Batch<u64>| {
+        let count = Arc::clone(&count);
+        async move {
+            count.fetch_add(batch.jobs.len() as u64, Ordering::Relaxed);
+            Ok::<(), JobError>(())
+        }
+    });
+    let report = worker
+        .concurrency(1)
+        .batch(batch)
+        .run_until_idle()
+        .await
+        .unwrap();
+    let drained = rate(jobs, started);
+    assert_eq!(
+        (report.delivered, done.load(Ordering::Relaxed)),
+        (jobs, jobs)
+    );
+    (enqueued, drained)
+}
+
+async fn apalis(url: &str, jobs: u64, batch: usize) -> Rates {
+    let connection = apalis_redis::connect(url).await.unwrap();
+    let config = Config::default().queue("drain").batch_size(batch);
+    let mut storage = RedisStorage::new(connection).with_config(config);
+    let started = Instant::now();
+    let mut next = 0;
+    while next < jobs {
+        let end = (next + 512).min(jobs);
+        storage.push_bulk((next..end).collect()).await.unwrap();
+        next = end;
+    }
+    let enqueued = rate(jobs, started);
+    let started = Instant::now();
+    let done = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&done);
+    let work = move |_: u64, worker: WorkerContext| {
+        let count = Arc::clone(&count);
+        async move {
+            if count.fetch_add(1, Ordering::Relaxed) + 1 == jobs {
+                worker.stop().unwrap();
+            }
+            Ok::<(), BoxDynError>(())
+        }
+    };
+    let worker = WorkerBuilder::new("one").backend(storage).build(work);
+    worker.run().await.unwrap();
+    assert_eq!(done.load(Ordering::Relaxed), jobs);
+    (enqueued, rate(jobs, started))
+}
+
+async fn get(url: &str, number: u64) -> f64 {
+    let client = redis::Client::open(url).unwrap();
+    let mut plain = client.get_multiplexed_async_connection().await.unwrap();
+    let started = Instant::now();
+    for _ in 0..number {
+        let _: Option<String> = redis::cmd("GET")
+            .arg("nothing")
+            .query_async(&mut plain)
+            .await
+            .unwrap();
+    }
+    rate(number, started)
+}
+
+async fn empty(url: &str) {
+    let client = redis::Client::open(url).unwrap();
+    let mut plain = client.get_multiplexed_async_connection().await.unwrap();
+    redis::cmd("FLUSHALL").exec_async(&mut plain).await.unwrap();
+}
+
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let Some(url) = std::env::args().nth(1) else {
+        println!("bench-queue URL, of a server that may be emptied");
+        return;
+    };
+    let (jobs, rounds) = (
+        setting("BENCH_N", 100_000),
+        setting("BENCH_ROUNDS", 3).max(1),
+    );
+    let mut gets = Vec::new();
+    for batch in [5, 100] {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            gets.push(get(&url, jobs / 4).await);
+            empty(&url).await;
+            ours.push(keep(&url, jobs, batch).await);
+            empty(&url).await;
+            theirs.push(apalis(&url, jobs, batch).await);
+            empty(&url).await;
+        }
+        let plain = median(gets.clone());
+        for (name, rates) in [("tower-keep", ours), ("apalis-redis 1.0", theirs)] {
+            let (enqueued, drained): (Vec<f64>, Vec<f64>) = rates.into_iter().unzip();
+            let (enqueued, drained) = (median(enqueued), median(drained));
+            println!(
+                "{name}, {batch} at a time: enqueued {enqueued:.0} a second, drained {drained:.0} ({:.2} x GET)",
+                drained / plain
+            );
+        }
+    }
+    println!("GET, one after the other: {:.0} a second", median(gets));
+}
