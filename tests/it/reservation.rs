@@ -3,6 +3,7 @@
 mod crossing;
 mod endings;
 mod history;
+mod hot;
 mod programs;
 mod races;
 mod refusals;
