@@ -175,7 +175,7 @@ impl StoreHealth for super::redis::RedisStore {
     }
 
     fn is_refusing(&self) -> bool {
-        self.is_open_circuit()
+        self.is_away()
     }
 
     fn ping(&self) -> StoreFuture<()> {

@@ -15,6 +15,12 @@ static WRONG: Script =
     Script::new("redis.call('SET', KEYS[1], 'x') return redis.call('LPUSH', KEYS[1], 'y')");
 static FILL: Script = Script::new("return redis.call('SET', KEYS[1], ARGV[2])");
 
+/// What a replica says to a script before Redis 7, as the error of the script.
+static READ_ONLY: Script = Script::new(
+    "return redis.error_reply('ERR Error running script (call to f_abc): @user_script:1: \
+     @user_script: 1: -READONLY You can\\'t write against a read only replica.')",
+);
+
 async fn increment(store: &RedisStore) -> Result<i64, StoreErrorKind> {
     let key = store.key("count").finish();
     store
@@ -494,4 +500,144 @@ async fn a_server_that_is_slow_to_greet_is_joined_again_over_two_probes() {
     proxy.delay(Duration::from_millis(180));
     until_back(&store).await;
     assert_eq!(proxy.connections(), 2);
+}
+
+/// A call that waits for 20 ms only.
+async fn hasty(store: &RedisStore) -> Result<bytes::Bytes, StoreErrorKind> {
+    let call = store.script(&ECHO, &["k"]).arg("x");
+    let call = call.timeout(Duration::from_millis(20)).run(Reply::bytes);
+    call.await.map_err(|error| error.kind())
+}
+
+#[tokio::test]
+async fn those_who_wait_less_are_refused_alone_where_the_server_is_too_slow_for_them() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let store = behind(&proxy, 10_000).await;
+    increment(&store).await.unwrap();
+    proxy.delay(Duration::from_millis(60));
+    for _ in 0..5 {
+        assert_eq!(hasty(&store).await, Err(StoreErrorKind::TimedOut));
+    }
+    let (sent, refused) = (store.commands(), store.stats().fallbacks);
+    for _ in 0..5 {
+        assert_eq!(hasty(&store).await, Err(StoreErrorKind::Unavailable));
+    }
+    assert_eq!(store.stats().fallbacks - refused, 5);
+    assert_eq!(store.commands(), sent);
+    for expected in 2..6 {
+        assert_eq!(increment(&store).await, Ok(expected));
+    }
+    assert_eq!(proxy.connections(), 1, "a slow link is kept");
+    // An answer that would have been soon enough for them opens the door.
+    proxy.delay(Duration::ZERO);
+    let welcome = async {
+        while hasty(&store).await.is_err() {
+            increment(&store).await.unwrap();
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(20), welcome).await;
+    waited.expect("the hasty are let in again");
+}
+
+#[tokio::test]
+async fn a_probe_of_one_who_waits_less_is_carried_on_to_the_handles_timeout() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let store = behind(&proxy, 10_000).await;
+    increment(&store).await.unwrap();
+    proxy.refuse(true);
+    for _ in 0..5 {
+        assert_eq!(increment(&store).await, Err(StoreErrorKind::Unavailable));
+    }
+    proxy.refuse(false);
+    proxy.delay(Duration::from_millis(60));
+    // Only the hasty ask, and never hear an answer: the others find the door open all the same.
+    let asking = async {
+        loop {
+            let _ = hasty(&store).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            if proxy.connections() > 1 && increment(&store).await.is_ok() {
+                break;
+            }
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(20), asking).await;
+    waited.expect("what the probe learned counts for all");
+}
+
+#[tokio::test]
+async fn callers_who_hang_up_before_the_timeout_hide_no_outage() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let store = behind(&proxy, 400).await;
+    increment(&store).await.unwrap();
+    proxy.freeze();
+    let patience = Duration::from_millis(200);
+    let asking = async {
+        while !matches!(
+            tokio::time::timeout(patience, increment(&store)).await,
+            Ok(Ok(_))
+        ) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(20), asking).await;
+    waited.expect("a new connection is made");
+    assert_eq!(proxy.connections(), 2);
+}
+
+#[tokio::test]
+async fn callers_who_hang_up_on_a_healthy_server_shut_no_door() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let store = behind(&proxy, 10_000).await;
+    increment(&store).await.unwrap();
+    proxy.delay(Duration::from_millis(1_200));
+    let calls =
+        (0..20).map(|_| tokio::time::timeout(Duration::from_millis(1_050), increment(&store)));
+    let answers = futures_util::future::join_all(calls).await;
+    assert!(answers.iter().all(Result::is_err), "all have hung up");
+    proxy.delay(Duration::ZERO);
+    assert!(increment(&store).await.is_ok());
+    assert!(!store.is_open_circuit());
+}
+
+#[tokio::test]
+async fn a_script_that_may_not_write_says_so_before_redis_7_too() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let store = behind(&proxy, 5_000).await;
+    let refused = store.script(&READ_ONLY, &["k"]).run(Reply::int).await;
+    assert_eq!(refused.unwrap_err().kind(), StoreErrorKind::Unavailable);
+    assert_eq!(increment(&store).await, Ok(1));
+    assert_eq!(proxy.connections(), 2, "the name may lead elsewhere by now");
+}
+
+#[tokio::test]
+async fn a_door_that_is_not_passed_is_no_answer() {
+    let server = RedisServer::start().await;
+    // The server has 16 databases.
+    let url = format!("{}?db=99", server.url());
+    let store = RedisStore::connect(&url).await.unwrap();
+    for _ in 0..5 {
+        assert_eq!(increment(&store).await, Err(StoreErrorKind::Unavailable));
+    }
+    assert!(store.is_open_circuit());
+}
+
+#[test]
+fn a_handle_that_was_warmed_in_another_runtime_costs_no_call() {
+    let runtime = || tokio::runtime::Runtime::new().unwrap();
+    let first = runtime();
+    let (_server, store) = first.block_on(async {
+        let server = RedisServer::start().await;
+        let store = server.store_with("a").await;
+        assert_eq!(increment(&store).await, Ok(1));
+        (server, store)
+    });
+    drop(first);
+    runtime().block_on(async {
+        assert_eq!(increment(&store).await, Ok(2));
+    });
 }

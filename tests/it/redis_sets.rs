@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::unbounded_channel;
+use tower_keep::backend::fallback::Fallback;
 use tower_keep::backend::health::{StoreHealth, StoreMode};
+use tower_keep::backend::memory::MemoryStore;
 use tower_keep::backend::redis::{RedisStore, Reply, Script};
 use tower_keep::core::{ManualClock, Notice, StoreErrorKind, Timestamp};
 
-use crate::support::{RedisCluster, RedisSentinels};
+use crate::support::{Proxy, RedisCluster, RedisSentinels, RedisServer};
 
 static INCREMENT: Script = Script::new("return redis.call('INCR', KEYS[1])");
 /// Two keys of one step: while their slot is on its way they may lie apart.
@@ -215,4 +217,179 @@ async fn sentinels_lead_to_the_primary_and_after_a_failover_to_its_successor() {
     set.servers[0].restart();
     let before = until_done(&store, "x").await.0;
     assert_eq!(until_done(&store, "x").await.0, before + 1);
+}
+
+#[tokio::test]
+async fn a_sentinel_that_is_silent_hides_no_failover() {
+    let mut set = RedisSentinels::start().await;
+    let builder = RedisStore::builder(&set.url()).timeout(Duration::from_secs(2));
+    let store = builder.open().await.unwrap();
+    let (sender, mut heard) = unbounded_channel();
+    let callback = Arc::new(move |notice| drop(sender.send(notice)));
+    let _place = store.subscribe("news", callback).await.unwrap();
+    assert_eq!(heard.recv().await, Some(Notice::Restored));
+    assert_eq!(until_done(&store, "x").await.0, 1);
+    set.pause_first_sentinel();
+    set.servers[0].kill();
+    until_done(&store, "x").await;
+    assert_eq!(heard.recv().await, Some(Notice::Lost));
+    let back = tokio::time::timeout(Duration::from_secs(20), heard.recv()).await;
+    assert_eq!(back.unwrap(), Some(Notice::Restored));
+}
+
+#[tokio::test]
+async fn a_replica_that_sentinels_take_for_the_primary_is_away() {
+    let set = RedisSentinels::start().await;
+    let _: () = redis::cmd("REPLICAOF")
+        .arg(&["127.0.0.1", "1"])
+        .query_async(&mut set.servers[0].raw().await)
+        .await
+        .unwrap();
+    let builder = RedisStore::builder(&set.url()).timeout(Duration::from_secs(5));
+    let store = builder.open().await.unwrap();
+    for _ in 0..5 {
+        assert_eq!(
+            increment(&store, "x").await,
+            Err(StoreErrorKind::Unavailable)
+        );
+    }
+    assert!(store.is_open_circuit());
+    assert_eq!(store.commands(), 0);
+}
+
+/// A server that accepts and says nothing.
+async fn silent() -> RedisServer {
+    let server = RedisServer::start().await;
+    server.pause();
+    server
+}
+
+#[tokio::test]
+async fn a_cluster_is_joined_though_the_first_node_of_its_url_is_silent() {
+    let (cluster, silent) = (RedisCluster::start(2, false).await, silent().await);
+    let others = cluster.url();
+    let others = others.strip_prefix("redis+cluster://").unwrap();
+    let url = format!("redis+cluster://{},{others}", silent.address());
+    let store = RedisStore::connect(&url).await.unwrap();
+    assert_eq!(until_done(&store, "x").await.0, 1);
+}
+
+#[tokio::test]
+async fn a_cluster_that_is_silent_from_the_start_costs_a_few_timeouts_and_then_none() {
+    let cluster = RedisCluster::start(1, false).await;
+    let builder = RedisStore::builder(&cluster.url()).timeout(Duration::from_millis(200));
+    let redis = builder.open().await.unwrap();
+    let store = Fallback::new(redis.clone(), MemoryStore::new());
+    cluster.nodes[0].pause();
+    let started = Instant::now();
+    while !redis.is_open_circuit() {
+        let failed = increment(&redis, "x").await;
+        assert_eq!(failed, Err(StoreErrorKind::Unavailable));
+        assert!(started.elapsed() < Duration::from_secs(20));
+    }
+    let before = store.stats();
+    assert_eq!(
+        (before.mode, before.reachable),
+        (StoreMode::Fallback, false)
+    );
+    assert!(before.errors >= 1);
+    let call = redis.script(&INCREMENT, &[key(&redis, "x", "n")]);
+    let refused = call.run(Reply::int).await.unwrap_err();
+    assert_eq!(refused.kind(), StoreErrorKind::Unavailable);
+    assert!(refused.retry_after_secs() >= 1);
+    assert_eq!(store.stats().fallbacks - before.fallbacks, 1);
+    assert_eq!(redis.commands(), 0);
+    cluster.nodes[0].resume();
+    until_done(&redis, "x").await;
+    assert_eq!(store.mode(), StoreMode::Redis);
+}
+
+#[tokio::test]
+async fn a_cluster_that_is_too_far_for_every_caller_is_joined_all_the_same() {
+    let cluster = RedisCluster::start(1, false).await;
+    let proxy = Proxy::before(cluster.nodes[0].address()).await;
+    proxy.delay(Duration::from_millis(60));
+    let url = format!("redis+cluster://{}", proxy.address());
+    let store = RedisStore::connect(&url).await.unwrap();
+    let key = key(&store, "x", "n");
+    let started = Instant::now();
+    loop {
+        // Less than a greeting through the proxy and the map take.
+        let call = store.script(&INCREMENT, &[&key]);
+        let call = call.timeout(Duration::from_millis(50));
+        if call.run(Reply::int).await.is_ok() {
+            break;
+        }
+        assert!(started.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(proxy.connections(), 1, "one connection for all of them");
+}
+
+#[tokio::test]
+async fn a_cluster_answers_what_any_node_may_answer_while_one_is_away() {
+    let mut cluster = RedisCluster::start(2, false).await;
+    cluster.set("cluster-require-full-coverage", "no").await;
+    let redis = cluster.store(&clock()).await;
+    let store = Fallback::new(redis.clone(), MemoryStore::new());
+    redis.ping().await.unwrap();
+    cluster.nodes[0].kill();
+    let started = Instant::now();
+    while redis.ping().await.is_err() {
+        assert!(started.elapsed() < Duration::from_secs(20));
+    }
+    redis.publish("news", &"x".into()).await.unwrap();
+    assert!(redis.is_open_circuit());
+    assert_eq!(store.mode(), StoreMode::Redis, "the other one serves");
+}
+
+#[tokio::test]
+async fn nodes_whose_hosts_nobody_tells_are_on_the_host_of_the_teller() {
+    let cluster = RedisCluster::start(2, false).await;
+    for unknown in ["unknown-endpoint", "hostname"] {
+        cluster.set("cluster-preferred-endpoint-type", "ip").await;
+        let store = cluster.store(&clock()).await;
+        let key = key(&store, "moving", "n");
+        assert_eq!(until_done(&store, "moving").await.0, 1);
+        cluster
+            .set("cluster-preferred-endpoint-type", unknown)
+            .await;
+        let (slot, from) = cluster.home(&key).await;
+        cluster.move_slot(slot, from, 1 - from).await;
+        assert_eq!(increment(&store, "moving").await, Ok(2), "{unknown}");
+        let other = cluster.store(&clock()).await;
+        for tag in 0..20 {
+            assert_eq!(
+                increment(&other, &tag.to_string()).await,
+                Ok(1),
+                "{unknown}"
+            );
+        }
+        cluster.move_slot(slot, 1 - from, from).await;
+    }
+}
+
+#[tokio::test]
+async fn a_call_whose_keys_stay_apart_is_not_sent_after_its_time() {
+    let cluster = RedisCluster::start(2, false).await;
+    let store = cluster.store(&clock()).await;
+    let keys = ["a", "b"].map(|name| key(&store, "moving", name));
+    let call = store.script(&BOTH, &keys);
+    assert_eq!(call.run(Reply::int).await.unwrap(), 1);
+    let (slot, from) = cluster.home(&keys[0]).await;
+    cluster.half_move_slot(slot, from, 1 - from, &keys[0]).await;
+    let started = Instant::now();
+    let mut in_a_row = 0;
+    // Each may run out while it is asked for the last time, on a busy machine; not all of them.
+    while in_a_row < 5 {
+        let call = store
+            .script(&BOTH, &keys)
+            .timeout(Duration::from_millis(95));
+        let refused = call.run(Reply::int).await.unwrap_err();
+        in_a_row = match refused.kind() {
+            StoreErrorKind::Unavailable => in_a_row + 1,
+            _ => 0,
+        };
+        assert!(started.elapsed() < Duration::from_secs(20));
+    }
 }

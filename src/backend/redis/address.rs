@@ -12,8 +12,11 @@ const SERVER_PORT: u16 = 6379;
 pub(super) enum Address {
     Server(ConnectionInfo),
     Sentinels(SentinelsAddress),
-    /// Nodes to ask for the others.
-    Cluster(Vec<ConnectionInfo>),
+    /// Nodes to ask for the others, and how to pass the door of each.
+    Cluster {
+        door: ConnectionInfo,
+        nodes: Vec<ConnectionInfo>,
+    },
 }
 
 /// Sentinels, the name of the primary they watch over, and how to pass that one's door.
@@ -46,7 +49,9 @@ fn parse_cluster(rest: &str) -> Result<Address, RedisError> {
         .split(',')
         .map(|host| one_server(&format!("redis://{door}{}/", with_port(host, SERVER_PORT))))
         .collect::<Result<Vec<_>, _>>()?;
-    Ok(Address::Cluster(nodes))
+    let door = nodes.first().cloned();
+    let door = door.ok_or_else(|| unusable("a cluster URL names a node"))?;
+    Ok(Address::Cluster { door, nodes })
 }
 
 /// `[user:password@]host:port,host:port…/name[/db][?sentinel_username=…&sentinel_password=…]`.
@@ -135,7 +140,7 @@ mod tests {
     #[test]
     fn a_cluster_url_names_nodes_behind_one_door() {
         let url = "redis+cluster://me:p%40ss@a,b:7001,[::1]:7002";
-        let Ok(Address::Cluster(nodes)) = Address::parse(url) else {
+        let Ok(Address::Cluster { nodes, .. }) = Address::parse(url) else {
             panic!("a cluster");
         };
         let places: Vec<String> = nodes.iter().map(place).collect();

@@ -1,39 +1,84 @@
 //! The nodes of a cluster: who has which slot, learned from the nodes themselves and from their redirections.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use redis::aio::PubSub;
 use redis::{Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, RedisError, ServerErrorKind, Value};
+use tokio::sync::watch;
 
-use super::address::unusable;
-use super::error;
+use super::asking::first_answer;
+use super::error::{self, away};
+use super::gate::Gate;
 use super::meter::Meter;
-use super::node::{Node, Origin, Refusal, Request};
+use super::node::{Node, Refusal, Request};
+use super::server::{CONNECT_TIMEOUT, Origin};
 use super::slots::{Range, SLOTS, Slot, parse_slots};
 use crate::core::telemetry::{count, debug};
 use crate::core::{StoreError, StoreErrorKind};
 
 /// The map is asked for at most this often, however many calls find it wrong.
 const REFRESH_EVERY: Duration = Duration::from_millis(200);
-/// The longest that one node is waited for when it is asked for the map.
-const MAP_WITHIN: Duration = Duration::from_millis(500);
 const MOST_REDIRECTIONS: usize = 8;
 /// While a slot is on its way, keys of one step may lie on both nodes: asked again after this time.
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 pub(super) struct Cluster {
     /// The nodes of the URL.
-    seeds: Vec<ConnectionInfo>,
+    seeds: Vec<Arc<Node>>,
+    /// How to pass a node's door: all have the same.
+    door: ConnectionInfo,
     map: RwLock<Map>,
-    refreshing: tokio::sync::Mutex<()>,
-    /// A refresh is under way or was, at this moment.
-    refreshed: Mutex<Option<Instant>>,
-    is_refreshing: AtomicBool,
+    /// Who may wait for a map that is not known yet.
+    gate: Gate,
+    refresh: Mutex<Refresh>,
+    /// Told at the end of each refresh.
+    refreshed: watch::Sender<()>,
     meter: Arc<Meter>,
+}
+
+/// The question for the map: asked by a task of its own, so that an impatient caller does not end it.
+#[derive(Default)]
+struct Refresh {
+    is_running: bool,
+    ended: Option<Instant>,
+    /// Why the last one failed.
+    why: Option<String>,
+}
+
+/// A refresh under way. It ends with its task, also where that is dropped with its runtime.
+struct Refreshing {
+    cluster: Arc<Cluster>,
+    failed: Option<String>,
+}
+
+impl Refreshing {
+    async fn run(&mut self) {
+        self.failed = match self.cluster.ask_for_map().await {
+            Ok(()) => None,
+            Err(error) => {
+                debug!(error = %error, "no node tells who has which slot");
+                Some(error.to_string())
+            }
+        };
+    }
+}
+
+impl Drop for Refreshing {
+    fn drop(&mut self) {
+        let cluster = &self.cluster;
+        match self.failed {
+            None => cluster.gate.settle_answered(),
+            Some(_) => drop(cluster.gate.settle_failed()),
+        }
+        *cluster.refresh.lock() = Refresh {
+            is_running: false,
+            ended: Some(Instant::now()),
+            why: self.failed.take(),
+        };
+        cluster.refreshed.send_replace(());
+    }
 }
 
 struct Map {
@@ -45,17 +90,25 @@ struct Map {
 const NOBODY: u16 = u16::MAX;
 
 impl Cluster {
-    pub(super) fn new(seeds: Vec<ConnectionInfo>, meter: Arc<Meter>) -> Self {
+    /// `patience` is the handle's timeout.
+    pub(super) fn new(
+        door: ConnectionInfo,
+        seeds: Vec<ConnectionInfo>,
+        patience: Duration,
+        meter: Arc<Meter>,
+    ) -> Self {
+        let node = |seed| Arc::new(Node::new(Origin::Fixed(seed), patience, Arc::clone(&meter)));
         let map = Map {
             nodes: Vec::new(),
             slots: vec![NOBODY; SLOTS].into(),
         };
         Self {
-            seeds,
+            seeds: seeds.into_iter().map(node).collect(),
+            door,
             map: RwLock::new(map),
-            refreshing: tokio::sync::Mutex::default(),
-            refreshed: Mutex::default(),
-            is_refreshing: AtomicBool::new(false),
+            gate: Gate::new(patience),
+            refresh: Mutex::default(),
+            refreshed: watch::Sender::default(),
             meter,
         }
     }
@@ -70,8 +123,14 @@ impl Cluster {
         let began = Instant::now();
         let mut node = self.node_of(slot, timeout).await?;
         let mut redirections = 0;
+        let mut nothing_done = None;
         loop {
             let rest = timeout.saturating_sub(began.elapsed());
+            if redirections > MOST_REDIRECTIONS || rest.is_zero() {
+                // Not sent once more just to run out: that nothing was done is known so far.
+                let why = nothing_done.unwrap_or_else(|| away("the map came too late"));
+                return Err(error::with_source(StoreErrorKind::Unavailable, why));
+            }
             let error = match node.call(&request, rest).await {
                 Ok(answer) => return Ok(answer),
                 Err(Refusal::Elsewhere(error)) => error,
@@ -83,40 +142,46 @@ impl Cluster {
                     return Err(error);
                 }
             };
-            if redirections == MOST_REDIRECTIONS || rest.is_zero() {
-                return Err(error::with_source(StoreErrorKind::Unavailable, error));
-            }
-            match self.redirected(&error) {
+            match self.redirected(&node, &error) {
                 Some((other, asking)) => {
                     (node, request.asking) = (other, asking);
                     redirections += 1;
                 }
                 None => tokio::time::sleep(TRY_AGAIN_AFTER.min(rest)).await,
             }
+            nothing_done = Some(error);
         }
     }
 
-    /// Says whether calls to one of the nodes are being refused.
-    pub(super) fn is_open_circuit(&self) -> bool {
+    /// Says whether some calls are refused, to one of the nodes or to all.
+    pub(super) fn refuses_some(&self) -> bool {
         let map = self.map.read();
-        map.nodes.iter().any(|node| node.is_open_circuit())
+        self.gate.is_shut() || map.nodes.iter().any(|node| node.refuses_some())
+    }
+
+    /// Says whether every call is refused.
+    pub(super) fn is_shut(&self) -> bool {
+        let map = self.map.read();
+        if map.nodes.is_empty() {
+            return self.gate.is_shut();
+        }
+        map.nodes.iter().all(|node| node.is_shut())
     }
 
     pub(super) async fn listen(&self) -> Result<PubSub, RedisError> {
-        let mut last = unusable("no node is known");
-        for node in self.to_ask() {
-            match node.listen().await {
-                Ok(connection) => return Ok(connection),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+        let nodes = self.to_ask().into_iter();
+        first_answer(nodes.map(|node| async move { node.listen().await })).await
     }
 
     /// Follows MOVED (remembered, and a sign that more has moved) and ASK (for this one call). `None`: try again.
-    fn redirected(self: &Arc<Self>, error: &RedisError) -> Option<(Arc<Node>, bool)> {
+    fn redirected(
+        self: &Arc<Self>,
+        told_by: &Node,
+        error: &RedisError,
+    ) -> Option<(Arc<Node>, bool)> {
         let (place, slot) = error.redirect_node()?;
         let (host, port) = place.rsplit_once(':')?;
+        let host = or_own(host, told_by);
         let port = port.parse().ok()?;
         let asking = error.kind() == ErrorKind::Server(ServerErrorKind::Ask);
         let mut map = self.map.write();
@@ -133,76 +198,96 @@ impl Cluster {
         Some((node, asking))
     }
 
+    /// Returns the node that has the slot. Where no map is known, it is waited for behind a gate of its own.
     async fn node_of(
-        &self,
+        self: &Arc<Self>,
         slot: Option<Slot>,
         timeout: Duration,
     ) -> Result<Arc<Node>, StoreError> {
         if let Some(node) = self.known(slot) {
             return Ok(node);
         }
-        let refreshed = tokio::time::timeout(timeout, self.refresh()).await;
-        let away = || StoreError::new(StoreErrorKind::Unavailable);
-        match refreshed {
-            Ok(Ok(())) => self.known(slot).ok_or_else(away),
-            Ok(Err(error)) => Err(error::with_source(StoreErrorKind::Unavailable, error)),
-            Err(_elapsed) => Err(away()),
+        let refused = |until_probe| {
+            let refused = StoreError::new(StoreErrorKind::Unavailable);
+            refused.retry_after(until_probe)
+        };
+        let ticket = self.gate.admit(timeout).map_err(|until_probe| {
+            self.meter.refused();
+            refused(until_probe)
+        })?;
+        let began = Instant::now();
+        let mut until_probe = Duration::ZERO;
+        // Whoever reports for this call, there is somebody: a refresh does so at its end.
+        let mut refreshed = self.refreshed.subscribe();
+        self.gate.owe(ticket);
+        if self.refresh_soon() {
+            let ended = tokio::time::timeout(timeout, refreshed.changed()).await;
+            if ended.is_err() {
+                until_probe = self.gate.was_hasty(ticket, timeout);
+            }
+        } else if !self.is_mapped() {
+            until_probe = self.gate.settle_failed().until_probe;
         }
+        if let Some(node) = self.known(slot) {
+            return Ok(node);
+        }
+        let kind = StoreErrorKind::Unavailable;
+        self.meter.ended(began.elapsed(), Some(kind));
+        let why = self.refresh.lock().why.clone();
+        let why = why.unwrap_or_else(|| "no node is known that has the slot".to_owned());
+        Err(StoreError::with_source(kind, why).retry_after(until_probe))
+    }
+
+    fn is_mapped(&self) -> bool {
+        !self.map.read().nodes.is_empty()
     }
 
     fn known(&self, slot: Option<Slot>) -> Option<Arc<Node>> {
         let map = self.map.read();
-        let index = match slot {
-            Some(slot) => map.slots[usize::from(slot)],
-            // Any node that has slots will do.
-            None => *map.slots.iter().find(|index| **index != NOBODY)?,
+        let Some(slot) = slot else {
+            // Any node will do, one that answers rather than one that does not.
+            let answering = map.nodes.iter().find(|node| !node.is_shut());
+            return answering.or(map.nodes.first()).cloned();
         };
+        let index = map.slots[usize::from(slot)];
         map.nodes.get(usize::from(index)).cloned()
     }
 
-    /// Asks for the map in the background, unless that was done just now.
-    fn refresh_soon(self: &Arc<Self>) {
-        if self.asked_just_now() || self.is_refreshing.swap(true, Ordering::AcqRel) {
-            return;
+    /// Asks for the map on a task of its own, unless that was done just now. Says whether such a task is under way.
+    fn refresh_soon(self: &Arc<Self>) -> bool {
+        let mut refresh = self.refresh.lock();
+        if refresh.is_running {
+            return true;
         }
-        let cluster = Arc::clone(self);
-        tokio::spawn(async move {
-            if let Err(_error) = cluster.refresh().await {
-                debug!(error = %_error, "no node tells who has which slot");
-            }
-            cluster.is_refreshing.store(false, Ordering::Release);
-        });
+        if refresh.ended.is_some_and(|at| at.elapsed() < REFRESH_EVERY) {
+            return false;
+        }
+        refresh.is_running = true;
+        drop(refresh);
+        let mut refreshing = Refreshing {
+            cluster: Arc::clone(self),
+            failed: Some("the question for the map was dropped".to_owned()),
+        };
+        tokio::spawn(async move { refreshing.run().await });
+        true
     }
 
-    fn asked_just_now(&self) -> bool {
-        let refreshed = *self.refreshed.lock();
-        refreshed.is_some_and(|at| at.elapsed() < REFRESH_EVERY)
-    }
-
-    /// Asks one node after the other for the map; callers who come meanwhile share the answer.
-    async fn refresh(&self) -> Result<(), RedisError> {
-        let _turn = self.refreshing.lock().await;
-        if self.asked_just_now() {
-            return Ok(());
-        }
-        let mut question = Cmd::new();
-        question.arg(b"CLUSTER").arg(b"SLOTS");
-        let mut last = unusable("no node is known");
-        for node in self.to_ask() {
-            let answer = tokio::time::timeout(MAP_WITHIN, node.ask(&question)).await;
-            match answer.map(|answer| answer.and_then(parse_slots)) {
-                Ok(Ok(ranges)) if !ranges.is_empty() => {
-                    self.learn(&node, &ranges);
-                    *self.refreshed.lock() = Some(Instant::now());
-                    return Ok(());
-                }
-                Ok(Ok(_)) => last = unusable("a node knows of no slots"),
-                Ok(Err(error)) => last = error,
-                Err(_elapsed) => last = unusable("a node did not tell the map in time"),
+    async fn ask_for_map(&self) -> Result<(), RedisError> {
+        let nodes = self.to_ask().into_iter();
+        let (node, ranges) = first_answer(nodes.map(|node| async move {
+            let mut question = Cmd::new();
+            question.arg(b"CLUSTER").arg(b"SLOTS");
+            let answer = tokio::time::timeout(CONNECT_TIMEOUT, node.ask(&question)).await;
+            let late = |_elapsed| away("a node did not tell the map in time");
+            let ranges = parse_slots(answer.map_err(late)??)?;
+            if ranges.is_empty() {
+                return Err(away("a node knows of no slots"));
             }
-        }
-        *self.refreshed.lock() = Some(Instant::now());
-        Err(last)
+            Ok((node, ranges))
+        }))
+        .await?;
+        self.learn(&node, &ranges);
+        Ok(())
     }
 
     /// Replaces the map. Nodes that stay keep their connections and breakers.
@@ -211,13 +296,7 @@ impl Cluster {
         let mut nodes = Vec::new();
         let mut slots = vec![NOBODY; SLOTS];
         for range in ranges {
-            let own;
-            let host = if range.host.is_empty() {
-                own = told_by.host();
-                own.as_str()
-            } else {
-                &range.host
-            };
+            let host = or_own(&range.host, told_by);
             let known = map.nodes.iter().find(|node| node.is_at(host, range.port));
             if let Some(known) = known
                 && !nodes
@@ -237,36 +316,37 @@ impl Cluster {
 
     /// Returns the index of the node at that place, made where it is not known.
     fn place(&self, nodes: &mut Vec<Arc<Node>>, host: &str, port: u16) -> usize {
-        if let Some(index) = nodes.iter().position(|node| node.is_at(host, port)) {
+        let mut known = nodes.iter();
+        if let Some(index) = known.position(|node| node.is_at(host, port)) {
             return index;
         }
-        nodes.push(self.node(ConnectionAddr::Tcp(host.to_owned(), port)));
+        let seed = self.seeds.iter().find(|node| node.is_at(host, port));
+        nodes.push(seed.cloned().unwrap_or_else(|| {
+            let address = ConnectionAddr::Tcp(host.to_owned(), port);
+            let origin = Origin::Fixed(self.door.clone().set_addr(address));
+            let meter = Arc::clone(&self.meter);
+            Arc::new(Node::new(origin, self.gate.patience(), meter))
+        }));
         nodes.len() - 1
     }
 
-    fn node(&self, address: ConnectionAddr) -> Arc<Node> {
-        // All nodes have the same door.
-        let address = self.seeds[0].clone().set_addr(address);
-        Arc::new(Node::new(Origin::Fixed(address), Arc::clone(&self.meter)))
-    }
-
     /// The nodes of the map, those that answer first, then those of the URL.
-    fn to_ask(&self) -> VecDeque<Arc<Node>> {
-        let mut nodes = VecDeque::new();
-        for node in &self.map.read().nodes {
-            if node.is_open_circuit() {
-                nodes.push_back(Arc::clone(node));
-            } else {
-                nodes.push_front(Arc::clone(node));
-            }
-        }
+    fn to_ask(&self) -> Vec<Arc<Node>> {
+        let mut nodes = self.map.read().nodes.clone();
+        nodes.sort_by_key(|node| node.is_shut());
         for seed in &self.seeds {
-            if let ConnectionAddr::Tcp(host, port) = seed.addr()
-                && !nodes.iter().any(|node| node.is_at(host, *port))
-            {
-                nodes.push_back(self.node(seed.addr().clone()));
+            if !nodes.iter().any(|node| Arc::ptr_eq(node, seed)) {
+                nodes.push(Arc::clone(seed));
             }
         }
         nodes
+    }
+}
+
+/// A node whose host the teller does not know, or does not tell, is on the teller's own.
+fn or_own<'a>(host: &'a str, told_by: &'a Node) -> &'a str {
+    match host {
+        "" | "?" => told_by.host(),
+        host => host,
     }
 }

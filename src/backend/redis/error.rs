@@ -1,5 +1,7 @@
 //! The driver's errors in our words: what is known of the effect.
 
+use std::io;
+
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 use crate::core::{StoreError, StoreErrorKind};
@@ -19,11 +21,11 @@ pub(super) enum Meaning {
 pub(super) fn meaning(error: &RedisError) -> Meaning {
     match error.kind() {
         ErrorKind::Server(ServerErrorKind::NoScript) => Meaning::NoScript,
+        _ if is_read_only(error) => Meaning::Away,
         ErrorKind::Server(
             ServerErrorKind::BusyLoading
             | ServerErrorKind::ClusterDown
-            | ServerErrorKind::MasterDown
-            | ServerErrorKind::ReadOnly,
+            | ServerErrorKind::MasterDown,
         ) => Meaning::Away,
         ErrorKind::Server(
             ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::TryAgain,
@@ -35,10 +37,9 @@ pub(super) fn meaning(error: &RedisError) -> Meaning {
         ErrorKind::Server(_) | ErrorKind::Extension if is_out_of_memory(error) => {
             Meaning::Refused(StoreErrorKind::Full)
         }
-        ErrorKind::Server(_)
-        | ErrorKind::Extension
-        | ErrorKind::UnexpectedReturnType
-        | ErrorKind::InvalidClientConfig => Meaning::Refused(StoreErrorKind::Failed),
+        ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType => {
+            Meaning::Refused(StoreErrorKind::Failed)
+        }
         _ => Meaning::Away,
     }
 }
@@ -49,10 +50,31 @@ pub(super) fn ends_connection(error: &RedisError) -> bool {
     error.is_io_error()
         || error.is_connection_dropped()
         || error.is_unrecoverable_error()
-        || matches!(
-            error.kind(),
-            ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown)
-        )
+        || error.kind() == ErrorKind::Server(ServerErrorKind::MasterDown)
+        || is_read_only(error)
+}
+
+/// A replica takes no write. Before Redis 7 a script comes that far, and the refusal is inside its error.
+fn is_read_only(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
+        || error
+            .detail()
+            .is_some_and(|detail| detail.contains("READONLY You can't write"))
+}
+
+/// There is no server to be had that could be asked.
+pub(super) fn away(why: &'static str) -> RedisError {
+    io::Error::new(io::ErrorKind::NotConnected, why).into()
+}
+
+/// Whatever was said before a connection was ready is no answer to a call.
+pub(super) fn unreached(error: RedisError) -> RedisError {
+    match meaning(&error) {
+        Meaning::Away => error,
+        Meaning::NoScript | Meaning::Elsewhere | Meaning::Refused(_) => {
+            io::Error::new(io::ErrorKind::NotConnected, error).into()
+        }
+    }
 }
 
 /// At `maxmemory` a write is refused with OOM, also from inside a script.
@@ -124,6 +146,11 @@ mod tests {
                 "READONLY You can't write against a read only replica.",
                 true,
             ),
+            (
+                "ERR Error running script (call to f_abc): @user_script:1: @user_script: 1: \
+                 -READONLY You can't write against a read only replica.",
+                true,
+            ),
         ];
         for (line, is_left) in lines {
             let error = said(line);
@@ -132,6 +159,16 @@ mod tests {
         }
         let lost = RedisError::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
         assert!(matches!(meaning(&lost), Meaning::Away) && ends_connection(&lost));
+    }
+
+    #[test]
+    fn what_goes_wrong_before_a_connection_is_ready_is_no_answer() {
+        let answers = ["ERR DB index is out of range", "NOPERM no"];
+        let early = answers.map(|line| unreached(said(line)));
+        for error in early.into_iter().chain([away("not the primary")]) {
+            assert!(matches!(meaning(&error), Meaning::Away), "{error}");
+            assert!(ends_connection(&error), "{error}");
+        }
     }
 
     #[test]

@@ -10,8 +10,9 @@ use super::address::Address;
 use super::cluster::Cluster;
 use super::error;
 use super::meter::Meter;
-use super::node::{Node, Origin, Refusal, Request};
+use super::node::{Node, Refusal, Request};
 use super::sentinel::Sentinels;
+use super::server::Origin;
 use super::slots::{Slot, slot_of};
 use crate::core::{StoreError, StoreErrorKind};
 
@@ -21,20 +22,21 @@ pub(super) struct Link {
 }
 
 enum Topology {
-    One(Node),
+    One(Arc<Node>),
     Many(Arc<Cluster>),
 }
 
 impl Link {
-    /// Understands the address; nothing is sent.
-    pub(super) fn new(url: &str) -> Result<Self, RedisError> {
+    /// Understands the address; nothing is sent. `patience` is the handle's timeout.
+    pub(super) fn new(url: &str, patience: Duration) -> Result<Self, RedisError> {
         let meter = Arc::<Meter>::default();
-        let one = |origin| Topology::One(Node::new(origin, Arc::clone(&meter)));
+        let one = |origin| Topology::One(Arc::new(Node::new(origin, patience, Arc::clone(&meter))));
         let topology = match Address::parse(url)? {
             Address::Server(address) => one(Origin::Fixed(address)),
             Address::Sentinels(address) => one(Origin::Sentinels(Sentinels::new(address))),
-            Address::Cluster(nodes) => {
-                Topology::Many(Arc::new(Cluster::new(nodes, Arc::clone(&meter))))
+            Address::Cluster { door, nodes } => {
+                let cluster = Cluster::new(door, nodes, patience, Arc::clone(&meter));
+                Topology::Many(Arc::new(cluster))
             }
         };
         Ok(Self { topology, meter })
@@ -51,6 +53,7 @@ impl Link {
         let request = Request {
             command,
             with_source,
+            timeout,
             asking: false,
         };
         match &self.topology {
@@ -88,11 +91,19 @@ impl Link {
         &self.meter
     }
 
-    /// Says whether calls are being refused, on a cluster: calls to one of its nodes.
-    pub(super) fn is_open_circuit(&self) -> bool {
+    /// Says whether some calls are being refused; on a cluster: of one of its nodes.
+    pub(super) fn refuses_some(&self) -> bool {
         match &self.topology {
-            Topology::One(node) => node.is_open_circuit(),
-            Topology::Many(cluster) => cluster.is_open_circuit(),
+            Topology::One(node) => node.refuses_some(),
+            Topology::Many(cluster) => cluster.refuses_some(),
+        }
+    }
+
+    /// Says whether every call is being refused; on a cluster: of all its nodes.
+    pub(super) fn is_shut(&self) -> bool {
+        match &self.topology {
+            Topology::One(node) => node.is_shut(),
+            Topology::Many(cluster) => cluster.is_shut(),
         }
     }
 

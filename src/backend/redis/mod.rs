@@ -1,7 +1,8 @@
-//! State on a Redis server: one multiplexed connection that comes back by itself, scripts, a breaker per handle.
+//! State on a Redis server: a multiplexed connection that comes back by itself, scripts, a breaker; one of each per node.
 //!
 //! A call never waits longer than its timeout (500 ms, a part may set less), is never sent twice after an
-//! unknown outcome, and is refused at once while the breaker is open. The handle opens while the server is
+//! unknown outcome, and is refused at once while the breaker is open. Calls that wait less than the handle have a
+//! breaker of their own: what is too slow for them is not away. The handle opens while the server is
 //! away and joins it by itself; a connection that ends while nobody uses it is replaced before the next call.
 //!
 //! ```no_run
@@ -19,9 +20,11 @@
 //! ```
 
 mod address;
+mod asking;
 mod call;
 mod cluster;
 mod error;
+mod gate;
 mod link;
 mod meter;
 mod node;
@@ -29,6 +32,7 @@ mod notices;
 mod reply;
 mod script;
 mod sentinel;
+mod server;
 mod slots;
 mod store;
 

@@ -1,25 +1,27 @@
 //! Asks sentinels where the primary is, at each connection: after a failover the next one leads to its successor.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, ConnectionAddr, ConnectionInfo, RedisError, Value};
 
-use super::address::{SentinelsAddress, unusable};
-use super::node::connect;
-use crate::core::telemetry::debug;
+use super::address::SentinelsAddress;
+use super::asking::first_answer;
+use super::error::away;
+use super::server::connect;
 
 /// Sentinels that watch over one primary.
 pub(super) struct Sentinels {
-    address: SentinelsAddress,
-    /// The one that answered last is asked first.
+    address: Arc<SentinelsAddress>,
+    /// The one that led right last is asked first.
     first: AtomicUsize,
 }
 
 impl Sentinels {
     pub(super) fn new(address: SentinelsAddress) -> Self {
         Self {
-            address,
+            address: Arc::new(address),
             first: AtomicUsize::new(0),
         }
     }
@@ -28,45 +30,47 @@ impl Sentinels {
         self.address.server.redis_settings().db()
     }
 
-    /// Returns the address of the primary as the first sentinel that answers has it.
-    pub(super) async fn primary(&self) -> Result<ConnectionInfo, RedisError> {
+    /// Returns the address of the primary as the first sentinel that answers has it, and the number of that one.
+    ///
+    /// The next attempt begins with another: this one may be behind, and lead where no primary is any more. Where it
+    /// led right, [`Sentinels::trust`] says so.
+    pub(super) async fn primary(&self) -> Result<(ConnectionInfo, usize), RedisError> {
         let count = self.address.sentinels.len();
-        let first = self.first.load(Ordering::Relaxed);
-        let mut last = unusable("no sentinel knows the primary");
-        for index in (0..count).map(|index| (first + index) % count) {
-            match self.ask(&self.address.sentinels[index]).await {
-                Ok(found) => {
-                    self.first.store(index, Ordering::Relaxed);
-                    return Ok(found);
-                }
-                Err(error) => {
-                    debug!(error = %error, "a sentinel does not know the primary");
-                    last = error;
-                }
-            }
-        }
-        Err(last)
+        let first = self.first.fetch_add(1, Ordering::Relaxed) % count;
+        let all = (0..count).map(|place| (first + place) % count);
+        first_answer(all.map(|index| {
+            let address = Arc::clone(&self.address);
+            async move { Ok((ask(&address, index).await?, index)) }
+        }))
+        .await
     }
 
-    async fn ask(&self, sentinel: &ConnectionInfo) -> Result<ConnectionInfo, RedisError> {
-        let (mut connection, driver) = connect(sentinel).await?;
-        let question = async move {
-            let mut question = Cmd::new();
-            question.arg(b"SENTINEL").arg(b"get-master-addr-by-name");
-            question.arg(&self.address.name);
-            connection.send_packed_command(&question).await
-        };
-        let answer = tokio::select! {
-            answer = question => answer?.extract_error()?,
-            () = driver => return Err(unusable("the sentinel hung up")),
-        };
-        let (host, port): (String, u16) = match answer {
-            Value::Nil => return Err(unusable("the sentinel does not know that name")),
-            answer => redis::from_redis_value(answer)?,
-        };
-        let address = ConnectionAddr::Tcp(host, port);
-        Ok(self.address.server.clone().set_addr(address))
+    /// Asks this one first from now on.
+    pub(super) fn trust(&self, index: usize) {
+        self.first.store(index, Ordering::Relaxed);
     }
+}
+
+async fn ask(address: &SentinelsAddress, index: usize) -> Result<ConnectionInfo, RedisError> {
+    let (mut connection, driver) = connect(&address.sentinels[index]).await?;
+    let question = async move {
+        let mut question = Cmd::new();
+        question.arg(b"SENTINEL").arg(b"get-master-addr-by-name");
+        question.arg(&address.name);
+        connection.send_packed_command(&question).await
+    };
+    let answer = tokio::select! {
+        answer = question => answer?.extract_error()?,
+        () = driver => return Err(away("the sentinel hung up")),
+    };
+    let (host, port): (String, u16) = match answer {
+        Value::Nil => return Err(away("the sentinel does not know that name")),
+        answer => redis::from_redis_value(answer)?,
+    };
+    Ok(address
+        .server
+        .clone()
+        .set_addr(ConnectionAddr::Tcp(host, port)))
 }
 
 /// Fails where the server is not (or no longer) a primary: sentinels may be behind, and a replica takes no write.
@@ -78,6 +82,6 @@ pub(super) async fn check_role(connection: &mut MultiplexedConnection) -> Result
         Value::Array(fields) if matches!(fields.first(), Some(Value::BulkString(role)) if role == b"master") => {
             Ok(())
         }
-        _ => Err(unusable("the server is not the primary")),
+        _ => Err(away("the server is not the primary")),
     }
 }

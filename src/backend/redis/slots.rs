@@ -2,7 +2,7 @@
 
 use redis::Value;
 
-use super::address::unusable;
+use super::error::away;
 
 pub(super) const SLOTS: usize = 16_384;
 
@@ -54,7 +54,7 @@ static TABLE: [u16; 256] = {
 
 /// Reads the answer to CLUSTER SLOTS; the replicas in it are not asked.
 pub(super) fn parse_slots(answer: Value) -> Result<Vec<Range>, redis::RedisError> {
-    let wrong = || unusable("the answer to CLUSTER SLOTS cannot be understood");
+    let wrong = || away("the answer to CLUSTER SLOTS cannot be understood");
     let Value::Array(rows) = answer else {
         return Err(wrong());
     };

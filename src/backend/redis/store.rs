@@ -53,6 +53,8 @@ impl RedisStore {
     ///   of their own);
     /// - `redis+cluster://[user:password@]host:port,host:port`: a cluster that these nodes belong to. Steps whose keys
     ///   lie on several nodes are refused (`Failed`): see each part for what it does there.
+    ///
+    /// `rediss://` is refused: there is no TLS yet.
     pub fn builder(url: &str) -> RedisStoreBuilder {
         RedisStoreBuilder {
             url: url.to_owned(),
@@ -121,10 +123,16 @@ impl RedisStore {
         self.inner.link.is_cluster()
     }
 
-    /// Says whether calls are being refused because the server, or a node of the cluster, did not answer.
+    /// Says whether calls are being refused because the server, or a node of the cluster, did not answer, or not soon
+    /// enough for those that wait less than the handle.
     #[must_use]
     pub fn is_open_circuit(&self) -> bool {
-        self.inner.link.is_open_circuit()
+        self.inner.link.refuses_some()
+    }
+
+    /// Says whether every call is being refused.
+    pub(in crate::backend) fn is_away(&self) -> bool {
+        self.inner.link.is_shut()
     }
 
     /// Returns what this handle and its clones have done so far, and how the server is.
@@ -268,7 +276,7 @@ impl RedisStoreBuilder {
             let why = "a prefix is plain ASCII without colons and braces";
             return Err(StoreError::with_source(StoreErrorKind::Failed, why));
         }
-        let link = Link::new(&self.url)
+        let link = Link::new(&self.url, self.timeout)
             .map_err(|error| error::with_source(StoreErrorKind::Failed, error))?;
         Ok(RedisStore {
             inner: Arc::new(Inner {

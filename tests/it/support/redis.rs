@@ -91,13 +91,22 @@ impl RedisServer {
 
     /// A connection of the driver itself, to look at what is stored.
     pub async fn raw(&self) -> ::redis::aio::MultiplexedConnection {
-        let client = ::redis::Client::open(self.url()).unwrap();
-        client.get_multiplexed_async_connection().await.unwrap()
+        raw(&self.url()).await
     }
 
     fn socket(&self) -> PathBuf {
         self.folder.path().join("redis.sock")
     }
+}
+
+/// A connection of the driver itself that waits as long as it takes: a busy machine may need more than half a second.
+pub async fn raw(url: &str) -> ::redis::aio::MultiplexedConnection {
+    let config = ::redis::AsyncConnectionConfig::new()
+        .set_connection_timeout(None)
+        .set_response_timeout(None);
+    let client = ::redis::Client::open(url).unwrap();
+    let connection = client.get_multiplexed_async_connection_with_config(&config);
+    connection.await.unwrap()
 }
 
 fn launch(folder: &Path, port: &Port, options: &[String]) -> Process {

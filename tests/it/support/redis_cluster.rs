@@ -106,6 +106,41 @@ impl RedisCluster {
         builder.clock(clock.clone()).open().await.unwrap()
     }
 
+    /// Changes a setting of every node.
+    pub async fn set(&self, setting: &str, value: &str) {
+        for node in &self.nodes {
+            let command = redis::cmd("CONFIG")
+                .arg(&["SET", setting, value])
+                .to_owned();
+            let _: () = command.query_async(&mut node.raw().await).await.unwrap();
+        }
+    }
+
+    /// The slot of a key, and the primary that has it as the slots were dealt out.
+    pub async fn home(&self, key: &str) -> (u16, usize) {
+        let command = redis::cmd("CLUSTER").arg(&["KEYSLOT", key]).to_owned();
+        let slot: u16 = command
+            .query_async(&mut self.nodes[0].raw().await)
+            .await
+            .unwrap();
+        let per_node = SLOTS / self.primaries as u16;
+        (slot, usize::from(slot / per_node).min(self.primaries - 1))
+    }
+
+    /// Begins to move a slot: of its keys, only this one has arrived.
+    pub async fn half_move_slot(&self, slot: u16, from: usize, to: usize, key: &str) {
+        let (source, target) = (self.id(from).await, self.id(to).await);
+        let slot = slot.to_string();
+        let (mut raw, mut other) = (self.nodes[from].raw().await, self.nodes[to].raw().await);
+        cluster(&mut other, &["SETSLOT", &slot, "IMPORTING", &source]).await;
+        cluster(&mut raw, &["SETSLOT", &slot, "MIGRATING", &target]).await;
+        let port = self.nodes[to].address().port().to_string();
+        let moving = redis::cmd("MIGRATE")
+            .arg(&["127.0.0.1", &port, key, "0", "5000"])
+            .to_owned();
+        let _: String = moving.query_async(&mut raw).await.unwrap();
+    }
+
     /// The number of keys on each primary.
     pub async fn sizes(&self) -> Vec<u64> {
         let mut sizes = Vec::new();

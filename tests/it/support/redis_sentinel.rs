@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::launch::{Launch, Port, Process, wait_until};
-use super::redis::RedisServer;
+use super::redis::{RedisServer, raw};
 use super::redis_cluster::info;
 
 /// The set; all processes are killed on drop.
@@ -61,6 +61,11 @@ impl RedisSentinels {
     pub fn kill_first_sentinel(&mut self) {
         self.sentinels[0].process.kill();
     }
+
+    /// Freezes the sentinel that the URL names first: it accepts, but does not answer.
+    pub fn pause_first_sentinel(&self) {
+        self.sentinels[0].process.signal("STOP");
+    }
 }
 
 impl Sentinel {
@@ -95,9 +100,7 @@ impl Sentinel {
     }
 
     async fn until_it_knows_the_others(&self) {
-        let client = redis::Client::open(format!("redis://127.0.0.1:{}/", self.port.number));
-        let client = client.unwrap();
-        let mut raw = client.get_multiplexed_async_connection().await.unwrap();
+        let mut raw = raw(&format!("redis://127.0.0.1:{}/", self.port.number)).await;
         let started = Instant::now();
         loop {
             let told = info(&mut raw, "sentinel").await;

@@ -1,0 +1,209 @@
+//! One server's connection: made at first use, forgotten when it breaks, a successor made at the next.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use redis::aio::{MultiplexedConnection, PubSub};
+use redis::{AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, RedisError};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+#[cfg(unix)]
+use tokio::net::UnixStream;
+
+use super::error::{self, away};
+use super::sentinel::{Sentinels, check_role};
+
+/// The longest that one attempt to connect may take, name lookup and first words included.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Where a node is.
+pub(super) enum Origin {
+    Fixed(ConnectionInfo),
+    /// To be asked for at each connection.
+    Sentinels(Sentinels),
+}
+
+/// The way to one server.
+pub(super) struct Server {
+    origin: Origin,
+    current: Mutex<Current>,
+    connecting: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// A connected socket of either kind.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// What moves the bytes of a connection; ends with it.
+pub(super) type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+#[derive(Default)]
+struct Current {
+    connection: Option<MultiplexedConnection>,
+    /// Counts connections, so that a late error of an old one does not end its successor.
+    generation: Generation,
+}
+
+/// The number of a connection.
+pub(super) type Generation = u64;
+
+/// Forgets a connection when its driver ends, or the runtime that the driver ran on.
+struct Driven {
+    server: Weak<Server>,
+    generation: Generation,
+}
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        if let Some(server) = self.server.upgrade() {
+            server.forget(self.generation);
+        }
+    }
+}
+
+impl Server {
+    pub(super) fn new(origin: Origin) -> Self {
+        Self {
+            origin,
+            current: Mutex::default(),
+            connecting: Arc::default(),
+        }
+    }
+
+    pub(super) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// Returns the connection, made where there is none.
+    pub(super) async fn connection(
+        self: &Arc<Self>,
+    ) -> Result<(MultiplexedConnection, Generation), RedisError> {
+        if let Some(found) = self.current() {
+            return Ok(found);
+        }
+        // One caller connects, the others wait for it; each is bounded by its own timeout.
+        let turn = Arc::clone(&self.connecting).lock_owned().await;
+        if let Some(found) = self.current() {
+            return Ok(found);
+        }
+        // On a task of its own: callers who hang up early would else throw away every half-made connection.
+        let server = Arc::clone(self);
+        let attempt = tokio::spawn(async move {
+            let _turn = turn;
+            server.connect().await
+        });
+        let attempt = attempt.await.map_err(io::Error::other)?;
+        attempt.map_err(error::unreached)
+    }
+
+    async fn connect(self: Arc<Self>) -> Result<(MultiplexedConnection, Generation), RedisError> {
+        let (connection, driver) = tokio::time::timeout(CONNECT_TIMEOUT, self.greet())
+            .await
+            .map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))??;
+        let generation = self.keep(&connection);
+        // A connection that ends while nobody uses it (a restart, an idle limit) is forgotten at once,
+        // so that the next call does not find it broken. The driver ends with the last handle, too.
+        let driven = Driven {
+            server: Arc::downgrade(&self),
+            generation,
+        };
+        tokio::spawn(async move {
+            let _driven = driven;
+            driver.await;
+        });
+        Ok((connection, generation))
+    }
+
+    async fn greet(&self) -> Result<(MultiplexedConnection, Driver), RedisError> {
+        match &self.origin {
+            Origin::Fixed(address) => connect(address).await,
+            Origin::Sentinels(sentinels) => {
+                let (address, told_by) = sentinels.primary().await?;
+                let (mut connection, mut driver) = connect(&address).await?;
+                tokio::select! {
+                    checked = check_role(&mut connection) => checked?,
+                    () = &mut driver => return Err(away("the server hung up")),
+                }
+                sentinels.trust(told_by);
+                Ok((connection, driver))
+            }
+        }
+    }
+
+    /// Opens a connection that only listens. After a failover it leads to the successor: the old one's connections end
+    /// when it is demoted.
+    pub(super) async fn listen(&self) -> Result<PubSub, RedisError> {
+        tokio::time::timeout(CONNECT_TIMEOUT, self.open_listener())
+            .await
+            .map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))?
+    }
+
+    async fn open_listener(&self) -> Result<PubSub, RedisError> {
+        let open = async |address: &ConnectionInfo| {
+            let stream = reach(address.addr()).await?;
+            PubSub::new(address.redis_settings(), stream).await
+        };
+        match &self.origin {
+            Origin::Fixed(address) => open(address).await,
+            Origin::Sentinels(sentinels) => {
+                let (address, told_by) = sentinels.primary().await?;
+                let connection = open(&address).await?;
+                sentinels.trust(told_by);
+                Ok(connection)
+            }
+        }
+    }
+
+    fn keep(&self, connection: &MultiplexedConnection) -> Generation {
+        let mut current = self.current.lock();
+        current.generation += 1;
+        current.connection = Some(connection.clone());
+        current.generation
+    }
+
+    /// Returns the connection that is there.
+    pub(super) fn current(&self) -> Option<(MultiplexedConnection, Generation)> {
+        let current = self.current.lock();
+        Some((current.connection.clone()?, current.generation))
+    }
+
+    /// Lets the next call make another connection, unless that has been done.
+    pub(super) fn forget(&self, generation: Generation) {
+        let mut current = self.current.lock();
+        if current.generation == generation {
+            current.connection = None;
+        }
+    }
+}
+
+/// Reaches a server and passes its door: password, database.
+pub(super) async fn connect(
+    address: &ConnectionInfo,
+) -> Result<(MultiplexedConnection, Driver), RedisError> {
+    let settings = address.redis_settings();
+    // Each call has its own timeout; the driver's would count from another moment.
+    let config = AsyncConnectionConfig::new().set_response_timeout(None);
+    let stream = reach(address.addr()).await?;
+    let made = MultiplexedConnection::new_with_config(settings, stream, config);
+    let (connection, driver) = made.await?;
+    Ok((connection, Box::pin(driver)))
+}
+
+async fn reach(address: &ConnectionAddr) -> Result<Box<dyn Stream>, RedisError> {
+    match address {
+        ConnectionAddr::Tcp(host, port) => {
+            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            // Commands of many callers share the connection: none waits until another's is acknowledged.
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream))
+        }
+        #[cfg(unix)]
+        ConnectionAddr::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+        _ => Err(away("the address is of no known kind")),
+    }
+}
