@@ -1,13 +1,15 @@
 //! Notices: who hears what was published, and that a listener always knows whether it may have missed something.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tower_keep::backend::memory::MemoryStore;
 use tower_keep::backend::redis::{RedisStore, Script};
 use tower_keep::core::{Notice, NoticeCallback, Subscription};
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::support::redis::{fresh_prefix, shared};
 use crate::support::{Proxy, RedisServer};
@@ -185,4 +187,92 @@ async fn nobody_listening_costs_no_connection() {
         assert!(attempt < 1_000, "{clients}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_to_tell_is_asked_less_and_less_often_and_the_log_says_why_once() {
+    let (log, server) = (Log::default(), RedisServer::start().await);
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _logging = subscriber.set_default();
+    let mut raw = server.raw().await;
+    let mut rule = async |rule: &str| {
+        let command = redis::cmd("ACL")
+            .arg(&["SETUSER", "default", rule])
+            .to_owned();
+        let _: () = command.query_async(&mut raw).await.unwrap();
+    };
+    rule("resetchannels").await;
+    let proxy = Proxy::before(server.address()).await;
+    let store = behind(&proxy).await;
+    let (mut heard, callback) = listener();
+    let began = Instant::now();
+    let _place = store.subscribe("a", callback).await.unwrap();
+    while proxy.connections() < 6 {
+        assert!(began.elapsed() < Duration::from_secs(30));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let least = Duration::from_millis(50 + 100 + 200 + 400 + 800);
+    assert!(began.elapsed() >= least, "{:?}", began.elapsed());
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.to_lowercase().contains("no permissions"), "{text}");
+    rule("allchannels").await;
+    assert_eq!(next(&mut heard).await, Notice::Restored);
+}
+
+#[tokio::test]
+async fn a_callback_that_panics_costs_no_other_listener_a_notice() {
+    let server = RedisServer::start().await;
+    let store = server.store_with("p").await;
+    let fragile: NoticeCallback = Arc::new(|notice| {
+        assert!(!matches!(notice, Notice::Payload(_)), "a listener's fault");
+    });
+    let _fragile = store.subscribe("a", fragile).await.unwrap();
+    let (mut first, _first) = join(&store, "a").await;
+    let (mut second, _second) = join(&store, "b").await;
+    for text in ["1", "2"] {
+        tell(&store, "a", text).await;
+        tell(&store, "b", text).await;
+        assert_eq!(next(&mut first).await, payload(text));
+        assert_eq!(next(&mut second).await, payload(text));
+    }
+}
+
+#[test]
+fn listeners_learn_that_the_runtime_ended_and_the_next_call_on_another_one_brings_notices_back() {
+    let runtime = || tokio::runtime::Runtime::new().unwrap();
+    let first = runtime();
+    let (_server, store, mut heard, _place) = first.block_on(async {
+        let server = RedisServer::start().await;
+        let store = server.store_with("r").await;
+        let (heard, place) = join(&store, "a").await;
+        (server, store, heard, place)
+    });
+    drop(first);
+    runtime().block_on(async {
+        assert_eq!(next(&mut heard).await, Notice::Lost);
+        store.ping().await.unwrap();
+        assert_eq!(next(&mut heard).await, Notice::Restored);
+        tell(&store, "a", "x").await;
+        assert_eq!(next(&mut heard).await, payload("x"));
+    });
 }

@@ -1,6 +1,8 @@
 //! Notices over one pub/sub connection per handle, kept alive by pings, made again when it is cut.
 
 use std::future::poll_fn;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -8,12 +10,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream;
-use parking_lot::Mutex;
 use redis::aio::{PubSub, PubSubSink, PubSubStream};
-use redis::{Cmd, Msg, Value};
+use redis::{Cmd, Msg, RedisError, Value};
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
+use super::error::away;
 use super::store::{Inner, RedisStore};
 use crate::backend::channels::{Change, Channels};
 use crate::core::telemetry::{count, debug, warn};
@@ -24,6 +26,8 @@ const PING_EVERY: Duration = Duration::from_secs(5);
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// A link that held less long is no reason to come back sooner.
+const HELD: Duration = Duration::from_secs(1);
 /// The most channels of one command.
 const CHANNELS_AT_ONCE: usize = 512;
 
@@ -31,7 +35,6 @@ const CHANNELS_AT_ONCE: usize = 512;
 #[derive(Default)]
 struct Notices {
     shared: Arc<Shared>,
-    task: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Default)]
@@ -39,7 +42,28 @@ struct Shared {
     channels: Channels,
     /// Somebody joined or left, or all is over.
     changed: Notify,
+    /// The task is there.
+    is_listening: AtomicBool,
     closed: AtomicBool,
+}
+
+/// What the task listens with.
+struct Ears {
+    store: Weak<Inner>,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Ears {
+    /// However the task ends, also with its runtime: everybody is told, and the next call starts another.
+    fn drop(&mut self) {
+        self.shared.channels.lost();
+        self.shared.is_listening.store(false, Ordering::Release);
+        if !self.shared.is_closed()
+            && let Some(store) = self.store.upgrade()
+        {
+            store.is_deaf.store(true, Ordering::Release);
+        }
+    }
 }
 
 impl RedisStore {
@@ -57,15 +81,16 @@ impl RedisStore {
     ///
     /// All channels of the handle share one connection, pinged every 5 s. The future resolves when the server has
     /// confirmed, or after the handle's timeout; the callback is told [`Notice::Restored`](crate::core::Notice)
-    /// when it is confirmed, however late, and `Lost` when the link is cut or a ping stays unanswered for 5 s.
-    /// Never fails.
+    /// when it is confirmed, however late, and `Lost` when the link is cut or a ping stays unanswered for 5 s. Where the
+    /// link ended with the runtime it was made on, the next call of the handle makes another. A callback that panics
+    /// misses what it was told; others do not notice. Never fails.
     pub fn subscribe(&self, channel: &str, callback: NoticeCallback) -> StoreFuture<Subscription> {
         let inner = Arc::clone(&self.inner);
         let notices = self.beside(Notices::default);
         let channel: Box<str> = channel.into();
         StoreFuture::boxed(async move {
             let timeout = inner.timeout;
-            let (id, confirmed) = notices.shared.channels.join(&channel, callback);
+            let (id, confirmed) = notices.shared.channels.join(&channel, guarded(callback));
             let shared = Arc::clone(&notices.shared);
             let subscription = Subscription::new(move || {
                 shared.channels.leave(&channel, id);
@@ -96,14 +121,30 @@ impl RedisStore {
     }
 }
 
+/// Starts the task again whose runtime is gone.
+#[cold]
+pub(super) fn listen_again(store: &Arc<Inner>) {
+    if store.is_deaf.swap(false, Ordering::AcqRel) {
+        let inner = Arc::clone(store);
+        RedisStore { inner }.beside(Notices::default).run(store);
+    }
+}
+
+/// Keeps a panic from the task that serves all listeners.
+fn guarded(callback: NoticeCallback) -> NoticeCallback {
+    Arc::new(move |notice| {
+        if catch_unwind(AssertUnwindSafe(|| callback(notice))).is_err() {
+            warn!("a callback for notices has panicked");
+        }
+    })
+}
+
 impl Notices {
     /// Starts the task at the first subscription, and again where its runtime is gone.
     fn run(&self, store: &Arc<Inner>) {
-        let mut task = self.task.lock();
-        if task.as_ref().is_none_or(JoinHandle::is_finished) {
-            self.shared.channels.lost();
+        if !self.shared.is_listening.swap(true, Ordering::AcqRel) {
             let (store, shared) = (Arc::downgrade(store), Arc::clone(&self.shared));
-            *task = Some(tokio::spawn(listen(store, shared)));
+            tokio::spawn(listen(Ears { store, shared }));
         }
     }
 }
@@ -116,25 +157,30 @@ impl Drop for Notices {
 }
 
 /// Connects, listens until the link is cut, and again.
-async fn listen(store: Weak<Inner>, shared: Arc<Shared>) {
-    let mut pause = FIRST_PAUSE;
+async fn listen(ears: Ears) {
+    let shared = &*ears.shared;
+    let (mut pause, mut is_told) = (FIRST_PAUSE, false);
     loop {
         while shared.channels.is_empty() && !shared.is_closed() {
             shared.changed.notified().await;
         }
-        let Some(store) = store.upgrade().filter(|_| !shared.is_closed()) else {
+        let Some(store) = ears.store.upgrade().filter(|_| !shared.is_closed()) else {
             return;
         };
         let connected = store.link.listen().await;
         drop(store);
         match connected {
             Ok(connection) => {
-                pause = FIRST_PAUSE;
-                serve(&shared, connection).await;
+                let mut confirmed = None;
+                let ended = serve(shared, connection, &mut confirmed).await;
                 shared.channels.lost();
-                if !shared.channels.is_empty() && !shared.is_closed() {
-                    warn!("the link to redis for notices is cut");
-                    count!("keep_redis_notices_lost_total", 1);
+                if confirmed.is_some_and(|at: Instant| at.elapsed() >= HELD) {
+                    pause = FIRST_PAUSE;
+                }
+                is_told &= confirmed.is_none();
+                if let Err(error) = ended {
+                    tell(&error, confirmed.is_some(), is_told);
+                    is_told = true;
                 }
             }
             Err(_error) => debug!(error = %_error, "no link to redis for notices"),
@@ -144,14 +190,32 @@ async fn listen(store: Weak<Inner>, shared: Arc<Shared>) {
     }
 }
 
-/// Passes on what arrives; returns when the link is cut, or when nobody listens any more.
-async fn serve(shared: &Shared, connection: PubSub) {
+/// Says why the link is gone; what goes on failing is told once.
+fn tell(_error: &RedisError, was_live: bool, is_told: bool) {
+    if was_live {
+        count!("keep_redis_notices_lost_total", 1);
+    }
+    if is_told {
+        debug!(error = %_error, "redis still tells no notices");
+    } else {
+        warn!(error = %_error, "the link to redis for notices is cut");
+    }
+}
+
+/// Passes on what arrives, until the link is cut, or nobody listens any more. Says when all was `confirmed` first.
+async fn serve(
+    shared: &Shared,
+    connection: PubSub,
+    confirmed: &mut Option<Instant>,
+) -> Result<(), RedisError> {
     let (mut sink, mut arriving) = connection.split();
     let mut ping = tokio::time::interval(PING_EVERY);
     ping.reset();
-    while !shared.is_closed() && follow(shared, &mut sink).await.is_some() {
+    while !shared.is_closed() {
+        follow(shared, &mut sink).await?;
+        confirmed.get_or_insert_with(Instant::now);
         if shared.channels.is_empty() {
-            return;
+            break;
         }
         tokio::select! {
             message = next(&mut arriving) => match message {
@@ -159,20 +223,17 @@ async fn serve(shared: &Shared, connection: PubSub) {
                     let payload = Bytes::copy_from_slice(message.get_payload_bytes());
                     shared.channels.deliver(message.get_channel_name(), &payload);
                 }
-                None => return,
+                None => return Err(away("the server hung up")),
             },
             () = shared.changed.notified() => {}
-            _ = ping.tick() => {
-                if within(sink.ping::<Value>()).await.is_none() {
-                    return;
-                }
-            }
+            _ = ping.tick() => within(sink.ping::<Value>()).await.map(drop)?,
         }
     }
+    Ok(())
 }
 
 /// Subscribes and unsubscribes as the listeners came and went.
-async fn follow(shared: &Shared, sink: &mut PubSubSink) -> Option<()> {
+async fn follow(shared: &Shared, sink: &mut PubSubSink) -> Result<(), RedisError> {
     let (mut joined, mut left) = (Vec::new(), Vec::new());
     for change in shared.channels.take_changed() {
         match change {
@@ -188,15 +249,17 @@ async fn follow(shared: &Shared, sink: &mut PubSubSink) -> Option<()> {
         some.iter()
             .for_each(|channel| shared.channels.restored(channel));
     }
-    Some(())
+    Ok(())
 }
 
 fn names(channels: &[Box<str>]) -> Vec<&str> {
     channels.iter().map(AsRef::as_ref).collect()
 }
 
-async fn within<T>(answer: impl Future<Output = redis::RedisResult<T>>) -> Option<T> {
-    tokio::time::timeout(ANSWER_WITHIN, answer).await.ok()?.ok()
+async fn within<T>(answer: impl Future<Output = redis::RedisResult<T>>) -> redis::RedisResult<T> {
+    tokio::time::timeout(ANSWER_WITHIN, answer)
+        .await
+        .map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 async fn next(arriving: &mut PubSubStream) -> Option<Msg> {

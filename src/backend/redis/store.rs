@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -11,6 +12,7 @@ use redis::{Cmd, Value};
 use super::call::Call;
 use super::error;
 use super::link::Link;
+use super::notices::listen_again;
 use super::reply::Reply;
 use super::script::Script;
 use super::slots::Slot;
@@ -32,6 +34,8 @@ pub(super) struct Inner {
     prefix: Box<str>,
     pub(super) timeout: Duration,
     clock: Option<Arc<dyn Clock>>,
+    /// The task that hears notices is gone with its runtime: the next call starts another.
+    pub(super) is_deaf: AtomicBool,
     /// What parts keep for all clones of the handle, one value per type.
     beside: Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
 }
@@ -218,12 +222,15 @@ fn probed(info: &[u8]) -> Probed {
 impl Inner {
     /// Sends a command within `timeout`, on a cluster to the node that has `slot`.
     pub(super) async fn call(
-        &self,
+        self: &Arc<Self>,
         command: &Cmd,
         slot: Option<Slot>,
         timeout: Duration,
         with_source: &(dyn Fn() -> Cmd + Send + Sync),
     ) -> Result<Value, StoreError> {
+        if self.is_deaf.load(Ordering::Relaxed) {
+            listen_again(self);
+        }
         self.link.call(command, slot, timeout, with_source).await
     }
 }
@@ -284,6 +291,7 @@ impl RedisStoreBuilder {
                 prefix: self.prefix.into_boxed_str(),
                 timeout: self.timeout,
                 clock: self.clock,
+                is_deaf: AtomicBool::new(false),
                 beside: Mutex::default(),
             }),
         })
