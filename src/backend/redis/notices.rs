@@ -197,9 +197,9 @@ fn tell(_error: &RedisError, was_live: bool, is_told: bool) {
     }
     if is_told {
         debug!(error = %_error, "redis still tells no notices");
-    } else {
-        warn!(error = %_error, "the link to redis for notices is cut");
+        return;
     }
+    warn!(error = %_error, "the link to redis for notices is cut");
 }
 
 /// Passes on what arrives, until the link is cut, or nobody listens any more. Says when all was `confirmed` first.
