@@ -32,4 +32,8 @@ impl<S: OnceStore> OnceStore for FaultStore<S> {
     fn remove(&self, key: &OnceKey) -> StoreFuture<bool> {
         self.call(|| self.inner().remove(key))
     }
+
+    fn contradicts(&self, name: &str, what: &str) -> bool {
+        self.inner().contradicts(name, what)
+    }
 }

@@ -76,4 +76,8 @@ impl<S: QueueStore> QueueStore for FaultStore<S> {
     fn subscribe(&self, queue: &QueueName, callback: NoticeCallback) -> StoreFuture<Subscription> {
         self.call(|| self.inner().subscribe(queue, callback))
     }
+
+    fn contradicts(&self, name: &str, what: &str) -> bool {
+        self.inner().contradicts(name, what)
+    }
 }

@@ -18,4 +18,8 @@ impl<S: TopicStore> TopicStore for FaultStore<S> {
     fn subscribe(&self, key: &TopicKey, callback: NoticeCallback) -> StoreFuture<Subscription> {
         self.call(|| self.inner().subscribe(key, callback))
     }
+
+    fn contradicts(&self, name: &str, what: &str) -> bool {
+        self.inner().contradicts(name, what)
+    }
 }
