@@ -184,6 +184,8 @@ pub async fn pay<D: Records>(
 ) -> Result<Response, Fault> {
     let record = D::payment(&mut guard, &id).await?.ok_or(Fault::NOT_FOUND)?;
     let hold = fakepay::payable(&mut guard, &id).await?;
+    // All was read: what follows needs the connection that this transaction has.
+    guard.commit().await?;
     let service = fixtures::expert(&record.expert_id)
         .and_then(|expert| expert.service(&record.service_id))
         .ok_or(Fault::NOT_FOUND)?;
@@ -211,6 +213,7 @@ pub async fn reservation<D: Records>(
 ) -> Result<Response, Fault> {
     let before = app.live.newest(&format!("appointment:{id}")).await;
     let (record, hold) = reservations::own::<D>(&mut guard, &owner, &id).await?;
+    guard.commit().await?;
     let service = fixtures::expert(&record.expert_id)
         .and_then(|expert| expert.service(&record.service_id))
         .ok_or(Fault::NOT_FOUND)?;

@@ -64,8 +64,7 @@ pub trait RateLimitStore: fmt::Debug + Send + Sync + 'static {
     /// The store's; at worst the units age out.
     fn refund(&self, receipt: &Receipt) -> StoreFuture<Refunded>;
 
-    /// Forgets what is counted in `buckets` and lifts their blocks: in one step what lies under one hash tag, so a group,
-    /// or one key of a group that is tagged by its keys.
+    /// Forgets what is counted in `buckets` and lifts their blocks, in one step by hash tag: a group's, or one tagged key's.
     ///
     /// # Errors
     /// The store's.

@@ -196,12 +196,12 @@ pub(super) async fn payment_limits(set: &SetUp) {
     assert_eq!(told(&replayed), is(404, "NOT_FOUND"));
     // Twenty a day, five in each quarter of an hour.
     for round in 0..3 {
-        set.advance(900).await;
+        set.advance(901).await;
         for number in 0..5 {
             guest.pay(&format!("d{round}{number}"), &unknown).await;
         }
     }
-    set.advance(900).await;
+    set.advance(901).await;
     let day = guest.pay("last", &unknown).await;
     assert_eq!(told(&day), is(429, "user-daily"));
 }
