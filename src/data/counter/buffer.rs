@@ -29,6 +29,8 @@ struct Shared {
     /// One flush at a time: calls go out in order.
     flushing: tokio::sync::Mutex<()>,
     is_running: AtomicBool,
+    /// Holds what a dropped handle left behind: it is not kept a third time.
+    is_last: bool,
 }
 
 #[derive(Default)]
@@ -54,6 +56,7 @@ impl Buffer {
                 waiting: Mutex::default(),
                 flushing: tokio::sync::Mutex::default(),
                 is_running: AtomicBool::new(false),
+                is_last: false,
             }),
         }
     }
@@ -168,6 +171,11 @@ impl Drop for Shared {
         if keys == 0 {
             return;
         }
+        if self.is_last {
+            // The runtime has ended under it: to spawn once more would drop it here again, without end.
+            count!("keep_counter_flush_lost_total", keys as u64, "counter" => self.name.to_string());
+            return;
+        }
         // The last handle is gone: what waits goes out once more, best effort.
         let rest = Self {
             store: Arc::clone(&self.store),
@@ -176,6 +184,7 @@ impl Drop for Shared {
             waiting: Mutex::new(waiting),
             flushing: tokio::sync::Mutex::default(),
             is_running: AtomicBool::new(true),
+            is_last: true,
         };
         let last = async move {
             let sent = rest.flush().await;

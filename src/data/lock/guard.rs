@@ -156,6 +156,8 @@ impl LockGuard {
                 () = sleep_until(until) => {}
             }
         }
+        // Whoever sees it first tells: the renewal may never come to it.
+        self.held.lose();
     }
 
     /// Releases the lock and waits until the store has done so.
@@ -196,11 +198,13 @@ impl Held {
     }
 
     fn lose(&self) {
+        if self.gone.send_replace(true) {
+            return;
+        }
         count!("keep_lock_lost_total", 1, "lock" => self.config.name.to_string());
         let key = digest22(self.key.key.as_str().as_bytes());
         let _ = &key;
         warn!(lock = %self.config.name, key, fence = self.fence.0, "a lock was lost");
-        self.gone.send_replace(true);
     }
 
     /// The lease to ask for next; `None` when the longest hold is used up.

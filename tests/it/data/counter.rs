@@ -207,3 +207,19 @@ async fn counts_that_the_store_refuses_hold_up_no_others() {
     assert!(metrics.flush().await.is_err());
     assert_eq!(metrics.value("good").await.unwrap(), 2);
 }
+
+#[test]
+fn a_runtime_that_ends_while_counts_wait_ends_and_no_more() {
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+    };
+    let runtime = runtime().unwrap();
+    runtime.block_on(async {
+        let metrics = Counter::new(MemoryStore::new(), "metrics").flush_every(HOUR);
+        metrics.add("a", 1, ttl::METRIC).unwrap();
+        // Dropped here, with its last flush still to be run when the runtime ends.
+    });
+    drop(runtime);
+}
