@@ -104,7 +104,10 @@ impl Gate {
     pub(super) fn failed(&self, ticket: Ticket) -> Verdict {
         let now = self.started.elapsed();
         let mut breakers = self.breakers.lock();
-        if let Some(admission) = ticket.hasty {
+        // An outage concerns all, and opens nothing for the hasty alone: nobody might ask in a hurry to close it again.
+        if let Some(admission) = ticket.hasty
+            && breakers.hasty.is_open()
+        {
             breakers.hasty.failed(admission, now);
         }
         let is_opening = breakers.fail(ticket.all, now);
@@ -282,6 +285,18 @@ mod tests {
         assert!(gate.settle_failed().until_probe > Duration::from_secs(1));
         gate.started -= Duration::from_secs(4);
         gate.answered(gate.admit(HASTE).unwrap(), HASTE);
+        assert!(!gate.refuses_some());
+    }
+
+    #[test]
+    fn after_an_outage_that_the_hasty_met_too_an_answer_to_anybody_opens_the_gate() {
+        let mut gate = Gate::new(PATIENCE);
+        for _ in 0..5 {
+            gate.failed(gate.admit(HASTE).unwrap());
+        }
+        assert!(gate.is_shut());
+        gate.started -= Duration::from_secs(2);
+        gate.answered(gate.admit(PATIENCE).unwrap(), HASTE * 2);
         assert!(!gate.refuses_some());
     }
 

@@ -145,7 +145,7 @@ async fn trouble(redis: &mut RedisServer, postgres: &mut PostgresServer, step: D
 
 /// Waits for what comes by itself once all is well again.
 async fn at_last<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<T, String>) -> T {
-    let until = Instant::now() + Duration::from_secs(120);
+    let until = Instant::now() + Duration::from_secs(60);
     loop {
         match ask().await {
             Ok(found) => return found,
