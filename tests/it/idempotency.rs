@@ -9,7 +9,6 @@ mod partitions;
 mod processes;
 mod refusals;
 mod secrets;
-mod stopped;
 mod tees;
 mod together;
 mod transactional;

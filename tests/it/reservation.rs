@@ -3,7 +3,6 @@
 mod crossing;
 mod endings;
 mod history;
-mod hot;
 mod programs;
 mod races;
 mod refusals;
