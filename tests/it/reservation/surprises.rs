@@ -307,7 +307,8 @@ async fn an_operation_dropped_half_way_dooms_the_transaction() {
                 tokio::task::yield_now().await;
                 assert!(at < 3_000, "every operation is done within one poll");
             }
-            assert!(guard.hold(slot("c"), "ann").await.is_err());
+            let next = guard.hold(slot("c"), "ann").await;
+            assert!(next.is_err(), "after {at} that were done at once: {next:?}");
             StatusCode::OK
         });
         check(
