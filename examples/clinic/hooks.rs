@@ -34,8 +34,8 @@ use crate::state::{App, Time};
 /// The first moment of tested time, a Tuesday.
 const START: &str = "2030-01-01T00:00:00Z";
 
-/// What a reset empties: our tables, and those of the reservations.
-const EMPTY: [&str; 10] = [
+/// What a reset empties: our tables, and those that the layers keep in the same database.
+const EMPTY: [&str; 11] = [
     "delete from clinic_payment",
     "delete from clinic_user",
     "delete from clinic_mail",
@@ -43,6 +43,7 @@ const EMPTY: [&str; 10] = [
     "delete from provider_session",
     "delete from provider_customer",
     "delete from provider_refund",
+    "delete from keep_idempotency",
     "delete from keep_event",
     "delete from keep_payment",
     "delete from keep_hold",
@@ -109,7 +110,7 @@ async fn reset<D: Records>(Extract(world): Extract<Arc<World>>) -> Result<Status
         clock.set(START.parse().map_err(|_| Fault::INTERNAL)?);
     }
     // Tables that nobody has used yet may not be there.
-    old.reservations.migrate().await?;
+    old.sql.migrate().await?;
     old.db.begin_again(&EMPTY).await?;
     empty(&old.options.store)
         .await

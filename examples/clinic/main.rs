@@ -10,6 +10,7 @@
 
 mod account;
 mod admin;
+mod announce;
 mod app;
 mod bookings;
 mod customers;

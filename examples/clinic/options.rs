@@ -5,6 +5,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
+
 /// What `--help` prints.
 pub const USAGE: &str = "\
 A small practice that takes paid bookings: every layer of tower-keep in one program.
@@ -143,6 +145,13 @@ const NAMES: [&str; 8] = [
     "--cron-secret",
     "--limit-timeout-ms",
 ];
+
+impl Options {
+    /// The secret of idempotency records, the same in all processes of one clinic.
+    pub fn key_secret(&self) -> [u8; 32] {
+        Sha256::digest(format!("idempotency:{}", self.secret)).into()
+    }
+}
 
 struct Given<'a> {
     arguments: Vec<(String, String)>,

@@ -14,10 +14,10 @@ use tower_keep::SECOND;
 use tower_keep::data::queue::{EnqueueOutcome, Job};
 use tower_keep::reservation::{DeliveryError, EventKind, ReservationEvent, Sweeper};
 
+use crate::announce;
 use crate::deliveries;
 use crate::fault::Fault;
 use crate::notifications::{self, Notice};
-use crate::payments;
 use crate::records::{PaymentRecord, Records};
 use crate::state::App;
 
@@ -70,7 +70,7 @@ async fn tell(app: &App, event: &ReservationEvent, made: &AtomicU64) -> Result<(
         app.counters.notice(kind);
     }
     if event.kind == EventKind::Expired {
-        payments::tell_expired(app, &record).await;
+        announce::tell_expired(app, &record).await;
     }
     Ok(())
 }

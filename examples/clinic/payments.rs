@@ -14,9 +14,9 @@ use tower_keep::idempotency::{
 use tower_keep::reservation::{
     Conflict, Hold, HoldOutcome, Payment, ReservationError, ReservationGuard, Slot,
 };
-use tower_keep::response_cache::Target;
 use tower_keep::{MINUTE, SECOND};
 
+use crate::announce::commit_and_tell;
 use crate::customers;
 use crate::fault::{Fault, Input};
 use crate::fixtures;
@@ -33,7 +33,7 @@ pub fn once(state: &State) -> IdempotencyLayer {
         .ttl(10 * MINUTE)
         .max_request_body(64 * 1_024)
         .statuses(StatusPolicy::default().on(409, Directive::StoreFor(10 * SECOND)))
-        .secret(state.key_secret())
+        .secret(state.options.key_secret())
 }
 
 /// The same for what an admin does, whose key is welcome and not required.
@@ -43,7 +43,7 @@ pub fn once_if_asked(state: &State) -> IdempotencyLayer {
         .ttl(10 * MINUTE)
         .max_request_body(64 * 1_024)
         .statuses(StatusPolicy::default().on(409, Directive::StoreFor(10 * SECOND)))
-        .secret(state.key_secret())
+        .secret(state.options.key_secret())
 }
 
 /// A form has no key of its own: it is made of what the form says, and of the page that it was sent from.
@@ -57,7 +57,7 @@ pub fn once_per_form(state: &State) -> IdempotencyLayer {
         .preset(Preset::Form)
         .derive(key)
         .max_request_body(64 * 1_024)
-        .secret(state.key_secret())
+        .secret(state.options.key_secret())
 }
 
 #[derive(Deserialize)]
@@ -170,42 +170,6 @@ async fn session_of(app: &App, owner: &Owner) -> Result<PaymentSession, Fault> {
         customers::of(app, user).await?;
     }
     app.provider.open().await
-}
-
-/// How the time reads now, and how the reservation does.
-pub type Now = (&'static str, &'static str);
-
-/// Commits, then forgets the cached lists and tells whoever listens, before anybody is answered. Where the client
-/// hangs up in between, the work after the commit does it. `now` is how the time and the reservation read.
-pub async fn commit_and_tell<D: Records>(
-    app: &App,
-    guard: &mut ReservationGuard<D>,
-    record: &PaymentRecord,
-    now: Now,
-) -> Result<(), Fault> {
-    let (done, told) = tokio::sync::oneshot::channel();
-    let (telling, record) = (app.clone(), record.clone());
-    guard.after_commit(async move {
-        tell(&telling, &record, now).await;
-        let _ = done.send(());
-    });
-    guard.commit().await?;
-    let _ = told.await;
-    Ok(())
-}
-
-/// The time of a hold is free again.
-pub async fn tell_expired(app: &App, record: &PaymentRecord) {
-    tell(app, record, ("free", "expired")).await;
-}
-
-async fn tell(app: &App, record: &PaymentRecord, (slot, state): (&str, &str)) {
-    let owner = fixtures::expert(&record.expert_id).map(|expert| expert.owner);
-    let figures = owner.map(|owner| Target::tag(format!("dashboard:{owner}")));
-    let slots = Target::tag(format!("slots:{}", record.expert_id));
-    let targets = [slots].into_iter().chain(figures);
-    app.cache.invalidate(targets).await;
-    app.live.reservation(record, slot, state).await;
 }
 
 fn still_opening(hold: &Hold, now: Timestamp) -> Fault {

@@ -8,10 +8,10 @@ use axum::http::StatusCode;
 use serde_json::{Value, json};
 use tower_keep::reservation::{Hold, HoldRef, HoldState, ReservationGuard};
 
+use crate::announce::commit_and_tell;
 use crate::bookings;
 use crate::fault::Fault;
 use crate::guests::Owner;
-use crate::payments::commit_and_tell;
 use crate::records::{PaymentRecord, Records};
 use crate::state::App;
 

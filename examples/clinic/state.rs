@@ -4,12 +4,12 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use sha2::{Digest, Sha256};
 use tower_keep::backend::sql::SqlStore;
 use tower_keep::core::{Clock, ManualClock, SystemClock, Timestamp};
 use tower_keep::data::health::Health;
 use tower_keep::data::lock::Lock;
 use tower_keep::data::queue::Queue;
+use tower_keep::idempotency::IdempotencyLayer;
 use tower_keep::reservation::{EventKind, EventSet, ReservationLayer, Reservations};
 use tower_keep::response_cache::{ResponseCacheHandle, ResponseCacheLayer};
 use tower_keep::store::Store;
@@ -47,6 +47,7 @@ pub struct State {
     pub notices: Queue<Notice>,
     pub health: Health,
     pub events: Queue<Event>,
+    pub events_once: IdempotencyLayer,
     pub payments: Lock,
     pub customers: Customers,
     pub verifications: Verifications,
@@ -97,6 +98,7 @@ impl App {
             notices,
             health,
             events: deliveries::queue(&store),
+            events_once: webhooks::once(sql.clone(), &options),
             payments: webhooks::lock(&store),
             customers: customers::customers(&store),
             verifications: identity::verifications(&store),
@@ -127,11 +129,6 @@ impl Deref for App {
 impl State {
     pub fn now(&self) -> Timestamp {
         Timestamp::of(&self.time)
-    }
-
-    /// The secret of idempotency records, the same in all processes of one clinic.
-    pub fn key_secret(&self) -> [u8; 32] {
-        Sha256::digest(format!("idempotency:{}", self.options.secret)).into()
     }
 }
 

@@ -1,31 +1,33 @@
-//! Signed events: the signature first, then one claim per event id, then one event of a payment at a
-//! time, and the booking in one transaction.
+//! Signed events: the signature first, then one claim per event id, then one event of a payment at a time. Claim, booking
+//! and answer are one transaction.
 //!
 //! Try it: `curl -X POST localhost:8080/fakepay/PAYMENT_ID -H 'content-type: application/json' -d '{"outcome":"succeeded"}'`
 
 use std::sync::Arc;
 
 use axum::body::{Body, to_bytes};
-use axum::extract::{Request, State as Extract};
+use axum::extract::{Extension, Request, State as Extract};
 use axum::http::StatusCode;
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tower::ServiceBuilder;
+use tower_keep::backend::sql::SqlStore;
 use tower_keep::data::lock::Lock;
 use tower_keep::idempotency::{IdempotencyLayer, Preset, Scope, StoredAnswer};
 use tower_keep::reservation::{HoldRef, HoldState, ReservationGuard, Settled};
 use tower_keep::store::Store;
 use tower_keep::{DAY, SECOND, ttl};
 
+use crate::announce::{Now, Telling, tell_after_commit, told_first};
 use crate::fault::{Fault, Input};
-use crate::payments::{Now, commit_and_tell};
+use crate::options::Options;
 use crate::provider::{self, Event};
 use crate::records::{PaymentRecord, Records};
-use crate::state::{App, State};
+use crate::state::App;
 
 /// One event of a payment at a time, in all processes.
 pub fn lock(store: &Arc<dyn Store>) -> Lock {
@@ -39,19 +41,21 @@ pub fn router<D: Records>(app: &App) -> Router<App> {
         .layer(
             ServiceBuilder::new()
                 .layer(from_fn_with_state(app.clone(), check_signature))
-                .layer(once(app))
+                .layer(from_fn(told_first))
+                .layer(app.events_once.clone())
                 .layer(app.bookings.clone()),
         )
 }
 
 const DUPLICATE: &[u8] = br#"{"received":true,"duplicate":true}"#;
 
-/// A finished event is remembered for seven days, and its repetition says so.
-fn once(state: &State) -> IdempotencyLayer {
-    IdempotencyLayer::new(state.store.clone(), Scope::global())
+/// A finished event is remembered for seven days, and its repetition says so. The claim, what the event changed and the
+/// answer are one commit: there is no moment at which one is there without the others.
+pub fn once(sql: SqlStore, options: &Options) -> IdempotencyLayer {
+    IdempotencyLayer::transactional(sql, Scope::global())
         .preset(Preset::Webhook)
         .ttl(7 * DAY)
-        .secret(state.key_secret())
+        .secret(options.key_secret())
         .sanitize(|answer: &mut StoredAnswer| answer.body = Bytes::from_static(DUPLICATE))
 }
 
@@ -72,42 +76,36 @@ async fn check_signature(Extract(app): Extract<App>, request: Request, next: Nex
     next.run(Request::from_parts(parts, Body::from(body))).await
 }
 
-/// `POST /api/webhooks/payments`: booking and state commit together; unknown payments and types are ignored. Events of
-/// one payment wait for each other.
+/// `POST /api/webhooks/payments`: the layer outside commits; unknown payments and types are ignored. Events of one payment
+/// wait for each other, and for each other's commit.
 async fn receive<D: Records>(
     Extract(app): Extract<App>,
+    Extension(telling): Extension<Telling>,
     mut guard: ReservationGuard<D>,
     Input(event): Input<Event>,
 ) -> Result<Json<Value>, Fault> {
     app.counters.handlers_webhook.add();
     let payment = event.data.payment_id.as_str();
-    let settled = app.payments.run(payment, 10 * SECOND, |_fence| {
-        settle::<D>(&app, &mut guard, &event)
+    // Not for long: the transaction waits too. The provider comes again.
+    let turn = app.payments.acquire(payment, 2 * SECOND).await?;
+    // First of all that follows the commit. A rollback drops it, which gives it back just as well.
+    guard.after_commit(async move {
+        let _ = turn.release().await;
     });
-    settled.await??;
-    Ok(Json(json!({ "received": true, "duplicate": false })))
-}
-
-async fn settle<D: Records>(
-    app: &App,
-    guard: &mut ReservationGuard<D>,
-    event: &Event,
-) -> Result<(), Fault> {
-    let Some(mut record) = D::payment(guard, &event.data.payment_id).await? else {
-        return Ok(());
-    };
-    let now = match event.kind.as_str() {
-        "succeeded" => confirm::<D>(app, guard, &mut record).await?,
-        kind => change::<D>(guard, &mut record, kind).await?,
-    };
+    if let Some(mut record) = D::payment(&mut guard, payment).await? {
+        let now = match event.kind.as_str() {
+            "succeeded" => confirm::<D>(&app, &mut guard, &mut record).await?,
+            kind => change::<D>(&mut guard, &mut record, kind).await?,
+        };
+        // An event that comes too late for the state changes nothing, and need not come again.
+        if let Some(now) = now {
+            tell_after_commit((&app, telling), &mut guard, &record, now);
+        }
+    }
     if app.faults.webhook.strikes() {
         return Err(Fault::INTERNAL);
     }
-    match now {
-        Some(now) => commit_and_tell(app, guard, &record, now).await,
-        // An event that comes too late for the state changes nothing, and need not come again.
-        None => Ok(guard.commit().await?),
-    }
+    Ok(Json(json!({ "received": true, "duplicate": false })))
 }
 
 /// Confirms the hold. A payment that came too late for a time that is gone is given back.
@@ -130,13 +128,13 @@ async fn confirm<D: Records>(
             }
             record.refunded = true;
             D::give_back(guard, record).await?;
+            let (live, told) = (app.live.clone(), record.clone());
+            guard.after_commit(async move { live.appointment(&told, "refunded").await });
             // At once where we can; where we cannot, the outbox has it.
             let (provider, payment) = (app.provider.clone(), record.payment_id.clone());
             guard.after_commit(async move {
                 let _ = provider.refund(&payment).await;
             });
-            let (live, told) = (app.live.clone(), record.clone());
-            guard.after_commit(async move { live.appointment(&told, "refunded").await });
             Ok(None)
         }
         _ => Ok(None),

@@ -1,13 +1,17 @@
 //! What a process leaves behind: a log without secrets, and a database that the next one goes on with.
 
 use std::fs::{self, File};
+use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
 use serde_json::json;
+use sqlx::Row;
+use tower_keep::core::ManualClock;
+use tower_keep::data::lock::Lock;
 
 use super::people::signed_in;
-use super::{Guest, slot, text, wish};
-use crate::support::{Browser, Program};
+use super::{Guest, slot, tell, text, wish};
+use crate::support::{Browser, PostgresServer, Program, RedisServer};
 
 #[tokio::test]
 async fn no_log_names_a_person_a_cookie_a_key_a_token_or_a_password() {
@@ -112,4 +116,77 @@ async fn users_holds_and_bookings_survive_a_restart() {
         browser.get("/api/experts").await.json()[0]["name"],
         "Dr Ana"
     );
+}
+
+#[tokio::test]
+async fn an_event_whose_process_is_killed_half_way_leaves_neither_a_claim_nor_a_booking() {
+    let (redis, postgres) = tokio::join!(RedisServer::start(), PostgresServer::start());
+    let (store, db) = (redis.tcp_url(), postgres.database().await);
+    let options = [
+        "--listen",
+        "127.0.0.1:0",
+        "--test-hooks",
+        "--trusted-hops",
+        "1",
+        "--secret",
+        "s",
+        "--store",
+        &store,
+        "--db",
+        &db,
+    ];
+    let (first, second) = (
+        Program::start("clinic", &options),
+        Program::start("clinic", &options),
+    );
+    let guest = Guest::new(&first, 1).await;
+    let held = guest.pay("k", &wish("e1", "s60", "10:00")).await.json();
+    let payment = text(&held, "payment_id");
+    // Somebody else has the payment's lock: the event has its claim, and waits.
+    let same_time = ManualClock::at("2030-01-01T00:00:00Z".parse().unwrap());
+    let line = tower_keep::store::builder(&store).clock(same_time);
+    let payments = Lock::new(line.open().await.unwrap(), "payment");
+    let turn = payments.try_acquire(&payment).await.unwrap();
+    let half_way = {
+        let (browser, payment) = (guest.browser.clone(), payment.clone());
+        tokio::spawn(async move {
+            // The process dies over it: there may be no answer.
+            tokio::spawn(async move { tell(&browser, "evt", "succeeded", &payment, 0).await }).await
+        })
+    };
+    let until = Instant::now() + Duration::from_secs(30);
+    let begun = async || {
+        let counters = guest.browser.get("/_test/counters").await.json();
+        counters["handlers"]["webhook"] == 1
+    };
+    while !begun().await {
+        assert!(Instant::now() < until, "the event never came");
+    }
+    drop(first);
+    drop(half_way.await);
+    turn.release().await.unwrap();
+    let there = guest.browser.at(second.address());
+    assert_eq!(slot(&there, "e1", "s60", "10:00").await, "held");
+    // No lease has to end first: time stands still here.
+    let redelivered = loop {
+        let reply = tell(&there, "evt", "succeeded", &payment, 0).await;
+        if reply.status == StatusCode::OK {
+            break reply.json();
+        }
+        // Until the database has seen that the other is gone.
+        assert_eq!(reply.code(), "IDEMPOTENCY_IN_PROGRESS");
+        assert!(Instant::now() < until, "the claim has stayed");
+    };
+    assert_eq!(redelivered, json!({ "received": true, "duplicate": false }));
+    assert_eq!(slot(&there, "e1", "s60", "10:00").await, "booked");
+    let again = tell(&there, "evt", "succeeded", &payment, 0).await;
+    assert_eq!(again.json(), json!({ "received": true, "duplicate": true }));
+    // What is kept of the event and the booking were written by one transaction.
+    let pool = sqlx::PgPool::connect(&db).await.unwrap();
+    let sql = "select cast(xmin as text) from clinic_payment where booking_id is not null \
+               union all select cast(xmin as text) from keep_idempotency";
+    let writers = sqlx::query(sql).fetch_all(&pool).await.unwrap();
+    let writers: Vec<String> = writers.iter().map(|row| row.get(0)).collect();
+    assert_eq!(writers.len(), 2);
+    assert_eq!(writers[0], writers[1]);
 }
