@@ -9,6 +9,7 @@ mod partitions;
 mod processes;
 mod refusals;
 mod secrets;
+mod stopped;
 mod tees;
 mod together;
 mod transactional;

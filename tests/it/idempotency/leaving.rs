@@ -22,7 +22,7 @@ use super::{App, clock, layer, memory, post};
 
 /// Waits once before each step of the store and once after it: a drop can fall on either side.
 #[derive(Debug, Clone)]
-struct Yielding(MemoryStore);
+pub struct Yielding(pub MemoryStore);
 
 impl Yielding {
     fn slow<T: Send + 'static>(
