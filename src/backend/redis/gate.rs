@@ -177,10 +177,12 @@ impl Gate {
         self.breakers.lock().all.is_open()
     }
 
-    /// Says whether some calls are refused because the server does not answer, or not soon enough for them.
+    /// Says whether some calls are refused because the server does not answer, or not soon enough for them. Where the
+    /// pause of the hasty is over and none of them came to find out, none is refused.
     pub(super) fn refuses_some(&self) -> bool {
+        let now = self.started.elapsed();
         let breakers = self.breakers.lock();
-        breakers.all.is_open() || breakers.hasty.is_open()
+        breakers.all.is_open() || breakers.hasty.until_probe(now) > Duration::ZERO
     }
 }
 
@@ -298,6 +300,23 @@ mod tests {
         gate.started -= Duration::from_secs(2);
         gate.answered(gate.admit(PATIENCE).unwrap(), HASTE * 2);
         assert!(!gate.refuses_some());
+    }
+
+    #[test]
+    fn a_gate_that_no_hasty_call_asks_at_any_more_does_not_count_as_shut_for_ever() {
+        let mut gate = Gate::new(PATIENCE);
+        in_vain(&gate, 5);
+        // All others get answers, none as quickly.
+        gate.answered(gate.admit(PATIENCE).unwrap(), HASTE * 2);
+        assert!(gate.refuses_some());
+        gate.started -= Duration::from_secs(1);
+        assert!(!gate.refuses_some());
+        // Who comes next finds out, and others like it are refused until it has.
+        let first = gate.admit(HASTE).unwrap();
+        assert!(gate.refuses_some() && gate.admit(HASTE).is_err());
+        gate.was_hasty(first, HASTE);
+        gate.started -= Duration::from_secs(1);
+        assert!(gate.refuses_some());
     }
 
     #[test]

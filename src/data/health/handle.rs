@@ -88,9 +88,10 @@ impl Health {
 
     /// A setter starts with nothing measured: set up first, clone later.
     fn anew(mut self) -> Self {
+        let (now, span) = (self.clock.now_micros(), self.thresholds.window);
         let window = |part: &Part| {
             let mut window = Window::default();
-            window.push(part.check.vitals());
+            window.push(part.check.vitals(), now, span);
             (Arc::clone(&part.name), window)
         };
         self.state = Arc::new(Mutex::new(State {
@@ -142,18 +143,20 @@ impl Health {
     async fn ask(&self, state: &mut State) -> HealthReport {
         let began = monotonic();
         let answers = self.answers().await;
+        let (now, span) = (self.clock.now_micros(), self.thresholds.window);
         let (mut checks, mut mode) = (Vec::with_capacity(self.parts.len()), None);
         for (part, (probed, response_time)) in self.parts.iter().zip(answers) {
             let vitals = part.check.vitals();
             mode = mode.or(vitals.mode);
             let window = state.windows.entry(Arc::clone(&part.name)).or_default();
+            window.forget(now, span);
             let found = Found {
                 probed,
                 vitals: &vitals,
                 window,
             };
             let reasons = policy::reasons(&found, &self.thresholds, self.expected);
-            window.push(vitals);
+            window.push(vitals, now, span);
             self.tell(state, part, &reasons);
             let status = policy::status(&reasons);
             // 0 healthy, 1 degraded, 2 down.

@@ -26,7 +26,9 @@
 //!   threshold is broken, or state is kept elsewhere than [`Health::expect`] says; else `healthy`.
 //! - `mode` is what operations use now: `memory`, `redis`, or `fallback` while the breaker is open.
 //! - A store's check writes, reads and removes a value, and says so if Redis may evict what locks, tokens and jobs keep.
-//! - Rates are of the last thousand reads or calls at least, from one report to another; with fewer nothing is judged.
+//! - A hit rate is of a cache's last thousand reads. What calls do is judged from one report to another, a thousand calls
+//!   apart at least and a minute at most ([`Thresholds::window`]), or since the report before; with fewer nothing is. So
+//!   after an outage `healthy` comes within a minute, also where nobody asks for anything but health.
 //! - Neither the report nor its document has the text of an error.
 //!
 //! # What it does not do

@@ -26,11 +26,11 @@ pub(super) fn reasons(
         window,
     } = found;
     let share = |part: u64, whole: u64| part as f64 / whole.max(1) as f64;
-    let is_cold = window.base(vitals, |all| all.reads).is_some_and(|then| {
+    let is_cold = window.before_reads(vitals).is_some_and(|then| {
         let grown = |count: fn(&Vitals) -> u64| count(vitals).saturating_sub(count(then));
         share(grown(|all| all.hits), grown(|all| all.reads)) < thresholds.hit_rate
     });
-    let calls = window.base(vitals, |all| all.calls);
+    let calls = window.before_calls(vitals);
     let of_calls = |count: fn(&Vitals) -> u64| {
         let grown = |then: &Vitals, of: fn(&Vitals) -> u64| of(vitals).saturating_sub(of(then));
         calls.map(|then| share(grown(then, count), grown(then, |all| all.calls)))
@@ -95,6 +95,8 @@ pub(super) fn whole(parts: impl Iterator<Item = (bool, HealthStatus)>) -> Health
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn judge(window: &Window, vitals: &Vitals) -> Vec<HealthReason> {
@@ -114,18 +116,26 @@ mod tests {
         }
     }
 
+    const SPAN: Duration = Duration::from_secs(60);
+
+    /// What was read, once a second.
+    fn push(window: &mut Window, second: u64, vitals: Vitals) {
+        window.forget(second * 1_000_000, SPAN);
+        window.push(vitals, second * 1_000_000, SPAN);
+    }
+
     #[test]
     fn a_hit_rate_is_of_the_last_thousand_reads_and_of_no_fewer() {
         let mut window = Window::default();
-        window.push(cache(0, 0));
+        push(&mut window, 0, cache(0, 0));
         assert_eq!(judge(&window, &cache(999, 0)), []);
         assert_eq!(judge(&window, &cache(1_000, 0)), [HealthReason::HitRate]);
         assert_eq!(judge(&window, &cache(1_000, 800)), []);
         assert_eq!(judge(&window, &cache(1_000, 799)), [HealthReason::HitRate]);
         // A cold start is forgotten.
-        window.push(cache(1_000, 0));
+        push(&mut window, 1, cache(1_000, 0));
         assert_eq!(judge(&window, &cache(2_000, 1_000)), []);
-        window.push(cache(2_000, 1_000));
+        push(&mut window, 2, cache(2_000, 1_000));
         assert_eq!(
             judge(&window, &cache(3_000, 1_100)),
             [HealthReason::HitRate]
@@ -133,25 +143,66 @@ mod tests {
     }
 
     #[test]
-    fn where_little_is_read_the_first_readings_stay() {
+    fn where_little_is_read_a_thousand_reads_may_take_days() {
         let mut window = Window::default();
-        (0..500).for_each(|reads| window.push(cache(reads, 0)));
-        assert_eq!(judge(&window, &cache(1_000, 0)), [HealthReason::HitRate]);
+        for minute in 0..10_000 {
+            push(&mut window, minute * 60, cache(minute, 0));
+            let reasons = judge(&window, &cache(minute, 0));
+            assert_eq!(reasons.is_empty(), minute < 1_000, "{minute}");
+        }
+        assert!(window.len() <= 102, "{}", window.len());
+        // 1,010 hits later no miss is among the last thousand reads.
+        assert_eq!(judge(&window, &cache(11_010, 1_010)), []);
+    }
+
+    fn calls(calls: u64, errors: u64, fallbacks: u64) -> Vitals {
+        Vitals {
+            calls,
+            errors,
+            fallbacks,
+            ..Vitals::default()
+        }
     }
 
     #[test]
     fn shares_of_calls_are_judged_beyond_their_bounds() {
         let mut window = Window::default();
-        window.push(Vitals::default());
-        let of = |errors, fallbacks| Vitals {
-            calls: 10_000,
-            errors,
-            fallbacks,
-            ..Vitals::default()
-        };
-        assert_eq!(judge(&window, &of(10, 500)), []);
+        push(&mut window, 0, Vitals::default());
+        assert_eq!(judge(&window, &calls(10_000, 10, 500)), []);
         let both = [HealthReason::Fallbacks, HealthReason::Errors];
-        assert_eq!(judge(&window, &of(11, 501)), both);
+        assert_eq!(judge(&window, &calls(10_000, 11, 501)), both);
+    }
+
+    #[test]
+    fn what_went_wrong_is_told_for_its_span_and_no_longer_where_little_is_asked_afterwards() {
+        let mut window = Window::default();
+        push(&mut window, 0, Vitals::default());
+        push(&mut window, 1, calls(5_000, 100, 0));
+        for second in 2..1_000 {
+            // Nobody asks but for health itself.
+            let now = calls(5_000 + second, 100, 0);
+            window.forget(second * 1_000_000, SPAN);
+            let expected: &[_] = if second <= 60 {
+                &[HealthReason::Errors]
+            } else {
+                &[]
+            };
+            assert_eq!(judge(&window, &now), expected, "{second}");
+            push(&mut window, second, now);
+        }
+        assert!(window.len() <= 62, "{}", window.len());
+    }
+
+    #[test]
+    fn who_asks_once_an_hour_hears_of_the_hour() {
+        let mut window = Window::default();
+        push(&mut window, 0, Vitals::default());
+        window.forget(3_600_000_000, SPAN);
+        let wrong = calls(2_000, 50, 0);
+        assert_eq!(judge(&window, &wrong), [HealthReason::Errors]);
+        push(&mut window, 3_600, wrong);
+        window.forget(7_200_000_000, SPAN);
+        assert_eq!(judge(&window, &calls(4_000, 50, 0)), []);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub struct Thresholds {
     pub(super) errors: f64,
     pub(super) p99: Duration,
     pub(super) memory: f64,
+    pub(super) window: Duration,
 }
 
 impl Thresholds {
@@ -43,6 +44,14 @@ impl Thresholds {
         self.memory = most;
         self
     }
+
+    /// Sets the time whose calls are judged (1 min), or those since the report before, if that is longer ago. With fewer
+    /// than a thousand calls nothing is: so what went wrong is told for that long at most, however little is asked after.
+    /// A hit rate is of the last thousand reads, whenever they were.
+    pub const fn window(mut self, span: Duration) -> Self {
+        self.window = span;
+        self
+    }
 }
 
 impl Default for Thresholds {
@@ -53,6 +62,7 @@ impl Default for Thresholds {
             errors: 0.001,
             p99: Duration::from_millis(10),
             memory: 0.8,
+            window: Duration::from_secs(60),
         }
     }
 }
