@@ -4,7 +4,7 @@
 
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State as Extract};
 use axum::http::{Method, header};
@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tower_keep::SECOND;
 use tower_keep::backend::sql::SqlStore;
-use tower_keep::data::health::Health;
+use tower_keep::data::health::{Health, Thresholds};
 use tower_keep::data::queue::Queue;
 use tower_keep::store::Store;
 
@@ -104,6 +104,7 @@ pub fn of(
     store: &Arc<dyn Store>,
     notices: &Queue<Notice>,
     provider: &Arc<Provider>,
+    window: Duration,
 ) -> Health {
     let provider = provider.clone();
     Health::new()
@@ -117,4 +118,5 @@ pub fn of(
                 Ok::<(), Away>(())
             }
         })
+        .thresholds(Thresholds::default().window(window))
 }

@@ -21,6 +21,7 @@ Usage: cargo run --example clinic -- [options]
   --webhook-secret S    CLINIC_WEBHOOK_SECRET  signs payment events [random; whsec_test with hooks]
   --cron-secret S       CLINIC_CRON_SECRET     opens the cron route [random; cron_test with hooks]
   --limit-timeout-ms N  CLINIC_LIMIT_TIMEOUT_MS  how long a quota may take to be asked [50]
+  --health-seconds N    CLINIC_HEALTH_SECONDS  how long health holds failed calls against a store [60]
   --test-hooks                                 opens /_test/*, on a loopback address only
   --help                                       prints this
 ";
@@ -36,6 +37,7 @@ pub struct Options {
     pub webhook_secret: String,
     pub cron_secret: String,
     pub limit_timeout: Duration,
+    pub health_window: Duration,
     pub test_hooks: bool,
 }
 
@@ -95,6 +97,9 @@ pub fn parse(
     let patience = given.or("--limit-timeout-ms", "CLINIC_LIMIT_TIMEOUT_MS", || {
         "50".to_owned()
     });
+    let memory = given.or("--health-seconds", "CLINIC_HEALTH_SECONDS", || {
+        "60".to_owned()
+    });
     let hops = given.or("--trusted-hops", "CLINIC_TRUSTED_HOPS", || "0".to_owned());
     let secret_or = |fixed: &str| {
         if test_hooks {
@@ -110,6 +115,10 @@ pub fn parse(
         limit_timeout: match patience.parse() {
             Ok(millis @ 1..=500) => Duration::from_millis(millis),
             _ => return Err("--limit-timeout-ms wants 1 to 500".to_owned()),
+        },
+        health_window: match memory.parse() {
+            Ok(seconds @ 1..=3_600) => Duration::from_secs(seconds),
+            _ => return Err("--health-seconds wants 1 to 3600".to_owned()),
         },
         trusted_hops: hops
             .parse()
@@ -135,7 +144,7 @@ const STORES: [&str; 5] = [
 
 const DATABASES: [&str; 3] = ["sqlite:", "postgres://", "postgresql://"];
 
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 9] = [
     "--listen",
     "--store",
     "--db",
@@ -144,6 +153,7 @@ const NAMES: [&str; 8] = [
     "--webhook-secret",
     "--cron-secret",
     "--limit-timeout-ms",
+    "--health-seconds",
 ];
 
 impl Options {

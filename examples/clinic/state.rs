@@ -85,7 +85,13 @@ impl App {
     ) -> Self {
         let notices = notifications::queue(&store);
         let provider = Arc::new(Provider::new(db.clone(), faults.clone()));
-        let health = health::of(sql.clone(), &store, &notices, &provider);
+        let health = health::of(
+            sql.clone(),
+            &store,
+            &notices,
+            &provider,
+            options.health_window,
+        );
         let bookings = ReservationLayer::new(sql.clone())
             .hold_for(10 * MINUTE)
             .processing_for(11 * DAY)

@@ -63,6 +63,10 @@ pub async fn queue(store: Arc<dyn QueueStore>, clock: &ManualClock) {
         .a_digest_over_its_bytes_is_closed_and_loses_nothing()
         .await;
     make("room").a_full_queue_refuses_all_of_a_call().await;
+    make("replace.others")
+        .a_job_is_not_replaced_for_somebody_else_nor_with_what_others_put_in()
+        .await;
+    make("room.digests").digests_go_over_no_bound().await;
     make("cancel")
         .only_what_waits_is_cancelled_and_only_by_its_recipient()
         .await;
@@ -546,6 +550,78 @@ impl Suite {
         // What is dead takes none.
         suite.clock.advance(suite.rules.expire_after + 10 * MS);
         assert_eq!(add(vec![job("a", "4")]).await.unwrap().len(), 1);
+    }
+
+    async fn a_job_is_not_replaced_for_somebody_else_nor_with_what_others_put_in(&self) {
+        let replacing = |job: NewJob| NewJob {
+            once: Some([9; 32]),
+            again: Again::Replace,
+            ..job
+        };
+        let opened = self.add(digest("a", "1", 9)).await.id();
+        let joined = self.add(replacing(digest("a", "2", 9))).await;
+        assert_eq!(joined, EnqueueOutcome::Joined(opened));
+        let again = self.add(replacing(job("a", "3"))).await;
+        assert_eq!(again, EnqueueOutcome::Duplicate(opened));
+        self.clock.advance(10 * MS);
+        let jobs = self.take(1, 9, None).await.jobs;
+        assert_eq!(texts(&jobs), ["1+2"]);
+        assert_eq!(self.ack(1, opened).await, Settled::Done);
+        let with_id = |to: &str, item: &str| NewJob {
+            once: Some([8; 32]),
+            again: Again::Replace,
+            ..job(to, item)
+        };
+        let id = self.add(with_id("a", "for a")).await.id();
+        let foreign = self.add(with_id("b", "for b")).await;
+        assert_eq!(foreign, EnqueueOutcome::Duplicate(id));
+        self.take_one(2, "for a").await;
+    }
+
+    /// Neither by their bytes nor by their number, in one call or in many.
+    async fn digests_go_over_no_bound(&self) {
+        let rules = Rules {
+            per_recipient: 2,
+            ..self.rules
+        };
+        let add = |jobs| self.store.enqueue(&self.name, jobs, &rules);
+        let is_full = |answer: Result<Vec<EnqueueOutcome>, crate::core::StoreError>| {
+            assert_eq!(answer.unwrap_err().kind(), StoreErrorKind::Full);
+        };
+        let large = "x".repeat(200 * 1_024);
+        for item in ["1", "2"] {
+            add(vec![digest("a", &(item.to_owned() + &large), 9)])
+                .await
+                .unwrap();
+        }
+        is_full(add(vec![digest("a", &large, 9)]).await);
+        is_full(add(vec![digest("a", "small", 9), digest("a", &large, 9)]).await);
+        let five = |most| (0..5).map(|_| digest("b", "1", most)).collect::<Vec<_>>();
+        is_full(add(five(1)).await);
+        is_full(add(five(2)).await);
+        // Three and two.
+        assert_eq!(add(five(3)).await.unwrap().len(), 5);
+        assert_eq!(self.numbers(None).await, [2, 2, 0, 0]);
+        // A replacement closes a digest: what would have joined is new.
+        let opens = NewJob {
+            once: Some([7; 32]),
+            ..digest("c", "1", 9)
+        };
+        let replaces = NewJob {
+            again: Again::Replace,
+            ..opens.clone()
+        };
+        let joins = || digest("c", "2", 9);
+        let and_two = [joins(), job("c", "3")];
+        let refused = [&[opens.clone(), replaces.clone()][..], &and_two].concat();
+        is_full(add(refused).await);
+        add(vec![opens]).await.unwrap();
+        is_full(add([&[replaces.clone()][..], &and_two].concat()).await);
+        let taken = add(vec![replaces, joins()]).await.unwrap();
+        assert!(matches!(
+            taken[..],
+            [EnqueueOutcome::Replaced(_), EnqueueOutcome::New(_)]
+        ));
     }
 
     async fn only_what_waits_is_cancelled_and_only_by_its_recipient(&self) {

@@ -197,26 +197,26 @@ impl Model {
         (lives || now < until).then_some(number)
     }
 
-    fn has_room(&self, jobs: &[NewJob], now: u64) -> bool {
-        let (mut seen, mut open) = (BTreeSet::new(), BTreeSet::new());
-        let mut new: Vec<&Key> = Vec::new();
+    /// Whose jobs would be new: found by adding all of them to a copy.
+    fn new_ones(&self, jobs: &[NewJob], now: u64) -> Vec<Key> {
+        let mut copy = Self {
+            store: Arc::clone(&self.store),
+            clock: self.clock.clone(),
+            name: Arc::clone(&self.name),
+            jobs: self.jobs.clone(),
+            once: self.once.clone(),
+            ..*self
+        };
         for job in jobs {
-            if let Some(id) = &job.once
-                && (self.known(id, now).is_some() || !seen.insert(*id))
-            {
-                continue;
-            }
-            let opens = job.digest.is_none() || {
-                let is_open = self
-                    .jobs
-                    .iter()
-                    .any(|old| old.to == job.recipient && old.collects.is_some());
-                !is_open && open.insert(job.recipient.as_str().to_owned())
-            };
-            if opens {
-                new.push(&job.recipient);
-            }
+            let next = EnqueueOutcome::New(JobId(copy.last + 1));
+            copy.add(job, next, now);
         }
+        let new = copy.jobs.into_iter().filter(|job| job.id > self.last);
+        new.map(|job| job.to).collect()
+    }
+
+    fn has_room(&self, jobs: &[NewJob], now: u64) -> bool {
+        let new = self.new_ones(jobs, now);
         let live = |to: Option<&Key>| {
             let live = self
                 .jobs
@@ -224,7 +224,7 @@ impl Model {
                 .filter(|job| !matches!(job.state, State::Dead { .. }));
             live.filter(|job| to.is_none_or(|to| job.to == *to)).count()
         };
-        let each = |to: &&Key| {
+        let each = |to: &Key| {
             let more = new.iter().filter(|new| *new == to).count();
             (live(Some(to)) + more) as u64 <= self.rules.per_recipient
         };
@@ -242,6 +242,8 @@ impl Model {
         if let Some(number) = new.once.and_then(|id| self.known(&id, now)) {
             if let Some(job) = self.find(number)
                 && (new.again, job.state, job.attempts) == (Again::Replace, State::Waiting, 0)
+                && job.items.len() == 1
+                && job.to == new.recipient
             {
                 job.items = vec![new.item.clone()];
                 job.rank = new.priority.rank();

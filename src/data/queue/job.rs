@@ -73,8 +73,8 @@ impl<T> Job<T> {
         self
     }
 
-    /// With [`Job::once`]: takes the place of the job with the same id if that was never leased, with item, priority
-    /// and time; else it is a duplicate.
+    /// With [`Job::once`]: takes the place of the job with the same id, with item, priority and time, if that is the same
+    /// recipient's, was never leased, and has one item; else it is a duplicate.
     pub fn replace(mut self) -> Self {
         self.again = Again::Replace;
         self

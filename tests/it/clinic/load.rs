@@ -142,10 +142,9 @@ async fn trouble(redis: &mut RedisServer, postgres: &mut PostgresServer, step: D
     tokio::time::sleep(step).await;
 }
 
-/// Waits for what comes by itself once all is well again. What went wrong counts as degraded for a minute, however
-/// little is asked afterwards.
+/// Waits for what comes by itself once all is well again.
 async fn at_last<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<T, String>) -> T {
-    let until = Instant::now() + Duration::from_secs(150);
+    let until = Instant::now() + Duration::from_secs(60);
     loop {
         match ask().await {
             Ok(found) => return found,
@@ -174,6 +173,8 @@ async fn no_fault_of_the_stores_books_twice_loses_a_payment_or_tells_anything_tw
         "s",
         "--webhook-secret",
         "w",
+        "--health-seconds",
+        "5",
         "--store",
         &store,
         "--db",
@@ -286,6 +287,7 @@ async fn no_fault_of_the_stores_books_twice_loses_a_payment_or_tells_anything_tw
             .ok_or(format!("{confirmed} of {bookings}"))
     })
     .await;
+    // What went wrong is held against a store for five seconds, however little is asked afterwards.
     for address in addresses {
         at_last("health", async || {
             let health = Browser::new(address).get("/api/health").await;

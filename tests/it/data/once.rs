@@ -116,9 +116,19 @@ async fn what_has_ended_leaves_the_table_by_itself() {
         states.issue(&2).await.unwrap();
     }
     let pool = store.pool::<sqlx::Sqlite>().unwrap();
-    let rows = sqlx::query_scalar("SELECT count(*) FROM keep_once").fetch_one(pool);
-    let rows: i64 = rows.await.unwrap();
-    assert_eq!(rows, 6);
+    let rows = async || -> i64 {
+        let rows = sqlx::query_scalar("SELECT count(*) FROM keep_once").fetch_one(pool);
+        rows.await.unwrap()
+    };
+    assert_eq!(rows().await, 6);
+    // Also where everybody begins a form and nobody goes on.
+    clock.advance(tower_keep::SECOND);
+    let forms: Progress<u8> = Progress::new(store.clone(), "form", Ttl::secs(1));
+    for user in 0..6_u8 {
+        let begun = forms.save(user, &1, Expect::Absent).await.unwrap();
+        assert_eq!(begun, SaveOutcome::Saved { version: 1 });
+    }
+    assert_eq!(rows().await, 6);
 }
 
 #[tokio::test]

@@ -155,6 +155,10 @@ impl OnceStore for SqlStore {
                     .fetch_optional(&mut *connection)
                     .await?;
                 if created.is_some() {
+                    sqlx::query(text.of(FORGET))
+                        .bind(now.ms)
+                        .execute(&mut *connection)
+                        .await?;
                     return Ok(SaveOutcome::Saved { version: 1 });
                 }
             }

@@ -16,23 +16,66 @@ local function wish(index)
   }
 end
 
+-- A job with a known id comes again: it takes the place of its recipient's own, never leased, with nobody else's item.
+local function replaced(new, job)
+  return new.replaces and job and job[TRIES] == 0 and (job[STATE] == 'b' or job[STATE] == 'c') and job[COUNT] == 1
+    and job[TO] == new.to
+end
+
+-- The digest that collects under a name, as far as it counts here: number of items, their bytes.
+local function collecting(name)
+  local id = redis.call('HGET', DIGEST, name)
+  local job = id and load(id)
+  return job and now_ms < job[EXPIRES] and {items = job[COUNT], bytes = job[BYTES]}
+end
+
+-- Goes through the jobs in order as they will be added, and counts those that are none yet.
 local function has_room()
-  local new, of, seen = 0, {}, {}
+  local new, of, ids, open = 0, {}, {}, {}
   for index = 1, count do
     local job = wish(index)
-    local is_known = job.once ~= '' and (seen['o' .. job.once] or known(job.once))
-    if job.once ~= '' then
-      seen['o' .. job.once] = true
+    local name = job.digest ~= '' and job.to .. '\0' .. job.digest
+    local mate = job.once ~= '' and ids[job.once]
+    local id, old
+    if job.once ~= '' and not mate then
+      id, old = known(job.once)
     end
-    if not is_known then
-      local digest = job.digest ~= '' and job.to .. '\0' .. job.digest
-      local joins = digest and (seen['d' .. digest] or redis.call('HEXISTS', DIGEST, digest) == 1)
-      if digest then
-        seen['d' .. digest] = true
+    if mate then
+      if job.replaces and mate.to == job.to and mate.items == 1 and open[mate.name] == mate then
+        open[mate.name] = false
+      end
+    elseif id then
+      if replaced(job, old) and old[JOINS] ~= '' then
+        open[old[TO] .. '\0' .. old[JOINS]] = false
+      end
+    else
+      local size, joins = #job.item + 32, false
+      local digest = {}
+      if name then
+        if open[name] == nil then
+          open[name] = collecting(name) or false
+        end
+        local held = open[name]
+        if held then
+          joins = held.bytes + size <= tonumber(ARGV[11])
+          if joins then
+            held.items, held.bytes = held.items + 1, held.bytes + size
+          end
+          if not joins or held.items >= job.most then
+            open[name] = false
+          end
+        end
       end
       if not joins then
         new = new + 1
         of[job.to] = (of[job.to] or 0) + 1
+        if name and job.most > 1 then
+          digest = {to = job.to, name = name, items = 1, bytes = size}
+          open[name] = digest
+        end
+      end
+      if job.once ~= '' then
+        ids[job.once] = digest
       end
     end
   end
@@ -88,9 +131,8 @@ local function insert(new)
   return id
 end
 
--- A job with a known id comes again.
 local function again(id, job, new)
-  if not new.replaces or not job or job[TRIES] > 0 or (job[STATE] ~= 'b' and job[STATE] ~= 'c') then
+  if not replaced(new, job) then
     return 1
   end
   close_digest(id, job)

@@ -6,6 +6,7 @@ mod fault;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
+mod room;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod sql;
 mod values;
@@ -41,7 +42,8 @@ pub trait QueueStore: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Behaviour
     /// In order, each: an id known from `once` → [`EnqueueOutcome::Duplicate`], or `Replaced` where that is asked for
-    /// and the job was never leased; an open digest of the same recipient and key with room → `Joined`; else `New`.
+    /// and the job is this recipient's, was never leased and has one item; an open digest of the same recipient and key
+    /// with room → `Joined`; else `New`.
     /// A digest is due one window after its first item, at once when it is full; a lease closes it.
     ///
     /// # Errors

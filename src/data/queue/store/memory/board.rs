@@ -15,7 +15,6 @@ use crate::data::queue::policy::{millis, score};
 
 /// About what a job takes beside its items.
 pub(super) const ROW: usize = 512 + ID;
-const ITEM: usize = 32;
 /// About what a remembered id takes.
 const ID: usize = 160;
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::{Done, Steps, job_id, ms, serialise};
 use crate::core::{Key, base64url};
 use crate::data::queue::policy::millis;
+use crate::data::queue::store::room::{Collecting, ITEM, Tally};
 use crate::data::queue::store::sql::known_job;
 use crate::data::queue::store::values::{pack, unpack};
 use crate::data::queue::store::{
@@ -48,23 +49,26 @@ impl Steps<'_> {
     }
 
     async fn has_room(&mut self, jobs: &[NewJob], rules: &Rules) -> Done<bool> {
-        let (mut ids, mut digests) = (BTreeSet::new(), BTreeSet::new());
-        let mut of: HashMap<&Key, u64> = HashMap::new();
+        let mut tally = Tally::default();
         for job in jobs {
-            if let Some(id) = &job.once
-                && (!ids.insert(*id) || self.known(id).await?.is_some())
-            {
+            if tally.repeats(job) {
                 continue;
             }
-            if let Some(wish) = &job.digest {
-                let is_first = digests.insert((job.recipient.as_str(), wish.key.as_str()));
-                if !is_first || self.open_digest(&job.recipient, &wish.key).await?.is_some() {
-                    continue;
+            if let Some(id) = &job.once
+                && let Some(seq) = self.known(id).await?
+            {
+                if let Some(Some(key)) = self.replaced(seq, job, false).await? {
+                    tally.closes(job, Key::from_escaped(key));
                 }
+                continue;
             }
-            *of.entry(&job.recipient).or_default() += 1;
+            let found = match tally.wants(job) {
+                Some(key) => self.collecting(&job.recipient, key).await?,
+                None => None,
+            };
+            tally.add(job, found);
         }
-        self.fits(&of, rules).await
+        self.fits(tally.new_ones(), rules).await
     }
 
     pub(super) async fn fits(&mut self, of: &HashMap<&Key, u64>, rules: &Rules) -> Done<bool> {
@@ -119,6 +123,44 @@ impl Steps<'_> {
             .bind(recipient.as_str())
             .bind(key.as_str());
         Ok(found.fetch_optional(&mut *self.connection).await?)
+    }
+
+    /// What an open digest has so far; one that is dead, and only not yet noticed, is none.
+    async fn collecting(&mut self, recipient: &Key, key: &Key) -> Done<Option<Collecting>> {
+        let Some((seq, expires)) = self.open_digest(recipient, key).await? else {
+            return Ok(None);
+        };
+        let sql = self.sql("SELECT items FROM {p}queue WHERE seq = $1");
+        let packed: Option<Vec<u8>> = sqlx::query_scalar(sql)
+            .bind(seq)
+            .fetch_optional(&mut *self.connection)
+            .await?;
+        let items = packed.filter(|_| self.now < expires);
+        Ok(items.map(|packed| collecting(&unpack(Bytes::from(packed)))))
+    }
+
+    /// The job whose place `new` takes, as its digest: its recipient's own, never leased, and with nobody else's item.
+    async fn replaced(
+        &mut self,
+        seq: i64,
+        new: &NewJob,
+        locks: bool,
+    ) -> Done<Option<Option<String>>> {
+        if new.again == Again::Keep {
+            return Ok(None);
+        }
+        let lock = if locks { "{wait}" } else { "" };
+        let sql = self.sql(&format!(
+            "SELECT items, digest FROM {{p}}queue WHERE seq = $1 AND state = 1 AND attempts = 0 \
+             AND recipient = $2 {lock}"
+        ));
+        let found: Option<(Vec<u8>, Option<String>)> = sqlx::query_as(sql)
+            .bind(seq)
+            .bind(new.recipient.as_str())
+            .fetch_optional(&mut *self.connection)
+            .await?;
+        let own = found.filter(|(packed, _)| unpack(Bytes::from(packed.clone())).len() == 1);
+        Ok(own.map(|(_, digest)| digest))
     }
 
     fn due(&self, due: Due) -> i64 {
@@ -199,8 +241,7 @@ impl Steps<'_> {
             return Ok(None);
         }
         let mut items = unpack(Bytes::from(packed));
-        let size = |items: &[Bytes]| items.iter().map(|item| item.len() + 32).sum::<usize>();
-        let fits = size(&items) + new.item.len() + 32 <= DIGEST_BYTES;
+        let fits = collecting(&items).bytes + new.item.len() + ITEM <= DIGEST_BYTES;
         if fits {
             items.push(new.item.clone());
         }
@@ -229,12 +270,12 @@ impl Steps<'_> {
         new: &NewJob,
         rules: &Rules,
     ) -> Done<EnqueueOutcome> {
-        if new.again == Again::Replace {
+        if self.replaced(seq, new, true).await?.is_some() {
             let sql = self.sql(
                 "UPDATE {p}queue SET rank = $2, items = $3, due = $4, expires = $5, digest = NULL \
-                 WHERE seq = $1 AND state = 1 AND attempts = 0",
+                 WHERE seq = $1",
             );
-            let replaced = sqlx::query(sql)
+            sqlx::query(sql)
                 .bind(seq)
                 .bind(i64::from(new.priority.rank()))
                 .bind(pack(std::slice::from_ref(&new.item)))
@@ -242,10 +283,15 @@ impl Steps<'_> {
                 .bind(due + ms(millis(rules.expire_after)))
                 .execute(&mut *self.connection)
                 .await?;
-            if replaced.rows_affected() > 0 {
-                return Ok(EnqueueOutcome::Replaced(job_id(seq)));
-            }
+            return Ok(EnqueueOutcome::Replaced(job_id(seq)));
         }
         Ok(EnqueueOutcome::Duplicate(job_id(seq)))
+    }
+}
+
+fn collecting(items: &[Bytes]) -> Collecting {
+    Collecting {
+        items: items.len(),
+        bytes: items.iter().map(|item| item.len() + ITEM).sum(),
     }
 }

@@ -52,7 +52,7 @@ impl Steps<'_> {
         let sql = self.sql(
             "DELETE FROM {p}queue_once WHERE queue = $1 AND id IN (SELECT o.id FROM {p}queue_once o \
              WHERE o.queue = $1 AND o.until_ms <= $2 AND NOT EXISTS (SELECT 1 FROM {p}queue q \
-             WHERE q.seq = o.seq AND q.state < 3) LIMIT $3)",
+             WHERE q.seq = o.seq AND q.state < 3) LIMIT $3 {skip})",
         );
         sqlx::query(sql)
             .bind(self.queue)
@@ -74,8 +74,10 @@ impl Steps<'_> {
             .execute(&mut *self.connection)
             .await?;
         dropped += old.rows_affected();
-        let spare = "DELETE FROM {p}queue WHERE seq IN (SELECT seq FROM {p}queue WHERE queue = $1 \
-                     AND state = 3 ORDER BY died DESC, seq DESC LIMIT $2 OFFSET $3)";
+        // Chosen first and locked then: else all that are passed over would be locked, too.
+        let spare = "DELETE FROM {p}queue WHERE seq IN (SELECT seq FROM {p}queue WHERE seq IN \
+                     (SELECT seq FROM {p}queue WHERE queue = $1 AND state = 3 \
+                     ORDER BY died DESC, seq DESC LIMIT $2 OFFSET $3) {skip})";
         let spare = sqlx::query(self.sql(spare))
             .bind(self.queue)
             .bind(most)

@@ -1,11 +1,10 @@
 //! How jobs come in: new ones, duplicates, replacements, digests.
 
-use std::collections::{BTreeSet, HashMap};
-
+use super::super::super::room::{Collecting, ITEM, Tally};
 use super::super::super::{
     Again, DIGEST_BYTES, DigestWish, Due, EnqueueOutcome, JobId, JobState, NewJob, Rules, Token,
 };
-use super::{Board, ID, ITEM, Job, ROW};
+use super::{Board, ID, Job, ROW};
 use crate::core::{Key, StoreError, StoreErrorKind};
 use crate::data::queue::policy::{is_expired, millis};
 
@@ -28,24 +27,30 @@ impl Board {
             .collect())
     }
 
-    /// Counts what would be new; a digest that overflows within the call is counted once.
     fn has_room_for(&self, jobs: &[NewJob], rules: &Rules, now: u64) -> bool {
-        let (mut ids, mut digests) = (BTreeSet::new(), BTreeSet::new());
-        let mut of: HashMap<&Key, u64> = HashMap::new();
-        for job in jobs {
-            let first = job.once.is_none_or(|id| ids.insert(id));
-            if !first || job.once.is_some_and(|id| self.known(&id, now).is_some()) {
+        let mut tally = Tally::default();
+        for job in jobs.iter() {
+            if tally.repeats(job) {
                 continue;
             }
-            let joins = job.digest.as_ref().is_some_and(|wish| {
-                let key = (job.recipient.clone(), wish.key.clone());
-                self.digest.contains_key(&key)
-                    || !digests.insert((job.recipient.as_str(), wish.key.as_str()))
-            });
-            if !joins {
-                *of.entry(&job.recipient).or_default() += 1;
+            if let Some(number) = job.once.and_then(|id| self.known(&id, now)) {
+                let replaced = self.replaced(number, job);
+                if let Some(key) = replaced.and_then(|old| old.digest.clone()) {
+                    tally.closes(job, key);
+                }
+                continue;
             }
+            let found = tally.wants(job).and_then(|key| {
+                let number = self.digest.get(&(job.recipient.clone(), key.clone()))?;
+                let open = self.jobs.get(number)?;
+                (!is_expired(open.expires, now)).then_some(Collecting {
+                    items: open.items.len(),
+                    bytes: open.size,
+                })
+            });
+            tally.add(job, found);
         }
+        let of = tally.new_ones();
         let new: u64 = of.values().sum();
         let waiting = (self.jobs.len() - self.dead.len()) as u64;
         new == 0
@@ -152,10 +157,7 @@ impl Board {
 
     /// A job with a known id comes again.
     fn again(&mut self, number: u64, new: NewJob, rules: &Rules, now: u64) -> EnqueueOutcome {
-        let untouched = self.jobs.get(&number).is_some_and(|job| {
-            matches!(job.state, JobState::Ready | JobState::Delayed) && job.attempts == 0
-        });
-        if new.again == Again::Keep || !untouched {
+        if self.replaced(number, &new).is_none() {
             return EnqueueOutcome::Duplicate(JobId(number));
         }
         let due = match new.due {
@@ -174,6 +176,14 @@ impl Board {
         self.set_due(number, due, rules);
         self.settle_in(number, rules, now);
         EnqueueOutcome::Replaced(JobId(number))
+    }
+
+    /// The job whose place `new` takes: its recipient's own, never leased, and with nobody else's item.
+    fn replaced(&self, number: u64, new: &NewJob) -> Option<&Job> {
+        let job = self.jobs.get(&number)?;
+        let waits = matches!(job.state, JobState::Ready | JobState::Delayed) && job.attempts == 0;
+        let is_own = job.items.len() == 1 && job.recipient == new.recipient;
+        (new.again == Again::Replace && waits && is_own).then_some(job)
     }
 
     /// The job of an id, while it lives and for as long as the id is remembered.
