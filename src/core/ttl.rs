@@ -122,10 +122,14 @@ impl std::error::Error for NotATtl {}
 /// How a cached value ages: when it may be refreshed, when it is stale, how long a stale one may still stand in.
 ///
 /// ```
-/// use tower_keep::ttl::{Lifetime, Ttl};
-/// use tower_keep::MINUTE;
+/// use std::time::Duration;
 ///
-/// const FEED: Lifetime = Lifetime::new(Ttl::minutes(30)).refresh_after(20 * 60).stale_for(Ttl::hours(1));
+/// use tower_keep::MINUTE;
+/// use tower_keep::ttl::{Lifetime, Ttl};
+///
+/// const FEED: Lifetime = Lifetime::new(Ttl::minutes(30))
+///     .refresh_after(Duration::from_secs(20 * 60))
+///     .stale_for(Ttl::hours(1));
 /// assert_eq!(FEED.ttl().as_duration(), 30 * MINUTE);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,13 +152,18 @@ impl Lifetime {
         }
     }
 
-    /// Refreshes in the background from this age in seconds on.
+    /// Refreshes in the background from this age on, in whole milliseconds.
     ///
     /// # Panics
     /// If it is longer than the shortest ttl that the jitter leaves, or zero.
     #[must_use]
-    pub const fn refresh_after(mut self, secs: u64) -> Self {
-        self.refresh_millis = secs.saturating_mul(1_000);
+    pub const fn refresh_after(mut self, age: Duration) -> Self {
+        let millis = age.as_millis();
+        self.refresh_millis = if millis > u64::MAX as u128 {
+            u64::MAX
+        } else {
+            millis as u64
+        };
         self.check();
         self
     }
@@ -229,7 +238,8 @@ pub const PROFILE: Ttl = Ttl::secs(600);
 /// What a dashboard shows.
 pub const DASHBOARD: Ttl = Ttl::secs(900);
 /// Analytics: 30 min, refreshed in the background from 20 min on.
-pub const ANALYTICS: Lifetime = Lifetime::new(Ttl::secs(1_800)).refresh_after(1_200);
+pub const ANALYTICS: Lifetime =
+    Lifetime::new(Ttl::secs(1_800)).refresh_after(Duration::from_secs(1_200));
 /// A metric's counter.
 pub const METRIC: Ttl = Ttl::secs(3_600);
 /// A customer at a payment provider.
@@ -273,7 +283,9 @@ mod tests {
 
     #[test]
     fn a_refresh_never_comes_after_the_shortest_ttl() {
-        let refused = std::panic::catch_unwind(|| Lifetime::new(Ttl::secs(100)).refresh_after(91));
+        let refused = std::panic::catch_unwind(|| {
+            Lifetime::new(Ttl::secs(100)).refresh_after(Duration::from_secs(91))
+        });
         assert!(refused.is_err());
         assert_eq!(ANALYTICS.shortest_millis(), 1_620_000);
         assert_eq!(Lifetime::new(Ttl::secs(59)).shortest_millis(), 59_000);

@@ -1,5 +1,6 @@
 //! Values by their secondary keys: an alias leads to the key, and counts only while the record of that key lists it.
 
+use std::collections::HashSet;
 use std::error::Error;
 use std::future::Future;
 use std::hash::Hash;
@@ -11,14 +12,14 @@ use serde::de::DeserializeOwned;
 
 use super::cached::{CacheOutcome, Cached};
 use super::error::LoadError;
-use super::fill::Landed;
-use super::flight::{Entered, FlightKey, Landing, Loader, Told, Want, tell};
+use super::fill::{Landed, give_back};
+use super::flight::{Entered, Flight, FlightKey, Landing, Loader, Told, Want, tell};
 use super::group::{ANY_KEY, ANY_PREFIX, ANY_TAG};
 use super::handle::{Cache, State};
 use super::loaded::Loaded;
 use super::local::Known;
 use super::read::{Start, WAIT_FOR_OTHERS, draw};
-use super::store::{Ask, LeaseToken, LeaseWish, Leased};
+use super::store::{Ask, Fetched, Item, LeaseToken, LeaseWish, Leased, Lookup};
 use super::target::CacheKey;
 use crate::core::ttl::SECOND;
 use crate::core::{IntoKey, Key, StoreError};
@@ -26,6 +27,22 @@ use crate::data::DataError;
 
 /// Where the loader of a value by alias says what key it has.
 type Said = Arc<Mutex<Option<CacheKey>>>;
+
+/// What an alias leads to.
+struct Found<V> {
+    key: CacheKey,
+    known: Known<V>,
+    outcome: CacheOutcome,
+}
+
+impl<V> Found<V> {
+    const fn counts_as(&self) -> &'static str {
+        match self.outcome {
+            CacheOutcome::LocalHit => "local",
+            _ => "shared",
+        }
+    }
+}
 
 impl<K, V> Cache<K, V>
 where
@@ -46,13 +63,9 @@ where
         self.state.begin().await;
         let label = &self.state.label;
         match self.state.find_by(&alias).await {
-            Ok(Some((known, outcome))) => {
-                let result = match outcome {
-                    CacheOutcome::LocalHit => "local",
-                    _ => "shared",
-                };
-                self.state.meter.read(label, result);
-                Ok(self.state.cached(known, outcome))
+            Ok(Some(found)) => {
+                self.state.meter.read(label, found.counts_as());
+                Ok(self.state.cached(found.known, found.outcome))
             }
             Ok(None) => {
                 self.state.meter.read(label, "miss");
@@ -66,7 +79,8 @@ where
     }
 
     /// Returns the value that one of the secondary keys leads to, tried in order, else loads it: once for all who ask
-    /// with any of them at the same time. The loader says which key the value has.
+    /// with any of them at the same time. The loader says which key the value has. A value that is due for a refresh is
+    /// answered at once, and loaded anew behind it.
     ///
     /// The load is refused by the store, and returned all the same, if any key of the group was invalidated or put
     /// meanwhile: which one it would be was not known.
@@ -85,21 +99,25 @@ where
         E: Into<Box<dyn Error + Send + Sync>>,
     {
         let by = by.into_iter();
-        let aliases: Vec<String> = by.map(|(name, key)| self.alias_of(name, &key)).collect();
+        let mut aliases: Vec<String> = by.map(|(name, key)| self.alias_of(name, &key)).collect();
+        let mut seen = HashSet::new();
+        aliases.retain(|alias| seen.insert(alias.clone()));
         if aliases.is_empty() {
             let why: Box<dyn Error + Send + Sync> = "a secondary key is needed".into();
             return Err(LoadError::Failed(Arc::from(why)));
         }
         self.state.begin().await;
+        let said: Said = Arc::default();
+        let loader = || self.loader_by(loader, Arc::clone(&said));
         for alias in &aliases {
             match self.state.find_by(alias).await {
-                Ok(Some((known, outcome))) => {
-                    let result = match outcome {
-                        CacheOutcome::LocalHit => "local",
-                        _ => "shared",
-                    };
-                    self.state.meter.read(&self.state.label, result);
-                    let cached = self.state.cached(known, outcome);
+                Ok(Some(found)) => {
+                    self.state.meter.read(&self.state.label, found.counts_as());
+                    if self.state.is_due(&found.key, &found.known) {
+                        let refreshes = Some(found.key.clone());
+                        drop(self.state.flight_by(aliases, loader, &said, refreshes));
+                    }
+                    let cached = self.state.cached(found.known, found.outcome);
                     return cached.ok_or(LoadError::Panicked);
                 }
                 Ok(None) => {}
@@ -107,9 +125,8 @@ where
                 Err(_) => break,
             }
         }
-        let said: Said = Arc::default();
-        let loader = || self.loader_by(loader, Arc::clone(&said));
-        let found = self.state.flight_by(aliases, loader, &said).await?;
+        let (flight, joined) = self.state.flight_by(aliases, loader, &said, None);
+        let found = flight.wait(joined, self.state.clock.now_micros()).await?;
         found.ok_or(LoadError::Panicked)
     }
 
@@ -139,7 +156,7 @@ where
     V: Serialize + DeserializeOwned + Send + Sync + 'static,
 {
     /// Looks where an alias leads: here, else by two calls of the store.
-    async fn find_by(&self, alias: &str) -> Result<Option<(Known<V>, CacheOutcome)>, StoreError> {
+    async fn find_by(&self, alias: &str) -> Result<Option<Found<V>>, StoreError> {
         let now = self.clock.now_micros();
         let here = self.local.as_ref();
         if let Some(key) = here.and_then(|local| local.pointer(alias, now))
@@ -162,33 +179,37 @@ where
     }
 
     /// Reads a key, and says whether its fresh record is called so.
-    async fn find_as(
-        &self,
-        alias: &str,
-        key: Key,
-    ) -> Result<Option<(Known<V>, CacheOutcome)>, StoreError> {
+    async fn find_as(&self, alias: &str, key: Key) -> Result<Option<Found<V>>, StoreError> {
         let key = CacheKey {
             entity: Arc::clone(&self.entity),
             key,
         };
+        let found = |known: Known<V>, outcome| {
+            let is_called = known.is_called(alias);
+            is_called.then(|| Found {
+                key: key.clone(),
+                known,
+                outcome,
+            })
+        };
         if let Some(known) = self.known_here(&key) {
-            return Ok(known
-                .is_called(alias)
-                .then_some((known, CacheOutcome::LocalHit)));
+            return Ok(found(known, CacheOutcome::LocalHit));
         }
         let (fetched, noted) = self.fetch(&key, Ask::Read).await?;
         let known = self.take(&key, fetched, noted);
         let now = self.clock.now_micros();
-        let known = known.filter(|known| known.fresh > now && known.is_called(alias));
-        Ok(known.map(|known| (known, CacheOutcome::SharedHit)))
+        let known = known.filter(|known| known.fresh > now);
+        Ok(known.and_then(|known| found(known, CacheOutcome::SharedHit)))
     }
 
-    async fn flight_by(
+    /// `refreshes` is the key whose value is at hand already.
+    fn flight_by(
         self: &Arc<Self>,
         aliases: Vec<String>,
         loader: impl FnOnce() -> Loader<V>,
         said: &Said,
-    ) -> super::flight::Answer<V> {
+        refreshes: Option<CacheKey>,
+    ) -> (Arc<Flight<V>>, bool) {
         let at = |alias: &String| FlightKey {
             key: pseudo(alias),
             want: Want::Value,
@@ -196,59 +217,55 @@ where
         let ats = aliases.iter().map(at).collect();
         // Whose key is not known yet is left alone by every key.
         let names = [ANY_TAG, ANY_KEY, ANY_PREFIX].map(str::to_owned);
-        let (flight, joined) = match self.enter(ats, &names) {
+        match self.enter(ats, &names) {
             Entered::Joined(flight) => (flight, true),
             Entered::Led(told, landing) => {
                 let (state, loader, said) = (Arc::clone(self), loader(), Arc::clone(said));
                 let flight = Arc::clone(&landing.own);
-                let task =
-                    async move { state.fly_by(aliases, loader, &said, &told, &landing).await };
-                tokio::spawn(task);
+                let by = By {
+                    leases: aliases.iter().map(|alias| state.lease_key(alias)).collect(),
+                    aliases,
+                    refreshes,
+                };
+                tokio::spawn(async move { state.fly_by(by, loader, &said, &told, &landing).await });
                 (flight, false)
             }
-        };
-        flight.wait(joined, self.clock.now_micros()).await
+        }
     }
 
     async fn fly_by(
         self: &Arc<Self>,
-        aliases: Vec<String>,
+        by: By,
         loader: Loader<V>,
         said: &Said,
         told: &Told<V>,
         landing: &Landing<V>,
     ) {
-        let Some(first) = aliases.first() else {
+        let Some((first, others)) = by.leases.split_first() else {
             return;
         };
-        let lease_key = CacheKey {
-            entity: Arc::clone(&self.entity),
-            key: pseudo(first),
-        };
-        let Some(start) = self.lease_by(&aliases, &lease_key, told).await else {
+        let Some(start) = self.lease_by(&by, told).await else {
             return;
         };
         let token = start.token;
-        let answer = match self
-            .load(&lease_key, loader, told, &start, Want::Value)
-            .await
-        {
+        let answer = match self.load(first, loader, told, &start, Want::Value).await {
             Ok(loaded) => {
                 let key = said.lock().take();
                 let landed = key.map(|key| Landed {
                     key,
                     loaded,
                     start,
-                    lease_of: Some(lease_key),
+                    lease_of: Some(first.clone()),
                 });
-                Ok(self
-                    .settle(landed.into_iter().collect())
-                    .await
-                    .pop()
-                    .flatten())
+                let settled = self.settle(landed.into_iter().collect()).await;
+                self.give_back_all(others, token).await;
+                Ok(settled.into_iter().next().flatten())
             }
             Err(error) => {
-                self.give_back(&lease_key, token).await;
+                if let Some(key) = &by.refreshes {
+                    self.note_failure(key);
+                }
+                self.give_back_all(&by.leases, token).await;
                 Err(error)
             }
         };
@@ -256,13 +273,8 @@ where
         tell(told, answer);
     }
 
-    /// Takes a lease on the first alias, or waits for whoever has it; `None` where that was the answer.
-    async fn lease_by(
-        &self,
-        aliases: &[String],
-        lease_key: &CacheKey,
-        told: &Told<V>,
-    ) -> Option<Start<V>> {
+    /// Takes a lease on every alias, or waits for whoever has one; `None` where that was the answer.
+    async fn lease_by(&self, by: &By, told: &Told<V>) -> Option<Start<V>> {
         let token = draw();
         let start = |token: Option<LeaseToken>, noted| Start {
             stale: None,
@@ -270,36 +282,82 @@ where
             token,
             noted,
         };
+        let count = |result| {
+            // A refresh is behind a read that was counted.
+            if by.refreshes.is_none() {
+                self.meter.read(&self.label, result);
+            }
+        };
         let mut take_over = false;
         for _ in 0..3 {
-            let waiter = self.group.shared.waiter(&lease_key.member());
+            let waiters = by.leases.iter();
+            let waiters: Vec<_> = waiters
+                .map(|lease| self.group.shared.waiter(&lease.member()))
+                .collect();
             let ask = Ask::Lease(LeaseWish {
                 token,
                 lasts: self.config.hard + SECOND,
                 take_over,
                 force: true,
             });
-            let Ok((fetched, noted)) = self.fetch(lease_key, ask).await else {
-                self.meter.read(&self.label, "bypass");
+            let lookup = |key: &CacheKey| Lookup {
+                key: key.clone(),
+                ask,
+            };
+            let lookups = by.leases.iter().map(lookup).collect();
+            let Ok((fetched, noted)) = self.fetch_many(lookups).await else {
+                count("bypass");
                 return Some(start(None, self.group.shared.sight.now()));
             };
-            if fetched.leased == Leased::Given {
-                self.meter.read(&self.label, "miss");
+            let is_given = |fetched: &Fetched| fetched.leased == Leased::Given;
+            let Some(busy) = fetched.iter().position(|fetched| !is_given(fetched)) else {
+                count("miss");
                 return Some(start(Some(token), noted));
-            }
-            let rung = tokio::time::timeout(WAIT_FOR_OTHERS, waiter.notified()).await;
+            };
+            // All or none: two who each had one and waited for the other's would both wait in vain.
+            let given = by.leases.iter().zip(&fetched);
+            let given = given.filter(|(_, fetched)| is_given(fetched));
+            let given: Vec<_> = given.map(|(lease, _)| lease.clone()).collect();
+            self.give_back_all(&given, Some(token)).await;
+            let rung = tokio::time::timeout(WAIT_FOR_OTHERS, waiters[busy].notified()).await;
             take_over = rung.is_err();
-            for alias in aliases {
-                if let Ok(Some((known, outcome))) = self.find_by(alias).await {
-                    self.meter.read(&self.label, "shared");
-                    tell(told, Ok(self.cached(known, outcome)));
+            for alias in &by.aliases {
+                if let Ok(Some(found)) = self.find_by(alias).await {
+                    count("shared");
+                    tell(told, Ok(self.cached(found.known, found.outcome)));
                     return None;
                 }
             }
         }
-        self.meter.read(&self.label, "miss");
+        count("miss");
         Some(start(None, self.group.shared.sight.now()))
     }
+
+    async fn give_back_all(&self, leases: &[CacheKey], token: Option<LeaseToken>) {
+        let Some(token) = token.filter(|_| !leases.is_empty()) else {
+            return;
+        };
+        let item = |lease: &CacheKey| Item::new(lease.clone(), give_back(token));
+        // Else they end by themselves.
+        let _ = self.write(leases.iter().map(item).collect()).await;
+    }
+
+    /// The lease on an alias lies on a key that never has a record.
+    fn lease_key(&self, alias: &str) -> CacheKey {
+        CacheKey {
+            entity: Arc::clone(&self.entity),
+            key: pseudo(alias),
+        }
+    }
+}
+
+/// A load whose key is not known yet.
+struct By {
+    aliases: Vec<String>,
+    /// What each alias is leased by.
+    leases: Vec<CacheKey>,
+    /// The key of a value that is at hand, where it is loaded anew behind a reader.
+    refreshes: Option<CacheKey>,
 }
 
 /// What loads by an alias are known by until their key is; no application's key begins like this.

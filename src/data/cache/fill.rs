@@ -286,7 +286,8 @@ fn fill_of(
     }
 }
 
-fn give_back(token: LeaseToken) -> Fill {
+/// Ends a lease and stores nothing.
+pub(super) fn give_back(token: LeaseToken) -> Fill {
     Fill {
         payload: Bytes::new(),
         tags: Vec::new(),

@@ -55,7 +55,8 @@ where
     /// nobody in this process loads already. What the loader does not return is remembered as absent.
     ///
     /// Where another process loads all that is missing, it is waited for as with one key; where it loads a part, that
-    /// part is loaded here, too, and not stored. A value that is due for a refresh is loaded with the rest.
+    /// part is loaded here, too, and not stored. A value that is due for a refresh is answered at once, and loaded with
+    /// the rest.
     ///
     /// # Errors
     /// The load failed for a key, and no stale value was at hand.
@@ -141,7 +142,10 @@ where
     }
 
     /// Asks in parts of 512.
-    async fn fetch_many(&self, lookups: Vec<Lookup>) -> Result<(Vec<Fetched>, u64), StoreError> {
+    pub(super) async fn fetch_many(
+        &self,
+        lookups: Vec<Lookup>,
+    ) -> Result<(Vec<Fetched>, u64), StoreError> {
         let shared = &self.group.shared;
         shared.catch_up().await?;
         let (noted, group) = (shared.sight.now(), shared.name.shared());
@@ -167,17 +171,24 @@ where
             }
             if let Some(known) = self.known_here(key) {
                 self.meter.read(&self.label, known.counts_as("local"));
+                let is_due = self.is_due(key, &known);
                 found.insert(key, self.cached(known, CacheOutcome::LocalHit));
-                continue;
+                if !is_due {
+                    continue;
+                }
             }
             let at = FlightKey {
                 key: key.key.clone(),
                 want: Want::Either,
             };
             match self.enter(vec![at], &names_of_load(key)) {
+                // Behind its reader it runs already.
+                Entered::Joined(_) if found.contains_key(key) => {}
                 Entered::Joined(flight) => drop(waits.insert(key, (flight, true))),
                 Entered::Led(told, landing) => {
-                    waits.insert(key, (Arc::clone(&landing.own), false));
+                    if !found.contains_key(key) {
+                        waits.insert(key, (Arc::clone(&landing.own), false));
+                    }
                     let key = key.clone();
                     leads.push(Lead { key, told, landing });
                 }

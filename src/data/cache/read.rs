@@ -54,8 +54,7 @@ where
             && let Some(known) = self.known_here(&key)
             && (known.value.is_some() || want == Want::Either)
         {
-            let now = self.clock.now_micros();
-            if now >= known.refresh && known.refresh < known.fresh && self.may_load(&key, now) {
+            if self.is_due(&key, &known) {
                 let _behind = self.flight(key, Want::Either, loader);
             }
             self.meter.read(&self.label, known.counts_as("local"));
@@ -402,6 +401,12 @@ where
         } else {
             tell(told, answer);
         }
+    }
+
+    /// Says whether a value that is at hand is to be loaded anew behind its reader.
+    pub(super) fn is_due(&self, key: &CacheKey, known: &Known<V>) -> bool {
+        let now = self.clock.now_micros();
+        now >= known.refresh && known.refresh < known.fresh && self.may_load(key, now)
     }
 
     /// Says whether no load of `key` has failed lately.

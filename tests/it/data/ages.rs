@@ -74,7 +74,9 @@ async fn read(
 async fn a_refresh_under_way_lends_the_old_value_to_nobody_past_its_end() {
     for bounds in [Local::off(), Local::default()] {
         let clock = clock();
-        let life = Lifetime::new(Ttl::secs(100)).refresh_after(60).jitter(0);
+        let life = Lifetime::new(Ttl::secs(100))
+            .refresh_after(60 * SECOND)
+            .jitter(0);
         let cache = Cache::new(memory(&clock), "row", life).local(bounds);
         let cache = cache.load_timeout(SECOND, MINUTE);
         let source = Gated::new();

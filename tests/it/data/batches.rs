@@ -427,6 +427,135 @@ async fn a_creation_by_user_and_one_by_address_at_once_are_one_load() {
 }
 
 #[tokio::test]
+async fn two_processes_that_create_by_different_names_create_once() {
+    let (server, prefix) = (shared().await, fresh_prefix());
+    let (here, there) = (
+        server.store_with(&prefix).await,
+        server.store_with(&prefix).await,
+    );
+    let (first, second) = (customers(here), customers(there.clone()));
+    let (gate, created) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let create = |cache: &Cache<String, Customer>, names: Vec<(&'static str, Key)>| {
+        let (cache, gate, created) = (cache.clone(), Arc::clone(&gate), Arc::clone(&created));
+        tokio::spawn(async move {
+            let load = || async move {
+                created.fetch_add(1, Ordering::SeqCst);
+                drop(gate.acquire().await);
+                Ok::<_, io::Error>(("c1".to_owned(), customer("a@x.test")))
+            };
+            cache.get_or_load_by(names, load).await.unwrap().id.clone()
+        })
+    };
+    // It listens, and the server knows the scripts.
+    assert!(second.get_by("user", "u1").await.unwrap().is_none());
+    let [user, email] = by("u1", "a@x.test");
+    // A name that is given twice is one.
+    let leading = create(&first, vec![user, email.clone(), email.clone()]);
+    while created.load(Ordering::SeqCst) < 1 {
+        tokio::time::sleep(MILLIS).await;
+    }
+    let before = there.commands();
+    let waiting = create(&second, vec![email]);
+    // It has looked where the name leads, and asked for its lease.
+    while there.commands() < before + 2 {
+        tokio::time::sleep(MILLIS).await;
+    }
+    gate.close();
+    assert_eq!(leading.await.unwrap(), "c1");
+    assert_eq!(waiting.await.unwrap(), "c1");
+    assert_eq!(created.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_value_that_is_due_answers_a_batch_at_once_and_is_loaded_behind_it() {
+    let clock = clock();
+    let store = MemoryStore::builder().clock(clock.clone()).build();
+    let life = Lifetime::new(Ttl::secs(50)).refresh_after(20 * SECOND);
+    let cache: Cache<u64, u64> = Cache::new(store, "square", life);
+    let source = Squares::default();
+    assert_eq!(read(&cache, &source, &[1, 2]).await, [Some(1), Some(4)]);
+    assert_eq!(source.asked(), [[1, 2]]);
+    clock.advance(20 * SECOND - MILLIS);
+    read(&cache, &source, &[1, 2]).await;
+    assert!(source.asked().is_empty());
+    clock.advance(MILLIS);
+    let gate = Arc::new(Semaphore::new(0));
+    for _ in 0..2 {
+        // Also while the load runs, and by the same load.
+        let (gate, source) = (Arc::clone(&gate), source.clone());
+        let many = cache.get_many_or_load(&[1, 2], |keys| async move {
+            drop(gate.acquire().await);
+            source.load(keys).await
+        });
+        let outcomes = many.await.unwrap().into_iter().flatten();
+        let outcomes: Vec<_> = outcomes.map(|cached| cached.outcome()).collect();
+        assert_eq!(outcomes, [CacheOutcome::LocalHit; 2]);
+    }
+    gate.close();
+    let age = || async { cache.get(&1).await.unwrap().unwrap().age() };
+    while age().await > SECOND {
+        tokio::time::sleep(MILLIS).await;
+    }
+    assert_eq!(source.asked(), [[1, 2]]);
+    // With the rest, where there is one.
+    clock.advance(20 * SECOND);
+    let wanted = [Some(1), Some(9)];
+    assert_eq!(read(&cache, &source, &[1, 3]).await, wanted);
+    assert_eq!(source.asked(), [[1, 3]]);
+}
+
+#[tokio::test]
+async fn a_value_that_is_due_is_found_by_name_at_once_and_loaded_behind_once_in_a_while() {
+    let clock = clock();
+    let life = Lifetime::new(Ttl::secs(50)).refresh_after(20 * SECOND);
+    for local in [Local::entries(10), Local::off()] {
+        let store = MemoryStore::builder().clock(clock.clone()).build();
+        let cache: Cache<String, Customer> = Cache::new(store, "customer", life)
+            .alias("email", |customer: &Customer| {
+                Some(Email(customer.email.clone()))
+            })
+            .local(local);
+        let loads = Arc::new(AtomicUsize::new(0));
+        let find = |fails: bool| {
+            let loads = Arc::clone(&loads);
+            let [_, email] = by("u1", "a@x.test");
+            cache.get_or_load_by([email], move || async move {
+                loads.fetch_add(1, Ordering::SeqCst);
+                let found = ("c1".to_owned(), customer("a@x.test"));
+                if fails {
+                    Err(io::Error::other("no"))
+                } else {
+                    Ok(found)
+                }
+            })
+        };
+        assert_eq!(find(false).await.unwrap().outcome(), CacheOutcome::Loaded);
+        clock.advance(20 * SECOND);
+        let cached = find(true).await.unwrap();
+        assert_eq!(cached.age(), 20 * SECOND);
+        while loads.load(Ordering::SeqCst) < 2 || cache.stats().load_errors < 1 {
+            tokio::time::sleep(MILLIS).await;
+        }
+        // After a failure the loader has its rest.
+        find(false).await.unwrap();
+        tokio::time::sleep(5 * MILLIS).await;
+        assert_eq!(loads.load(Ordering::SeqCst), 2);
+        clock.advance(30 * SECOND);
+        assert_eq!(find(false).await.unwrap().outcome(), CacheOutcome::Loaded);
+        clock.advance(20 * SECOND);
+        assert_eq!(find(false).await.unwrap().age(), 20 * SECOND);
+        let age = || async {
+            let found = cache.get(&"c1".to_owned()).await.unwrap();
+            found.unwrap().age()
+        };
+        while age().await > SECOND {
+            tokio::time::sleep(MILLIS).await;
+        }
+        assert_eq!(loads.load(Ordering::SeqCst), 4);
+    }
+}
+
+#[tokio::test]
 async fn a_load_by_name_gives_way_to_an_invalidation_of_the_key_it_did_not_know() {
     let cache = customers(MemoryStore::new());
     let id = "c1".to_owned();
