@@ -57,12 +57,25 @@ macro_rules! run {
     };
 }
 
+/// The same, asked once for each connection: no connection outlives the run of its server, so that the session
+/// remembers it. (Working it out takes longer than everything else that the sentinel does.)
+macro_rules! own_run {
+    () => {
+        concat!(
+            "coalesce(nullif(current_setting('keep.run', true), ''), set_config('keep.run', ",
+            run!(),
+            ", false))"
+        )
+    };
+}
+
 /// What names the transaction that asks, as SQL: `number@run`. Gives it a number if it has none.
-pub(crate) const TRANSACTION: &str = concat!("(pg_current_xact_id()::text || '@' || ", run!(), ")");
+pub(crate) const TRANSACTION: &str =
+    concat!("(pg_current_xact_id()::text || '@' || ", own_run!(), ")");
 
 const SENTINEL: &str = concat!(
     "SELECT pg_current_xact_id_if_assigned()::text || '@' || ",
-    run!(),
+    own_run!(),
     ", current_setting('keep.transaction', true)"
 );
 
