@@ -1,6 +1,8 @@
 //! The pages of people who are logged in: their own, and the administration. Forms do what the API does.
 //!
 //! Try it: open `http://localhost:8080/login`
+//!
+//! Proof: `people_log_in_see_their_own_end_sessions_and_log_out_by_forms`
 
 use axum::extract::rejection::FormRejection;
 use axum::extract::{Form, Path, State as Extract};
@@ -11,7 +13,7 @@ use serde_json::Value;
 use tower_keep::core::{Principal, PrincipalRejection};
 use tower_keep::session::Session;
 
-use crate::admin;
+use crate::admin::{self, caches, transfers};
 use crate::bookings;
 use crate::fault::Fault;
 use crate::fixtures;
@@ -110,7 +112,7 @@ pub async fn admin(
         let state = state.await?.unwrap_or_default();
         transfers.push(context! { id, state });
     }
-    let stats = admin::stats(Extract(app.clone())).await.0;
+    let stats = caches::stats(Extract(app.clone())).await.0;
     let figures = stats.as_object().into_iter().flatten();
     let figures: Vec<(String, String)> = figures
         .map(|(name, value)| (name.replace('_', " "), value.to_string().replace('"', "")))
@@ -125,6 +127,6 @@ pub async fn approve(
     user: Principal,
     Path(id): Path<String>,
 ) -> Result<Redirect, Fault> {
-    admin::approve_transfer(&app, &user, &id).await?;
+    transfers::approve_transfer(&app, &user, &id).await?;
     Ok(Redirect::to("/admin"))
 }

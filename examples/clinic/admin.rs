@@ -1,20 +1,20 @@
-//! What admins do: roles that every session sees at once, transfers that are approved once, the cache by hand.
+//! What admins do: roles that every session sees at once, and verifications by hand.
 //!
-//! Try it: `curl -b jar localhost:8080/api/admin/cache/stats` as `root@clinic.test`
+//! Try it: `curl -b jar localhost:8080/api/users/pat/roles -H 'content-type: application/json' -d '{"roles":["patient"]}'` as `root@clinic.test`
+//!
+//! Proof: `admins`
+
+pub mod caches;
+pub mod transfers;
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::{Path, Request, State as Extract};
-use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tower_keep::backend::health::StoreMode;
 use tower_keep::core::{Principal, principal_of};
-use tower_keep::response_cache::Target;
 
-use crate::app;
 use crate::fault::{Fault, Input};
 use crate::fixtures;
 use crate::sessions;
@@ -118,100 +118,4 @@ pub async fn verify(app: &App, user: &str) -> Result<(), Fault> {
         Ok(())
     });
     changed.await.map(drop)
-}
-
-#[derive(Deserialize)]
-pub struct Approval {
-    transfer_id: String,
-}
-
-/// `POST /api/admin/payment-transfers/approve`
-pub async fn approve(
-    Extract(app): Extract<App>,
-    admin: Principal,
-    Input(wish): Input<Approval>,
-) -> Result<Json<Value>, Fault> {
-    approve_transfer(&app, &admin, &wish.transfer_id)
-        .await
-        .map(Json)
-}
-
-/// The database lets one of all who ask at once do it.
-pub async fn approve_transfer(app: &App, admin: &Principal, id: &str) -> Result<Value, Fault> {
-    app.counters.handlers_approve.add();
-    let at = app.now();
-    let sql = "update clinic_transfer set state = 'APPROVED', approved_by = $2, approved_at = $3 \
-               where id = $1 and state = 'PENDING'";
-    let known = app
-        .db
-        .text("select state from clinic_transfer where id = $1", id);
-    known.await?.ok_or(Fault::NOT_FOUND)?;
-    if app
-        .db
-        .execute(sql, &[id, admin.id(), &at.to_string()])
-        .await?
-        == 0
-    {
-        let why = "somebody was faster: this transfer is approved";
-        return Err(Fault::conflict("NOT_PENDING", why));
-    }
-    Ok(json!({ "transfer_id": id, "approved_by": admin.id(), "approved_at": at }))
-}
-
-#[derive(Deserialize)]
-pub struct Invalidation {
-    #[serde(default)]
-    tags: Vec<String>,
-    prefix: Option<String>,
-}
-
-/// `POST /api/admin/cache/invalidate`
-pub async fn invalidate(
-    Extract(app): Extract<App>,
-    Input(wish): Input<Invalidation>,
-) -> Json<Value> {
-    let mut targets: Vec<Target> = wish.tags.iter().map(Target::tag).collect();
-    targets.extend(wish.prefix.as_ref().map(Target::prefix));
-    let invalidated = targets.len();
-    app.cache.invalidate(targets).await;
-    Json(json!({ "invalidated": invalidated }))
-}
-
-/// `POST /api/admin/cache/warm`: the catalogue, everybody, and today's times, by the way that any request takes and under
-/// the name by which we were called: answers are kept for each host by itself.
-pub async fn warm(Extract(app): Extract<App>, headers: HeaderMap) -> Json<Value> {
-    let host = headers
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok());
-    let site = host.map_or_else(String::new, |host| format!("http://{host}"));
-    let today = fixtures::day_of(app.now()).to_string();
-    let mut urls = vec![format!("{site}/api/experts")];
-    for expert in &fixtures::EXPERTS {
-        let own = format!("{site}/api/experts/{}", expert.id);
-        urls.extend(
-            expert
-                .services
-                .iter()
-                .map(|service| format!("{own}/slots?service={}&day={}", service.id, &today[..10])),
-        );
-        urls.push(own);
-    }
-    let routes = app::catalogue(&app).with_state::<()>(app.clone());
-    let report = app.cache.warm::<_, Body, _>(routes, urls).await;
-    Json(json!({ "warmed": report.stored + report.present }))
-}
-
-/// `GET /api/admin/cache/stats`: told per operation, never remembered from the start.
-pub async fn stats(Extract(app): Extract<App>) -> Json<Value> {
-    let (mode, stats, store) = (app.store.mode(), app.cache.stats(), app.store.stats());
-    Json(json!({
-        "cache_type": mode.to_string(),
-        "is_redis_available": mode == StoreMode::Redis && store.reachable,
-        "in_memory_size": stats.local_entries,
-        "hit": stats.hits,
-        "miss": stats.misses,
-        "stale": stats.stale_hits,
-        "error": stats.store_errors,
-        "fallback": stats.passed,
-    }))
 }

@@ -1,6 +1,8 @@
 //! What a commit changes is told before anybody is answered: cached lists are forgotten, and open pages hear of it.
 //!
 //! Try it: `curl -N 'localhost:8080/api/events?topic=slots:e1'`, and book a slot beside it.
+//!
+//! Proof: `live_and_notices`
 
 use std::convert::Infallible;
 

@@ -1,6 +1,8 @@
 //! Bookings as their people see them: the guest's appointments, the expert's calendar and customers.
 //!
 //! Try it: `curl -b jar localhost:8080/api/appointments`
+//!
+//! Proof: `pay`
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,8 @@
 //! Read-through cache: the payment provider's name for a user, asked for once and kept beside us for a day.
 //!
 //! Try it: `curl -b jar localhost:8080/api/user/check-kv-sync`, and `curl -b jar -X POST localhost:8080/api/user/rebuild-kv`
+//!
+//! Proof: `a_user_is_one_customer_of_the_provider_however_often_he_pays`
 
 use std::sync::Arc;
 

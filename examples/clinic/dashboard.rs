@@ -1,6 +1,8 @@
 //! A private cached answer: half an hour, refreshed in the background after twenty minutes, dropped by a new booking.
 //!
 //! Try it: `curl -i -b jar localhost:8080/api/dashboard` twice as `ana@clinic.test`, and look at `Age`.
+//!
+//! Proof: `dashboard`
 
 use axum::Json;
 use axum::extract::State as Extract;

@@ -1,6 +1,10 @@
 //! Statements outside a reservation: text in, text out, the same SQL on SQLite and Postgres.
 //!
 //! What belongs to a hold goes through its guard instead, see `records.rs`: one transaction, one truth.
+//!
+//! Try it: `cargo run --example clinic -- --db sqlite:clinic.db` twice: the second finds what the first has kept.
+//!
+//! Proof: `users_holds_and_bookings_survive_a_restart`
 
 use sqlx::{PgPool, Postgres, Sqlite, SqlitePool};
 use tower_keep::backend::sql::SqlStore;

@@ -1,7 +1,10 @@
 //! The provider's events on their way to us: once at the time, and what we did not take comes again from a queue.
 //!
 //! Try it: look at `webhook_status` of `curl -X POST localhost:8080/fakepay/PAYMENT_ID -H 'content-type: application/json' -d '{"outcome":"succeeded"}'`
+//!
+//! Proof: `an_event_that_was_not_taken_comes_again_and_books_once`
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -31,6 +34,30 @@ pub async fn again(app: &App, event: &Event) -> Result<(), Fault> {
     let job = Job::to(event.data.payment_id.clone(), event.clone()).once(&event.id);
     app.events.enqueue(job).await?;
     Ok(())
+}
+
+/// Queues what was paid and never told: the store was away at that moment, or the process died.
+pub async fn recover(app: &App) -> Result<(), Fault> {
+    for event in app.provider.untold().await? {
+        again(app, &event).await?;
+        app.provider.told(&event).await;
+    }
+    Ok(())
+}
+
+/// The provider looks after its events by itself, every few seconds.
+pub async fn recover_on(app: &App) {
+    let mut stopped = pin!(app.live.stopped());
+    let mut pause = tokio::time::interval(5 * SECOND);
+    loop {
+        tokio::select! {
+            () = &mut stopped => return,
+            _ = pause.tick() => {}
+        }
+        if recover(app).await.is_err() {
+            tracing::warn!("events wait for the store");
+        }
+    }
 }
 
 /// Sends what is due, each event by itself: one that is refused holds up no other.

@@ -1,6 +1,8 @@
 //! ResponseCacheLayer: the catalogue for ten minutes, free slots for seconds, dropped by tag when something changes.
 //!
-//! Try it: `curl -i 'localhost:8080/api/experts/e1/slots?service=s60&day=2030-01-02'` twice, and look at `Cache-Status`.
+//! Try it: `curl -i 'localhost:8080/api/experts/e1/slots?service=s60&day='$(date -ud 'next monday' +%F)` twice, and look at `Cache-Status`.
+//!
+//! Proof: `the_catalogue_is_computed_once_and_says_so`
 
 use std::time::Duration;
 

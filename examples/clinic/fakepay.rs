@@ -1,6 +1,8 @@
 //! The guest's side of the fake payment provider: the payment ends as chosen, and the provider tells us so.
 //!
 //! Try it: `curl -X POST localhost:8080/fakepay/PAYMENT_ID -H 'content-type: application/json' -d '{"outcome":"succeeded"}'`
+//!
+//! Proof: `a_guest_who_hangs_up_while_paying_has_paid`
 
 use axum::extract::{FromRequest, Path, Request, State as Extract};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -113,14 +115,21 @@ pub async fn settle_payment<D: Records>(
     })
 }
 
-/// Takes the money and delivers the event, at once or from the queue.
+/// Takes the money and delivers the event: at once, from the queue, or where that is away too, from the provider's own memory.
 async fn tell<D: Records>(app: App, event: Event) -> Result<StatusCode, Fault> {
-    if event.kind == "succeeded" {
-        app.provider.pay(&event.data.payment_id).await?;
+    let is_paid = event.kind == "succeeded";
+    if is_paid {
+        app.provider.pay(&event).await?;
     }
     let delivered = deliveries::send::<D>(&app, &event).await;
     if !delivered.is_success() {
-        deliveries::again(&app, &event).await?;
+        match deliveries::again(&app, &event).await {
+            Err(_) if is_paid => return Ok(delivered),
+            queued => queued?,
+        }
+    }
+    if is_paid {
+        app.provider.told(&event).await;
     }
     Ok(delivered)
 }

@@ -1,20 +1,19 @@
 //! What handlers say when they cannot: one type, made of whatever the layers and services below them say.
 //!
 //! Try it: `curl -i localhost:8080/api/user/me`
+//!
+//! Proof: `wrong_wishes_get_their_code_and_hold_nothing`
+
+mod causes;
+mod input;
 
 use axum::body::Body;
-use axum::extract::rejection::{FormRejection, JsonRejection};
-use axum::extract::{FromRequest, Request};
+use axum::extract::rejection::FormRejection;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use tower_keep::core::{Problem, StoreError};
-use tower_keep::data::cache::LoadError;
-use tower_keep::data::lock::LockError;
-use tower_keep::data::queue::QueueError;
-use tower_keep::data::topic::TopicError;
-use tower_keep::data::{DataError, DataErrorKind};
-use tower_keep::reservation::{ReservationError, ReservationRejection};
-use tower_keep::session::{SessionError, SessionRejection};
+use tower_keep::core::Problem;
+
+pub use self::input::Input;
 
 /// A refusal of a handler: a status, a code, a sentence.
 #[derive(Debug)]
@@ -99,103 +98,6 @@ impl IntoResponse for Fault {
                 .response()
                 .map(Body::from),
             Self::Ready(response) => *response,
-        }
-    }
-}
-
-impl From<StoreError> for Fault {
-    fn from(error: StoreError) -> Self {
-        Self::store_unavailable(error.retry_after_secs())
-    }
-}
-
-impl From<SessionError> for Fault {
-    fn from(error: SessionError) -> Self {
-        SessionRejection::from(error).into()
-    }
-}
-
-impl From<SessionRejection> for Fault {
-    fn from(rejection: SessionRejection) -> Self {
-        Self::Ready(Box::new(rejection.into_response()))
-    }
-}
-
-impl From<ReservationRejection> for Fault {
-    fn from(rejection: ReservationRejection) -> Self {
-        Self::Ready(Box::new(rejection.into_response()))
-    }
-}
-
-impl From<ReservationError> for Fault {
-    fn from(error: ReservationError) -> Self {
-        ReservationRejection::from(error).into()
-    }
-}
-
-impl From<sqlx::Error> for Fault {
-    fn from(error: sqlx::Error) -> Self {
-        ReservationRejection::from(error).into()
-    }
-}
-
-impl From<TopicError> for Fault {
-    fn from(error: TopicError) -> Self {
-        Self::Ready(Box::new(error.into_response()))
-    }
-}
-
-impl From<QueueError> for Fault {
-    fn from(error: QueueError) -> Self {
-        tracing::warn!(%error, "the queue cannot answer");
-        Self::store_unavailable(1)
-    }
-}
-
-impl From<DataError> for Fault {
-    fn from(error: DataError) -> Self {
-        match error.kind() {
-            DataErrorKind::TooLarge { .. } => Self::TOO_LARGE,
-            DataErrorKind::Unavailable { retry_after } | DataErrorKind::Full { retry_after } => {
-                Self::store_unavailable(retry_after)
-            }
-            _ => Self::store_unavailable(1),
-        }
-    }
-}
-
-/// Somebody else is at it for longer than we would wait, or the store cannot tell: nothing was done.
-impl From<LockError> for Fault {
-    fn from(error: LockError) -> Self {
-        Self::store_unavailable(error.retry_after().min(30))
-    }
-}
-
-/// What we load in this practice, we load from the payment provider.
-impl From<LoadError> for Fault {
-    fn from(error: LoadError) -> Self {
-        tracing::warn!(%error, "the payment provider does not answer");
-        Self::PAYMENT_PROVIDER
-    }
-}
-
-/// A JSON body; whatever is wrong with it is 400 `VALIDATION`, or 413 when it is too large.
-pub struct Input<T>(pub T);
-
-impl<T: serde::de::DeserializeOwned, S: Send + Sync> FromRequest<S> for Input<T> {
-    type Rejection = Fault;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, Fault> {
-        match axum::Json::from_request(request, state).await {
-            Ok(axum::Json(value)) => Ok(Self(value)),
-            Err(JsonRejection::BytesRejection(rejection))
-                if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE =>
-            {
-                Err(Fault::TOO_LARGE)
-            }
-            Err(_) => Err(Fault::validation(
-                "the body is not the JSON that this route takes",
-            )),
         }
     }
 }

@@ -1,12 +1,17 @@
 //! The people and services of the practice (section 4 of its contract): fixed, the same in every process.
 //!
 //! Try it: `curl localhost:8080/api/experts`
+//!
+//! Proof: `people_log_in_see_their_own_end_sessions_and_log_out_by_forms`
+
+mod hours;
 
 use std::time::Duration;
 
 use serde::Serialize;
-use tower_keep::core::Timestamp;
-use tower_keep::{DAY, HOUR, MINUTE};
+use tower_keep::MINUTE;
+
+pub use self::hours::{day_of, is_offered, next_weekday, starts};
 
 /// Somebody who can log in; every password is `test`.
 pub struct User {
@@ -141,47 +146,4 @@ impl Service {
     pub fn length(&self) -> Duration {
         MINUTE * self.minutes
     }
-}
-
-/// Monday to Friday, a start at each :00 and :30 from 09:00 UTC whose end is not after 17:00; from now up to 60 days.
-pub fn is_offered(start: Timestamp, length: Duration, now: Timestamp) -> bool {
-    let day = day_of(start);
-    let (since_midnight, half_hour) = (start.since(day), 30 * MINUTE);
-    is_weekday(day)
-        && since_midnight
-            .as_millis()
-            .is_multiple_of(half_hour.as_millis())
-        && since_midnight >= 9 * HOUR
-        && since_midnight + length <= 17 * HOUR
-        && start > now
-        && start <= now + 60 * DAY
-}
-
-/// All starts of a service of this length that are offered on the day that begins at `day`.
-pub fn starts(day: Timestamp, length: Duration, now: Timestamp) -> Vec<Timestamp> {
-    (0..48)
-        .map(|half_hour| day + half_hour * 30 * MINUTE)
-        .filter(|start| is_offered(*start, length, now))
-        .collect()
-}
-
-/// The first day after today on which anybody works.
-pub fn next_weekday(now: Timestamp) -> Timestamp {
-    let tomorrow = day_of(now) + DAY;
-    let days = (0..3).map(|days| tomorrow + days * DAY);
-    days.into_iter()
-        .find(|day| is_weekday(*day))
-        .unwrap_or(tomorrow)
-}
-
-/// The UTC midnight before `moment`.
-pub fn day_of(moment: Timestamp) -> Timestamp {
-    let day = DAY.as_millis() as u64;
-    Timestamp::from_millis(moment.as_millis() / day * day)
-}
-
-fn is_weekday(day: Timestamp) -> bool {
-    // 1970-01-01 was a Thursday.
-    let days = day.as_millis() / DAY.as_millis() as u64;
-    (days + 3) % 7 < 5
 }

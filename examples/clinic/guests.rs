@@ -1,91 +1,23 @@
 //! Who is booking: the signed-in user, or a guest with a signed id in a cookie. Neither can be made up.
 //!
 //! Try it: `curl -i localhost:8080/api/guest`
+//!
+//! Proof: `keys_are_checked_and_belong_to_one_guest_and_one_payload`
+
+mod owner;
 
 use axum::extract::{Request, State as Extract};
-use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use tower_keep::core::{base64url, principal_of};
-use tower_keep::idempotency::ScopeId;
-use tower_keep::rate_limit::PartitionKey;
 
+pub use self::owner::{Owner, partition, scope};
 use crate::bookings;
 use crate::fault::Fault;
-use crate::records::PaymentRecord;
 use crate::state::App;
-
-/// Who this request speaks for: it owns whatever the user or the guest owns.
-#[derive(Clone, Debug)]
-pub struct Owner {
-    user: Option<String>,
-    guest: Option<String>,
-    /// The expert whose calendar this request may see.
-    expert: Option<&'static str>,
-}
-
-impl Owner {
-    /// The one name that holds, keys and quotas are kept under: the user's, else the guest's.
-    pub fn subject(&self) -> &str {
-        self.user
-            .as_deref()
-            .or(self.guest.as_deref())
-            .unwrap_or_default()
-    }
-
-    /// The guest's name, which is one browser's own.
-    pub fn guest(&self) -> Option<&str> {
-        self.guest.as_deref()
-    }
-
-    /// Every name that this request speaks for.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        [&self.user, &self.guest]
-            .into_iter()
-            .flatten()
-            .map(String::as_str)
-    }
-
-    /// The signed-in user's id.
-    pub fn user(&self) -> Option<&str> {
-        self.user
-            .as_deref()
-            .and_then(|name| name.strip_prefix("u:"))
-    }
-
-    /// Says whether what is kept under `subject` belongs to this request.
-    pub fn owns(&self, subject: &str) -> bool {
-        self.names().any(|own| own == subject)
-    }
-
-    /// Says whether a reservation is this request's, or in its expert's calendar.
-    pub fn may_see(&self, record: &PaymentRecord) -> bool {
-        self.owns(&record.subject) || self.expert == Some(record.expert_id.as_str())
-    }
-
-    pub fn is_known(&self) -> bool {
-        self.user.is_some() || self.guest.is_some()
-    }
-}
-
-/// The partition of quotas per subject.
-pub fn partition(parts: &Parts) -> Option<PartitionKey> {
-    parts
-        .extensions
-        .get::<Owner>()
-        .map(|owner| PartitionKey::from(owner.subject()))
-}
-
-/// The scope of idempotency keys: one subject's key is nobody else's.
-pub fn scope(parts: &Parts) -> Option<ScopeId> {
-    parts
-        .extensions
-        .get::<Owner>()
-        .map(|owner| ScopeId::new(owner.subject()))
-}
 
 /// Finds the owner and puts it into the request; asks the session only where its cookie came.
 pub async fn find(Extract(app): Extract<App>, request: Request, next: Next) -> Response {

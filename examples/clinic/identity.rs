@@ -1,6 +1,8 @@
 //! Progress that only one may begin: a verification of identity stays open for an hour, and asking again gives the same.
 //!
 //! Try it: `curl -b jar localhost:8080/api/identity/verification -H 'content-type: application/json' -d '{}'`
+//!
+//! Proof: `identity`
 
 use std::sync::Arc;
 

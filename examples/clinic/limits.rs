@@ -1,6 +1,8 @@
 //! Every quota of the practice by name, and nothing else. One function is one atomic check.
 //!
-//! Try it: `for i in 1 2 3 4 5 6; do curl -i -X POST localhost:8080/api/login -H 'content-type: application/json' -d '{"email":"pat@clinic.test","password":"no"}'; done`
+//! Try it: `for i in $(seq 11); do curl -i -X POST localhost:8080/api/login -H 'content-type: application/json' -d '{"email":"pat@clinic.test","password":"no"}'; done`
+//!
+//! Proof: `payment_limits`
 
 use tower_keep::core::{ClientIpLayer, StoreFailure, TrustedProxies};
 use tower_keep::rate_limit::{Partition, Policy, Quota, RateLimitLayer};

@@ -1,8 +1,11 @@
 //! Topics as server-sent events: whoever looks at a page sees what others do, and a reconnect misses nothing.
 //!
 //! Try it: `curl -N 'localhost:8080/api/events?topic=slots:e1'`, and book a slot beside it.
+//!
+//! Proof: `live_and_notices`
 
 use axum::extract::{Extension, Query, State as Extract};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tower_keep::core::Timestamp;
@@ -57,7 +60,7 @@ impl Live {
         }
     }
 
-    /// Tells of a reservation; `slot` is how its time reads now. What nobody hears is no fault: pages ask again.
+    /// Tells of a reservation; `slot` is how its time reads now.
     pub async fn reservation(&self, record: &PaymentRecord, slot: &str, state: &str) {
         let change = SlotChange {
             expert_id: record.expert_id.clone(),
@@ -65,10 +68,17 @@ impl Live {
             end: record.end,
             state: slot.to_owned(),
         };
-        if let Err(error) = self.slots.publish(&record.expert_id, &change).await {
-            tracing::warn!(%error, "a change was not told");
-        }
+        publish(&self.slots, &record.expert_id, &change).await;
         self.appointment(record, state).await;
+    }
+
+    /// Tells of a reservation whose time is no matter any more.
+    pub async fn appointment(&self, record: &PaymentRecord, state: &str) {
+        let own = AppointmentChange {
+            reservation_id: record.reservation_id.clone(),
+            state: state.to_owned(),
+        };
+        publish(&self.appointments, &record.reservation_id, &own).await;
     }
 
     /// Tells that an expert comes or goes.
@@ -78,47 +88,16 @@ impl Live {
             status: status.to_owned(),
             at,
         };
-        if let Err(error) = self.status.publish(expert, &change).await {
-            tracing::warn!(%error, "a change was not told");
-        }
+        publish(&self.status, expert, &change).await;
     }
 
     /// The newest event of a topic, for the page that is made now; empty where there is none, or nobody knows.
     pub async fn newest(&self, topic: &str) -> String {
         let (kind, key) = topic.split_once(':').unwrap_or((topic, ""));
-        let id = match kind {
-            "slots" => self
-                .slots
-                .latest(key)
-                .await
-                .map(|kept| kept.map(|kept| kept.id)),
-            "expert" => {
-                let key = key.trim_end_matches(":status");
-                self.status
-                    .latest(key)
-                    .await
-                    .map(|kept| kept.map(|kept| kept.id))
-            }
-            _ => self
-                .appointments
-                .latest(key)
-                .await
-                .map(|kept| kept.map(|kept| kept.id)),
-        };
-        id.ok()
-            .flatten()
-            .map_or_else(String::new, |id| id.to_string())
-    }
-
-    /// Tells of a reservation whose time is no matter any more.
-    pub async fn appointment(&self, record: &PaymentRecord, state: &str) {
-        let own = AppointmentChange {
-            reservation_id: record.reservation_id.clone(),
-            state: state.to_owned(),
-        };
-        let told = self.appointments.publish(&record.reservation_id, &own);
-        if let Err(error) = told.await {
-            tracing::warn!(%error, "a change was not told");
+        match kind {
+            "slots" => newest(&self.slots, key).await,
+            "expert" => newest(&self.status, key.trim_end_matches(":status")).await,
+            _ => newest(&self.appointments, key).await,
         }
     }
 
@@ -132,6 +111,20 @@ impl Live {
     pub fn stop(&self) {
         self.stopping.send_replace(true);
     }
+}
+
+/// What nobody hears is no fault: pages ask again.
+async fn publish<T: Serialize + Sync>(topic: &Topic<T>, key: &str, change: &T) {
+    if let Err(error) = topic.publish(key, change).await {
+        tracing::warn!(%error, "a change was not told");
+    }
+}
+
+/// Events are kept for minutes, the place where they ended for a day: a feed knows it.
+async fn newest<T: DeserializeOwned>(topic: &Topic<T>, key: &str) -> String {
+    let feed = topic.subscribe(key).await.ok();
+    let place = feed.and_then(|feed| feed.position());
+    place.map_or_else(String::new, |id| id.to_string())
 }
 
 #[derive(Deserialize)]

@@ -1,6 +1,8 @@
 //! The queue: notices by priority, at their time, again after a failure, to the dead letters after five tries.
 //!
 //! Try it: `curl -b jar localhost:8080/api/notifications`
+//!
+//! Proof: `notices_come_by_priority_at_their_time_and_a_failed_one_again_but_once`
 
 use std::sync::Arc;
 

@@ -1,6 +1,8 @@
 //! Operations: how the practice is right now, held against the platform's targets, for people and for Prometheus.
 //!
 //! Try it: `curl localhost:8080/metrics | grep clinic_`, or open `http://localhost:8080/admin` as `root@clinic.test`
+//!
+//! Proof: `an_admin_approves_by_a_form_and_sees_how_the_practice_is`
 
 use minijinja::{Value, context};
 use tower_keep::data::health::{HealthStatus, StoreMode};
@@ -105,6 +107,8 @@ pub async fn measure(app: &App) {
         metrics::gauge!("clinic_measured", &labels).set(figure.value);
     }
     metrics::gauge!("clinic_breaker_open").set(f64::from(u8::from(app.store.is_refusing())));
+    // Whatever was decided without the store, each by itself.
+    metrics::counter!("clinic_fallbacks_total").absolute(app.store.stats().fallbacks);
     let is_fallback = app.store.mode() == StoreMode::Fallback;
     metrics::gauge!("clinic_fallback").set(f64::from(u8::from(is_fallback)));
     for (queue, depth) in depths(app).await.into_iter().flatten() {

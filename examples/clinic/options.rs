@@ -1,11 +1,17 @@
 //! The command line: every option, its variable and its default.
 //!
 //! Try it: `cargo run --example clinic -- --help`
+//!
+//! Proof: `options_that_cannot_be_are_refused_with_exit_2_and_help_is_told`
+
+mod given;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
+
+use self::given::{Given, random_secret};
 
 /// What `--help` prints.
 pub const USAGE: &str = "\
@@ -161,27 +167,4 @@ impl Options {
     pub fn key_secret(&self) -> [u8; 32] {
         Sha256::digest(format!("idempotency:{}", self.secret)).into()
     }
-}
-
-struct Given<'a> {
-    arguments: Vec<(String, String)>,
-    variable: &'a dyn Fn(&str) -> Option<String>,
-}
-
-impl Given<'_> {
-    fn or(&self, name: &str, variable: &str, default: impl FnOnce() -> String) -> String {
-        let argument = self
-            .arguments
-            .iter()
-            .rev()
-            .find(|(own, _)| own == name)
-            .map(|(_, value)| value.clone());
-        argument
-            .or_else(|| (self.variable)(variable))
-            .unwrap_or_else(default)
-    }
-}
-
-fn random_secret() -> String {
-    uuid::Uuid::new_v4().to_string() + &uuid::Uuid::new_v4().to_string()
 }

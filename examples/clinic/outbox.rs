@@ -1,6 +1,8 @@
 //! The outbox of reservations: what was committed with a hold is told afterwards, once each, and never lost with a process.
 //!
-//! Try it: `curl -X POST localhost:8080/internal/cron/cleanup-reservations -H "authorization: Bearer $CLINIC_CRON_SECRET"`
+//! Try it: start it with `--cron-secret c`, then `curl -X POST localhost:8080/internal/cron/cleanup-reservations -H 'authorization: Bearer c'`
+//!
+//! Proof: `the_hold_runs_out`
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +19,9 @@ use tower_keep::reservation::{DeliveryError, EventKind, ReservationEvent, Sweepe
 use crate::announce;
 use crate::deliveries;
 use crate::fault::Fault;
+use crate::fixtures;
 use crate::notifications::{self, Notice};
+use crate::pages::moment;
 use crate::records::{PaymentRecord, Records};
 use crate::state::App;
 
@@ -54,12 +58,15 @@ async fn tell(app: &App, event: &ReservationEvent, made: &AtomicU64) -> Result<(
         }
         _ => return Ok(()),
     };
+    let expert = fixtures::expert(&record.expert_id);
+    let service = expert.and_then(|expert| expert.service(&record.service_id));
+    let service = service.map_or("A visit", |service| service.name);
     let notice = Notice {
         id: event.id.to_string(),
         recipient: record.subject.clone(),
         kind: kind.to_owned(),
         title: title.to_owned(),
-        message: format!("{} at {}", record.service_id, record.start),
+        message: format!("{service}, {}", moment(record.start)),
         priority: "normal".to_owned(),
         scheduled_for: None,
         reservation_id: Some(record.reservation_id.clone()),
@@ -82,6 +89,7 @@ pub async fn work<D: Records>(app: App) {
         sweeping.run(app.live.stopped()),
         notifications::worker(&app).run(app.live.stopped()),
         deliveries::worker::<D>(&app).run(app.live.stopped()),
+        deliveries::recover_on(&app),
     );
 }
 

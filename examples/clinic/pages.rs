@@ -1,6 +1,8 @@
 //! Pages for people: templates, money and times as they read them, the style and the one script.
 //!
 //! Try it: open `http://localhost:8080/` in a browser, with JavaScript or without.
+//!
+//! Proof: `what_a_guest_wrote_is_text_on_every_page`
 
 use std::sync::LazyLock;
 
@@ -57,9 +59,9 @@ pub fn text(name: &str, values: Value) -> Result<String, Fault> {
     })
 }
 
-/// Cents as people read them.
+/// Cents as people read them, on one line.
 pub fn money(cents: i64) -> String {
-    format!("€ {}.{:02}", cents / 100, cents % 100)
+    format!("€\u{a0}{}.{:02}", cents / 100, cents % 100)
 }
 
 /// `2030-01-02, 10:00 UTC`

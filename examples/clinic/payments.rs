@@ -1,6 +1,10 @@
 //! The heart: idempotency, then the reservation guard. A slot is held, paid for, and never sold twice.
 //!
-//! Try it: `curl -i localhost:8080/api/create-payment-intent -H 'content-type: application/json' -H 'idempotency-key: k1' -d @wish.json`
+//! Try it: `curl -i localhost:8080/api/create-payment-intent -H 'content-type: application/json' -H 'idempotency-key: k1' -d "$wish"`, with the `wish` of the tour
+//!
+//! Proof: `a_race_for_one_slot`
+
+mod keys;
 
 use axum::Json;
 use axum::extract::{Extension, State as Extract};
@@ -8,57 +12,19 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tower_keep::core::Timestamp;
-use tower_keep::idempotency::{
-    DerivedKey, Directive, IdempotencyLayer, Preset, Scope, StatusPolicy,
-};
 use tower_keep::reservation::{
     Conflict, Hold, HoldOutcome, Payment, ReservationError, ReservationGuard, Slot,
 };
-use tower_keep::{MINUTE, SECOND};
 
+pub use self::keys::{once, once_per_form};
 use crate::announce::commit_and_tell;
 use crate::customers;
 use crate::fault::{Fault, Input};
 use crate::fixtures;
-use crate::guests::{self, Owner};
+use crate::guests::Owner;
 use crate::provider::PaymentSession;
 use crate::records::{Guest, PaymentRecord, Records};
-use crate::state::{App, State};
-
-/// One key, one effect: answers are kept for ten minutes, a lost slot or a wrong price for ten seconds only.
-pub fn once(state: &State) -> IdempotencyLayer {
-    IdempotencyLayer::new(state.store.clone(), Scope::by(guests::scope))
-        .preset(Preset::Api)
-        .require_key()
-        .ttl(10 * MINUTE)
-        .max_request_body(64 * 1_024)
-        .statuses(StatusPolicy::default().on(409, Directive::StoreFor(10 * SECOND)))
-        .secret(state.options.key_secret())
-}
-
-/// The same for what an admin does, whose key is welcome and not required.
-pub fn once_if_asked(state: &State) -> IdempotencyLayer {
-    IdempotencyLayer::new(state.store.clone(), Scope::principal())
-        .preset(Preset::Api)
-        .ttl(10 * MINUTE)
-        .max_request_body(64 * 1_024)
-        .statuses(StatusPolicy::default().on(409, Directive::StoreFor(10 * SECOND)))
-        .secret(state.options.key_secret())
-}
-
-/// A form has no key of its own: it is made of what the form says, and of the page that it was sent from.
-pub fn once_per_form(state: &State) -> IdempotencyLayer {
-    let key = DerivedKey::fields("book")
-        .text("expert_id")
-        .text("service_id")
-        .instant("start")
-        .text("nonce");
-    IdempotencyLayer::new(state.store.clone(), Scope::by(guests::scope))
-        .preset(Preset::Form)
-        .derive(key)
-        .max_request_body(64 * 1_024)
-        .secret(state.options.key_secret())
-}
+use crate::state::App;
 
 #[derive(Deserialize)]
 pub struct Wish {

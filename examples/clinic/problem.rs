@@ -2,6 +2,8 @@
 //! outermost layer here gives both the practice's own codes and the id of the request.
 //!
 //! Try it: `curl localhost:8080/nowhere`
+//!
+//! Proof: `what_is_nowhere_is_a_problem_too`
 
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;
@@ -61,7 +63,8 @@ async fn complete(response: Response, id: &str, is_page: bool) -> Response {
             .get("detail")
             .cloned()
             .unwrap_or_else(|| members["title"].clone());
-        members.entry("error").or_insert(detail);
+        members.entry("error").or_insert(detail.clone());
+        members.entry("detail").or_insert(detail);
         members.insert("code".to_owned(), code.into());
         members.insert("request_id".to_owned(), id.into());
         if let Some(seconds) = retry_after(&parts.headers) {
@@ -113,14 +116,15 @@ fn page_of(document: &Value) -> minijinja::Value {
 }
 
 fn plain(status: StatusCode) -> Value {
-    let code = match status {
-        StatusCode::NOT_FOUND => "NOT_FOUND",
-        StatusCode::METHOD_NOT_ALLOWED => "METHOD_NOT_ALLOWED",
-        StatusCode::PAYLOAD_TOO_LARGE => "BODY_TOO_LARGE",
-        status if status.is_client_error() => "VALIDATION",
-        _ => "INTERNAL",
+    let (code, why) = match status {
+        StatusCode::NOT_FOUND => ("NOT_FOUND", "there is nothing at this address"),
+        StatusCode::METHOD_NOT_ALLOWED => ("METHOD_NOT_ALLOWED", "this address does not take that"),
+        StatusCode::PAYLOAD_TOO_LARGE => ("BODY_TOO_LARGE", "a body has 64 KiB at most"),
+        status if status.is_client_error() => ("VALIDATION", "the request is incomplete or wrong"),
+        _ => ("INTERNAL", "something went wrong here"),
     };
-    json!({ "type": "about:blank", "title": status.canonical_reason().unwrap_or("Problem"), "status": status.as_u16(), "code": code })
+    let title = status.canonical_reason().unwrap_or("Problem");
+    json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "code": code, "detail": why })
 }
 
 /// The practice's name for a code of a layer.
@@ -131,6 +135,7 @@ fn own_code(code: &str) -> &str {
         "HOLD_NOT_FOUND" | "PAYMENT_NOT_FOUND" => "NOT_FOUND",
         "HOLD_EXPIRED" => "PAYMENT_SESSION_EXPIRED",
         "SLOT_IN_PAST" | "SLOT_INVALID" => "SLOT_NOT_OFFERED",
+        "IDEMPOTENCY_FIELDS_INVALID" | "IDEMPOTENCY_BODY_UNREADABLE" => "VALIDATION",
         other => other,
     }
 }

@@ -1,6 +1,8 @@
 //! Temporary data: forms and setups half filled in, each user's own, and every save begins their time anew.
 //!
 //! Try it: `curl -b jar -X PUT localhost:8080/api/forms/intake/progress -H 'content-type: application/json' -d '{"page":2}'`
+//!
+//! Proof: `one_time_data`
 
 use std::sync::Arc;
 

@@ -1,17 +1,16 @@
 //! The fake payment provider, a stand-in for a real one: opens payment sessions, signs the events it sends.
 //!
 //! Try it: `curl -X POST localhost:8080/fakepay/PAYMENT_ID -H 'content-type: application/json' -d '{"outcome":"succeeded"}'`
+//!
+//! Proof: `pay`
 
-use std::fmt;
+mod away;
+mod events;
+
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::http::HeaderMap;
-use hmac::{Hmac, KeyInit, Mac};
-use serde::{Deserialize, Serialize};
-use sha2::Sha256;
-use tower_keep::core::Timestamp;
-
+pub use self::away::Away;
+pub use self::events::{Event, EventData, SIGNATURE, is_signed, sign};
 use crate::db::Db;
 use crate::fault::Fault;
 use crate::hooks::Faults;
@@ -34,10 +33,6 @@ pub struct Provider {
 pub struct PaymentSession {
     pub id: String,
 }
-
-/// The provider does not answer.
-#[derive(Clone, Copy, Debug)]
-pub struct Away;
 
 impl Provider {
     pub fn new(db: Db, faults: Arc<Faults>) -> Self {
@@ -65,26 +60,46 @@ impl Provider {
         Ok(PaymentSession { id })
     }
 
-    /// Takes the money, once.
-    pub async fn pay(&self, payment_id: &str) -> Result<(), Fault> {
-        if self.end(payment_id, "paid").await? {
+    /// Takes the money, once, and notes with the same stroke what there is to tell of it.
+    pub async fn pay(&self, event: &Event) -> Result<(), Fault> {
+        self.faults.provider().await;
+        let body = serde_json::to_string(event).unwrap_or_default();
+        let sql = "update provider_session set state = 'paid', untold = $2 \
+                   where payment_id = $1 and state = 'open'";
+        if self
+            .db
+            .execute(sql, &[&event.data.payment_id, &body])
+            .await?
+            > 0
+        {
             self.session_paid.add();
         }
         Ok(())
     }
 
-    /// Ends a payment session that nobody shall pay any more.
-    pub async fn expire(&self, payment_id: &str) {
-        if let Ok(true) = self.end(payment_id, "expired").await {
-            self.session_expire.add();
-        }
+    /// The event has arrived, or is in a queue that will see to it.
+    pub async fn told(&self, event: &Event) {
+        let sql = "update provider_session set untold = null where payment_id = $1";
+        // Told once more it does nothing.
+        drop(self.db.execute(sql, &[&event.data.payment_id]).await);
     }
 
-    /// Ends an open session; says whether it was one.
-    async fn end(&self, payment_id: &str, state: &str) -> Result<bool, Fault> {
+    /// What was paid, and nobody was told of it.
+    pub async fn untold(&self) -> Result<Vec<Event>, Fault> {
+        let sql =
+            "select untold from provider_session where untold is not null and $1 = '' limit 100";
+        let rows = self.db.texts(sql, "").await?;
+        let parsed = rows.iter().map(|row| serde_json::from_str(row).ok());
+        Ok(parsed.flatten().collect())
+    }
+
+    /// Ends a payment session that nobody shall pay any more.
+    pub async fn expire(&self, payment_id: &str) {
         self.faults.provider().await;
-        let sql = "update provider_session set state = $2 where payment_id = $1 and state = 'open'";
-        Ok(self.db.execute(sql, &[payment_id, state]).await? > 0)
+        let sql = "update provider_session set state = 'expired' where payment_id = $1 and state = 'open'";
+        if let Ok(1..) = self.db.execute(sql, &[payment_id]).await {
+            self.session_expire.add();
+        }
     }
 
     /// Gives the money back; asked again it does nothing.
@@ -131,98 +146,4 @@ impl Provider {
     pub async fn ping(&self) {
         self.faults.provider().await;
     }
-}
-
-impl fmt::Display for Away {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the payment provider does not answer")
-    }
-}
-
-impl std::error::Error for Away {}
-
-impl From<Away> for Fault {
-    fn from(_: Away) -> Self {
-        Self::PAYMENT_PROVIDER
-    }
-}
-
-/// Its tables are ours for want of a real one.
-impl From<Fault> for Away {
-    fn from(_: Fault) -> Self {
-        Self
-    }
-}
-
-/// What the provider tells us about a payment.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Event {
-    pub id: String,
-    #[serde(rename = "type")]
-    pub kind: String,
-    pub created: Timestamp,
-    pub data: EventData,
-}
-
-/// The payment an event is about.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct EventData {
-    pub payment_id: String,
-}
-
-/// The field that carries the signature.
-pub const SIGNATURE: &str = "fake-signature";
-
-/// Signs a body: HMAC-SHA256 over `<seconds>.<body>`.
-pub fn sign(secret: &str, body: &[u8], now: Timestamp) -> String {
-    let seconds = now.as_millis() / 1_000;
-    format!(
-        "t={seconds},v1={}",
-        hex(&mac(secret, seconds, body).finalize().into_bytes())
-    )
-}
-
-/// Says whether the body was signed by us, within five minutes of now.
-pub fn is_signed(secret: &str, headers: &HeaderMap, body: &[u8], now: Timestamp) -> bool {
-    let signature = headers.get(SIGNATURE).and_then(|value| value.to_str().ok());
-    let Some((seconds, v1)) = signature.and_then(parts) else {
-        return false;
-    };
-    let signed_at = Timestamp::from_millis(seconds.saturating_mul(1_000));
-    let apart = if signed_at > now {
-        signed_at.since(now)
-    } else {
-        now.since(signed_at)
-    };
-    // The clock has milliseconds, the signature whole seconds.
-    apart < Duration::from_secs(301) && mac(secret, seconds, body).verify_slice(&v1).is_ok()
-}
-
-fn parts(signature: &str) -> Option<(u64, Vec<u8>)> {
-    let (t, v1) = signature.split_once(',')?;
-    Some((
-        t.trim().strip_prefix("t=")?.parse().ok()?,
-        unhex(v1.trim().strip_prefix("v1=")?)?,
-    ))
-}
-
-fn mac(secret: &str, seconds: u64, body: &[u8]) -> Hmac<Sha256> {
-    let mut mac = Hmac::new_from_slice(secret.as_bytes()).expect("HMAC takes a key of any length");
-    mac.update(format!("{seconds}.").as_bytes());
-    mac.update(body);
-    mac
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    if !text.is_ascii() || !text.len().is_multiple_of(2) {
-        return None;
-    }
-    (0..text.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok())
-        .collect()
 }

@@ -1,9 +1,12 @@
 //! Payments and bookings: one table, written in the same transaction as the hold they belong to.
 //!
-//! The statements are the same for SQLite and Postgres; only the connection's type differs, hence two short impls.
+//! Try it: `cargo run --example clinic -- --db sqlite:clinic.db`, book, and look at it with `sqlite3 clinic.db`
+//!
+//! Proof: `pay`
+
+mod engines;
 
 use serde::{Deserialize, Serialize};
-use sqlx::{Postgres, Sqlite};
 use tower_keep::backend::sql::Engine;
 use tower_keep::core::Timestamp;
 use tower_keep::reservation::{GuardEngine, ReservationGuard};
@@ -143,58 +146,4 @@ async fn find(
 
 fn text_of(record: &PaymentRecord) -> String {
     serde_json::to_string(record).unwrap_or_default()
-}
-
-impl Records for Sqlite {
-    async fn write(
-        guard: &mut ReservationGuard<Self>,
-        sql: &'static str,
-        values: Vec<String>,
-    ) -> Result<(), Fault> {
-        let query = values
-            .into_iter()
-            .fold(sqlx::query(sql), |query, value| query.bind(value));
-        query.execute(&mut *guard.transaction().await?).await?;
-        Ok(())
-    }
-
-    async fn read(
-        guard: &mut ReservationGuard<Self>,
-        sql: &'static str,
-        value: &str,
-    ) -> Result<Option<String>, Fault> {
-        Ok(sqlx::query_scalar(sql)
-            .bind(value)
-            .fetch_optional(&mut *guard.transaction().await?)
-            .await?)
-    }
-}
-
-impl Records for Postgres {
-    async fn write(
-        guard: &mut ReservationGuard<Self>,
-        sql: &'static str,
-        values: Vec<String>,
-    ) -> Result<(), Fault> {
-        let query = values
-            .into_iter()
-            .fold(sqlx::query(sql), |query, value| query.bind(value));
-        query.execute(&mut *guard.transaction().await?).await?;
-        Ok(())
-    }
-
-    async fn read(
-        guard: &mut ReservationGuard<Self>,
-        sql: &'static str,
-        value: &str,
-    ) -> Result<Option<String>, Fault> {
-        // Postgres has no text with a zero byte in it, and so nothing that is called so.
-        if value.contains('\0') {
-            return Ok(None);
-        }
-        Ok(sqlx::query_scalar(sql)
-            .bind(value)
-            .fetch_optional(&mut *guard.transaction().await?)
-            .await?)
-    }
 }

@@ -1,6 +1,8 @@
 //! What became of a hold: its owner looks at it, gives it back, and sees the booking. What is not yours does not exist.
 //!
 //! Try it: `curl -b jar-1 localhost:8080/api/reservations/RESERVATION_ID`
+//!
+//! Proof: `the_hold_runs_out`
 
 use axum::Json;
 use axum::extract::{Extension, Path, State as Extract};

@@ -27,7 +27,8 @@ create table if not exists clinic_transfer (
 );
 create table if not exists provider_session (
     payment_id text primary key,
-    state text not null
+    state text not null,
+    untold text
 );
 create table if not exists provider_customer (
     user_id text primary key,

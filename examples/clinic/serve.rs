@@ -1,19 +1,53 @@
-//! Serving, and an end in time: streams end at once, what is running has ten seconds.
+//! From options to stores to serving, and an end in time: streams end at once, what is running has ten seconds.
 //!
 //! Try it: `cargo run --example clinic`, then ctrl-C while `curl -N 'localhost:8080/api/events?topic=slots:e1'` listens.
+//!
+//! Proof: `sigterm_lets_a_running_booking_end_and_does_not_wait_for_ever`
 
 use std::net::SocketAddr;
 
+use sqlx::{Postgres, Sqlite};
 use tokio::signal::unix::{SignalKind, signal};
 use tower_keep::SECOND;
+use tower_keep::backend::sql::SqlStore;
+use tracing_subscriber::EnvFilter;
 
-use crate::hooks::World;
+use crate::hooks::{self, World};
+use crate::options::Options;
 use crate::records::Records;
 use crate::state::App;
-use crate::{health, outbox};
+use crate::{db, health, outbox};
+
+/// What the layers have to say, by `RUST_LOG`; warnings without it.
+pub fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(filter)
+        .init();
+}
+
+/// Opens the stores, puts the practice on them, and serves it.
+pub async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
+    health::gather();
+    let time = hooks::clock(options.test_hooks);
+    let (store, faults) = hooks::store(&options, &time).await?;
+    let sql = SqlStore::builder(&options.db)
+        .clock(time.clone())
+        .open()
+        .await?;
+    let db = db::Db::open(&sql).await?;
+    let postgres = options.db.starts_with("postgres");
+    let app = App::new(options, (store, sql, db), time, faults);
+    if postgres {
+        serve::<Postgres>(app).await
+    } else {
+        serve::<Sqlite>(app).await
+    }
+}
 
 /// Serves until the process is told to stop; what is running then has ten seconds.
-pub async fn serve<D: Records>(app: App) -> Result<(), Box<dyn std::error::Error>> {
+async fn serve<D: Records>(app: App) -> Result<(), Box<dyn std::error::Error>> {
     let working = (!app.options.test_hooks).then(|| tokio::spawn(outbox::work::<D>(app.clone())));
     let listener = tokio::net::TcpListener::bind(app.options.listen).await?;
     let (stopped, world) = (stopped()?, World::new::<D>(app));

@@ -1,6 +1,8 @@
 //! SessionLayer: login with a new token each time, logout that is final, a list of devices, revocation.
 //!
 //! Try it: `curl -i -c jar localhost:8080/api/login -H 'content-type: application/json' -d '{"email":"pat@clinic.test","password":"test"}'`
+//!
+//! Proof: `sessions`
 
 use axum::Json;
 use axum::extract::{Path, State as Extract};

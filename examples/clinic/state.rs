@@ -1,8 +1,13 @@
 //! What the handlers share: handles only. Whatever is *kept* is kept by the stores behind them.
+//!
+//! Try it: `cargo run --example clinic -- --store redis://127.0.0.1:6379`, and everything is kept there
+//!
+//! Proof: `store_outage`
+
+mod counters;
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use tower_keep::backend::sql::SqlStore;
 use tower_keep::core::{Clock, ManualClock, SystemClock, Timestamp};
@@ -15,6 +20,7 @@ use tower_keep::response_cache::{ResponseCacheHandle, ResponseCacheLayer};
 use tower_keep::store::Store;
 use tower_keep::{DAY, MINUTE};
 
+pub use self::counters::{Count, Counters};
 use crate::customers::{self, Customers};
 use crate::db::Db;
 use crate::deliveries;
@@ -135,52 +141,5 @@ impl Deref for App {
 impl State {
     pub fn now(&self) -> Timestamp {
         Timestamp::of(&self.time)
-    }
-}
-
-/// How often the innermost code ran; only the test hooks show it.
-#[derive(Debug, Default)]
-pub struct Counters {
-    pub handlers_create: Count,
-    pub handlers_webhook: Count,
-    pub handlers_approve: Count,
-    pub loaders_experts: Count,
-    pub loaders_expert: Count,
-    pub loaders_slots: Count,
-    pub loaders_dashboard: Count,
-    pub loaders_customers: Count,
-    pub booking_confirmed: Count,
-    pub reservation_expired: Count,
-    pub payment_refunded: Count,
-    pub notification_send: Count,
-    pub dead: Count,
-}
-
-impl Counters {
-    /// Counts a notice that was made.
-    pub fn notice(&self, kind: &str) {
-        match kind {
-            "booking_confirmed" => self.booking_confirmed.add(),
-            "reservation_expired" => self.reservation_expired.add(),
-            _ => self.payment_refunded.add(),
-        }
-    }
-}
-
-/// One number that only grows.
-#[derive(Debug, Default)]
-pub struct Count(AtomicU64);
-
-impl Count {
-    pub fn add(&self) {
-        self.add_many(1);
-    }
-
-    pub fn add_many(&self, more: u64) {
-        self.0.fetch_add(more, Ordering::Relaxed);
-    }
-
-    pub fn value(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
     }
 }

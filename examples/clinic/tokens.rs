@@ -1,6 +1,8 @@
 //! One-time values: the state of a login elsewhere, and the token in a mail. Of any number who bring one, one is let in.
 //!
 //! Try it: `curl -i -c jar localhost:8080/oauth/start`, and open its `Location`.
+//!
+//! Proof: `one_time_data`
 
 use std::sync::Arc;
 

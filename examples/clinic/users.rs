@@ -1,18 +1,20 @@
-//! People: their profile, which is also the expert's page, and what depends on it.
+//! People as the database has them, and who is asking.
 //!
-//! Try it: `curl -b jar localhost:8080/api/user/profile`
+//! Try it: `curl -b jar localhost:8080/api/user/me`
+//!
+//! Proof: `a_changed_profile_or_status_shows_in_the_catalogue_at_once`
+
+mod profile;
 
 use axum::Json;
 use axum::extract::State as Extract;
-use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tower_keep::core::Principal;
-use tower_keep::response_cache::Target;
 
-use crate::bookings;
+pub use self::profile::{profile, set_profile, set_status};
 use crate::db::Db;
-use crate::fault::{Fault, Input};
+use crate::fault::Fault;
 use crate::fixtures::{self, User};
 use crate::state::App;
 
@@ -85,93 +87,4 @@ pub async fn me(Extract(app): Extract<App>, user: Principal) -> Result<Json<Valu
     Ok(Json(
         json!({ "id": known.id, "name": record.name, "email": known.email(), "roles": record.roles }),
     ))
-}
-
-/// `GET /api/user/profile`
-pub async fn profile(Extract(app): Extract<App>, user: Principal) -> Result<Json<Value>, Fault> {
-    let found = app.db.user(user.id()).await?.ok_or(Fault::NOT_FOUND)?;
-    Ok(Json(profile_of(&found)))
-}
-
-#[derive(Deserialize)]
-pub struct Profile {
-    name: String,
-    phone: Option<String>,
-    bio: Option<String>,
-}
-
-/// `PUT /api/user/profile`: whoever shows the name shows the new one at the next request.
-pub async fn set_profile(
-    Extract(app): Extract<App>,
-    user: Principal,
-    Input(wish): Input<Profile>,
-) -> Result<Json<Value>, Fault> {
-    let is_short = |text: &Option<String>, most: usize| {
-        text.as_ref()
-            .is_none_or(|text| text.chars().count() <= most)
-    };
-    if !(1..=100).contains(&wish.name.chars().count())
-        || !is_short(&wish.phone, 30)
-        || !is_short(&wish.bio, 2_000)
-        || [Some(&wish.name), wish.phone.as_ref(), wish.bio.as_ref()]
-            .into_iter()
-            .flatten()
-            .any(|text| text.contains('\0'))
-    {
-        return Err(Fault::INVALID_VALUE);
-    }
-    let changed = app.db.change_user(user.id(), |record| {
-        record.name.clone_from(&wish.name);
-        record.phone.clone_from(&wish.phone);
-        record.bio.clone_from(&wish.bio);
-        Ok(())
-    });
-    let changed = changed.await?;
-    let own = fixtures::EXPERTS
-        .iter()
-        .find(|expert| expert.owner == user.id());
-    let mut targets = vec![
-        Target::tag(format!("user:{}", user.id())),
-        Target::tag(format!("dashboard:{}", user.id())),
-    ];
-    if let Some(expert) = own {
-        targets.push(Target::tag(format!("expert:{}", expert.id)));
-        targets.extend(["experts", "page"].map(Target::tag));
-    }
-    app.cache.invalidate(targets).await;
-    Ok(Json(profile_of(&changed)))
-}
-
-fn profile_of(user: &UserRecord) -> Value {
-    json!({ "name": user.name, "phone": user.phone, "bio": user.bio })
-}
-
-#[derive(Deserialize)]
-pub struct Status {
-    status: String,
-}
-
-/// `POST /api/experts/me/status`
-pub async fn set_status(
-    Extract(app): Extract<App>,
-    user: Principal,
-    Input(wish): Input<Status>,
-) -> Result<StatusCode, Fault> {
-    let expert = bookings::expert_of(&user).ok_or(Fault::FORBIDDEN)?;
-    if !["online", "busy", "offline"].contains(&wish.status.as_str()) {
-        return Err(Fault::INVALID_VALUE);
-    }
-    let changed = app.db.change_user(user.id(), |record| {
-        record.status.clone_from(&wish.status);
-        Ok(())
-    });
-    changed.await?;
-    let tags = [
-        "experts".to_owned(),
-        format!("expert:{}", expert.id),
-        "page".to_owned(),
-    ];
-    app.cache.invalidate(tags.map(Target::tag)).await;
-    app.live.status(expert.id, &wish.status, app.now()).await;
-    Ok(StatusCode::NO_CONTENT)
 }

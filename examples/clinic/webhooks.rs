@@ -2,6 +2,10 @@
 //! and answer are one transaction.
 //!
 //! Try it: `curl -X POST localhost:8080/fakepay/PAYMENT_ID -H 'content-type: application/json' -d '{"outcome":"succeeded"}'`
+//!
+//! Proof: `an_event_whose_process_is_killed_half_way_leaves_neither_a_claim_nor_a_booking`
+
+mod settle;
 
 use std::sync::Arc;
 
@@ -18,15 +22,16 @@ use tower::ServiceBuilder;
 use tower_keep::backend::sql::SqlStore;
 use tower_keep::data::lock::Lock;
 use tower_keep::idempotency::{IdempotencyLayer, Preset, Scope, StoredAnswer};
-use tower_keep::reservation::{HoldRef, HoldState, ReservationGuard, Settled};
+use tower_keep::reservation::ReservationGuard;
 use tower_keep::store::Store;
 use tower_keep::{DAY, SECOND, ttl};
 
-use crate::announce::{Now, Telling, tell_after_commit, told_first};
+use self::settle::{change, confirm};
+use crate::announce::{Telling, tell_after_commit, told_first};
 use crate::fault::{Fault, Input};
 use crate::options::Options;
 use crate::provider::{self, Event};
-use crate::records::{PaymentRecord, Records};
+use crate::records::Records;
 use crate::state::App;
 
 /// One event of a payment at a time, in all processes.
@@ -106,66 +111,4 @@ async fn receive<D: Records>(
         return Err(Fault::INTERNAL);
     }
     Ok(Json(json!({ "received": true, "duplicate": false })))
-}
-
-/// Confirms the hold. A payment that came too late for a time that is gone is given back.
-async fn confirm<D: Records>(
-    app: &App,
-    guard: &mut ReservationGuard<D>,
-    record: &mut PaymentRecord,
-) -> Result<Option<Now>, Fault> {
-    match guard.confirm(HoldRef::payment(&record.payment_id)).await? {
-        Settled::Confirmed(_) => {
-            record.booking_id = Some(format!("bok_{}", uuid::Uuid::now_v7().simple()));
-            D::book(guard, record).await?;
-            Ok(Some(("booked", "confirmed")))
-        }
-        Settled::LateConflict(_) | Settled::DuplicatePayment(_) => {
-            // Read again under the hold's own lock: a lease may be lost, this one cannot be.
-            let known = D::payment(guard, &record.payment_id).await?;
-            if known.is_none_or(|known| known.refunded) {
-                return Ok(None);
-            }
-            record.refunded = true;
-            D::give_back(guard, record).await?;
-            let (live, told) = (app.live.clone(), record.clone());
-            guard.after_commit(async move { live.appointment(&told, "refunded").await });
-            // At once where we can; where we cannot, the outbox has it.
-            let (provider, payment) = (app.provider.clone(), record.payment_id.clone());
-            guard.after_commit(async move {
-                let _ = provider.refund(&payment).await;
-            });
-            Ok(None)
-        }
-        _ => Ok(None),
-    }
-}
-
-/// All other events.
-async fn change<D: Records>(
-    guard: &mut ReservationGuard<D>,
-    record: &mut PaymentRecord,
-    kind: &str,
-) -> Result<Option<Now>, Fault> {
-    let payment = HoldRef::payment(&record.payment_id);
-    let hold = guard.find(payment).await?.ok_or(Fault::NOT_FOUND)?;
-    let holder = record.subject.as_str();
-    Ok(match (kind, hold.state()) {
-        ("processing", HoldState::Held | HoldState::Processing) => {
-            drop(guard.processing(hold.id()).await?);
-            Some(("held", "processing"))
-        }
-        ("failed", HoldState::Processing)
-        | ("expired", HoldState::Held | HoldState::Processing) => {
-            drop(guard.release(hold.id(), holder).await?);
-            Some(("free", "released"))
-        }
-        ("refunded", HoldState::Confirmed) => {
-            drop(guard.cancel(hold.id(), holder).await?);
-            record.refunded = true;
-            D::give_back(guard, record).await?;
-            Some(("free", "refunded"))
-        }
-        _ => None,
-    })
 }

@@ -1,6 +1,8 @@
 //! The clinic as its visitors meet it: the built program over HTTP, on memory + SQLite and on Redis + Postgres.
 
+mod contract;
 mod faults;
+mod forms;
 mod live;
 mod load;
 mod once;
@@ -8,6 +10,7 @@ mod pages;
 mod people;
 mod process;
 mod screen;
+mod slowness;
 mod stories;
 mod tour;
 
@@ -607,6 +610,28 @@ async fn what_is_nowhere_is_a_problem_too() {
         (405, "METHOD_NOT_ALLOWED")
     );
     assert_eq!(wrong.header("allow"), "POST");
+    // Whoever refuses, router, extractor, layer or handler: one form.
+    for refused in [
+        nowhere,
+        wrong,
+        browser.get("/api/experts/e1/slots?day=x").await,
+        browser.get("/api/user/me").await,
+        browser.get("/api/experts/e9").await,
+    ] {
+        let document = refused.json();
+        for member in ["type", "title", "code", "detail", "error", "request_id"] {
+            assert!(!text(&document, member).is_empty(), "{member}: {document}");
+        }
+        assert_eq!(document["status"], refused.status.as_u16());
+        assert_eq!(document["request_id"], refused.header("x-request-id"));
+        assert_eq!(
+            (
+                refused.header("content-type"),
+                refused.header("cache-control")
+            ),
+            ("application/problem+json", "no-store")
+        );
+    }
     let health = browser.get("/api/health").await.json();
     assert_eq!(
         (&health["status"], &health["mode"]),

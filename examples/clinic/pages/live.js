@@ -1,29 +1,69 @@
 // Makes the marked parts of a page live: one event stream per part, from the event that the page was made with.
+// Only a page that is looked at listens: a browser has few connections for one site, and whoever comes back to a page
+// goes on from the last event that it had.
 "use strict";
 
 function listen(element) {
   const topic = element.dataset.topic;
-  let address = "/api/events?topic=" + encodeURIComponent(topic);
-  if (element.dataset.lastEventId) {
-    address += "&last_event_id=" + encodeURIComponent(element.dataset.lastEventId);
+  let last = element.dataset.lastEventId;
+  let stream = null;
+
+  function open() {
+    if (stream || document.hidden) return;
+    const query = new URLSearchParams({ topic });
+    if (last) query.set("last_event_id", last);
+    stream = new EventSource("/api/events?" + query);
+    // Without a place to go on from, what happened since the page was made is asked for.
+    stream.addEventListener("open", () => last || catchUp(element));
+    for (const [name, show] of Object.entries(shows)) {
+      stream.addEventListener(name, (event) => {
+        last = event.lastEventId || last;
+        show(element, JSON.parse(event.data));
+      });
+    }
   }
-  const stream = new EventSource(address);
-  stream.addEventListener("status", (event) => {
-    const status = JSON.parse(event.data).status;
+
+  function close() {
+    if (stream) stream.close();
+    stream = null;
+  }
+
+  addEventListener("pagehide", close);
+  addEventListener("pageshow", open);
+  document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
+  open();
+}
+
+// What an event does to the part that listens.
+const shows = {
+  status(element, { status }) {
     element.dataset.status = status;
     element.textContent = status;
-  });
-  stream.addEventListener("appointment", (event) => {
-    const state = JSON.parse(event.data).state;
+  },
+  appointment(element, { state }) {
     element.dataset.state = state;
     element.textContent = sentences[state] || state;
-  });
-  stream.addEventListener("slot", (event) => {
-    showRange(element, JSON.parse(event.data));
+  },
+  slot(element, range) {
+    showRange(element, range);
     // The list has the last word: other holds may touch the same times.
-    setTimeout(() => showSlots(element), 1200);
-  });
-  stream.addEventListener("gap", () => (element.id === "slots" ? showSlots(element) : location.reload()));
+    setTimeout(() => refresh(element), 1200);
+  },
+  gap: catchUp,
+};
+
+// Asks how things are: now, and when every copy that is kept anywhere is as new as that.
+function catchUp(element) {
+  refresh(element);
+  setTimeout(() => refresh(element), 1200);
+}
+
+async function refresh(element) {
+  const [kind, key] = element.dataset.topic.split(":");
+  if (kind === "slots") return showSlots(element);
+  const path = kind === "expert" ? "/api/experts/" : "/api/reservations/";
+  const answer = await fetch(path + encodeURIComponent(key));
+  if (answer.ok) shows[kind === "expert" ? "status" : "appointment"](element, await answer.json());
 }
 
 const sentences = {

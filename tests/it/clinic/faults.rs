@@ -2,10 +2,13 @@
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tower_keep::core::ManualClock;
+use tower_keep::data::lock::Lock;
 
 use super::people::{refused, signed_in, told};
 use super::{Guest, advance, alone, slot, tell, text, wish};
-use crate::support::Browser;
+use crate::support::{Browser, Program, RedisServer};
 
 async fn fault(browser: &Browser, order: Value) {
     let taken = browser.post("/_test/fault", &[], &order).await;
@@ -62,6 +65,93 @@ async fn an_event_that_was_not_taken_comes_again_and_books_once() {
     assert_eq!(slot(&guest.browser, "e1", "s60", "10:00").await, "booked");
     work(&guest.browser).await;
     assert_eq!(counted(&guest.browser, "handlers", "webhook").await, 3);
+    assert_eq!(
+        counted(&guest.browser, "notices", "booking_confirmed").await,
+        1
+    );
+}
+
+#[tokio::test]
+async fn what_is_paid_while_the_store_is_away_is_booked_when_it_is_back() {
+    let clinic = alone();
+    let guest = Guest::new(&clinic, 1).await;
+    let held = guest.pay("k", &wish("e1", "s60", "10:00")).await.json();
+    fault(&guest.browser, json!({ "store": "down" })).await;
+    let paid = guest.settle(&text(&held, "payment_id"), "succeeded").await;
+    assert_eq!(paid.status, StatusCode::OK, "{:?}", paid.body);
+    assert_eq!(paid.json()["webhook_status"], 503);
+    fault(&guest.browser, json!({ "store": "up" })).await;
+    let path = format!("/api/reservations/{}", text(&held, "reservation_id"));
+    let confirmed = async {
+        while guest.browser.get(&path).await.json()["state"] != "confirmed" {
+            // The line is tried again after a second of real time.
+            guest.browser.post("/_test/work", &[], &Value::Null).await;
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    let patience = std::time::Duration::from_secs(60);
+    tokio::time::timeout(patience, confirmed).await.unwrap();
+    work(&guest.browser).await;
+    let notices = counted(&guest.browser, "notices", "booking_confirmed");
+    assert_eq!(notices.await, 1);
+    assert_eq!(
+        counted(&guest.browser, "provider", "sessions_open").await,
+        0
+    );
+}
+
+#[tokio::test]
+async fn a_guest_who_hangs_up_while_paying_has_paid() {
+    let redis = RedisServer::start().await;
+    let store = redis.tcp_url();
+    let options = [
+        "--listen",
+        "127.0.0.1:0",
+        "--test-hooks",
+        "--trusted-hops",
+        "1",
+        "--store",
+        &store,
+    ];
+    let clinic = Program::start("clinic", &options);
+    let guest = Guest::new(&clinic, 1).await;
+    let held = guest.pay("k", &wish("e1", "s60", "10:00")).await.json();
+    let payment = text(&held, "payment_id");
+    // Somebody else has the payment's lock: the money is taken, and its event waits.
+    let same_time = ManualClock::at("2030-01-01T00:00:00Z".parse().unwrap());
+    let line = tower_keep::store::builder(&store).clock(same_time);
+    let payments = Lock::new(line.open().await.unwrap(), "payment");
+    let turn = payments.try_acquire(&payment).await.unwrap();
+    let body = json!({ "outcome": "succeeded" }).to_string();
+    let request = format!(
+        "POST /fakepay/{payment} HTTP/1.1\r\nhost: clinic\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut window = tokio::net::TcpStream::connect(clinic.address())
+        .await
+        .unwrap();
+    window.write_all(request.as_bytes()).await.unwrap();
+    let patience = std::time::Duration::from_secs(60);
+    let begun = async {
+        while counted(&guest.browser, "handlers", "webhook").await == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(patience, begun).await.unwrap();
+    drop(window);
+    let path = format!("/api/reservations/{}", text(&held, "reservation_id"));
+    assert_eq!(guest.browser.get(&path).await.json()["state"], "held");
+    turn.release().await.unwrap();
+    let confirmed = async {
+        while guest.browser.get(&path).await.json()["state"] != "confirmed" {
+            // A busy machine may have given the event up for now: then it comes from the queue.
+            advance(&guest.browser, 10).await;
+            work(&guest.browser).await;
+        }
+    };
+    tokio::time::timeout(patience, confirmed).await.unwrap();
+    work(&guest.browser).await;
     assert_eq!(
         counted(&guest.browser, "notices", "booking_confirmed").await,
         1

@@ -63,6 +63,39 @@ async fn a_booking_is_seen_by_whoever_looks_and_a_reconnect_misses_nothing() {
     }
 }
 
+#[tokio::test]
+async fn a_page_says_where_the_events_ended_though_none_of_them_is_kept_any_more() {
+    let clinic = alone();
+    let (looking, ana) = (
+        Browser::new(clinic.address()),
+        signed_in(&clinic, "ana").await,
+    );
+    let says = async |status: &str| {
+        let wish = json!({ "status": status });
+        let said = ana.post("/api/experts/me/status", &[], &wish).await;
+        assert_eq!(said.status, StatusCode::NO_CONTENT);
+    };
+    says("busy").await;
+    advance(&looking, 301).await;
+    let page = looking.get("/").await;
+    let (_, rest) = page
+        .text()
+        .split_once("data-topic=\"expert:e1:status\" data-last-event-id=\"")
+        .unwrap();
+    let id = rest.split_once('"').unwrap().0;
+    assert!(!id.is_empty());
+    // Between the page and its stream.
+    says("online").await;
+    let path = format!("/api/events?topic=expert:e1:status&last_event_id={id}");
+    let seen = looking
+        .open(&path)
+        .await
+        .until("\"online\"")
+        .await
+        .to_owned();
+    assert!(!seen.contains("gap") && !seen.contains("busy"), "{seen}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_happens_at_one_process_is_seen_at_the_other_and_streams_end_with_their_process() {
     let two = Two::start().await;

@@ -197,27 +197,32 @@ async fn no_fault_of_the_stores_books_twice_loses_a_payment_or_tells_anything_tw
             .collect()
     };
     let until = Instant::now() + Duration::from_secs_f64(seconds);
-    let half = Duration::from_secs_f64(seconds / 2.0);
+    let sixth = Duration::from_secs_f64(seconds / 6.0);
     let visitors =
         join_all((0..VISITORS).map(|number| visit(addresses, number, &days, until, &seen)));
     let memory = || clinics.iter().map(Program::memory).max().unwrap();
     let measured = async {
-        tokio::time::sleep(half).await;
-        memory()
+        let mut samples = vec![memory()];
+        for _ in 0..6 {
+            tokio::time::sleep(sixth).await;
+            samples.push(memory());
+        }
+        samples
     };
     let troubles = trouble(
         &mut redis,
         &mut postgres,
         Duration::from_secs_f64(seconds / 5.5),
     );
-    let ((), (), before) = tokio::join!(
+    let ((), (), samples) = tokio::join!(
         async {
             visitors.await;
         },
         troubles,
         measured
     );
-    let after = memory();
+    // By half time everything has been used once.
+    let (before, after) = (samples[3], memory());
     let strange = seen.strange.lock().unwrap().clone();
     assert!(
         strange.is_empty(),
@@ -238,6 +243,16 @@ async fn no_fault_of_the_stores_books_twice_loses_a_payment_or_tells_anything_tw
         })
         .await;
     }
+    // Nor is anything lost that nobody was told of: what the provider has taken is booked, or given back.
+    let pool = sqlx::PgPool::connect(&db).await.unwrap();
+    at_last("a booking or a refund for all that was taken", async || {
+        let sql = "select payment_id from clinic_payment join provider_session using (payment_id) \
+                   where state = 'paid' and booking_id is null \
+                   and payment_id not in (select payment_id from provider_refund)";
+        let lost = sqlx::query(sql).fetch_all(&pool).await.unwrap().len();
+        (lost == 0).then_some(()).ok_or(format!("{lost}"))
+    })
+    .await;
     // No double booking.
     let mut bookings = 0;
     for expert in ["ana", "ben"] {
@@ -265,7 +280,6 @@ async fn no_fault_of_the_stores_books_twice_loses_a_payment_or_tells_anything_tw
     }
     assert!(bookings >= paid.len(), "{bookings} of {}", paid.len());
     // Every booking was told, and nothing twice.
-    let pool = sqlx::PgPool::connect(&db).await.unwrap();
     at_last("a notice for each booking", async || {
         let rows = sqlx::query("select body from clinic_mail")
             .fetch_all(&pool)
@@ -301,7 +315,7 @@ async fn no_fault_of_the_stores_books_twice_loses_a_payment_or_tells_anything_tw
         "from {before} KiB to {after} KiB"
     );
     let line = format!(
-        "{seconds} s: {} bookings, answers {:?}, memory {before} to {after} KiB",
+        "{seconds} s: {} bookings, answers {:?}, memory {samples:?} {after} KiB",
         bookings,
         seen.answers.lock().unwrap()
     );

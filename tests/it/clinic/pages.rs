@@ -7,7 +7,7 @@ use super::{alone, slot, text};
 use crate::support::{Browser, Reply};
 
 /// The part of a page between two marks.
-fn between<'a>(page: &'a str, from: &str, to: &str) -> &'a str {
+pub(super) fn between<'a>(page: &'a str, from: &str, to: &str) -> &'a str {
     let (_, rest) = page
         .split_once(from)
         .unwrap_or_else(|| panic!("no {from} in {page}"));
@@ -20,7 +20,7 @@ fn hidden<'a>(page: &'a str, name: &str) -> &'a str {
 }
 
 /// Every page is whole: its language, one heading, the navigation, no script but ours, nothing kept by the browser.
-fn is_whole(reply: &Reply) -> bool {
+pub(super) fn is_whole(reply: &Reply) -> bool {
     let page = reply.text();
     reply.header("content-type") == "text/html; charset=utf-8"
         && reply.header("content-security-policy") == "default-src 'self'"
@@ -30,7 +30,7 @@ fn is_whole(reply: &Reply) -> bool {
             .all(|part| page.contains(part))
 }
 
-async fn page(browser: &Browser, path: &str) -> Reply {
+pub(super) async fn page(browser: &Browser, path: &str) -> Reply {
     let reply = browser.get(path).await;
     assert_eq!(reply.status, StatusCode::OK, "{path}: {}", reply.text());
     assert!(is_whole(&reply), "{path}: {reply:?}");
@@ -38,13 +38,13 @@ async fn page(browser: &Browser, path: &str) -> Reply {
 }
 
 #[track_caller]
-fn leads_to(reply: &Reply) -> String {
+pub(super) fn leads_to(reply: &Reply) -> String {
     assert_eq!(reply.status, StatusCode::SEE_OTHER, "{}", reply.text());
     reply.header("location").to_owned()
 }
 
 /// From the list of experts to the form of the first free time.
-async fn form(browser: &Browser) -> (String, Vec<(String, String)>) {
+pub(super) async fn form(browser: &Browser) -> (String, Vec<(String, String)>) {
     let home = page(browser, "/").await;
     let link = between(home.text(), "<h2><a href=\"", "\"").to_owned();
     assert_eq!(link, "/expert/e1");
@@ -57,7 +57,7 @@ async fn form(browser: &Browser) -> (String, Vec<(String, String)>) {
     (book, fields.to_vec())
 }
 
-fn filled(fields: &[(String, String)]) -> Vec<(&str, &str)> {
+pub(super) fn filled(fields: &[(String, String)]) -> Vec<(&str, &str)> {
     let own = [
         ("guest_name", "<b>Gil</b>"),
         ("guest_email", "gil@example.org"),

@@ -86,6 +86,32 @@ async fn only_admins_change_roles_five_times_an_hour_and_every_session_sees_it_a
 }
 
 #[tokio::test]
+async fn nobody_is_told_to_log_in_however_often_and_takes_nothing_from_any_quota() {
+    let clinic = alone();
+    let nobody = Browser::new(clinic.address());
+    for (path, tries) in [
+        ("/api/user/me", 40),
+        ("/api/user/sessions", 2),
+        ("/api/admin/cache/stats", 2),
+    ] {
+        for _ in 0..tries {
+            let reply = nobody.get(path).await;
+            assert_eq!(told(&reply), refused(401, "UNAUTHENTICATED"), "{path}");
+            assert_eq!(reply.header("ratelimit"), "", "{path}");
+        }
+    }
+    let pat = signed_in(&clinic, "pat").await;
+    let first = pat.get("/api/user/me").await;
+    assert!(
+        first.header("ratelimit").contains("\"user\";r=29;"),
+        "{first:?}"
+    );
+    let role = pat.get("/api/admin/cache/stats").await;
+    assert_eq!(told(&role), refused(403, "FORBIDDEN"));
+    assert_eq!(role.header("ratelimit"), "");
+}
+
+#[tokio::test]
 async fn a_transfer_is_approved_by_one_of_all_admins_who_ask_at_once() {
     let clinic = alone();
     let (root, other) = (

@@ -10,7 +10,7 @@ use tower_keep::core::ManualClock;
 use tower_keep::data::lock::Lock;
 
 use super::people::signed_in;
-use super::{Guest, slot, tell, text, wish};
+use super::{Guest, alone, slot, tell, text, wish};
 use crate::support::{Browser, PostgresServer, Program, RedisServer};
 
 #[tokio::test]
@@ -189,4 +189,24 @@ async fn an_event_whose_process_is_killed_half_way_leaves_neither_a_claim_nor_a_
     let writers: Vec<String> = writers.iter().map(|row| row.get(0)).collect();
     assert_eq!(writers.len(), 2);
     assert_eq!(writers[0], writers[1]);
+}
+
+#[tokio::test]
+async fn what_is_measured_is_put_away_by_itself_where_nobody_asks_for_it() {
+    let clinic = alone();
+    let browser = Browser::new(clinic.address());
+    let until = Instant::now() + Duration::from_secs(120);
+    loop {
+        let metrics = browser.get("/metrics").await;
+        let line = metrics
+            .text()
+            .lines()
+            .find_map(|line| line.strip_prefix("clinic_upkeeps_total "));
+        // The first is at the start: the second is one that comes again and again.
+        if line.is_some_and(|count| count.parse::<u64>().unwrap() >= 2) {
+            break;
+        }
+        assert!(Instant::now() < until, "never: {line:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }

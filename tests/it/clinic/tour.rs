@@ -1,5 +1,6 @@
 //! The README's tour, line by line in a shell: what it promises is what happens.
 
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -115,20 +116,50 @@ async fn the_tour_of_the_readme_is_true_line_by_line() {
     assert!(printed.concat().contains("\"degraded\""), "{printed:?}");
 }
 
-#[test]
-fn every_file_that_the_tour_names_is_there_and_opens_with_a_line_to_try() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/clinic");
-    let named = TOUR.split('`').filter(|word| word.ends_with(".rs"));
-    for name in named {
-        let text = std::fs::read_to_string(folder.join(name)).unwrap_or_else(|_| panic!("{name}"));
-        assert!(text.starts_with("//! "), "{name}");
-    }
-    for entry in std::fs::read_dir(&folder).unwrap() {
+/// All files below a folder whose names end so.
+fn files(folder: &Path, kind: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let all = entries.flat_map(|entry| {
         let path = entry.unwrap().path();
-        if path.extension().is_some_and(|kind| kind == "rs") {
-            let text = std::fs::read_to_string(&path).unwrap();
-            let length = text.lines().count();
-            assert!(length <= 320, "{} has {length} lines", path.display());
+        if path.is_dir() {
+            files(&path, kind)
+        } else {
+            vec![path]
         }
+    });
+    all.filter(|path| path.extension().is_some_and(|own| own == kind))
+        .collect()
+}
+
+#[test]
+fn every_file_is_short_and_opens_with_a_line_to_try_and_a_test_that_proves_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = root.join("examples/clinic");
+    let tests = files(&root.join("tests/it"), "rs");
+    let tests: String = tests
+        .iter()
+        .map(|path| std::fs::read_to_string(path).unwrap())
+        .collect();
+    for name in TOUR.split('`').filter(|word| word.ends_with(".rs")) {
+        assert!(folder.join(name).exists(), "{name}");
+    }
+    for path in files(&folder, "rs") {
+        let (name, text) = (path.display(), std::fs::read_to_string(&path).unwrap());
+        let most = if path.ends_with("main.rs") { 85 } else { 170 };
+        let length = text.lines().count();
+        assert!(length <= most, "{name} has {length} lines");
+        let head: Vec<&str> = text
+            .lines()
+            .take_while(|line| line.starts_with("//!"))
+            .collect();
+        assert!(
+            head.iter().any(|line| line.starts_with("//! Try it: ")),
+            "{name}"
+        );
+        let proof = head
+            .iter()
+            .find_map(|line| line.strip_prefix("//! Proof: `")?.strip_suffix('`'));
+        let proof = proof.unwrap_or_else(|| panic!("{name} has no proof"));
+        assert!(tests.contains(&format!("fn {proof}(")), "{name}: {proof}");
     }
 }

@@ -105,6 +105,14 @@ impl Chromium {
         }
     }
 
+    /// Says whether the visitor likes dark pages.
+    pub async fn dark(&mut self, window: &Window, dark: bool) {
+        let value = if dark { "dark" } else { "light" };
+        let wanted = json!({ "features": [{ "name": "prefers-color-scheme", "value": value }] });
+        self.ask(Some(window), "Emulation.setEmulatedMedia", wanted)
+            .await;
+    }
+
     /// Clicks what a selector finds, once it is there.
     pub async fn click(&mut self, window: &Window, selector: &str) {
         let found = format!("document.querySelector({selector:?}) !== null");

@@ -23,6 +23,13 @@ impl Program {
         Self::begin(command(example, arguments), example)
     }
 
+    /// Starts `example` as it is shipped: no more patient than it is by itself.
+    pub fn start_as_shipped(example: &str, arguments: &[&str]) -> Self {
+        let mut command = command(example, arguments);
+        command.env_remove("CLINIC_LIMIT_TIMEOUT_MS");
+        Self::begin(command, example)
+    }
+
     /// Starts `example` with its log in a file, as talkative as it can be of its own affairs.
     pub fn start_logging(example: &str, arguments: &[&str], log: std::fs::File) -> Self {
         let mut command = command(example, arguments);

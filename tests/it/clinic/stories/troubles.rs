@@ -51,6 +51,16 @@ pub(super) async fn store_outage(set: &SetUp) {
     assert!(metrics.text().contains("clinic_fallback 1"));
     set.order("/_test/fault", &json!({ "store": "up" })).await;
     back(set, &normal).await;
+    // Every fall-back was counted, for machines and for admins.
+    let metrics = anybody.get("/metrics").await;
+    let counted = metrics
+        .text()
+        .lines()
+        .find_map(|line| line.strip_prefix("clinic_fallbacks_total "));
+    assert!(counted.unwrap().parse::<u64>().unwrap() > 0);
+    let root = login(set, "root", 2).await;
+    let stats = root.get("/api/admin/cache/stats").await.json();
+    assert!(stats["fallback"].as_u64().unwrap() > 0, "{stats}");
     assert_eq!(pat.get("/api/user/me").await.status, StatusCode::OK);
     assert_eq!(
         ended.get("/api/user/me").await.status,

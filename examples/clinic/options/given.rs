@@ -1,0 +1,30 @@
+//! Where a setting comes from: an option wins over its variable, and that over the default.
+//!
+//! Try it: `CLINIC_LISTEN=127.0.0.1:8081 cargo run --example clinic -- --listen 127.0.0.1:8082`
+//!
+//! Proof: `options_that_cannot_be_are_refused_with_exit_2_and_help_is_told`
+
+/// The command line first, then the environment, then the default.
+pub struct Given<'a> {
+    pub arguments: Vec<(String, String)>,
+    pub variable: &'a dyn Fn(&str) -> Option<String>,
+}
+
+impl Given<'_> {
+    pub fn or(&self, name: &str, variable: &str, default: impl FnOnce() -> String) -> String {
+        let argument = self
+            .arguments
+            .iter()
+            .rev()
+            .find(|(own, _)| own == name)
+            .map(|(_, value)| value.clone());
+        argument
+            .or_else(|| (self.variable)(variable))
+            .unwrap_or_else(default)
+    }
+}
+
+/// A secret that nobody else has: for one process by itself.
+pub fn random_secret() -> String {
+    uuid::Uuid::new_v4().to_string() + &uuid::Uuid::new_v4().to_string()
+}
