@@ -631,3 +631,53 @@ async fn what_is_not_stored_keeps_nobody_waiting() {
     assert!(began.elapsed() < SECOND, "leases were left behind");
     assert!(!cache.contains(&1).await.unwrap() && !cache.contains(&2).await.unwrap());
 }
+
+#[tokio::test]
+async fn values_that_look_like_nothing_are_values_and_loaded_once() {
+    use serde_json::{Value, json};
+    let values = || {
+        [
+            json!(0),
+            json!(false),
+            json!(""),
+            json!([]),
+            json!({}),
+            json!(null),
+            json!("true"),
+            json!(true),
+            json!("0"),
+            json!([1]),
+        ]
+    };
+    let loads = Arc::new(AtomicUsize::new(0));
+    let on_redis = shared().await.store_with(&fresh_prefix()).await;
+    let caches: [Cache<usize, Value>; 2] = [
+        Cache::new(MemoryStore::new(), "any", ttl::USER).local(Local::off()),
+        Cache::new(on_redis, "any", ttl::USER).local(Local::off()),
+    ];
+    for cache in caches {
+        loads.store(0, Ordering::SeqCst);
+        for _ in 0..3 {
+            for (key, value) in values().into_iter().enumerate() {
+                let (loads, loaded) = (Arc::clone(&loads), value.clone());
+                let found = cache.get_or_load(&key, move |_| async move {
+                    loads.fetch_add(1, Ordering::SeqCst);
+                    Ok::<_, io::Error>(loaded)
+                });
+                assert_eq!(*found.await.unwrap(), value);
+            }
+        }
+        let keys: Vec<usize> = (0..values().len()).collect();
+        let many = cache.get_many_or_load(&keys, |_| async {
+            Err::<Vec<(usize, Value)>, _>(io::Error::other("all are there"))
+        });
+        let many: Vec<Value> = many
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|value| (*value.unwrap()).clone())
+            .collect();
+        assert_eq!(many, values());
+        assert_eq!(loads.load(Ordering::SeqCst), values().len());
+    }
+}

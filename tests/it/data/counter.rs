@@ -223,3 +223,28 @@ fn a_runtime_that_ends_while_counts_wait_ends_and_no_more() {
     });
     drop(runtime);
 }
+
+#[tokio::test]
+async fn a_success_rate_is_of_the_last_hour_and_not_of_a_lifetime() {
+    let clock = ManualClock::at("2030-01-01T10:30:00.000Z".parse().unwrap());
+    let store = MemoryStore::builder().clock(clock.clone()).build();
+    let counter = Counter::new(store, "metrics");
+    let sent = counter.series("sent", [Bucket::HOUR]);
+    let failed = counter.series("failed", [Bucket::HOUR]);
+    sent.incr("sms", 1_000).await.unwrap();
+    failed.incr("sms", 1_000).await.unwrap();
+    clock.advance(HOUR);
+    sent.incr("sms", 10).await.unwrap();
+    failed.incr("sms", 1).await.unwrap();
+    let now = Timestamp::of(&clock);
+    let of = async |series: &tower_keep::data::counter::Series| {
+        let points = series.range("sms", Bucket::HOUR, now..now + tower_keep::SECOND);
+        points
+            .await
+            .unwrap()
+            .iter()
+            .map(|point| point.count)
+            .sum::<i64>()
+    };
+    assert_eq!((of(&sent).await, of(&failed).await), (10, 1));
+}

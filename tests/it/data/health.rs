@@ -338,3 +338,38 @@ async fn calls_that_fail_or_take_long_break_a_threshold_once_there_are_a_thousan
     let report = health.report().await;
     assert_eq!(reasons(&report, "store"), [HealthReason::Slow]);
 }
+
+#[tokio::test]
+async fn an_outage_is_told_for_a_minute_and_no_longer_where_nobody_asks_for_anything_afterwards() {
+    let (mut server, clock) = (RedisServer::start().await, clock());
+    let store = RedisStore::connect(&server.url()).await.unwrap();
+    let health = Health::new()
+        .check("store", store.clone())
+        .clock(clock.clone());
+    assert_eq!(health.report().await.status, HealthStatus::Healthy);
+    for _ in 0..1_000 {
+        store.ping().await.unwrap();
+    }
+    server.kill();
+    while !store.is_open_circuit() {
+        assert!(store.ping().await.is_err());
+    }
+    server.restart();
+    let back = async {
+        while store.ping().await.is_err() {
+            tokio::time::sleep(20 * MILLIS).await;
+        }
+    };
+    tokio::time::timeout(MINUTE, back).await.unwrap();
+    clock.advance(SECOND);
+    let report = health.report().await;
+    assert!(reasons(&report, "store").contains(&HealthReason::Errors));
+    for _ in 0..59 {
+        clock.advance(SECOND);
+        assert_eq!(health.report().await.status, HealthStatus::Degraded);
+    }
+    clock.advance(2 * SECOND);
+    let report = health.report().await;
+    assert_eq!(reasons(&report, "store"), []);
+    assert_eq!(report.status, HealthStatus::Healthy);
+}

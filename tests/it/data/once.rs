@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tower_keep::backend::fallback::Fallback;
+use tower_keep::backend::health::StoreHealth;
 use tower_keep::backend::memory::MemoryStore;
 use tower_keep::backend::redis::RedisStore;
 use tower_keep::backend::sql::SqlStore;
@@ -205,6 +206,82 @@ async fn a_lost_reply_burns_the_token_and_never_gives_it_twice() {
     let second = states.take(&token).await.unwrap();
     let third = states.take(&token).await.unwrap();
     assert!(second.is_none() || third.is_none());
+}
+
+#[tokio::test]
+async fn a_reply_cut_at_any_byte_burns_the_token_and_never_gives_it_twice() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let store = RedisStore::connect(&format!("redis://{}/", proxy.address())).await;
+    let states: Once<u8> = Once::new(store.unwrap(), "oauth", ttl::OAUTH_STATE);
+    // The server knows the scripts from now on.
+    let token = states.issue(&7).await.unwrap();
+    assert!(states.take(&token).await.unwrap().is_some());
+    let mut bytes = 0;
+    loop {
+        let token = states.issue(&7).await.unwrap();
+        proxy.cut_within_next_reply(bytes);
+        let taken = states.take(&token).await;
+        assert!(states.take(&token).await.unwrap().is_none(), "{bytes}");
+        match taken {
+            Err(error) => {
+                let kind = error.kind();
+                let is_unknown = matches!(
+                    kind,
+                    DataErrorKind::Unavailable { .. } | DataErrorKind::TimedOut
+                );
+                assert!(is_unknown, "{bytes}: {kind:?}");
+            }
+            Ok(taken) => {
+                assert_eq!(taken.unwrap().value, 7);
+                break;
+            }
+        }
+        bytes += 1;
+    }
+    assert!(bytes > 40, "{bytes}");
+}
+
+#[tokio::test]
+async fn with_the_store_away_nothing_is_kept_taken_or_saved_and_nobody_stands_in() {
+    let mut server = RedisServer::start().await;
+    let redis = RedisStore::connect(&server.url()).await.unwrap();
+    let second = MemoryStore::new();
+    let store = Fallback::new(redis, second.clone());
+    let states: Once<u8> = Once::new(store.clone(), "oauth", ttl::OAUTH_STATE);
+    let forms: Progress<u8> = Progress::new(store, "form", Ttl::secs(60));
+    let token = states.issue(&7).await.unwrap();
+    server.kill();
+    // Before and behind the breaker.
+    for _ in 0..3 {
+        let errors = [
+            states.put(&token, &1).await.unwrap_err(),
+            states.take(&token).await.unwrap_err(),
+            states.peek(&token).await.unwrap_err(),
+            forms.save("u1", &1, Expect::Any).await.unwrap_err(),
+            forms.load("u1").await.unwrap_err(),
+            forms.take("u1").await.unwrap_err(),
+            forms.remove("u1").await.unwrap_err(),
+        ];
+        for error in errors {
+            let kind = error.kind();
+            assert!(
+                matches!(kind, DataErrorKind::Unavailable { .. }),
+                "{kind:?}"
+            );
+        }
+    }
+    assert_eq!(second.stats().entries, Some(0));
+    server.restart();
+    let back = async {
+        while states.peek(&token).await.is_err() {
+            tokio::time::sleep(20 * tower_keep::MILLIS).await;
+        }
+    };
+    tokio::time::timeout(tower_keep::MINUTE, back)
+        .await
+        .unwrap();
+    assert_eq!(forms.load("u1").await.unwrap(), None);
 }
 
 #[tokio::test]

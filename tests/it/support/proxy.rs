@@ -26,6 +26,8 @@ struct Rules {
     swallowing: AtomicBool,
     /// Replies left until all connections are cut; 0 for never.
     cutting_at_reply: AtomicU64,
+    /// Bytes of the reply at which they are cut that still pass.
+    passing: AtomicU64,
     delay_ms: AtomicU64,
     connections: AtomicU64,
     requests: AtomicU64,
@@ -47,6 +49,7 @@ impl Proxy {
             refusing: AtomicBool::default(),
             swallowing: AtomicBool::default(),
             cutting_at_reply: AtomicU64::default(),
+            passing: AtomicU64::default(),
             delay_ms: AtomicU64::default(),
             connections: AtomicU64::default(),
             requests: AtomicU64::default(),
@@ -75,6 +78,12 @@ impl Proxy {
 
     /// Lets the next request through, then drops its reply and ends all connections.
     pub fn cut_at_next_reply(&self) {
+        self.cut_at_reply(1);
+    }
+
+    /// Lets the next request and so many bytes of its reply through, then ends all connections.
+    pub fn cut_within_next_reply(&self, bytes: u64) {
+        self.rules.passing.store(bytes, Ordering::SeqCst);
         self.cut_at_reply(1);
     }
 
@@ -234,6 +243,8 @@ async fn carry_down(
                     left.checked_sub(1)
                 });
         if left == Ok(1) {
+            let passing = rules.passing.swap(0, Ordering::SeqCst) as usize;
+            client.write_all(&buffer[..passing.min(length)]).await?;
             rules.cut_all();
             break;
         }
