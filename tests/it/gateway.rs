@@ -2,5 +2,6 @@
 
 mod conformance;
 mod faithful;
+mod killed;
 mod layers;
 mod wire;

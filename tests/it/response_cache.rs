@@ -9,6 +9,7 @@ mod example;
 mod flat;
 mod handle;
 mod heads;
+mod hostile;
 mod joining;
 mod leaks;
 mod levels;

@@ -25,7 +25,8 @@
 //! - `down` (503) only if something required is down; `degraded` (200) if anything else is down, a breaker is open, a
 //!   threshold is broken, or state is kept elsewhere than [`Health::expect`] says; else `healthy`.
 //! - `mode` is what operations use now: `memory`, `redis`, or `fallback` while the breaker is open.
-//! - A store's check writes, reads and removes a value, and says so if Redis may evict what locks, tokens and jobs keep.
+//! - A store's check writes, reads and removes a value (on a cluster at one node, another each time), and says so if Redis
+//!   may evict what locks, tokens and jobs keep. A database's asks for a sign of life only.
 //! - A hit rate is of a cache's last thousand reads. What calls do is judged from one report to another, a thousand calls
 //!   apart at least and a minute at most ([`Thresholds::window`]), or since the report before; with fewer nothing is. So
 //!   after an outage `healthy` comes within a minute, also where nobody asks for anything but health.

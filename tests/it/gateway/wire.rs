@@ -26,6 +26,7 @@ type Seen = Arc<Mutex<HashMap<String, Vec<String>>>>;
 type Script = Arc<Mutex<HashMap<String, VecDeque<Reply>>>>;
 
 /// An origin that answers each path by its script, then with 404, and keeps what it was asked.
+#[derive(Clone)]
 pub struct Origin {
     address: SocketAddr,
     script: Script,
@@ -229,9 +230,20 @@ impl Gateway {
         self.send("GET", target, fields, "").await
     }
 
+    /// Asks the gateway that listens there.
+    pub async fn get_at(address: SocketAddr, target: &str) -> Got {
+        let text =
+            format!("GET {target} HTTP/1.1\r\nHost: origin.test\r\nConnection: close\r\n\r\n");
+        Self::raw_at(address, text.as_bytes()).await
+    }
+
     /// Sends bytes and reads to the end of the connection.
     pub async fn raw(&self, bytes: &[u8]) -> Got {
-        let mut stream = TcpStream::connect(self.program.address()).await.unwrap();
+        Self::raw_at(self.program.address(), bytes).await
+    }
+
+    async fn raw_at(address: SocketAddr, bytes: &[u8]) -> Got {
+        let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(bytes).await.unwrap();
         let mut raw = Vec::new();
         // A cut connection is an end, too; what came is what is looked at.

@@ -7,7 +7,7 @@ use http::StatusCode;
 use tower_keep::core::{IdempotencyOutcome, ResponseCacheOutcome};
 use tower_keep::response_cache::{CachePolicy, KeyRules, ResponseCacheRejection, TRACKING, Target};
 
-use super::origin::{App, Broken, Origin, clock, full, layer, memory, request, said, secs};
+use super::origin::{App, Broken, Origin, clock, full, gated, layer, memory, request, said, secs};
 
 fn counted(fields: &'static [(&'static str, &'static str)]) -> Origin {
     Origin::of(move |_, call| said(fields, format!("run {call}")))
@@ -642,6 +642,39 @@ async fn a_stale_answer_is_given_while_one_refresh_runs_behind_it() {
         "run 3",
         "beyond the window nothing stale is given"
     );
+}
+
+/// However many are due, the inner service never has more than 256 refreshes at once; the others answer as they are.
+#[tokio::test]
+async fn no_more_than_256_refreshes_run_behind_answers() {
+    let clock = clock();
+    let fields = [("cache-control", "max-age=10, stale-while-revalidate=30")];
+    let (origin, gate) = gated(move |_, call| said(&fields, format!("run {call}")));
+    let layer = layer(&clock);
+    let app = App::new(&layer, &origin);
+    gate.add_permits(300);
+    for path in 0..300 {
+        app.get(&format!("/{path}")).await;
+    }
+    assert_eq!(origin.calls(), 300);
+    clock.advance(secs(10));
+    for _ in 0..2 {
+        for path in 0..300 {
+            let stale = app.get(&format!("/{path}")).await;
+            assert_eq!(stale.body, format!("run {path}"));
+        }
+        super::origin::until("256 run", || origin.calls() == 300 + 256).await;
+        assert_eq!(layer.handle().stats().refreshes, 256);
+    }
+    gate.add_permits(256);
+    super::origin::until("all ended", || layer.handle().stats().refreshes == 0).await;
+    assert_eq!(origin.calls(), 300 + 256);
+    // There is room again: those that had none are due still.
+    gate.add_permits(44);
+    for path in 0..300 {
+        app.get(&format!("/{path}")).await;
+    }
+    super::origin::until("the rest", || origin.calls() == 600).await;
 }
 
 #[tokio::test]

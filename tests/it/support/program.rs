@@ -113,6 +113,7 @@ pub fn command(example: &str, arguments: &[&str]) -> Command {
         "CLINIC_SECRET",
         "CLINIC_WEBHOOK_SECRET",
         "CLINIC_CRON_SECRET",
+        "CLINIC_HEALTH_SECONDS",
     ] {
         command.env_remove(name);
     }
