@@ -76,9 +76,9 @@ fn payments(store: Arc<dyn Store>) -> RateLimitLayer {
             Partition::principal(),
         ))
         .limit(Quota::per_minute(1_000), Partition::global())
-        // Rather no payment than one too many.
+        // Rather no payment than one too many, and rather a slow one than none.
         .on_store_failure(StoreFailure::Closed)
-        .timeout(Duration::from_millis(500))
+        .timeout(Duration::from_secs(5))
 }
 
 /// Customers differ in their limits, requests in what they cost.

@@ -126,8 +126,8 @@ async fn what_another_process_resets_or_refunds_is_let_through_at_once() {
     let clock = clock();
     let prefix = crate::support::redis::fresh_prefix();
     let handle = async || {
-        let builder = RedisStore::builder(&server.url()).prefix(&prefix);
-        builder.clock(clock.clone()).open().await.unwrap()
+        let builder = server.builder(&prefix).clock(clock.clone());
+        builder.open().await.unwrap()
     };
     let (here, there) = (handle().await, handle().await);
     let app = App::new(tier(&here));

@@ -197,7 +197,7 @@ async fn a_blocked_key_that_is_full_besides_is_told_to_wait_for_both() {
     let stores: [Arc<dyn RateLimitStore>; 2] = [Arc::new(memory(&clock)), Arc::new(redis)];
     for store in stores {
         let policy = Policy::new("user", Quota::new(1, 15 * MINUTE), Partition::principal());
-        let limiter = RateLimiter::new(store).policy(policy);
+        let limiter = RateLimiter::new(store).policy(policy).timeout(PATIENCE);
         let attempt = || Attempt::new().on("user", "u1");
         limiter.record(attempt()).await.unwrap();
         limiter.block("user", "u1", 10 * SECOND).await.unwrap();

@@ -136,11 +136,8 @@ async fn redis_revives_nothing_over_two_handles() {
     let prefix = crate::support::redis::fresh_prefix();
     let mut layers = Vec::new();
     for _ in 0..2 {
-        let builder =
-            tower_keep::backend::redis::RedisStore::builder(&server.url()).prefix(&prefix);
-        layers.push(SessionLayer::new(
-            builder.clock(clock.clone()).open().await.unwrap(),
-        ));
+        let builder = server.builder(&prefix).clock(clock.clone());
+        layers.push(SessionLayer::new(builder.open().await.unwrap()));
     }
     revives_nothing(layers.try_into().unwrap(), &clock, 40).await;
 }

@@ -4,10 +4,11 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
-use tower_keep::backend::redis::RedisStore;
+use tower_keep::backend::redis::{RedisStore, RedisStoreBuilder};
 use tower_keep::core::ManualClock;
 
 use super::launch::{Launch, Port, Process, wait_until};
@@ -19,6 +20,8 @@ pub struct RedisServer {
     folder: TempDir,
     port: Port,
     options: Vec<String>,
+    /// How long its handles wait for an answer, where not as long as anybody's do.
+    patience: Option<Duration>,
 }
 
 impl RedisServer {
@@ -37,6 +40,7 @@ impl RedisServer {
             folder,
             port,
             options,
+            patience: None,
         }
     }
 
@@ -56,17 +60,22 @@ impl RedisServer {
 
     /// Opens a handle with a fresh prefix, so that tests on one server do not meet.
     pub async fn store(&self, clock: &ManualClock) -> RedisStore {
-        let builder = RedisStore::builder(&self.url()).prefix(&fresh_prefix());
+        let builder = self.builder(&fresh_prefix());
         builder.clock(clock.clone()).open().await.unwrap()
     }
 
     /// Opens a handle with this prefix and the server's own clock.
     pub async fn store_with(&self, prefix: &str) -> RedisStore {
-        RedisStore::builder(&self.url())
-            .prefix(prefix)
-            .open()
-            .await
-            .unwrap()
+        self.builder(prefix).open().await.unwrap()
+    }
+
+    /// Begins a handle with this prefix.
+    pub fn builder(&self, prefix: &str) -> RedisStoreBuilder {
+        let builder = RedisStore::builder(&self.url()).prefix(prefix);
+        match self.patience {
+            Some(patience) => builder.timeout(patience),
+            None => builder,
+        }
     }
 
     /// Kills the server at once.
@@ -158,7 +167,12 @@ pub fn fresh_prefix() -> String {
 }
 
 /// One server for all tests of this process that only use it (nextest gives each test a process of its own).
+/// Nobody stops it: a call that waits for long met a busy machine, and not an outage.
 pub async fn shared() -> &'static RedisServer {
     static SERVER: OnceCell<RedisServer> = OnceCell::const_new();
-    SERVER.get_or_init(RedisServer::start).await
+    let patient = async || RedisServer {
+        patience: Some(Duration::from_secs(10)),
+        ..RedisServer::start().await
+    };
+    SERVER.get_or_init(patient).await
 }
