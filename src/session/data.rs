@@ -244,7 +244,9 @@ fn integer(value: &Value) -> Option<i64> {
         && digits.bytes().all(|byte| byte.is_ascii_digit())
         && (digits == "0" || !digits.starts_with('0'));
     let number: i64 = text.parse().ok()?;
-    (value.format == 0 && plain && number.abs() <= LARGEST_INTEGER).then_some(number)
+    // The smallest number of all has no absolute value of its own type.
+    let fits = number.unsigned_abs() <= LARGEST_INTEGER.unsigned_abs();
+    (value.format == 0 && plain && fits).then_some(number)
 }
 
 #[cfg(test)]
@@ -286,6 +288,9 @@ mod tests {
             "+1",
             "1e3",
             "9007199254740992",
+            "-9007199254740992",
+            "-9223372036854775808",
+            "9223372036854775808",
             "null",
         ] {
             assert_eq!(add(no_integer, 1), None, "{no_integer}");
