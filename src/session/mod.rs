@@ -147,6 +147,34 @@
 //! | 14.2.2, 14.3.1, 14.3.2 caches | `Cache-Control`, `Vary`, `Clear-Site-Data`; the response cache never keeps a touched answer |
 //! | 16.2.5, 16.5.2, 16.5.3 logs, failure | hashes and ids only; 503 when the store is away, never more access |
 //!
+//! # Coming from tower-sessions or Django
+//!
+//! What both do and this layer does as well: a route that asks nothing sends no cookie and no `Vary`; an id that a client
+//! made up is never taken over; a login changes the token and keeps what the visitor had, but for another user's data; a
+//! 5xx saves nothing that was only buffered; an ended session takes its cookie along, with every attribute repeated; what
+//! ended meanwhile is not saved again. What is different, on purpose:
+//!
+//! | elsewhere | here |
+//! |---|---|
+//! | tower-sessions answers a malformed cookie at any route | at the first route that asks; before that nothing is looked at |
+//! | `SameSite=Strict` and the name `id` are tower-sessions' defaults, no `Secure` is Django's | `__Host-id`, Secure, `SameSite=Lax`; [`SessionCookie::same_site`] |
+//! | `Max-Age` says how long a session lasts, and is sent again with each change | the store decides; a cookie is sent with a new token only, `Max-Age` with [`Login::remember_for`] only |
+//! | `set_expiry` of one session | [`Login::remember_for`]; what ends a session is fixed at its login, [`Session::expires_in`] tells it |
+//! | `cycle_id`, `cycle_key` make a new id | [`Session::rotate`]: the id is public and stays, the secret is new |
+//! | `flush` | [`Session::logout`]; [`Session::clear`] removes the values and keeps the login |
+//! | an emptied session loses its cookie (Django) | it is a session still, with its login |
+//! | the whole session is saved, the last one wins | key by key; [`Session::update`] and [`Session::increment`] lose nothing |
+//! | a change inside a value needs `modified = True` (Django) | values are copies: `insert` or `update` says what changes |
+//! | a save into a session that ended meanwhile is a 400 (Django) or brings it back (tower-sessions) | dropped and told ([`SessionEventKind::WriteDropped`]); the answer stands, `commit` knows |
+//! | a 5xx saves nothing at all, and rolls a login back on one side only | what was committed by its call (`login`, `rotate`, `update`, `commit`) stays, and its cookie is sent |
+//! | only changes keep a session alive, unless each request is saved | reads count as activity, recorded once a minute at most by the read itself; [`SessionLayer::passive`] |
+//! | `SESSION_SAVE_EVERY_REQUEST`, `always_save` | not needed, and not there |
+//! | the session key is the credential | [`SessionId`] opens nothing; the store holds a hash of the secret |
+//! | `update_session_auth_hash` | a login again: [`Login::auth_stamp`], [`Login::revoke_others`] |
+//! | `clearsessions`, `delete_expired` as a task | every engine forgets by itself |
+//! | a failing store is a 500 | 503 with `Retry-After`; nothing is written after a failed read |
+//! | `set_test_cookie`, sessions in signed cookies, a cache before the database | not there |
+//!
 //! # What it does not do
 //!
 //! It does not detect a stolen live token, nor protect from whoever operates the store. Sessions do not fall back to

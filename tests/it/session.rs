@@ -1,5 +1,6 @@
 //! The session layer, driven in process.
 
+mod answers;
 mod app;
 mod cancelled;
 mod cluster;
@@ -10,7 +11,10 @@ mod http;
 mod identity;
 mod judges;
 mod leaks;
+mod lost;
+mod measured;
 mod overlap;
+mod parity;
 mod races;
 mod redis;
 mod sql;

@@ -526,7 +526,7 @@ mod session {
 
     use tower_keep::backend::fallback::Fallback;
     use tower_keep::backend::memory::MemoryStore;
-    use tower_keep::conformance::session::{random_sequence, session};
+    use tower_keep::conformance::session::{random_sequence, session, session_histories};
     use tower_keep::core::{ManualClock, Timestamp};
 
     use tower_keep::backend::sql::SqlStore;
@@ -580,6 +580,42 @@ mod session {
     async fn postgres_keeps_its_promises() {
         let (clock, url) = (clock(), postgres().await.database().await);
         session(Arc::new(sql(&url, &clock).await), &clock).await;
+    }
+
+    /// So many histories, or as many as `KEEP_HISTORIES` says.
+    fn histories(usual: u64) -> std::ops::Range<u64> {
+        let size = std::env::var("KEEP_HISTORIES").ok();
+        let size = size.and_then(|size| size.parse().ok());
+        1_000..1_000 + size.unwrap_or(usual)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_order_explains_what_memory_says_to_three_at_once() {
+        let clock = clock();
+        session_histories(Arc::new(memory(&clock)), &clock, histories(400)).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_order_explains_what_redis_says_to_three_at_once() {
+        let clock = clock();
+        let store = shared().await.store(&clock).await;
+        session_histories(Arc::new(store), &clock, histories(60)).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_order_explains_what_sqlite_says_to_three_at_once() {
+        let clock = clock();
+        let folder = tempfile::tempdir().unwrap();
+        let file = format!("sqlite:{}", folder.path().join("keep.db").display());
+        let store = sql(&file, &clock).await;
+        session_histories(Arc::new(store), &clock, histories(30)).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_order_explains_what_postgres_says_to_three_at_once() {
+        let (clock, url) = (clock(), postgres().await.database().await);
+        let store = sql(&url, &clock).await;
+        session_histories(Arc::new(store), &clock, histories(30)).await;
     }
 
     #[tokio::test]

@@ -1,14 +1,15 @@
 //! Random sequences of all six methods and clock steps, each answer compared with the oracle's.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::examples::{address, identity, json, new_id, order, patch, verifier};
 use super::oracle::Oracle;
 use crate::core::{ManualClock, Timestamp};
 use crate::session::store::{
-    AuthStamp, EndCause, Establish, Established, Identity, Lifetimes, LoginIdentity, Operation,
-    Otherwise, Part, Patch, Read, Roles, SessionId, SessionLimit, SessionRef, SessionStore,
-    Sighting, Target, UserId, Whose, home_of_user,
+    AuthStamp, EndCause, Establish, Established, Identity, Lifetimes, Listed, Loaded,
+    LoginIdentity, Operation, Otherwise, Part, Patch, Patched, Read, Revoked, Roles, SessionId,
+    SessionLimit, SessionRef, SessionStore, Sighting, Target, UserId, Whose, home_of_user,
 };
 
 /// Runs `steps` random steps from `seed` on `store` and on an oracle, and compares every answer.
@@ -23,15 +24,7 @@ pub async fn random_sequence(
 ) {
     // Cut-offs of sequences before must not reach into this one.
     clock.advance(Duration::from_secs(400 * 86_400));
-    let mut world = World {
-        draw: Draw(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
-        oracle: Oracle::default(),
-        users: (0..3)
-            .map(|n| format!("{n}-{}", uuid::Uuid::new_v4()))
-            .collect(),
-        sessions: Vec::new(),
-        secrets: 0,
-    };
+    let mut world = World::new(seed);
     for step in 0..steps {
         world.move_clock(clock);
         let context = format!("seed {seed}, step {step}");
@@ -68,6 +61,18 @@ struct World {
 }
 
 impl World {
+    fn new(seed: u64) -> Self {
+        Self {
+            draw: Draw(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            oracle: Oracle::default(),
+            users: (0..3)
+                .map(|n| format!("{n}-{}", uuid::Uuid::new_v4()))
+                .collect(),
+            sessions: Vec::new(),
+            secrets: 0,
+        }
+    }
+
     fn move_clock(&mut self, clock: &ManualClock) {
         let now = Timestamp::of(clock).as_millis();
         self.oracle.now = now;
@@ -235,65 +240,151 @@ impl World {
         }
     }
 
-    async fn take_step(&mut self, store: &dyn SessionStore, context: &str) {
+    /// Draws a call of one of the six methods.
+    fn call(&mut self) -> Call {
         match self.draw.below(10) {
             0..=2 => {
                 let at = self.session();
                 let part = *self.draw.pick(&[Part::Core, Part::Whole]);
                 let renew = (!self.draw.chance(3)).then(|| self.sighting());
-                let read = Read { part, renew };
-                let expected = self.oracle.load(at, &read);
-                assert_eq!(
-                    store.load(at, read).await.expect("an answer"),
-                    expected,
-                    "load, {context}"
-                );
+                Call::Load(at, Read { part, renew })
             }
-            3 | 4 => {
-                let (at, patch) = (self.session(), self.patch());
-                let expected = self.oracle.patch(at, &patch);
-                assert_eq!(
-                    store.patch(at, &patch).await.expect("an answer"),
-                    expected,
-                    "{patch:?}, {context}"
-                );
+            3 | 4 => Call::Patch(self.session(), self.patch()),
+            5 | 6 => Call::Establish(Box::new(self.order())),
+            7 => Call::List(self.whose()),
+            8 if self.draw.chance(2) => Call::AssignRoles(self.user(), self.roles()),
+            _ => Call::Revoke(self.target()),
+        }
+    }
+
+    fn learn(&mut self, call: &Call, answer: &Answer) {
+        if let (Call::Establish(order), Answer::Establish(Established::Done(done))) = (call, answer)
+        {
+            self.sessions.push(SessionRef {
+                id: done.record.id,
+                verifier: order.verifier,
+            });
+        }
+    }
+
+    async fn take_step(&mut self, store: &dyn SessionStore, context: &str) {
+        let call = self.call();
+        let expected = call.expected(&mut self.oracle);
+        let answer = call.ask(store).await;
+        assert_eq!(answer, expected, "{call:?}, {context}");
+        self.learn(&call, &answer);
+    }
+}
+
+/// One call of a store.
+#[derive(Clone, Debug)]
+enum Call {
+    Load(SessionRef, Read),
+    Patch(SessionRef, Patch),
+    Establish(Box<Establish>),
+    List(Whose),
+    AssignRoles(UserId, Roles),
+    Revoke(Target),
+}
+
+/// What it said.
+#[derive(Debug, PartialEq)]
+enum Answer {
+    Load(Loaded),
+    Patch(Patched),
+    Establish(Established),
+    List(Listed),
+    AssignRoles(u64),
+    Revoke(Revoked),
+}
+
+impl Call {
+    async fn ask(&self, store: &dyn SessionStore) -> Answer {
+        let answer = "an answer";
+        match self.clone() {
+            Self::Load(at, read) => Answer::Load(store.load(at, read).await.expect(answer)),
+            Self::Patch(at, patch) => Answer::Patch(store.patch(at, &patch).await.expect(answer)),
+            Self::Establish(order) => {
+                Answer::Establish(store.establish(*order).await.expect(answer))
             }
-            5 | 6 => {
-                let order = self.order();
-                let expected = self.oracle.establish(&order);
-                let answer = store.establish(order.clone()).await.expect("an answer");
-                assert_eq!(answer, expected, "{order:?}, {context}");
-                if let Established::Done(done) = answer {
-                    self.sessions.push(SessionRef {
-                        id: done.record.id,
-                        verifier: order.verifier,
-                    });
-                }
+            Self::List(whose) => Answer::List(store.list(whose).await.expect(answer)),
+            Self::AssignRoles(user, roles) => {
+                Answer::AssignRoles(store.assign_roles(user, roles).await.expect(answer))
             }
-            7 => {
-                let whose = self.whose();
-                let expected = self.oracle.list(&whose);
-                assert_eq!(
-                    store.list(whose).await.expect("an answer"),
-                    expected,
-                    "list, {context}"
-                );
+            Self::Revoke(target) => Answer::Revoke(store.revoke(target).await.expect(answer)),
+        }
+    }
+
+    fn expected(&self, oracle: &mut Oracle) -> Answer {
+        match self {
+            Self::Load(at, read) => Answer::Load(oracle.load(*at, read)),
+            Self::Patch(at, patch) => Answer::Patch(oracle.patch(*at, patch)),
+            Self::Establish(order) => Answer::Establish(oracle.establish(order)),
+            Self::List(whose) => Answer::List(oracle.list(whose)),
+            Self::AssignRoles(user, roles) => Answer::AssignRoles(oracle.assign_roles(user, roles)),
+            Self::Revoke(target) => Answer::Revoke(oracle.revoke(target)),
+        }
+    }
+}
+
+/// Calls of one task, in their order, with what each of them said.
+type Told = Vec<(Call, Answer)>;
+
+/// Lets three tasks make four calls each at once, and finds an order of all twelve in which the oracle says the same.
+///
+/// # Panics
+/// There is no such order.
+pub async fn parallel_history(store: &Arc<dyn SessionStore>, clock: &ManualClock, seed: u64) {
+    clock.advance(Duration::from_secs(400 * 86_400));
+    let mut world = World::new(seed);
+    for step in 0..12 {
+        world.move_clock(clock);
+        let context = format!("seed {seed}, step {step}");
+        world.take_step(&**store, &context).await;
+    }
+    world.oracle.now = Timestamp::of(clock).as_millis();
+    let start = Arc::new(tokio::sync::Barrier::new(3));
+    let mut tasks = Vec::new();
+    for _ in 0..3 {
+        let calls: Vec<Call> = (0..4).map(|_| world.call()).collect();
+        let (store, start) = (Arc::clone(store), Arc::clone(&start));
+        tasks.push(tokio::spawn(async move {
+            start.wait().await;
+            let mut told = Told::new();
+            for call in calls {
+                let answer = call.ask(&*store).await;
+                told.push((call, answer));
+                tokio::task::yield_now().await;
             }
-            8 if self.draw.chance(2) => {
-                let (user, roles) = (self.user(), self.roles());
-                let expected = self.oracle.assign_roles(&user, &roles);
-                let answer = store.assign_roles(user, roles).await.expect("an answer");
-                assert_eq!(answer, expected, "assign_roles, {context}");
-            }
-            _ => {
-                let target = self.target();
-                let expected = self.oracle.revoke(&target);
-                assert_eq!(
-                    store.revoke(target.clone()).await.expect("an answer"),
-                    expected,
-                    "{target:?}, {context}"
-                );
+            told
+        }));
+    }
+    let mut told = Vec::new();
+    for task in tasks {
+        told.push(task.await.expect("no panic"));
+    }
+    assert!(
+        explains(&world.oracle, [0; 3], &told),
+        "no order explains the history of seed {seed}: {told:#?}"
+    );
+}
+
+/// Says whether some order of what is left gives these very answers.
+fn explains(oracle: &Oracle, done: [usize; 3], told: &[Told]) -> bool {
+    let mut is_over = true;
+    for task in 0..told.len() {
+        let Some((call, answer)) = told[task].get(done[task]) else {
+            continue;
+        };
+        is_over = false;
+        let mut next = oracle.clone();
+        if call.expected(&mut next) == *answer {
+            let mut done = done;
+            done[task] += 1;
+            if explains(&next, done, told) {
+                return true;
             }
         }
     }
+    is_over
 }

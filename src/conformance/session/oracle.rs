@@ -26,7 +26,7 @@ pub(super) struct Fact {
     over: Option<(u64, NotLive)>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Oracle {
     pub(super) now: u64,
     facts: Vec<Fact>,

@@ -246,9 +246,16 @@ impl Shared {
             return self.establish_with(patch).await;
         };
         let answer = self.config.store.patch(at, &patch).await;
+        let is_superseded = matches!(answer, Ok(Patched::NotLive(NotLive::Superseded)));
+        if is_superseded && self.turn.try_lock().is_err() {
+            // A login or rotation of this very request may be about to hear of its success: wait for it.
+            let _turn = self.turn.lock().await;
+            return Ok(Replaced::Conflict(None));
+        }
         let mut state = self.state();
         match answer {
             Ok(Patched::Applied { version, renewed }) => {
+                count!("keep_session_writes_total", 1, "answer" => "applied");
                 self.renewed(&mut state, renewed);
                 if let Some(data) = &mut state.data {
                     data.put(&name, version, value);
@@ -265,6 +272,10 @@ impl Shared {
             }
             Ok(Patched::TooLarge) => Err(SessionError::new(SessionErrorKind::TooLarge)),
             Ok(Patched::NotANumber) => Err(SessionError::new(SessionErrorKind::NotANumber)),
+            // A login or rotation of this very request came in between: nothing was done, look again.
+            Ok(Patched::NotLive(_)) if matches!(state.own, Own::Ref(own) if own != at) => {
+                Ok(Replaced::Conflict(None))
+            }
             Ok(Patched::NotLive(why)) => {
                 self.found_dead(&mut state, at, why);
                 Err(SessionError::new(SessionErrorKind::Ended))

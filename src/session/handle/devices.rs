@@ -75,7 +75,7 @@ impl Session {
         let shared = self.ask();
         let at = shared.asking()?;
         let ended = shared.revoke(at, Target::All(Whose::Session(at))).await?;
-        shared.own_was_ended();
+        shared.own_was_ended(at);
         shared.began_now();
         Ok(ended.len() as u64)
     }

@@ -293,9 +293,12 @@ impl Shared {
         }
     }
 
-    /// Notes that a revocation ended the request's own session.
-    pub(super) fn own_was_ended(&self) {
+    /// Notes that a revocation ended the request's own session, unless a login of this request made another since.
+    pub(super) fn own_was_ended(&self, at: SessionRef) {
         let mut state = self.state();
+        if !matches!(state.own, Own::Ref(own) if own == at) {
+            return;
+        }
         let had_cookie = state.had_cookie || state.issued.is_some();
         state.forget();
         state.core = Core::NotLive(NotLive::Ended(EndCause::Revoked));

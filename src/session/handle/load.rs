@@ -8,7 +8,7 @@ use crate::core::telemetry::count;
 use crate::core::{AskVisitor, Principal, StoreError, StoreFuture, Timestamp};
 use crate::session::data::Value;
 use crate::session::error::SessionError;
-use crate::session::store::{Loaded, Part, Read, SessionRecord, SessionRef};
+use crate::session::store::{Loaded, NotLive, Part, Read, SessionRecord, SessionRef};
 
 /// What a question finds.
 pub(super) enum Asked {
@@ -48,6 +48,13 @@ impl Shared {
             let me = Arc::clone(self);
             return Asked::Later(StoreFuture::boxed(async move {
                 me.wait().await;
+                Ok(())
+            }));
+        }
+        if std::mem::take(&mut state.is_in_doubt) {
+            let me = Arc::clone(self);
+            return Asked::Later(StoreFuture::boxed(async move {
+                drop(me.turn.lock().await);
                 Ok(())
             }));
         }
@@ -165,6 +172,12 @@ impl Loading {
         let mut state = self.shared.state();
         // A login or logout of this very request came in between: the answer is about another session.
         if state.epoch != self.epoch && answer.is_ok() {
+            return Ok(());
+        }
+        // One may be about to hear of its success: whoever asks waits for it, and looks again.
+        let is_superseded = matches!(answer, Ok(Loaded::NotLive(NotLive::Superseded)));
+        if is_superseded && self.shared.turn.try_lock().is_err() {
+            state.is_in_doubt = true;
             return Ok(());
         }
         let settled = self.shared.settle(&mut state, self.at, self.part, answer);

@@ -20,6 +20,8 @@ pub(super) struct State {
     /// All data, as the store had it.
     pub(super) data: Option<Data>,
     pub(super) is_loading: bool,
+    /// A load found the secret superseded while a login or rotation of this very request was under way.
+    pub(super) is_in_doubt: bool,
     /// Counts changes of `own`: what was asked about the session before does not count any more.
     pub(super) epoch: u32,
     pub(super) was_seen_live: bool,

@@ -88,7 +88,7 @@ else
 end
 s.verifier = verifier
 local is_new = not current or moves
-if is_new and not is_moved then
+if not is_moved and (is_new or is_login and fresh_key == current.key) then
   local there, known = find(fresh_key, cut_off)
   if there or known ~= MISSING then return { 7 } end
 end

@@ -34,12 +34,22 @@ pub fn memory(clock: &ManualClock) -> MemoryStore {
     MemoryStore::builder().clock(clock.clone()).build()
 }
 
-/// Counts the calls of a store; fails them while told to.
+/// Counts the calls of a store; fails them while told to, or loses one of them.
 #[derive(Clone, Debug)]
 pub struct Probe {
     store: Arc<dyn SessionStore>,
     calls: Arc<AtomicU64>,
     failing: Arc<AtomicBool>,
+    to_lose: Arc<Mutex<Option<(u64, Lost)>>>,
+}
+
+/// What is lost of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// It never came to the store.
+    Request,
+    /// It was done, and nobody learns of it.
+    Reply,
 }
 
 impl Probe {
@@ -48,6 +58,33 @@ impl Probe {
             store: Arc::new(store),
             calls: Arc::default(),
             failing: Arc::default(),
+            to_lose: Arc::default(),
+        }
+    }
+
+    /// Loses one call, after `before` others.
+    pub fn lose(&self, what: Lost, before: u64) {
+        *self.to_lose.lock() = Some((before, what));
+    }
+
+    /// Whether a call was lost since [`Probe::lose`]; none is lost any more.
+    pub fn has_lost(&self) -> bool {
+        self.to_lose.lock().take().is_none()
+    }
+
+    fn loses_now(&self) -> Option<Lost> {
+        let mut to_lose = self.to_lose.lock();
+        match to_lose.as_mut() {
+            Some((0, what)) => {
+                let what = *what;
+                *to_lose = None;
+                Some(what)
+            }
+            Some((before, _)) => {
+                *before -= 1;
+                None
+            }
+            None => None,
         }
     }
 
@@ -60,14 +97,25 @@ impl Probe {
         self.failing.store(failing, Ordering::SeqCst);
     }
 
-    fn call<T>(&self, call: impl FnOnce(&dyn SessionStore) -> StoreFuture<T>) -> StoreFuture<T> {
+    fn call<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&dyn SessionStore) -> StoreFuture<T>,
+    ) -> StoreFuture<T> {
         self.calls.fetch_add(1, Ordering::SeqCst);
-        if self.failing.load(Ordering::SeqCst) {
-            let after = std::time::Duration::from_secs(7);
-            let error = StoreError::new(StoreErrorKind::Unavailable).retry_after(after);
-            return StoreFuture::ready(Err(error));
+        let after = std::time::Duration::from_secs(7);
+        let error = StoreError::new(StoreErrorKind::Unavailable).retry_after(after);
+        match self.loses_now() {
+            _ if self.failing.load(Ordering::SeqCst) => StoreFuture::ready(Err(error)),
+            None => call(&*self.store),
+            Some(Lost::Request) => StoreFuture::ready(Err(error)),
+            Some(Lost::Reply) => {
+                let done = call(&*self.store);
+                StoreFuture::boxed(async move {
+                    done.await.map(drop).unwrap();
+                    Err(error)
+                })
+            }
         }
-        call(&*self.store)
     }
 }
 

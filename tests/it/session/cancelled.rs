@@ -11,14 +11,14 @@ use axum::body::Body;
 use http::Request;
 use tower::ServiceExt;
 use tower_keep::backend::memory::MemoryStore;
-use tower_keep::core::{ManualClock, StoreFuture};
+use tower_keep::core::{ManualClock, StoreFailure, StoreFuture};
 use tower_keep::session::store::{
     Establish, Established, Listed, Loaded, Patch, Patched, Read, Revoked, Roles, SessionRef,
     Target, UserId, Whose,
 };
 use tower_keep::session::{SessionDirectory, SessionLayer, SessionStore};
 
-use super::app::{App, Browser, clock, memory};
+use super::app::{App, Browser, Probe, clock, memory};
 
 /// While it is slow, each step waits before it is taken, and again before its answer is there.
 #[derive(Clone, Debug)]
@@ -77,26 +77,27 @@ impl SessionStore for Slow {
 
 /// What is found afterwards: who the browser is, its value, who the other browser is, and how many sessions
 /// of `u1` and of `u2` there are.
-type Found = (String, String, String, usize, usize);
+pub type Found = (String, String, String, usize, usize);
 
-struct World {
+pub struct World {
     app: App,
     directory: SessionDirectory,
     slow: Arc<AtomicBool>,
-    browser: Browser,
+    pub store: Probe,
+    pub browser: Browser,
     other: Browser,
-    clock: ManualClock,
+    pub clock: ManualClock,
 }
 
 impl World {
-    async fn new() -> Self {
+    pub async fn new(failure: StoreFailure) -> Self {
         let clock = clock();
         let slow = Arc::new(AtomicBool::new(false));
-        let store = Slow {
+        let store = Probe::new(Slow {
             store: memory(&clock),
             slow: Arc::clone(&slow),
-        };
-        let layer = SessionLayer::new(store);
+        });
+        let layer = SessionLayer::new(store.clone()).on_store_failure(failure);
         let directory = layer.directory();
         let app = App::new(layer);
         let (browser, other) = (app.browser(), app.browser());
@@ -107,6 +108,7 @@ impl World {
             app,
             directory,
             slow,
+            store,
             browser,
             other,
             clock,
@@ -131,7 +133,7 @@ impl World {
         done
     }
 
-    async fn look(&self) -> Found {
+    pub async fn look(&self) -> Found {
         let seen = self.browser.copy();
         let me = seen.body("/me").await;
         let value = seen.body("/get/n").await;
@@ -144,37 +146,42 @@ impl World {
     }
 }
 
+/// What may be found.
+pub type Legal = (&'static str, &'static str, &'static str, usize, usize);
+
+pub fn found(legal: &[Legal]) -> BTreeSet<Found> {
+    let one = |(me, value, other, ones, twos): &Legal| {
+        ((*me).into(), (*value).into(), (*other).into(), *ones, *twos)
+    };
+    legal.iter().map(one).collect()
+}
+
 /// Drops `path` at every await; what is found each time is one of `legal`, and each of those is found.
-async fn dropped_everywhere(path: &str, legal: &[(&str, &str, &str, usize, usize)]) {
-    let legal: BTreeSet<Found> = legal
-        .iter()
-        .map(|(me, value, other, ones, twos)| {
-            ((*me).into(), (*value).into(), (*other).into(), *ones, *twos)
-        })
-        .collect();
-    let mut found = BTreeSet::new();
+async fn dropped_everywhere(path: &str, legal: &[Legal]) {
+    let legal = found(legal);
+    let mut seen = BTreeSet::new();
     for polls in 0..200 {
-        let world = World::new().await;
+        let world = World::new(StoreFailure::Closed).await;
         let done = world.drop_after(path, polls).await;
         let now = world.look().await;
         assert!(
             legal.contains(&now),
             "{path} after {polls} polls (done: {done}): {now:?}"
         );
-        found.insert(now);
+        seen.insert(now);
         // Whatever became of it, the visitor can go on. (A login at the moment of a revocation is overtaken.)
         world.clock.advance(Duration::from_secs(1));
         assert_eq!(world.browser.status("/login/u1").await, 200, "{path}");
         assert_eq!(world.browser.body("/me").await, "u1", "{path}");
         if done {
-            assert_eq!(found, legal, "{path} came to its end after {polls} polls");
+            assert_eq!(seen, legal, "{path} came to its end after {polls} polls");
             return;
         }
     }
     panic!("{path} never came to its end");
 }
 
-const BEFORE: (&str, &str, &str, usize, usize) = ("u1", "1", "u1", 2, 0);
+pub const BEFORE: Legal = ("u1", "1", "u1", 2, 0);
 
 #[tokio::test]
 async fn a_question_that_is_dropped_changes_nothing() {

@@ -6,15 +6,19 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::routing::get;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{Request, Response, StatusCode};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tower::{ServiceBuilder, ServiceExt, service_fn};
-use tower_keep::core::ClientIp;
+use tower_keep::core::{ClientIp, StoreFailure};
 use tower_keep::session::{
-    Session, SessionEvent, SessionEventKind, SessionLayer, SessionRejection, SessionStore, Signal,
+    EndCause, LoggedIn, Session, SessionError, SessionEvent, SessionEventKind, SessionId,
+    SessionKey, SessionLayer, SessionLimit, SessionRejection, SessionStore, Signal,
 };
 
-use super::app::{App, clock, memory};
+use super::app::{App, Browser, Probe, clock, memory};
 use crate::support::redis::shared;
 
 type Told = Arc<Mutex<Vec<SessionEvent>>>;
@@ -125,6 +129,161 @@ async fn redis_tells_of_another_device_and_network_at_a_renewal() {
     let clock = clock();
     let store = shared().await.store(&clock).await;
     tells_of_another_device_and_network(store, &clock).await;
+}
+
+#[tokio::test]
+async fn every_end_is_told_with_its_cause_its_session_and_its_user() {
+    let clock = clock();
+    let store = Probe::new(memory(&clock));
+    let (layer, told) = listening(store.clone());
+    let layer = layer.limit(SessionLimit::evict_longest_idle(2));
+    let directory = layer.directory();
+    let app = App::new(layer.clone());
+    let browsers: [_; 5] = std::array::from_fn(|_| app.browser());
+    let [a, b, c, d, e] = &browsers;
+    // What was told since, each of one of these sessions or of none, and of this user or of nobody.
+    let heard = || -> Vec<(SessionEventKind, Option<usize>, bool)> {
+        let whose = |event: &SessionEvent| {
+            let id = event.session?.to_string();
+            let of = |browser: &Browser| {
+                let token = browser.cookie()?;
+                let token = token.strip_prefix("__Host-id=")?.as_bytes();
+                let own: SessionId = SessionId::from_bytes(
+                    URL_SAFE_NO_PAD.decode(token).ok()?[..16].try_into().ok()?,
+                );
+                Some(own.to_string() == id)
+            };
+            browsers
+                .iter()
+                .position(|browser| of(browser) == Some(true))
+        };
+        let events = std::mem::take(&mut *told.lock());
+        let told_of = |event: &SessionEvent| event.user.as_ref().map(|user| user.as_str() == "u1");
+        let each = |event: &SessionEvent| (event.kind, whose(event), told_of(event) == Some(true));
+        events.iter().map(each).collect()
+    };
+    use EndCause as Cause;
+    use LoggedIn::{Again, First};
+    use SessionEventKind as Kind;
+    for browser in [a, b] {
+        clock.advance(Duration::from_secs(1));
+        browser.get("/login/u1").await;
+    }
+    heard();
+    clock.advance(Duration::from_secs(1));
+    c.get("/login/u1").await;
+    assert_eq!(
+        heard(),
+        [
+            (Kind::LoggedIn(First), Some(2), true),
+            (Kind::Ended(Cause::Evicted), Some(0), true)
+        ]
+    );
+    c.get("/login/u1?others&stamp=new").await;
+    assert_eq!(
+        heard(),
+        [
+            (Kind::LoggedIn(Again), Some(2), true),
+            (Kind::Ended(Cause::CredentialChange), Some(1), true)
+        ]
+    );
+    assert_eq!(c.copy().status("/stamp/newer").await, 401);
+    assert_eq!(heard(), [(Kind::Ended(Cause::AuthStamp), Some(2), true)]);
+    clock.advance(Duration::from_secs(1));
+    for browser in [d, e] {
+        browser.get("/login/u1").await;
+    }
+    heard();
+    d.get("/revoke_others").await;
+    assert_eq!(heard(), [(Kind::Ended(Cause::Revoked), Some(4), true)]);
+    directory.assign_roles("u1", ["guest"]).await.unwrap();
+    assert_eq!(heard(), [(Kind::RolesAssigned, None, true)]);
+    // Once for a request, however often it asks.
+    store.fail(true);
+    assert_eq!(d.status("/read_then_write").await, 503);
+    assert_eq!(heard(), [(Kind::StoreFailed, Some(3), false)]);
+    let open = App::new(layer.on_store_failure(StoreFailure::Open));
+    assert_eq!(d.at(&open).status("/read_then_write").await, 204);
+    assert_eq!(
+        heard(),
+        [
+            (Kind::StoreFailed, Some(3), false),
+            (Kind::WriteDropped, Some(3), false)
+        ]
+    );
+    store.fail(false);
+    directory.revoke_everyone().await.unwrap();
+    assert_eq!(heard(), [(Kind::EveryoneEnded, None, false)]);
+    assert_eq!(d.copy().body("/maybe").await, "nobody");
+    assert_eq!(heard(), []);
+}
+
+#[tokio::test]
+async fn a_value_of_another_format_is_migrated_or_is_none() {
+    #[derive(Debug, Default, PartialEq, Deserialize, Serialize)]
+    struct Cart {
+        items: Vec<String>,
+    }
+    /// Format 0 was one text, format 1 a list of texts.
+    fn migrate(format: u8, json: &[u8]) -> Option<Cart> {
+        match format {
+            0 => Some(vec![serde_json::from_slice(json).ok()?]),
+            1 => serde_json::from_slice(json).ok(),
+            _ => None,
+        }
+        .map(|items| Cart { items })
+    }
+    const CART: SessionKey<Cart> = SessionKey::versioned("cart", 2, migrate);
+    const NEXT: SessionKey<Cart> = SessionKey::versioned("cart", 3, |_, _| None);
+    let (layer, told) = listening(memory(&clock()));
+    let app = App::new(layer.clone());
+    let routes = Router::new()
+        .route(
+            "/look",
+            get(async |session: Session| {
+                let cart = session.get(CART).await?;
+                Ok::<_, SessionError>(cart.map_or("none".to_owned(), |cart| cart.items.join("+")))
+            }),
+        )
+        .route(
+            "/add",
+            get(async |session: Session| {
+                session
+                    .update(CART, |cart| cart.items.push("tea".into()))
+                    .await
+            }),
+        )
+        .route(
+            "/next",
+            get(async |session: Session| session.insert(NEXT, &Cart::default())),
+        )
+        .layer(layer);
+    let browser = app.browser();
+    browser.get("/set/cart/%22cup%22").await;
+    let ask = async |path: &str| {
+        let request = Request::get(path).header("cookie", browser.cookie().unwrap());
+        let sent = routes.clone().oneshot(request.body(Body::empty()).unwrap());
+        let (parts, body) = sent.await.unwrap().into_parts();
+        assert_eq!(parts.status, StatusCode::OK);
+        let body = axum::body::to_bytes(body, 1_024).await.unwrap();
+        String::from_utf8(body.to_vec()).unwrap()
+    };
+    assert_eq!(ask("/look").await, "cup");
+    ask("/add").await;
+    assert_eq!(ask("/look").await, "cup+tea");
+    assert_eq!(
+        told.lock()
+            .iter()
+            .filter(|event| event.kind == SessionEventKind::Undecodable)
+            .count(),
+        0
+    );
+    ask("/next").await;
+    assert_eq!(ask("/look").await, "none", "written by a newer release");
+    assert_eq!(
+        told.lock().last().unwrap().kind,
+        SessionEventKind::Undecodable
+    );
 }
 
 #[tokio::test]

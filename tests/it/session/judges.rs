@@ -32,7 +32,7 @@ async fn plant() -> HeaderMap {
     lines.into_iter().collect()
 }
 
-async fn listen(router: Router) -> SocketAddr {
+pub(super) async fn listen(router: Router) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(listener, router).await });

@@ -1,4 +1,4 @@
-//! No secret leaves by a log, a list, a document or a Debug text.
+//! No secret leaves by a log, a metric, a list, a document or a Debug text.
 
 use std::io;
 use std::sync::Arc;
@@ -11,10 +11,30 @@ use tower_keep::session::{Session, SessionLayer, SessionLimit};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::app::{App, Browser, Probe, Reply, clock, memory};
+use crate::rate_limit::metered::Metered;
 
 /// What was logged, in memory.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    /// Keeps everything that this thread logs while the guard lives.
+    pub fn start() -> (Self, impl Sized) {
+        let log = Self::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
+            .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        (log, subscriber.set_default())
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8(self.0.lock().clone()).unwrap()
+    }
+}
 
 impl io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -47,16 +67,9 @@ impl Seen {
 }
 
 #[tokio::test]
-async fn no_secret_is_in_a_log_a_list_a_document_or_a_debug_text() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
-        .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _logging = subscriber.set_default();
+async fn no_secret_is_in_a_log_a_metric_a_list_a_document_or_a_debug_text() {
+    let (log, _logging) = Log::start();
+    let metered = Metered::start();
     let texts = Arc::new(Mutex::new(String::new()));
     let (tell, clock) = (Arc::clone(&texts), clock());
     let store = Probe::new(memory(&clock));
@@ -126,7 +139,8 @@ async fn no_secret_is_in_a_log_a_list_a_document_or_a_debug_text() {
     seen.visit(&browser, "/me").await;
     seen.shown += &format!("{layer:?} {directory:?} {store:?} {}", texts.lock());
 
-    let log = String::from_utf8(log.0.lock().clone()).unwrap();
+    let log = log.text();
+    seen.shown += &metered.scrape();
     for word in [
         "session_store",
         "method",

@@ -142,6 +142,41 @@ async fn a_commit_beside_a_login_undoes_neither() {
 }
 
 #[tokio::test]
+async fn an_update_beside_a_login_or_a_rotation_is_applied() {
+    // Each shift meets the other call at another moment.
+    for shift in 0..8 {
+        let shifted = async move || {
+            for _ in 0..shift {
+                tokio::task::yield_now().await;
+            }
+        };
+        let left = left_by(async move |session: Session| {
+            session.insert("a", &1).unwrap();
+            session.commit().await.unwrap();
+            let login = async {
+                shifted().await;
+                session.login(Principal::new("u1")).await.is_ok()
+            };
+            let update = session.update("a", |n: &mut u64| *n += 1);
+            let (a, b) = tokio::join!(update, login);
+            assert_eq!((a.is_ok(), b), (true, true), "{shift}");
+            let rotation = async {
+                shifted().await;
+                session.rotate().await.is_ok()
+            };
+            let update = session.update("b", |n: &mut u64| *n += 1);
+            let (a, b) = tokio::join!(update, rotation);
+            assert_eq!((a.is_ok(), b), (true, true), "{shift}");
+        });
+        assert_eq!(
+            left.await,
+            ["Some(2)", "Some(1)", "Some(\"u1\")"],
+            "{shift}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_commit_beside_a_rotation_is_applied() {
     let left = left_by(async |session: Session| {
         session.login(Principal::new("u1")).await.unwrap();
