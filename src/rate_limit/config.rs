@@ -1,6 +1,7 @@
 //! What a layer is told, all defaults in one place, and what is worked out of it once.
 
 use std::fmt;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -287,7 +288,10 @@ pub(super) struct Config {
     pub(super) principal_binds: bool,
     pub(super) refunds: bool,
     pub(super) meters: LayerMeters,
-    pub(super) source_changed: Once,
+    /// How often the store did not answer since it last did.
+    pub(super) failures: AtomicU32,
+    /// The store answered that it cannot.
+    pub(super) refused_by_store: Once,
     /// A layer that only counts never refuses, whatever happens to its store.
     pub(super) only_shadow: bool,
 }
@@ -342,7 +346,8 @@ impl Config {
                 .iter()
                 .any(|policy| policy.refund_when.is_some()),
             meters: LayerMeters::new(&settings.group),
-            source_changed: Once::new(),
+            failures: AtomicU32::new(0),
+            refused_by_store: Once::new(),
             only_shadow: rules.iter().all(|rule| rule.policy.mode == Mode::Shadow),
             rules,
             settings,

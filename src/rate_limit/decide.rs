@@ -1,5 +1,7 @@
 //! From a store's answer, good or bad, to what becomes of the request; shared by layer and limiter.
 
+use std::sync::atomic::Ordering;
+
 use super::config::Config;
 use super::meters::Decider;
 use super::rejection::RateLimitRejection;
@@ -7,7 +9,7 @@ use super::rule::Asks;
 use super::status::{PolicyStatus, Statuses};
 use super::store::{Outcome, Source, Verdict};
 use crate::core::telemetry::{debug, warn};
-use crate::core::{StoreError, StoreFailure};
+use crate::core::{FAILURES_TO_OPEN, StoreError, StoreFailure};
 
 /// What a store's failure means.
 #[derive(Debug)]
@@ -36,16 +38,16 @@ pub(super) fn answered(
                 Source::Store | Source::DenyCache => Decider::Store,
             };
             config.meters.decides(&config.settings.group, decider);
+            // What this process knows by itself is no sign that the store is back.
+            if verdict.source == Source::Store && config.failures.load(Ordering::Relaxed) > 0 {
+                tell_back(config);
+            }
             return Ok(verdict);
         }
         Err(fault) => fault,
     };
-    if config.source_changed.first() {
-        warn!(
-            group = &*config.settings.group,
-            error = %fault,
-            "the rate limit's store cannot answer: the failure mode decides"
-        );
+    if source == Source::Store || !fault.is_unknown() {
+        tell_away(config, &fault);
     }
     let (failed, decider) = match (config.failure(), source) {
         (StoreFailure::Local, Source::Store) => return Err(Failed::AskLocal),
@@ -56,6 +58,34 @@ pub(super) fn answered(
     };
     config.meters.decides(&config.settings.group, decider);
     Err(failed)
+}
+
+/// Says that an outage begins, once for each: when the breaker opens. What fails for another reason is said once.
+#[cold]
+fn tell_away(config: &Config, fault: &StoreError) {
+    let is_told = if fault.is_unknown() {
+        config.failures.fetch_add(1, Ordering::Relaxed) + 1 == FAILURES_TO_OPEN
+    } else {
+        config.refused_by_store.first()
+    };
+    if is_told {
+        warn!(
+            group = &*config.settings.group,
+            error = %fault,
+            "the rate limit's store cannot answer: the failure mode decides"
+        );
+    }
+}
+
+/// Says that it is over.
+#[cold]
+fn tell_back(config: &Config) {
+    if config.failures.swap(0, Ordering::Relaxed) >= FAILURES_TO_OPEN {
+        warn!(
+            group = &*config.settings.group,
+            "the rate limit's store answers again"
+        );
+    }
 }
 
 /// A verdict, with what each policy said that was asked.

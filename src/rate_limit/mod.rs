@@ -119,6 +119,9 @@
 //! - A dropped request and an inner error keep their charge: aborting is no way to free attempts.
 //! - Counts in memory are gone with the process; on Redis under an `allkeys-*` eviction policy a key may be
 //!   forgotten early: use `noeviction` or `volatile-ttl`.
+//! - Where a Redis replica takes over, what it never saw is admitted once more, and no more than that. If its clock is
+//!   behind, a full key stays full for a window at most (a block for as long as the clock is behind); if it is ahead,
+//!   up to one limit is free early.
 //! - An exact log that would have to grow where there is no room for it cannot answer: the failure mode decides.
 
 mod ask;
