@@ -22,6 +22,7 @@ pub mod response_cache;
 pub mod session;
 pub mod store;
 
+pub use core::size::{KIB, MIB};
 pub use core::ttl::{self, DAY, HOUR, MILLIS, MINUTE, SECOND};
 
 /// The README's example, kept true by the compiler.

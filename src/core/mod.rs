@@ -20,6 +20,7 @@ mod principal;
 pub mod problem;
 mod service;
 mod service_name;
+pub mod size;
 mod store_error;
 mod store_failure;
 mod store_future;

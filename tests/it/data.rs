@@ -5,6 +5,7 @@ mod batches;
 mod cache;
 mod coherence;
 mod counter;
+mod dropped;
 mod health;
 mod once;
 mod processes;

@@ -18,12 +18,13 @@ use super::read::Start;
 use super::store::{Fill, Item, LeaseToken, Right, Written};
 use super::target::{CacheKey, Target};
 use crate::core::StoreError;
+use crate::core::size::MIB;
 use crate::core::telemetry::{count, gauge};
 use crate::core::ttl::{Lifetime, Ttl};
 use crate::data::{DataError, DataErrorKind, once_more};
 
 /// The largest value, encoded; a larger one is returned, not stored.
-pub(super) const LARGEST: usize = 1_024 * 1_024;
+pub(super) const LARGEST: usize = MIB;
 const MOST_TAGS: usize = 16;
 
 /// What a loader gave for a key.

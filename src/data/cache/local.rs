@@ -7,10 +7,19 @@ use std::time::Duration;
 use super::sight::Sight;
 use super::target::CacheKey;
 use crate::backend::memory::{Entry, EntryKey, MemoryStore};
+use crate::core::size::MIB;
 use crate::core::ttl::SECOND;
 use crate::core::{Clock, Key};
 
 /// Bounds of the local level; [`Local::off`] has none.
+///
+/// ```
+/// use tower_keep::data::cache::Local;
+/// use tower_keep::{MIB, SECOND};
+///
+/// const SMALL: Local = Local::entries(1_000).bytes(4 * MIB);
+/// # let _ = SMALL.ttl(5 * SECOND);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Local {
@@ -24,7 +33,7 @@ impl Local {
     pub const fn entries(entries: usize) -> Self {
         Self {
             entries,
-            bytes: 64 * 1_024 * 1_024,
+            bytes: 64 * MIB,
             ttl: Duration::from_secs(30),
         }
     }

@@ -9,13 +9,14 @@ use serde::de::DeserializeOwned;
 
 use super::store::{Kept, OnceKey, OnceStore, PutOutcome};
 use super::token::{self, Token};
+use crate::core::size::KIB;
 use crate::core::telemetry::count;
 use crate::core::ttl::Ttl;
 use crate::core::{NotAServiceName, Principal, ServiceName, Timestamp};
 use crate::data::{DataError, DataErrorKind, record, tell_contradiction};
 
 /// The largest value, encoded.
-pub(super) const LARGEST: usize = 64 * 1_024;
+pub(super) const LARGEST: usize = 64 * KIB;
 
 /// Values that can be taken once: states of OAuth flows, verification tokens.
 #[must_use]

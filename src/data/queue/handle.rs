@@ -20,6 +20,7 @@ use super::store::{
 };
 use super::worker::Worker;
 use crate::backend::health::Probed;
+use crate::core::size::MIB;
 use crate::core::ttl::{DAY, LONGEST, MINUTE, SECOND};
 use crate::core::{
     IntoKey, NotAServiceName, ServiceName, StoreError, StoreErrorKind, StoreFuture, monotonic,
@@ -28,7 +29,7 @@ use crate::data::{Check, once_more, record, tell_contradiction};
 
 /// The most jobs of one call to the store, and the most bytes of their items.
 pub(super) const JOBS_AT_ONCE: usize = 512;
-const BYTES_AT_ONCE: usize = 4 * 1_024 * 1_024;
+const BYTES_AT_ONCE: usize = 4 * MIB;
 
 /// A queue of items of type `T`: at least once each, never to two at once while a lease holds.
 ///

@@ -50,7 +50,8 @@ impl<T: DeserializeOwned> Feed<T> {
     /// Waits for the next event. Never `None`: a feed ends when it is dropped. While the store is away it waits, and
     /// heals when it is back.
     ///
-    /// Dropping the future loses nothing.
+    /// Dropping the future loses nothing; a read of the log that was under way begins anew, so one that is always dropped
+    /// sooner than the store answers gets no further.
     pub async fn next(&mut self) -> Option<Event<T>> {
         Some(match self.raw.next().await {
             Raw::Gap { missed, .. } => Event::Gap { missed },

@@ -13,13 +13,14 @@ use super::event::{EventId, Latest};
 use super::feed::{Feed, RawFeed, Seats, Start};
 use super::sse::{LastEventId, TopicSse};
 use super::store::{From, Retain, TopicKey, TopicStore};
+use crate::core::size::KIB;
 use crate::core::telemetry::count;
 use crate::core::ttl::{DAY, MINUTE};
 use crate::core::{IntoKey, NotAServiceName, ServiceName};
 use crate::data::{record, tell_contradiction};
 
 /// The largest encoded value.
-const LARGEST: usize = 64 * 1_024;
+const LARGEST: usize = 64 * KIB;
 /// Feeds that a handle and its clones may have open.
 const MOST_FEEDS: usize = 10_000;
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::core::size::{KIB, MIB};
 use crate::core::{Key, Timestamp};
 
 /// The name of a queue, checked by the service.
@@ -144,9 +145,9 @@ pub struct NewJob {
 }
 
 /// The most bytes of a digest's items.
-pub const DIGEST_BYTES: usize = 256 * 1_024;
+pub const DIGEST_BYTES: usize = 256 * KIB;
 /// The most bytes that one lease hands out beyond its first job.
-pub const LEASE_BYTES: usize = 1_024 * 1_024;
+pub const LEASE_BYTES: usize = MIB;
 /// Dead letters kept, and for how long.
 pub const DEAD_KEPT: u64 = 10_000;
 /// For how long dead letters are kept.
