@@ -49,12 +49,19 @@ async fn commit(shared: &Arc<Shared>, part: Part) -> Ended {
         Ok(slot) => slot,
         Err(_) if part == Part::SoFar => shared.slot.lock().await,
         Err(_) => {
+            let cause = if shared.is_overdue() && !leaked {
+                RollbackCause::Timeout
+            } else {
+                RollbackCause::Leaked
+            };
             reap(shared);
-            return rolled_back(RollbackCause::Leaked);
+            return rolled_back(cause);
         }
     };
     let (doom, refused) = {
-        let said = shared.said.lock();
+        let mut said = shared.said.lock();
+        // A commit has a timeout of its own.
+        said.due = None;
         (said.doom, said.rollback)
     };
     let leak = leaked.then_some(RollbackCause::Leaked);

@@ -83,7 +83,10 @@ impl Finisher {
         // Nobody may have the connection any more: who still does has leaked it, and may never give it back.
         let Ok(mut slot) = self.shared.slot.try_lock() else {
             self.shared.doom(RollbackCause::Leaked);
-            return Err(TransactionError::doomed(RollbackCause::Leaked));
+            // The first cause stays: past its time, it may be the timeout's own turn.
+            return Err(TransactionError::doomed(
+                self.doom().unwrap_or(RollbackCause::Leaked),
+            ));
         };
         let Some(open) = slot.as_mut() else {
             return Err(TransactionError::doomed(RollbackCause::Timeout));
@@ -95,6 +98,10 @@ impl Finisher {
         drop(slot);
         let undone = {
             let mut said = self.shared.said.lock();
+            // Past its time nothing heals it.
+            if said.doom == Some(RollbackCause::Timeout) {
+                return Err(TransactionError::doomed(RollbackCause::Timeout));
+            }
             said.doom = None;
             said.commit = false;
             said.rollback = None;
@@ -139,7 +146,7 @@ impl Finisher {
     /// Says whether somebody still has the connection, or a guard outlived its handler.
     pub(crate) fn is_leaked(&self) -> bool {
         let guards = self.shared.guards.load(std::sync::atomic::Ordering::SeqCst);
-        guards > 0 || self.shared.slot.try_lock().is_err()
+        guards > 0 || (self.shared.slot.try_lock().is_err() && !self.shared.is_overdue())
     }
 
     /// Returns why it can only roll back, if it can.

@@ -32,6 +32,9 @@ pub(super) struct Open {
     pub(super) nameless: bool,
     /// Ends it in time, if nobody else does.
     pub(super) deadline: Option<Entry>,
+    /// As long as the transaction, under the request's own.
+    #[cfg(feature = "tracing")]
+    span: tracing::Span,
 }
 
 /// What a library step works on.
@@ -107,19 +110,23 @@ impl Open {
         let Some(connection) = self.connection.take() else {
             return Ok(());
         };
-        self.note_length();
+        self.note_end("commit");
         connection.commit().await
     }
 
     /// Rolls back; what cannot be rolled back is thrown away by the pool.
     pub(super) async fn rollback(mut self) {
         if let Some(connection) = self.connection.take() {
-            self.note_length();
+            self.note_end("rollback");
             roll(connection).await;
         }
     }
 
-    fn note_length(&self) {
+    fn note_end(&self, end: &'static str) {
+        #[cfg(feature = "tracing")]
+        self.span.record("end", end);
+        #[cfg(not(feature = "tracing"))]
+        let _ = end;
         let open = self.begun.elapsed();
         seconds!("keep_sql_transaction_seconds", open);
         if open > SLOW {
@@ -158,6 +165,8 @@ async fn roll(connection: Connected) {
 
 async fn begin(db: SqlStore, lock_timeout: Duration) -> Result<Open, TransactionError> {
     let started = Instant::now();
+    #[cfg(feature = "tracing")]
+    let span = tracing::debug_span!("sql_transaction", end = tracing::field::Empty);
     let permit = match &db.inner.pool {
         #[cfg(feature = "sqlite")]
         AnyPool::Sqlite(_) => Some(db.write_permit(lock_timeout).await?),
@@ -184,6 +193,8 @@ async fn begin(db: SqlStore, lock_timeout: Duration) -> Result<Open, Transaction
         used: false,
         nameless: false,
         deadline: None,
+        #[cfg(feature = "tracing")]
+        span,
         db,
     })
 }

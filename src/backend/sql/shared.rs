@@ -11,6 +11,7 @@ use super::error::{TransactionError, TransactionErrorKind};
 use super::open::Open;
 use super::proof::Probe;
 use super::store::SqlStore;
+use super::watch::Due;
 use crate::core::telemetry::{count, error};
 use crate::core::{AfterWork, RollbackCause, Vote};
 
@@ -27,6 +28,8 @@ pub(super) struct Shared {
 #[derive(Default)]
 pub(super) struct Said {
     pub(super) closed: bool,
+    /// When the open transaction must have ended; `None` from when it is being ended.
+    pub(super) due: Option<Due>,
     pub(super) doom: Option<RollbackCause>,
     pub(super) commit: bool,
     pub(super) rollback: Option<RollbackCause>,
@@ -58,7 +61,11 @@ impl Shared {
             self.db.prepare().await?;
             let mut open = Open::begin(&self.db, lock_timeout).await?;
             let longest = self.db.inner.settings.transaction_timeout;
-            open.deadline = Some(self.db.inner.deadlines.enter(self, longest));
+            // The lock keeps the deadline waiting until it is known here.
+            let mut said = self.said.lock();
+            let deadline = self.db.inner.deadlines.enter(self, longest);
+            said.due = Some(deadline.due());
+            open.deadline = Some(deadline);
             *slot = Some(open);
         }
         Ok(slot)
@@ -95,6 +102,11 @@ impl Shared {
         refused.or_else(|| said.commit.then_some(Vote::Commit))
     }
 
+    /// Says whether its time was over before it was ended: then nobody need have leaked it.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.said.lock().doom == Some(RollbackCause::Timeout)
+    }
+
     /// Closes it for everybody; says whether a guard outlived its handler.
     pub(super) fn close(&self) -> bool {
         self.said.lock().closed = true;
@@ -102,12 +114,18 @@ impl Shared {
     }
 
     /// The transaction timeout has passed: it is doomed, and the connection taken back as soon as no
-    /// statement runs on it.
-    pub(super) async fn overdue(&self) {
+    /// statement runs on it. Who ends it meanwhile finds the doom, and does not take our turn for a leak.
+    pub(super) async fn overdue(&self, due: Due) {
+        {
+            let mut said = self.said.lock();
+            if said.closed || said.due != Some(due) {
+                return;
+            }
+            said.doom.get_or_insert(RollbackCause::Timeout);
+        }
         let Some(open) = self.slot.lock().await.take() else {
             return;
         };
-        self.doom(RollbackCause::Timeout);
         count!("keep_sql_transactions_total", 1, "end" => "timeout");
         error!("a transaction was open for longer than the transaction timeout");
         open.rollback().await;

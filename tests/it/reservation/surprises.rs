@@ -356,3 +356,67 @@ async fn a_transaction_open_for_too_long_is_taken_back() {
     );
     assert!(ReservationStore::now(&db) > tower_keep::core::Timestamp::EPOCH);
 }
+
+#[tokio::test]
+async fn a_transaction_past_its_time_has_failed_and_leaked_nothing() {
+    let short = std::time::Duration::from_millis(500);
+    let db = SqlStore::builder("sqlite::memory:").transaction_timeout(short);
+    let app = App::new(
+        db.clock(super::clock()).open().await.unwrap(),
+        async move |mut guard: ReservationGuard<Sqlite>| {
+            guard.hold(slot("a"), "ann").await.unwrap();
+            let lease = guard.transaction().await.unwrap();
+            tokio::time::sleep(3 * short).await;
+            // Whoever takes it back waits for this, and has its turn before the answer is out.
+            drop(lease);
+            StatusCode::OK
+        },
+    );
+    check(
+        &app.post().await,
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "TRANSACTION_FAILED",
+    );
+    assert!(!app.is_taken(&slot("a")).await);
+}
+
+#[tokio::test]
+async fn a_transaction_ends_in_time_although_the_runtime_that_watched_has_gone() {
+    let db = SqlStore::builder("sqlite::memory:")
+        .transaction_timeout(std::time::Duration::from_secs(1))
+        .lock_timeout(60 * super::SECOND)
+        .acquire_timeout(60 * super::SECOND)
+        .clock(super::clock())
+        .open()
+        .await
+        .unwrap();
+    let own = tower_keep::reservation::ReservationLayer::new(db.clone()).reservations();
+    own.migrate().await.unwrap();
+    let (begun, has_begun) = std::sync::mpsc::channel::<()>();
+    let (first_ended, first_has_ended) = oneshot::channel();
+    let first = std::thread::spawn({
+        let own = own.clone();
+        move || {
+            let mut runtime = tokio::runtime::Builder::new_multi_thread();
+            let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
+            runtime.block_on(own.hold(slot("first"), "ann")).unwrap();
+            first_ended.send(()).unwrap();
+            // The runtime, and who watches on it, lives on until another has begun.
+            has_begun.recv().unwrap();
+        }
+    });
+    first_has_ended.await.unwrap();
+    let app = App::new(db, async move |mut guard: ReservationGuard| {
+        guard.hold(slot("a"), "ann").await.unwrap();
+        begun.send(()).unwrap();
+        // Has its turn once this one's time is over.
+        own.hold(slot("a"), "bob").await.unwrap();
+        StatusCode::OK
+    });
+    check(
+        &app.post().await,
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "TRANSACTION_FAILED",
+    );
+    first.join().unwrap();
+}
