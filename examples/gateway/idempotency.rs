@@ -3,20 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, Uri};
+use bytes::Bytes;
+use http::{HeaderName, Response, StatusCode, Uri};
 use tower_keep::core::StoreFailure;
 use tower_keep::idempotency::{
-    DerivedKey, Directive, FingerprintRule, IdempotencyLayer, KeyFormat, LeaseEnd, Methods, Preset,
-    Scope, StatusPolicy, Twins,
+    DerivedKey, Directive, FingerprintRule, IdempotencyLayer, IdempotencyRejection, KeyFormat,
+    LeaseEnd, Methods, Preset, Scope, StatusPolicy, Twins,
 };
 use tower_keep::store::Store;
 
-use crate::setting::{Given, Setting, apply, bytes, field, list, seconds};
+use crate::setting::{Given, SECRET, Setting, apply, bytes, field, list, seconds};
 
 /// The layer as far as it is set; what statuses do is one setter of many parts.
 pub struct Building {
     layer: IdempotencyLayer,
     statuses: Option<StatusPolicy>,
+    /// Refusals by their code that get another status.
+    refusals: Vec<(String, StatusCode)>,
 }
 
 impl Building {
@@ -65,12 +68,17 @@ pub fn layer(
     let building = Building {
         layer: IdempotencyLayer::new(store, scope).preset(preset),
         statuses: None,
+        refusals: Vec::new(),
     };
     let built = apply(&SETTINGS, given, building)?;
-    Ok(match built.statuses {
-        Some(statuses) => built.layer.statuses(statuses),
-        None => built.layer,
-    })
+    let mut layer = built.layer;
+    if let Some(statuses) = built.statuses {
+        layer = layer.statuses(statuses);
+    }
+    if !built.refusals.is_empty() {
+        layer = layer.on_rejection(move |why, response| remap(&built.refusals, why, response));
+    }
+    Ok(layer)
 }
 
 const SCOPE: &str = "--idempotency-scope";
@@ -89,7 +97,7 @@ const fn setting(
     }
 }
 
-pub const SETTINGS: [Setting<Building>; 26] = [
+pub const SETTINGS: [Setting<Building>; 27] = [
     setting(
         SCOPE,
         "WHOSE",
@@ -144,12 +152,10 @@ pub const SETTINGS: [Setting<Building>; 26] = [
     ),
     setting(
         "--idempotency-secret",
-        "HEX",
+        SECRET,
         "64 hex digits: the secret of the kept hashes",
         |own, value| {
-            let secret = secret(value);
-            // The value is not repeated on the terminal.
-            let secret = secret.ok_or("wants 64 hex digits")?;
+            let secret = secret(value).ok_or("wants 64 hex digits")?;
             own.with(|layer| layer.secret(secret))
         },
     ),
@@ -356,7 +362,43 @@ pub const SETTINGS: [Setting<Building>; 26] = [
             own.with(|layer| layer.documentation(page))
         },
     ),
+    setting(
+        "--idempotency-on-rejection",
+        "CODE=STATUS",
+        "another status for refusals of this code, such as IDEMPOTENCY_IN_PROGRESS=423; repeatable",
+        |mut own, value| {
+            let refusal = refusal(value).ok_or("wants CODE=STATUS, the status from 400 to 599")?;
+            own.refusals.push(refusal);
+            Ok(own)
+        },
+    ),
 ];
+
+fn refusal(text: &str) -> Option<(String, StatusCode)> {
+    let (code, status) = text.split_once('=')?;
+    let is_code = |byte: u8| byte.is_ascii_uppercase() || byte == b'_';
+    let known = !code.is_empty() && code.bytes().all(is_code);
+    let status = StatusCode::from_bytes(status.as_bytes()).ok()?;
+    let refuses = status.is_client_error() || status.is_server_error();
+    (known && refuses).then(|| (code.to_owned(), status))
+}
+
+/// Gives a refusal its other status, in the head and in the document; the last one said counts.
+fn remap(
+    refusals: &[(String, StatusCode)],
+    why: &IdempotencyRejection,
+    response: &mut Response<Bytes>,
+) {
+    let Some((_, status)) = refusals.iter().rfind(|(code, _)| code == why.code()) else {
+        return;
+    };
+    *response.status_mut() = *status;
+    let document = serde_json::from_slice::<serde_json::Value>(response.body());
+    if let Ok(mut document) = document {
+        document["status"] = status.as_u16().into();
+        *response.body_mut() = document.to_string().into();
+    }
+}
 
 fn key_format(text: &str) -> Option<KeyFormat> {
     let (form, least) = text

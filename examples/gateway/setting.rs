@@ -13,6 +13,9 @@ pub struct Setting<L: 'static> {
     pub set: fn(L, &str) -> Result<L, String>,
 }
 
+/// What an option takes that is never shown.
+pub const SECRET: &str = "SECRET";
+
 /// An option as it was given: its name and its value.
 pub type Given = (String, String);
 
@@ -23,7 +26,11 @@ pub type Given = (String, String);
 pub fn apply<L>(settings: &[Setting<L>], given: &[Given], mut to: L) -> Result<L, String> {
     for (name, value) in given {
         if let Some(setting) = settings.iter().find(|setting| setting.name == name) {
-            to = (setting.set)(to, value).map_err(|why| format!("{name} {why}, not {value:?}"))?;
+            to = (setting.set)(to, value).map_err(|why| match setting.value {
+                // Not to be repeated on a terminal, or in its log.
+                SECRET => format!("{name} {why}"),
+                _ => format!("{name} {why}, not {value:?}"),
+            })?;
         }
     }
     Ok(to)

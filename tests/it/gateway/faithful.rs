@@ -292,6 +292,28 @@ async fn it_ends_when_it_is_told_to_and_says_what_it_cannot_understand() {
             "--idempotency-ttl needs",
         ),
         (
+            &[
+                "--upstream",
+                "http://h",
+                "--idempotency",
+                "api",
+                "--idempotency-on-rejection",
+                "IDEMPOTENCY_KEY_INVALID=200",
+            ],
+            "--idempotency-on-rejection wants CODE=STATUS",
+        ),
+        (
+            &[
+                "--upstream",
+                "http://h",
+                "--idempotency",
+                "api",
+                "--idempotency-secret",
+                "0badc0de",
+            ],
+            "--idempotency-secret wants 64 hex digits",
+        ),
+        (
             &["--upstream", "http://h", "--rate-limit", "5"],
             "--rate-limit wants",
         ),
@@ -304,6 +326,7 @@ async fn it_ends_when_it_is_told_to_and_says_what_it_cannot_understand() {
         let (code, _, error) = run("gateway", arguments);
         assert_eq!(code, Some(2), "{arguments:?}: {error}");
         assert!(error.contains(said), "{arguments:?}: {error}");
+        assert!(!error.contains("0badc0de"), "a secret is not shown");
     }
     let (code, help, _) = run("gateway", &["--help"]);
     assert_eq!(code, Some(0));

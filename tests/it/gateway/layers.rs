@@ -79,6 +79,8 @@ async fn every_option_of_idempotency_is_understood() {
         "closed",
         "--idempotency-documentation",
         "https://example.com/keys",
+        "--idempotency-on-rejection",
+        "IDEMPOTENCY_KEY_INVALID=422",
     ])
     .await;
     let said = [("X-Kept", "1"), ("X-Drop", "2"), ("X-Other", "3")];
@@ -103,12 +105,16 @@ async fn every_option_of_idempotency_is_understood() {
         ("1", "", "")
     );
     assert_eq!(again.field("idempotency-replayed"), "true");
+    let short = gateway.send("PUT", "/p", &[("X-Key", "abc")], "").await;
+    assert_eq!(short.status, 422);
+    let problem: serde_json::Value = serde_json::from_str(&short.text()).unwrap();
     assert_eq!(
-        gateway
-            .send("PUT", "/p", &[("X-Key", "abc")], "")
-            .await
-            .status,
-        400
+        (&problem["status"], &problem["code"]),
+        (&422.into(), &"IDEMPOTENCY_KEY_INVALID".into())
+    );
+    assert_eq!(
+        short.field("link"),
+        "<https://example.com/keys>; rel=\"describedby\""
     );
     assert_eq!(gateway.origin.seen("/p").len(), 1);
 }
