@@ -37,6 +37,19 @@ macro_rules! gauge {
     }};
 }
 
+/// Moves a gauge up or down: what several layers count is one sum.
+#[allow(unused_macros)]
+macro_rules! shift {
+    ($name:literal, $by:expr $(,)?) => {{
+        #[cfg(feature = "metrics")]
+        ::metrics::gauge!($name).increment($by);
+        #[cfg(not(feature = "metrics"))]
+        if false {
+            let _ = &$by;
+        }
+    }};
+}
+
 /// Records a duration in seconds.
 #[allow(unused_macros)]
 macro_rules! seconds {
@@ -86,7 +99,16 @@ macro_rules! measured {
 }
 
 #[allow(unused_imports)]
-pub(crate) use {count, gauge, measured, seconds};
+pub(crate) use {count, gauge, measured, seconds, shift};
+
+/// Says whether anybody hears of what is worth an event of level info: before something is gathered for it.
+#[allow(dead_code)]
+pub(crate) fn is_heard() -> bool {
+    #[cfg(feature = "tracing")]
+    return tracing::enabled!(tracing::Level::INFO);
+    #[cfg(not(feature = "tracing"))]
+    false
+}
 
 /// Lets something be said once per process or per layer, however many requests meet it.
 #[derive(Debug, Default)]

@@ -16,7 +16,7 @@ use super::slot::{SlotError, Slots};
 use super::store::{
     AvailabilityQuery, Change, ChangeDecision, Ended, HoldDecision, HoldRecord, HoldWish,
 };
-use crate::core::telemetry::{Once, count, error, info, warn};
+use crate::core::telemetry::{Once, count, error, info, is_heard, warn};
 use crate::core::{AfterWork, RollbackCause, Timestamp};
 
 /// No engine is named: no raw SQL, and so it runs on every store.
@@ -311,8 +311,9 @@ impl Request {
         token: HoldToken,
     ) -> Result<Hold, ReservationError> {
         self.usable()?;
+        let asked = Asked::of(&wish);
         let decision = self.transaction.hold(wish).await?;
-        match held(decision, token) {
+        match held(decision, token, asked) {
             Ok(hold) => {
                 if hold.outcome == HoldOutcome::Created {
                     self.note_made(hold.id);
@@ -352,8 +353,32 @@ impl Request {
     }
 }
 
+/// What was asked for, to be logged if it is refused.
+#[derive(Debug)]
+pub(crate) struct Asked(Option<(Box<str>, Timestamp, Timestamp)>);
+
+impl Asked {
+    /// Notes the first slot; nothing where nobody listens.
+    pub(crate) fn of(wish: &HoldWish) -> Self {
+        let slot = wish.slots.first().filter(|_| is_heard());
+        Self(slot.map(|slot| (slot.resource.clone(), slot.start, slot.end)))
+    }
+
+    /// Logs the refusal.
+    fn refused(&self, state: &'static str, by_you: bool, left: u32) {
+        if let Some((resource, from, to)) = &self.0 {
+            info!(%resource, %from, %to, state, by_you, left, "a hold was refused");
+            let _ = (resource, from, to, state, by_you, left);
+        }
+    }
+}
+
 /// What a wish's decision is to the caller; counts and logs refusals, never naming another holder.
-pub(crate) fn held(decision: HoldDecision, token: HoldToken) -> Result<Hold, Conflict> {
+pub(crate) fn held(
+    decision: HoldDecision,
+    token: HoldToken,
+    asked: Asked,
+) -> Result<Hold, Conflict> {
     let (outcome, answer) = match decision {
         HoldDecision::Created(record) => {
             let mut hold = Hold::of(record, HoldOutcome::Created);
@@ -362,16 +387,12 @@ pub(crate) fn held(decision: HoldDecision, token: HoldToken) -> Result<Hold, Con
         }
         HoldDecision::Reused(record) => ("reused", Ok(Hold::of(record, HoldOutcome::Reused))),
         HoldDecision::Taken(blockers) => {
-            info!(
-                booked = blockers.booked,
-                by_you = blockers.by_you,
-                "a hold was refused"
-            );
             let outcome = if blockers.booked { "booked" } else { "taken" };
+            asked.refused(outcome, blockers.by_you, 0);
             (outcome, Err(blockers.into()))
         }
         HoldDecision::Full { left } => {
-            info!(left, "a hold was refused for want of places");
+            asked.refused("full", false, left);
             ("full", Err(Conflict::CapacityExceeded { left }))
         }
     };

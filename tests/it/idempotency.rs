@@ -8,8 +8,9 @@ mod outages;
 mod partitions;
 mod processes;
 mod refusals;
-mod secrets;
+pub mod secrets;
 mod stopped;
+mod tables;
 mod tees;
 mod together;
 mod transactional;
@@ -47,6 +48,9 @@ pub fn layer(store: impl IdempotencyStore) -> IdempotencyLayer {
 pub type Inner = Request<tower_keep::core::Body<Full<Bytes>>>;
 type Handle = dyn Fn(Inner, usize) -> Handling + Send + Sync;
 type Handling = Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send>>;
+
+/// A request on its way.
+pub type Sent = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
 /// A handler that counts its runs, behind a layer.
 #[derive(Clone)]

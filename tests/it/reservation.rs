@@ -3,9 +3,12 @@
 mod crossing;
 mod endings;
 mod history;
+mod hot;
+mod orders;
 mod programs;
 mod races;
 mod refusals;
+mod scenarios;
 mod surprises;
 mod trips;
 mod waking;

@@ -10,9 +10,11 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use tower_keep::backend::memory::MemoryStore;
-use tower_keep::core::Principal;
+use tower_keep::backend::sql::SqlStore;
+use tower_keep::conformance::idempotency::{claim, fresh_nonce, print};
+use tower_keep::core::{ManualClock, Principal};
 use tower_keep::idempotency::{
-    DerivedKey, Directive, IdempotencyLayer, RecordId, Scope, ScopeId, Twins,
+    DerivedKey, Directive, IdempotencyLayer, IdempotencyStore, RecordId, Scope, ScopeId, Twins,
 };
 use tower_keep::{MINUTE, SECOND};
 use tracing_subscriber::util::SubscriberInitExt;
@@ -21,7 +23,24 @@ use super::{App, clock, layer, memory, post};
 
 /// What was logged, in memory.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    /// Listens to events and to the ends of spans in this thread, as long as the guard lives.
+    pub fn listen(&self) -> impl Sized + use<> {
+        let writer = self.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG)
+            .with_span_events(tracing_subscriber::fmt::format::FmtSpan::CLOSE)
+            .with_ansi(false)
+            .with_writer(move || writer.clone());
+        subscriber.finish().set_default()
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8(self.0.lock().clone()).unwrap()
+    }
+}
 
 impl io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -116,6 +135,58 @@ async fn keys_bodies_cookies_and_callers_are_in_no_log_metric_or_debug_text() {
         for secret in ["hidden", "example.test", "5a5a", "90, 90"] {
             assert!(!lower.contains(secret), "{secret} in {place}: {text}");
         }
+    }
+}
+
+/// Leaves a claim behind whose owner has gone, and lets a request take over.
+async fn taken_over(store: impl IdempotencyStore + Clone, clock: &ManualClock) {
+    let app = App::new(layer(store.clone()));
+    let id = app.layer.admin().id(&ScopeId::global(), "k");
+    let left_behind = claim(fresh_nonce(), print(1));
+    store.begin(&id, &left_behind).await.unwrap();
+    clock.advance(MINUTE);
+    assert_eq!(app.post("k", "{}").await.status, 201);
+    assert!(app.post("k", "{}").await.is_replay());
+}
+
+#[tokio::test]
+async fn takeovers_steps_and_sizes_are_measured_and_a_span_tells_of_each_request() {
+    let log = Log::default();
+    let _logging = log.listen();
+    let recorder = Box::leak(Box::new(PrometheusBuilder::new().build_recorder()));
+    let measured = recorder.handle();
+    let _measuring = metrics::set_default_local_recorder(recorder);
+    let clock = clock();
+    taken_over(memory(&clock), &clock).await;
+    let redis = crate::support::redis::shared().await;
+    taken_over(redis.store(&clock).await, &clock).await;
+    for place in super::transactional::Place::both().await {
+        let own = SqlStore::builder(&place.url).acquire_timeout(20 * SECOND);
+        taken_over(own.clock(clock.clone()).open().await.unwrap(), &clock).await;
+    }
+    let measured = measured.render();
+    for line in [
+        "keep_idempotency_takeovers_total 4",
+        "keep_idempotency_running 0",
+        "keep_idempotency_store_seconds_count{op=\"begin\"} 8",
+        "keep_idempotency_store_seconds_count{op=\"complete\"} 4",
+        "keep_idempotency_answer_bytes_count 4",
+    ] {
+        assert!(measured.contains(line), "{line}: {measured}");
+    }
+    let log = log.text();
+    let spans: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("idempotency{") && line.contains("close"))
+        .collect();
+    for (outcome, fences) in [("first", 4), ("replayed", 0)] {
+        let own = spans
+            .iter()
+            .filter(|span| span.contains(&format!("outcome=\"{outcome}\"")));
+        assert_eq!(own.clone().count(), 4, "{outcome}: {log}");
+        assert!(own.clone().all(|span| span.contains("key=\"")), "{log}");
+        let fenced = own.filter(|span| span.contains("fence=")).count();
+        assert_eq!(fenced, fences, "{outcome}: {log}");
     }
 }
 

@@ -136,3 +136,35 @@ async fn a_database_that_is_down_is_a_503_and_soon_at_once() {
     );
     assert_eq!(calls.load(Ordering::SeqCst), 7);
 }
+
+#[tokio::test]
+async fn a_refusal_is_logged_by_its_slot_and_never_by_who_has_it() {
+    let log = crate::idempotency::secrets::Log::default();
+    let _logging = log.listen();
+    let app = App::new(sqlite().await, book);
+    app.own.hold(slot("a"), "ann-the-holder").await.unwrap();
+    assert_eq!(app.post().await.status, StatusCode::CONFLICT);
+    assert!(app.own.hold(slot("a"), "carol").await.is_err());
+    let log = log.text();
+    let refusals: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("a hold was refused"))
+        .collect();
+    assert_eq!(refusals.len(), 2, "{log}");
+    for refusal in refusals {
+        for part in [
+            "resource=a",
+            "from=2030-01-02T09:00:00",
+            "state=\"taken\"",
+            "by_you=false",
+        ] {
+            assert!(refusal.contains(part), "{part}: {refusal}");
+        }
+    }
+    let ends = |end: &str| {
+        log.matches(&format!("sql_transaction{{end=\"{end}\"}}"))
+            .count()
+    };
+    assert!(ends("commit") > 0 && ends("rollback") > 0, "{log}");
+    assert!(!log.contains("ann-the-holder") && !log.contains("carol"));
+}
