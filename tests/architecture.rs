@@ -304,6 +304,9 @@ fn module_pages_have_docs_and_exports_but_no_logic() {
     );
 }
 
+/// An operator's order to forget a caller is the one thing that looks at every key, and serves no request.
+const ALLOWED_WALKS: [&str; 1] = ["src/idempotency/store/purge.lua: SCAN"];
+
 #[test]
 fn no_script_and_no_command_walks_the_keyspace() {
     let (mut scripts, mut offences) = (Vec::new(), Vec::new());
@@ -313,6 +316,7 @@ fn no_script_and_no_command_walks_the_keyspace() {
         let text = std::fs::read_to_string(&path).unwrap();
         for word in ["'KEYS'", "\"KEYS\"", "SCAN", "FLUSH", "RANDOMKEY"] {
             if text.contains(word) {
+                let path = path.strip_prefix(root()).unwrap();
                 offences.push(format!("{}: {word}", path.display()));
             }
         }
@@ -320,7 +324,7 @@ fn no_script_and_no_command_walks_the_keyspace() {
     for source in sources() {
         offences.extend(source.find(&["\"KEYS\"", "SCAN\"", "\"FLUSH", "\"RANDOMKEY\""]));
     }
-    check(offences, &[]);
+    check(offences, &ALLOWED_WALKS);
 }
 
 #[test]

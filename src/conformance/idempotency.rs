@@ -48,6 +48,7 @@ pub async fn idempotency(store: Arc<dyn IdempotencyStore>, clock: &ManualClock) 
     suite.another_rule_is_not_compared().await;
     suite.an_operator_is_fenced().await;
     suite.a_clock_that_went_back_frees_nothing().await;
+    suite.a_purge_spares_claims_and_other_callers().await;
 }
 
 /// Sends `contenders` claims of one key at once, round robin over `handles`; returns how many were told to run.
@@ -482,6 +483,63 @@ impl Suite {
             Owned::Lost
         );
         self.clock.set_micros(now);
+    }
+
+    async fn a_purge_spares_claims_and_other_callers(&self) {
+        let (first, other) = (fresh_id(), fresh_id());
+        let of = |caller: &RecordId, n: u8| {
+            let mut id = *caller.as_bytes();
+            id[16..].fill(n);
+            RecordId::from_bytes(id)
+        };
+        let mut fences = Vec::new();
+        // At both ends of what a caller's ids can be, and in between.
+        for n in [0, 1, 7, 200, 254, 255] {
+            let id = of(&first, n);
+            let own = claim(fresh_nonce(), print(1));
+            fences.push((id, self.run(&id, &own).await));
+            let done = answer(print(1), b"purged");
+            assert_eq!(self.complete(&id, own.nonce, done).await, Owned::Yes);
+        }
+        let (left_behind, own) = (of(&first, 2), claim(fresh_nonce(), print(1)));
+        self.run(&left_behind, &own).await;
+        self.clock.advance(LEASE);
+        let (running, own) = (of(&first, 3), claim(fresh_nonce(), print(1)));
+        self.run(&running, &own).await;
+        let others = of(&other, 1);
+        let theirs = claim(fresh_nonce(), print(1));
+        self.run(&others, &theirs).await;
+        let done = answer(print(1), b"theirs");
+        self.complete(&others, theirs.nonce, done).await;
+        assert_eq!(self.purge(&first).await, fences.len() as u64);
+        assert_eq!(self.purge(&first).await, 0, "it has been done");
+        for (id, fence) in fences {
+            assert!(self.peek(&id).await.is_none());
+            let next = self.run(&id, &claim(fresh_nonce(), print(2))).await;
+            assert!(next > fence, "the fence rises over what was removed");
+        }
+        for claimed in [left_behind, running] {
+            let record = self.peek(&claimed).await.expect("a claim");
+            assert!(matches!(record.content, Content::Claimed));
+        }
+        let done = answer(print(1), b"late");
+        let completed = self.complete(&running, own.nonce, done).await;
+        assert_eq!(completed, Owned::Yes, "its owner goes on");
+        assert_eq!(body_of(self.peek(&others).await), b"theirs");
+    }
+
+    /// Removes a caller's answers page by page; returns how many there were.
+    async fn purge(&self, id: &RecordId) -> u64 {
+        let (mut removed, mut page) = (0, None);
+        for _ in 0..100_000 {
+            let purged = self.store.purge(id.scope(), page).await.expect("purge");
+            removed += purged.removed;
+            page = purged.next;
+            if page.is_none() {
+                return removed;
+            }
+        }
+        panic!("a purge comes to no end");
     }
 }
 

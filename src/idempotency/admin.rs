@@ -186,6 +186,28 @@ impl Admin {
         self.resolve(info, Resolution::Answer(answer, ttl)).await
     }
 
+    /// Removes the answers and tombstones of a caller, page by page, and returns how many there were: a retry after it
+    /// runs again. To be called when rights are withdrawn. A claim stays, and what its owner answers later is kept.
+    ///
+    /// It looks at every record of the store, on Redis at every key.
+    ///
+    /// # Errors
+    /// The store's; what was removed before stays removed, and a repeat is harmless.
+    pub async fn purge(&self, scope: &ScopeId) -> Result<u64, StoreError> {
+        let tag = super::claim::scope_tag(&self.config, scope);
+        info!(scope = %tag, "idempotency: an operator removes the answers of a caller");
+        let (mut removed, mut page) = (0, None);
+        loop {
+            let purged = self.config.store.purge(tag, page).await?;
+            removed += purged.removed;
+            page = purged.next;
+            if page.is_none() {
+                info!(scope = %tag, removed, "idempotency: the answers of a caller were removed");
+                return Ok(removed);
+            }
+        }
+    }
+
     async fn resolve(&self, info: &RecordInfo, to: Resolution) -> Result<(), ResolveError> {
         info!(record = %info.id, "idempotency: an operator resolves a record");
         match self

@@ -136,7 +136,7 @@ where
                 status: parts.status,
                 fields: policy::kept_fields(&parts.headers, config.replay_only.as_deref()),
                 body: bytes.clone(),
-                trailers: trailers.clone(),
+                trailers: policy::kept_trailers(trailers.as_ref(), config.replay_only.as_deref()),
             };
             if let Some(change) = &config.sanitize {
                 change(&mut stored);
@@ -206,6 +206,7 @@ pub(super) fn mark<B>(
         _ => ("", false),
     };
     count!("keep_idempotency_requests_total", 1, "namespace" => Arc::clone(&config.namespace), "outcome" => word);
+    super::span::of_end(word);
     response.extensions_mut().insert(outcome);
     if word.is_empty() || !(config.report_status || always) {
         return;

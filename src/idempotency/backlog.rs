@@ -16,7 +16,7 @@ use super::record::{Answer, AnswerContent, Fingerprint, Nonce, RecordId};
 use super::run::{Ended, poll_caught};
 use super::running::{Found, jitter};
 use super::store::IdempotencyStore;
-use crate::core::telemetry::{count, error};
+use crate::core::telemetry::{count, error, shift};
 use crate::core::{Clock, StoreError, StoreErrorKind, SystemClock, Timestamp};
 
 /// The most whole answers and their bytes; more are kept as tombstones.
@@ -91,6 +91,12 @@ impl Backlog {
     /// Returns how many items wait.
     pub(super) fn len(&self) -> usize {
         self.len.load(Ordering::Acquire)
+    }
+
+    /// Notes how many wait, under the lock.
+    fn note(&self, now: usize) {
+        let before = self.len.swap(now, Ordering::AcqRel);
+        shift!("keep_idempotency_backlog", now as f64 - before as f64);
     }
 
     /// Resolves at the next change.
@@ -171,7 +177,7 @@ impl Backlog {
         state.remove(&id);
         state.insert(id, Item { nonce, job, until });
         let starts = !std::mem::replace(&mut state.works, true);
-        self.len.store(state.items.len(), Ordering::Release);
+        self.note(state.items.len());
         drop(state);
         if !starts {
             return;
@@ -251,7 +257,7 @@ impl Backlog {
         if state.items.get(id).is_some_and(|item| item.nonce == nonce) {
             state.remove(id);
         }
-        self.len.store(state.items.len(), Ordering::Release);
+        self.note(state.items.len());
         drop(state);
         self.changed.notify_waiters();
     }

@@ -15,10 +15,10 @@ use super::intake::{self, Gist};
 use super::key::ClientKey;
 use super::mac::Hasher;
 use super::policy::{self, Twins};
-use super::record::{Content, Fingerprint, Head, Nonce, Record, RecordId};
+use super::record::{Content, Fingerprint, Head, Nonce, Record, RecordId, ScopeTag};
 use super::rejection::{IdempotencyRejection, RejectionCause};
 use super::run::{self, RunState};
-use super::running::{Enter, Found, Seat, draw_nonce, jitter};
+use super::running::{Enter, Found, Seat, draw_nonce, jitter, timed};
 use super::scope::ScopeId;
 use super::service::Shared;
 use super::store::{Begin, Claim};
@@ -142,7 +142,16 @@ fn ask(
         &gist.parts,
         &gist.bytes,
     );
+    super::span::of_key(&id);
     Ok(Question { id, fingerprint })
+}
+
+/// Makes the first half of the ids of a caller's records.
+pub(super) fn scope_tag(config: &Config, scope: &ScopeId) -> ScopeTag {
+    let hash = config.keyed.of_scope(scope);
+    let mut tag = [0; 16];
+    tag.copy_from_slice(&hash[..16]);
+    ScopeTag(tag)
 }
 
 /// Makes the id: 16 bytes of a hash of the scope, 16 of one of scope, namespace, endpoint if asked for, source and key.
@@ -152,7 +161,7 @@ pub(super) fn record_id<E>(
     endpoint: (&str, &str),
     key: impl FnOnce(&mut Hasher) -> Result<(), E>,
 ) -> Result<RecordId, E> {
-    let scope_tag = config.keyed.of_scope(scope);
+    let ScopeTag(scope_tag) = scope_tag(config, scope);
     let mut hasher = config.keyed.key.start();
     scope.put(&mut hasher);
     hasher.part(config.namespace.as_bytes());
@@ -167,7 +176,7 @@ pub(super) fn record_id<E>(
     key(&mut hasher)?;
     let key_tag = hasher.finish();
     let mut id = [0; 32];
-    id[..16].copy_from_slice(&scope_tag[..16]);
+    id[..16].copy_from_slice(&scope_tag);
     id[16..].copy_from_slice(&key_tag[..16]);
     Ok(RecordId::from_bytes(id))
 }
@@ -224,11 +233,12 @@ async fn begin(
         nonce: claim.nonce,
         open: true,
     };
-    let begun = config.store.begin(&question.id, &claim).await;
+    let begun = timed("begin", config.store.begin(&question.id, &claim)).await;
     asked.open = false;
     let settled = match begun {
         Ok(Begin::Run(fence)) => {
             state.begun(question.id, fence);
+            super::span::of_run(fence);
             if let Some(seat) = &seat {
                 seat.hold();
             }
@@ -344,7 +354,7 @@ async fn look(shared: &Shared, id: &RecordId) -> Result<Option<Found>, StoreErro
     loop {
         tokio::time::sleep(jitter(pause)).await;
         pause = (pause * 2).min(Duration::from_millis(500));
-        let Some(record) = shared.config.store.peek(id).await? else {
+        let Some(record) = timed("peek", shared.config.store.peek(id)).await? else {
             return Ok(None);
         };
         match record.content {

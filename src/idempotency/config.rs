@@ -200,7 +200,7 @@ impl Config {
 
     /// How long a claim's record is kept: a run may take that long, and an undecided one must be found.
     pub(super) fn keep(&self) -> Duration {
-        let keep = self.ttl.max(self.run_limit + self.lease);
+        let keep = self.ttl.max(self.run_limit.saturating_add(self.lease));
         match self.at_lease_end {
             LeaseEnd::Reexecute => keep,
             LeaseEnd::Indeterminate => keep.max(UNKNOWN_KEPT),

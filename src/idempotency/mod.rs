@@ -37,7 +37,7 @@
 //!   between the two leaves an effect without an answer.
 //! - Transactional, it does not undo what the handler did outside the database.
 //! - It does not authenticate: the scope must come from a layer outside that does, and whoever lost their
-//!   rights still gets the answers of before.
+//!   rights still gets the answers of before, until an operator [removes](Admin::purge) them.
 //! - It keeps no response extensions, no cookies and no fields that belong to one exchange.
 //! - It does not rescue a finished record that the store itself lost (a Redis failover): such a key may run again.
 
@@ -65,6 +65,7 @@ mod run;
 mod running;
 mod scope;
 mod service;
+mod span;
 mod store;
 mod tee;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
@@ -83,12 +84,14 @@ pub use layer::{Drained, IdempotencyLayer};
 pub use policy::{Directive, LeaseEnd, Methods, StatusPolicy, Twins};
 pub use record::{
     Answer, AnswerContent, Content, Fence, Fingerprint, HEAD_BYTES, Head, Nonce, NotARecordId,
-    Record, RecordId, State, StoredAnswer, Tombstone, TombstoneReason, UNKNOWN_KEPT,
+    Record, RecordId, ScopeTag, State, StoredAnswer, Tombstone, TombstoneReason, UNKNOWN_KEPT,
 };
 pub use rejection::{IdempotencyRejection, RejectionCause};
 pub use run::IdempotentRun;
 pub use scope::{Scope, ScopeId};
 pub use service::Idempotency;
-pub use store::{Begin, Claim, Health, IdempotencyStore, Owned, Resolution, Resolved};
+pub use store::{
+    Begin, Claim, Cursor, Health, IdempotencyStore, Owned, Purged, Resolution, Resolved,
+};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub use transactional::Transactional;

@@ -252,7 +252,8 @@ const NEVER_STORED: [HeaderName; 17] = [
     header::UPGRADE,
 ];
 
-/// Returns those of `all` that may be kept: only `allowed`, if there is such a list, and never the fields of R27.
+/// Returns those of `all`, fields or trailers, that may be kept: only `allowed`, if there is such a list, and never
+/// those of one exchange.
 pub(super) fn kept_fields(all: &HeaderMap, allowed: Option<&[HeaderName]>) -> HeaderMap {
     let mut kept = HeaderMap::with_capacity(all.keys_len() + 2);
     let names_more = all.contains_key(header::CONNECTION);
@@ -266,12 +267,22 @@ pub(super) fn kept_fields(all: &HeaderMap, allowed: Option<&[HeaderName]>) -> He
     kept
 }
 
+/// The same of trailers; `None` where nothing is left of them.
+pub(super) fn kept_trailers(
+    all: Option<&HeaderMap>,
+    allowed: Option<&[HeaderName]>,
+) -> Option<HeaderMap> {
+    all.map(|all| kept_fields(all, allowed))
+        .filter(|kept| !kept.is_empty())
+}
+
 /// `all` only where a `Connection` field may name more.
 fn is_never_stored(name: &HeaderName, all: Option<&HeaderMap>) -> bool {
     let text = name.as_str();
     NEVER_STORED.contains(name)
         || fields::HOP_BY_HOP.contains(name)
         || text.starts_with("x-ratelimit-")
+        || text.starts_with("ratelimit-")
         || text.starts_with("idempotency-")
         || fields::is_rate_limit(name)
         || all.is_some_and(|all| fields::is_hop_by_hop(name, all))

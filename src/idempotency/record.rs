@@ -36,6 +36,32 @@ impl RecordId {
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
+
+    /// Returns the tag of the key.
+    #[cfg(feature = "tracing")]
+    pub(super) fn key(&self) -> [u8; 16] {
+        let mut tag = [0; 16];
+        tag.copy_from_slice(&self.0[16..]);
+        tag
+    }
+
+    /// Returns the tag of the caller whose key it is.
+    #[must_use]
+    pub fn scope(&self) -> ScopeTag {
+        let mut tag = [0; 16];
+        tag.copy_from_slice(&self.0[..16]);
+        ScopeTag(tag)
+    }
+}
+
+/// One caller, as the ids of all its records begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ScopeTag(pub [u8; 16]);
+
+impl fmt::Display for ScopeTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&URL_SAFE_NO_PAD.encode(self.0))
+    }
 }
 
 impl fmt::Display for RecordId {

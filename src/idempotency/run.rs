@@ -25,7 +25,7 @@ use super::key::ClientKey;
 use super::policy::LeaseEnd;
 use super::record::{Answer, AnswerContent, Fence, Nonce, RecordId};
 use super::rejection::{IdempotencyRejection, RejectionCause};
-use super::running::{Active, Found, Seat, Written};
+use super::running::{Active, Found, Seat, Written, timed};
 use super::service::Shared;
 use super::store::Owned;
 use super::tee;
@@ -335,30 +335,34 @@ pub(super) fn poll_caught<T>(
     }
 }
 
+/// A lease of more than a year is renewed all the same; and it must not overflow.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
 /// Renews at each third of the lease, after a failure at each thirtieth, until it is lost. Never ends.
 async fn keep_lease(ticket: &Ticket, shared: &Shared, state: &RunState) {
     let config = &*shared.config;
     let (lease, end) = (config.lease, config.at_lease_end);
     // The moment now on the timers' clock.
     let now = || tokio::time::sleep(Duration::ZERO).deadline();
-    let (mut over_at, mut pause) = (now() + lease, lease / 3);
+    let longest = lease.min(LONGEST);
+    let (mut over_at, mut pause) = (now() + longest, longest / 3);
     loop {
         tokio::time::sleep(pause).await;
         let asked_at = now();
-        let renewed = config
+        let renewal = config
             .store
-            .renew(&ticket.question.id, ticket.nonce, lease, end)
-            .await;
+            .renew(&ticket.question.id, ticket.nonce, lease, end);
+        let renewed = timed("renew", renewal).await;
         count!("keep_idempotency_renewals_total", 1, "result" => match &renewed {
             Ok(Owned::Yes) => "renewed",
             Ok(Owned::Lost) => "lost",
             Err(_) => "failed",
         });
         match renewed {
-            Ok(Owned::Yes) => (over_at, pause) = (asked_at + lease, lease / 3),
+            Ok(Owned::Yes) => (over_at, pause) = (asked_at + longest, longest / 3),
             Ok(Owned::Lost) => break,
             Err(_) if now() >= over_at => break,
-            Err(_) => pause = lease / 30,
+            Err(_) => pause = longest / 30,
         }
     }
     state.lose();
@@ -428,7 +432,7 @@ async fn keep(
 
 async fn release(shared: &Arc<Shared>, ticket: &Ticket) -> Written {
     let (store, id) = (&shared.config.store, ticket.question.id);
-    match store.release(&id, ticket.nonce).await {
+    match timed("release", store.release(&id, ticket.nonce)).await {
         Ok(Owned::Yes) => Written::Yes,
         Ok(Owned::Lost) => {
             count!("keep_idempotency_stale_writes_total", 1, "op" => "release");

@@ -13,6 +13,9 @@ use super::layer::Drained;
 use super::policy::{LeaseEnd, ewma};
 use super::record::{Answer, AnswerContent, Content, Fingerprint, Nonce, RecordId};
 use super::store::{IdempotencyStore, Owned};
+#[cfg(feature = "metrics")]
+use crate::core::telemetry::seconds;
+use crate::core::telemetry::shift;
 use crate::core::{StoreError, Timestamp};
 
 /// Waiters per key and per layer; more are refused.
@@ -63,6 +66,7 @@ impl Runs {
     /// Counts a run until its end.
     pub(super) fn enter(self: &Arc<Self>) -> Active {
         self.active.fetch_add(1, Ordering::Relaxed);
+        shift!("keep_idempotency_running", 1.0);
         Active(Arc::clone(self))
     }
 
@@ -137,7 +141,13 @@ impl Runs {
         answer: &mut Answer,
         ttl: Duration,
     ) -> Result<Owned, StoreError> {
-        let mut written = store.complete(&id, nonce, answer.clone(), ttl).await;
+        #[cfg(feature = "metrics")]
+        seconds!(
+            "keep_idempotency_answer_bytes",
+            answer.content.weight() as f64
+        );
+        let complete = store.complete(&id, nonce, answer.clone(), ttl);
+        let mut written = timed("complete", complete).await;
         while let Err(error) = &written
             && no_room(error)
             && let Some(less) = answer.content.shrunk()
@@ -218,12 +228,28 @@ impl Runs {
     }
 }
 
+/// Measures a step of the store; without the feature it costs no look at a clock.
+pub(super) async fn timed<T>(
+    op: &'static str,
+    step: crate::core::StoreFuture<T>,
+) -> Result<T, StoreError> {
+    #[cfg(feature = "metrics")]
+    let began = crate::core::monotonic();
+    let answer = step.await;
+    #[cfg(feature = "metrics")]
+    seconds!("keep_idempotency_store_seconds", began.elapsed(), "op" => op);
+    #[cfg(not(feature = "metrics"))]
+    let _ = op;
+    answer
+}
+
 /// One run under way.
 #[derive(Debug)]
 pub(super) struct Active(Arc<Runs>);
 
 impl Drop for Active {
     fn drop(&mut self) {
+        shift!("keep_idempotency_running", -1.0);
         self.0.ended.fetch_add(1, Ordering::Relaxed);
         if self.0.active.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.quiet.notify_waiters();
@@ -311,6 +337,7 @@ impl Table {
             return Enter::Crowded;
         }
         self.0.waiters.fetch_add(1, Ordering::Relaxed);
+        shift!("keep_idempotency_waiters", 1.0);
         Enter::Wait(Waiter {
             table: Arc::clone(&self.0),
             receiver: sender.subscribe(),
@@ -375,6 +402,7 @@ impl Waiter {
 impl Drop for Waiter {
     fn drop(&mut self) {
         self.table.waiters.fetch_sub(1, Ordering::Relaxed);
+        shift!("keep_idempotency_waiters", -1.0);
     }
 }
 

@@ -81,6 +81,15 @@ where
             Admitted::Guard(key) => {
                 let (shared, state) = (Arc::clone(&self.shared), Arc::new(RunState::default()));
                 let guarded = claim::guarded(inner, request, key, shared, Arc::clone(&state));
+                #[cfg(feature = "tracing")]
+                {
+                    let span = super::span::of_request();
+                    // One that nobody listens to costs the request no room.
+                    if !span.is_disabled() {
+                        let guarded = tracing::Instrument::instrument(guarded, span);
+                        return ResponseFuture::guarded(Box::pin(guarded), state);
+                    }
+                }
                 ResponseFuture::guarded(Box::pin(guarded), state)
             }
         }

@@ -215,8 +215,9 @@ impl<B: HttpBody<Data = Bytes> + Send + 'static> Drop for Tee<B> {
 
 impl Keep {
     async fn write(mut self, bytes: Bytes, trailers: Option<HeaderMap>) {
-        (self.answer.body, self.answer.trailers) = (bytes, trailers);
         let config = &*self.shared.config;
+        let trailers = policy::kept_trailers(trailers.as_ref(), config.replay_only.as_deref());
+        (self.answer.body, self.answer.trailers) = (bytes, trailers);
         if let Some(change) = &config.sanitize {
             change(&mut self.answer);
         }

@@ -217,6 +217,23 @@ impl<V: Entry> Shard<V> {
         )
     }
 
+    /// Removes what `is_gone` says; returns how much of it was live.
+    pub(super) fn remove_where(
+        &mut self,
+        now: u64,
+        mut is_gone: impl FnMut(&V) -> bool,
+    ) -> (u64, Delta) {
+        let (mut live, mut delta) = (0, Delta::default());
+        // Downwards: the row that moves into a gap was looked at already.
+        for at in (0..self.rows.len()).rev() {
+            if is_gone(&self.rows[at].value) {
+                live += u64::from(self.is_live(at, now));
+                delta += self.remove(at).1;
+            }
+        }
+        (live, delta)
+    }
+
     /// Makes room by what has expired, else by evicting the readiest of a sample.
     pub(super) fn make_room(&mut self, now: u64, keep: &[EntryKey]) -> Delta {
         let mut delta = self.drop_expired(LOOK_FOR_ROOM, now, keep);

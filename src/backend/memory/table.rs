@@ -204,6 +204,26 @@ impl<V: Entry> Table<V> {
         dropped
     }
 
+    /// Returns the number of shards.
+    #[must_use]
+    pub fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Removes what `is_gone` says from one shard, under its lock; returns how much of it was live. `None` where there
+    /// is no such shard. For operators: it looks at every row.
+    pub fn remove_where(
+        &self,
+        shard: usize,
+        now: u64,
+        is_gone: impl FnMut(&V) -> bool,
+    ) -> Option<u64> {
+        let shard = self.shards.get(shard)?;
+        let (live, delta) = shard.0.lock().remove_where(now, is_gone);
+        self.account(delta);
+        Some(live)
+    }
+
     fn shard_of(&self, key: EntryKey) -> usize {
         key.shard as usize & (self.shards.len() - 1)
     }

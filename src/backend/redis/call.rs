@@ -64,6 +64,12 @@ impl Call {
         self
     }
 
+    /// Goes to the node that has this slot, whatever the keys; on a single server that is the one.
+    pub fn to_slot(mut self, slot: u16) -> Self {
+        self.slot = self.inner.link.is_cluster().then_some(slot);
+        self
+    }
+
     /// Waits no longer than `timeout` (the handle's otherwise).
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;

@@ -238,6 +238,20 @@ impl Cluster {
         Err(StoreError::with_source(kind, why).retry_after(until_probe))
     }
 
+    /// Returns the first slot behind `slot` that is the lowest of its node.
+    pub(super) fn next_node(&self, slot: Slot) -> Option<Slot> {
+        let map = self.map.read();
+        let mut met = vec![false; map.nodes.len()];
+        let lowest = map.slots.iter().enumerate().filter_map(|(slot, node)| {
+            let met = met.get_mut(usize::from(*node))?;
+            (!std::mem::replace(met, true)).then_some(slot)
+        });
+        let behind = lowest
+            .into_iter()
+            .find(|lowest| *lowest > usize::from(slot));
+        behind.and_then(|slot| Slot::try_from(slot).ok())
+    }
+
     fn is_mapped(&self) -> bool {
         !self.map.read().nodes.is_empty()
     }

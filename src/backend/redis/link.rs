@@ -77,6 +77,14 @@ impl Link {
         self.is_cluster().then(|| slot_of(key))
     }
 
+    /// Returns the lowest slot of the next node of a cluster.
+    pub(super) fn next_node(&self, slot: Slot) -> Option<Slot> {
+        match &self.topology {
+            Topology::One(_) => None,
+            Topology::Many(cluster) => cluster.next_node(slot),
+        }
+    }
+
     pub(super) fn is_cluster(&self) -> bool {
         matches!(self.topology, Topology::Many(_))
     }

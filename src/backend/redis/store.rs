@@ -102,6 +102,13 @@ impl RedisStore {
         self.inner.timeout
     }
 
+    /// Returns the lowest slot of the node behind the one that has `slot`, in the order of their lowest slots, as far
+    /// as the nodes are known; `None` behind the last, and on a single server.
+    #[must_use]
+    pub fn next_node(&self, slot: u16) -> Option<u16> {
+        self.inner.link.next_node(slot)
+    }
+
     /// Returns the one `T` that all clones of this handle share, made at first use.
     pub fn beside<T: Send + Sync + 'static>(&self, make: impl FnOnce() -> T) -> Arc<T> {
         let mut all = self.inner.beside.lock();

@@ -8,8 +8,8 @@ use http::{HeaderMap, StatusCode};
 use super::*;
 use crate::backend::memory::MemoryStore;
 use crate::core::StoreFuture;
-use crate::idempotency::record::{Content, Fence, Record, StoredAnswer};
-use crate::idempotency::store::{Begin, Claim, Owned, Resolution, Resolved};
+use crate::idempotency::record::{Content, Fence, Record, ScopeTag, StoredAnswer};
+use crate::idempotency::store::{Begin, Claim, Cursor, Owned, Purged, Resolution, Resolved};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -54,6 +54,10 @@ impl IdempotencyStore for Flaky {
 
     fn resolve(&self, key: &RecordId, fence: Fence, to: Resolution) -> StoreFuture<Resolved> {
         self.store.resolve(key, fence, to)
+    }
+
+    fn purge(&self, scope: ScopeTag, page: Option<Cursor>) -> StoreFuture<Purged> {
+        self.store.purge(scope, page)
     }
 }
 

@@ -1,8 +1,8 @@
 -- Claims a key, or says what is there.
 -- KEYS[1] record. ARGV: 2 nonce, 3 fingerprint, 4 rule, 5 lease ms, 6 keep ms, 7 what the lease's end means.
--- Reply: {0, fence} run | {1, head, now} other payload | {2, head, now} running | {3, head, now} unknown | {4, record, now} done.
+-- Reply: {0, fence} run, {0, fence, 1} after another's | {1, head, now} other payload | {2, head, now} running | {3, head, now} unknown | {4, record, now} done.
 local record = redis.call('GET', KEYS[1])
-local fence, created = now, now_ms
+local fence, created, taken = now, now_ms, nil
 if record then
   local version, state, at_end, rule = string.byte(record, 1, 4)
   local whole = #record >= 84 and version == 1 and state >= 1 and state <= 3 and at_end >= 1 and at_end <= 2
@@ -30,7 +30,7 @@ if record then
     if at_end == 2 then
       return {3, record, now_ms}
     end
-    created = struct.unpack('>I8', record, 61)
+    created, taken = struct.unpack('>I8', record, 61), 1
   end
 end
 local keep = tonumber(ARGV[6])
@@ -39,4 +39,4 @@ local head = string.char(1, 1, tonumber(ARGV[7]), tonumber(ARGV[4])) .. ARGV[2] 
 -- Under a passed clock the server's own expiry only collects garbage, and must not come first.
 local spare = ARGV[1] == '' and 0 or 600000
 redis.call('SET', KEYS[1], head, 'PX', string.format('%.0f', keep + spare))
-return {0, string.format('%.0f', fence)}
+return {0, string.format('%.0f', fence), taken}

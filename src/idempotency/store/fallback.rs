@@ -3,11 +3,11 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{Begin, Claim, Health, IdempotencyStore, Owned, Resolution, Resolved};
+use super::{Begin, Claim, Cursor, Health, IdempotencyStore, Owned, Purged, Resolution, Resolved};
 use crate::backend::fallback::Fallback;
 use crate::core::StoreFuture;
 use crate::idempotency::policy::LeaseEnd;
-use crate::idempotency::record::{Answer, Fence, Nonce, Record, RecordId};
+use crate::idempotency::record::{Answer, Fence, Nonce, Record, RecordId, ScopeTag};
 
 impl<P, S> IdempotencyStore for Fallback<P, S>
 where
@@ -48,6 +48,10 @@ where
 
     fn resolve(&self, key: &RecordId, fence: Fence, to: Resolution) -> StoreFuture<Resolved> {
         self.primary().resolve(key, fence, to)
+    }
+
+    fn purge(&self, scope: ScopeTag, page: Option<Cursor>) -> StoreFuture<Purged> {
+        self.primary().purge(scope, page)
     }
 
     fn health(&self) -> StoreFuture<Health> {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Answer, Begin, Claim, Fence, Health, IdempotencyStore, LeaseEnd, Nonce, Owned, Record,
-    RecordId, Resolution, Resolved,
+    Answer, Begin, Claim, Cursor, Fence, Health, IdempotencyStore, LeaseEnd, Nonce, Owned, Purged,
+    Record, RecordId, Resolution, Resolved, ScopeTag,
 };
 use crate::backend::fault::FaultStore;
 use crate::core::StoreFuture;
@@ -44,6 +44,10 @@ impl<S: IdempotencyStore> IdempotencyStore for FaultStore<S> {
 
     fn resolve(&self, key: &RecordId, fence: Fence, to: Resolution) -> StoreFuture<Resolved> {
         self.call(|| self.inner().resolve(key, fence, to))
+    }
+
+    fn purge(&self, scope: ScopeTag, page: Option<Cursor>) -> StoreFuture<Purged> {
+        self.call(|| self.inner().purge(scope, page))
     }
 
     fn health(&self) -> StoreFuture<Health> {

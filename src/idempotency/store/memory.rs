@@ -3,16 +3,18 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::{Begin, Claim, IdempotencyStore, Owned, Resolution, Resolved};
+use super::{Begin, Claim, Cursor, IdempotencyStore, Owned, Purged, Resolution, Resolved};
 use crate::backend::memory::{Entry, EntryKey, Full, MemoryStore, Part, PartSetup, Slot, Table};
 use crate::core::{StoreError, StoreErrorKind, StoreFuture, Timestamp};
 use crate::idempotency::policy::LeaseEnd;
 use crate::idempotency::record::{
-    Answer, AnswerContent, Content, Fence, Head, Nonce, Record, RecordId, State, UNKNOWN_KEPT,
+    Answer, AnswerContent, Content, Fence, Head, Nonce, Record, RecordId, ScopeTag, State,
+    UNKNOWN_KEPT,
 };
 
 /// A record under lock. It is never evicted: that would be a second run.
 struct Kept {
+    scope: ScopeTag,
     head: Head,
     content: Option<AnswerContent>,
 }
@@ -75,6 +77,7 @@ struct Place<'a> {
     table: &'a Table<Kept>,
     fences: &'a LastFence,
     key: EntryKey,
+    scope: ScopeTag,
     now_micros: u64,
     now: Timestamp,
 }
@@ -86,6 +89,7 @@ impl<'a> Place<'a> {
             table: store.table(),
             fences: store.part(),
             key: store.hash(|hasher| hasher.part(id.as_bytes())),
+            scope: id.scope(),
             now_micros,
             now: Timestamp::from_millis(now_micros / 1_000),
         }
@@ -153,7 +157,8 @@ impl IdempotencyStore for MemoryStore {
                     read_at: place.now,
                 },
             };
-            write(slot, before, content, place.now + ttl).map(|()| Owned::Yes)
+            let kept = (place.scope, before);
+            write(slot, kept, content, place.now + ttl).map(|()| Owned::Yes)
         }))
     }
 
@@ -191,11 +196,28 @@ impl IdempotencyStore for MemoryStore {
                         nonce: Nonce([0; 16]),
                         ..head
                     };
-                    write(slot, head, answer.content, place.now + ttl)?;
+                    write(slot, (place.scope, head), answer.content, place.now + ttl)?;
                 }
             }
             Ok(Resolved::Done)
         }))
+    }
+
+    /// A page is a shard.
+    fn purge(&self, scope: ScopeTag, page: Option<Cursor>) -> StoreFuture<Purged> {
+        let shard = page.map_or(0, |Cursor(bytes)| usize::from(bytes[0]));
+        let is_gone = |kept: &Kept| kept.scope == scope && kept.head.state != State::Claimed;
+        let table = self.table::<Kept>();
+        let removed = table.remove_where(shard, self.now_micros(), is_gone);
+        let next = u8::try_from(shard + 1).ok().map(|next| {
+            let mut bytes = [0; 32];
+            bytes[0] = next;
+            Cursor(bytes)
+        });
+        StoreFuture::ok(Purged {
+            removed: removed.unwrap_or(0),
+            next: next.filter(|_| removed.is_some() && shard + 1 < table.shards()),
+        })
     }
 }
 
@@ -222,6 +244,9 @@ fn begin(slot: &mut Slot<'_, Kept>, place: &Place<'_>, claim: &Claim) -> Result<
             Some(head)
         }
     };
+    if before.is_some() {
+        super::took_over();
+    }
     let fence = place.fences.next(place.now_micros);
     let head = Head {
         state: State::Claimed,
@@ -236,6 +261,7 @@ fn begin(slot: &mut Slot<'_, Kept>, place: &Place<'_>, claim: &Claim) -> Result<
     };
     slot.set(
         Kept {
+            scope: place.scope,
             head,
             content: None,
         },
@@ -246,7 +272,7 @@ fn begin(slot: &mut Slot<'_, Kept>, place: &Place<'_>, claim: &Claim) -> Result<
 
 fn write(
     slot: &mut Slot<'_, Kept>,
-    before: Head,
+    (scope, before): (ScopeTag, Head),
     content: AnswerContent,
     expires_at: Timestamp,
 ) -> Result<(), StoreError> {
@@ -256,6 +282,7 @@ fn write(
         ..before
     };
     let kept = Kept {
+        scope,
         head,
         content: Some(content),
     };

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::policy::LeaseEnd;
-use super::record::{Answer, Fence, Fingerprint, Head, Nonce, Record, RecordId};
+use super::record::{Answer, Fence, Fingerprint, Head, Nonce, Record, RecordId, ScopeTag};
 use crate::core::StoreFuture;
 
 /// What a new owner asks for.
@@ -83,6 +83,19 @@ pub enum Health {
     Good,
     /// It answers, but may throw live records away when its memory is full: such a key may run again.
     MayEvict,
+}
+
+/// Where [`IdempotencyStore::purge`] goes on; it means something to the store that made it only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor(pub [u8; 32]);
+
+/// What one page of [`IdempotencyStore::purge`] came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Purged {
+    /// Live answers and tombstones that it removed.
+    pub removed: u64,
+    /// Where the next page begins; `None` when this was the last.
+    pub next: Option<Cursor>,
 }
 
 /// Keeps one record per idempotency key.
@@ -160,6 +173,16 @@ pub trait IdempotencyStore: fmt::Debug + Send + Sync + 'static {
     /// `TooLarge`: nothing was changed.
     fn resolve(&self, key: &RecordId, fence: Fence, to: Resolution) -> StoreFuture<Resolved>;
 
+    /// Removes a page of a caller's answers and tombstones: their keys run again.
+    ///
+    /// # Behaviour
+    /// A claim stays, whether its lease runs or not, and so does what cannot be read. From the first page (no cursor)
+    /// to the last, everything is met that was there all the time; what is written meanwhile may stay.
+    ///
+    /// # Errors
+    /// As the engine has them; a repeat is harmless.
+    fn purge(&self, scope: ScopeTag, page: Option<Cursor>) -> StoreFuture<Purged>;
+
     /// Says whether the store answers, and whether it keeps what it is given.
     ///
     /// # Errors
@@ -167,6 +190,11 @@ pub trait IdempotencyStore: fmt::Debug + Send + Sync + 'static {
     fn health(&self) -> StoreFuture<Health> {
         StoreFuture::ok(Health::Good)
     }
+}
+
+/// Counts a claim that was written over one whose owner had gone.
+fn took_over() {
+    crate::core::telemetry::count!("keep_idempotency_takeovers_total", 1);
 }
 
 impl<T: IdempotencyStore + ?Sized> IdempotencyStore for Arc<T> {
@@ -204,6 +232,10 @@ impl<T: IdempotencyStore + ?Sized> IdempotencyStore for Arc<T> {
 
     fn resolve(&self, key: &RecordId, fence: Fence, to: Resolution) -> StoreFuture<Resolved> {
         (**self).resolve(key, fence, to)
+    }
+
+    fn purge(&self, scope: ScopeTag, page: Option<Cursor>) -> StoreFuture<Purged> {
+        (**self).purge(scope, page)
     }
 
     fn health(&self) -> StoreFuture<Health> {

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Begin, Claim, Health, IdempotencyStore, Owned, Resolution, Resolved};
+use super::{Begin, Claim, Cursor, Health, IdempotencyStore, Owned, Purged, Resolution, Resolved};
 use crate::backend::redis::{RedisStore, Reply, Script};
 use crate::core::{StoreError, StoreErrorKind, StoreFuture, Timestamp};
 use crate::idempotency::policy::LeaseEnd;
 use crate::idempotency::record::{
-    Answer, AnswerContent, Fence, Head, Nonce, Record, RecordId, State, UNKNOWN_KEPT,
+    Answer, AnswerContent, Fence, Head, Nonce, Record, RecordId, ScopeTag, State, UNKNOWN_KEPT,
 };
 
 static BEGIN: Script = Script::new(include_str!("begin.lua"));
@@ -19,6 +19,7 @@ static RELEASE: Script = Script::new(include_str!("release.lua"));
 static PEEK: Script = Script::new(include_str!("peek.lua"));
 static HEALTH: Script = Script::new(include_str!("health.lua"));
 static RESOLVE: Script = Script::new(include_str!("resolve.lua"));
+static PURGE: Script = Script::new(include_str!("purge.lua"));
 
 impl IdempotencyStore for RedisStore {
     fn begin(&self, key: &RecordId, claim: &Claim) -> StoreFuture<Begin> {
@@ -104,6 +105,24 @@ impl IdempotencyStore for RedisStore {
         })
     }
 
+    fn purge(&self, scope: ScopeTag, page: Option<Cursor>) -> StoreFuture<Purged> {
+        let (slot, at) = page.map_or((0, 0), place_of);
+        let (own, pattern) = (self.clone(), pattern_of(self, scope));
+        let call = self.script(&PURGE, &NO_KEYS).to_slot(slot);
+        let page = call.arg(pattern).arg(at.to_string());
+        page.run(move |reply| {
+            let mut parts = reply.array()?.into_iter();
+            let removed = u64::try_from(next(&mut parts)?.int()?).map_err(|_| unexpected())?;
+            let at = next(&mut parts)?.bytes()?;
+            let at = std::str::from_utf8(&at).ok().and_then(|at| at.parse().ok());
+            let next = match at.ok_or_else(unexpected)? {
+                0 => own.next_node(slot).map(|slot| cursor(slot, 0)),
+                at => Some(cursor(slot, at)),
+            };
+            Ok(Purged { removed, next })
+        })
+    }
+
     fn health(&self) -> StoreFuture<Health> {
         let any = RecordId::from_bytes([0; 32]);
         self.script(&HEALTH, &[key_of(self, &any)]).run(health_of)
@@ -120,6 +139,36 @@ fn health_of(reply: Reply) -> Result<Health, StoreError> {
 
 fn key_of(store: &RedisStore, id: &RecordId) -> String {
     store.key("idempotency").plain(id).finish()
+}
+
+const NO_KEYS: [&str; 0] = [];
+
+/// What all keys of a caller look like, and no others: a prefix of the application's may have signs of patterns in it.
+fn pattern_of(store: &RedisStore, scope: ScopeTag) -> String {
+    let start = store.key("idempotency").plain(scope).finish();
+    let mut pattern = String::with_capacity(start.len() + 8);
+    for sign in start.chars() {
+        if matches!(sign, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
+            pattern.push('\\');
+        }
+        pattern.push(sign);
+    }
+    pattern + ":*"
+}
+
+/// A page lies on the node that has this slot, at this place of its keys.
+fn cursor(slot: u16, at: u64) -> Cursor {
+    let mut bytes = [0; 32];
+    bytes[..2].copy_from_slice(&slot.to_be_bytes());
+    bytes[2..10].copy_from_slice(&at.to_be_bytes());
+    Cursor(bytes)
+}
+
+fn place_of(Cursor(bytes): Cursor) -> (u16, u64) {
+    let [a, b, at @ ..] = bytes;
+    let [c, d, e, f, g, h, i, j, ..] = at;
+    let at = u64::from_be_bytes([c, d, e, f, g, h, i, j]);
+    (u16::from_be_bytes([a, b]), at)
 }
 
 fn state_of(content: &AnswerContent) -> u8 {
@@ -141,6 +190,9 @@ fn begun(reply: Reply) -> Result<Begin, StoreError> {
     let (found, what) = (next(&mut parts)?.int()?, next(&mut parts)?);
     if found == 0 {
         let fence = u64::try_from(what.int()?).map_err(|_| unexpected())?;
+        if parts.next().is_some() {
+            super::took_over();
+        }
         return Ok(Begin::Run(Fence(fence)));
     }
     let (bytes, now) = (what.bytes()?, time(next(&mut parts)?)?);

@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use self::statements::Statements;
 pub(in crate::idempotency) use self::within::{Entry, register};
-use super::{Begin, Claim, Health, IdempotencyStore, Owned, Resolution, Resolved};
+use super::{Begin, Claim, Cursor, Health, IdempotencyStore, Owned, Purged, Resolution, Resolved};
 use crate::backend::sql::{Dialect, SqlStore};
 #[cfg(feature = "sqlite")]
 use crate::backend::sql::{Finisher, RequestTransaction, TransactionError};
@@ -26,7 +26,7 @@ use crate::core::StoreErrorKind;
 use crate::core::{StoreError, StoreFuture, Timestamp};
 use crate::idempotency::policy::LeaseEnd;
 use crate::idempotency::record::{
-    Answer, AnswerContent, Fence, Fingerprint, Head, Nonce, Record, RecordId, State,
+    Answer, AnswerContent, Fence, Fingerprint, Head, Nonce, Record, RecordId, ScopeTag, State,
 };
 
 /// One claim in this many looks for rows that are gone.
@@ -334,6 +334,16 @@ impl IdempotencyStore for SqlStore {
         let id = *key;
         alone!(self, |connection, part, now| {
             steps::resolve(connection, &part.sql, now, &id, fence, &to).await
+        })
+    }
+
+    fn purge(&self, scope: ScopeTag, page: Option<Cursor>) -> StoreFuture<Purged> {
+        let (mut first, mut last) = ([0; 32], [u8::MAX; 32]);
+        first[..16].copy_from_slice(&scope.0);
+        last[..16].copy_from_slice(&scope.0);
+        let ids = (page.map_or(first, |Cursor(id)| id.max(first)), last);
+        alone!(self, |connection, part, now| {
+            steps::purge(connection, &part.sql, now, ids).await
         })
     }
 }

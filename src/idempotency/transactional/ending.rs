@@ -72,6 +72,7 @@ impl Turn {
         R: HttpBody<Data = Bytes>,
     {
         let config = &*shared.config;
+        crate::idempotency::span::of_run(self.fence);
         let run = IdempotentRun::new(self.question.id, self.fence);
         gist.parts.extensions.insert(run);
         // From here on a client that leaves changes nothing.

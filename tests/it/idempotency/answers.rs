@@ -53,19 +53,38 @@ fn fields() -> HeaderMap {
         ("connection", b"x-own, close"),
         ("x-own", b"1"),
         ("set-cookie", b"id=1"),
+        ("set-cookie", b"id=2"),
         ("date", b"Tue, 01 Jan 2030 00:00:00 GMT"),
         ("content-length", b"5"),
-        ("ratelimit", b"\"user\";r=1"),
-        ("x-ratelimit-remaining", b"1"),
-        ("x-ratelimit-custom", b"1"),
-        ("x-request-id", b"r"),
-        ("idempotency-mark", b"1"),
-        ("server-timing", b"db"),
-        ("www-authenticate", b"Basic"),
         ("age", b"3"),
         ("via", b"1.1 p"),
+        ("keep-alive", b"timeout=5"),
+        ("proxy-connection", b"close"),
+        ("proxy-authenticate", b"Basic"),
+        ("proxy-authorization", b"x"),
+        ("te", b"trailers"),
+        ("trailer", b"x-sum"),
+        ("transfer-encoding", b"chunked"),
+        ("upgrade", b"h2c"),
+        ("www-authenticate", b"Basic"),
+        ("authentication-info", b"x"),
+        ("proxy-authentication-info", b"x"),
+        ("ratelimit", b"\"user\";r=1"),
+        ("ratelimit-policy", b"\"user\";q=1"),
+        ("ratelimit-remaining", b"1"),
+        ("x-ratelimit-limit", b"1"),
+        ("x-ratelimit-remaining", b"1"),
+        ("x-ratelimit-reset", b"1"),
+        ("x-ratelimit-custom", b"1"),
         ("cache-status", b"x"),
+        ("x-request-id", b"r"),
+        ("x-correlation-id", b"r"),
         ("traceparent", b"00"),
+        ("tracestate", b"a=b"),
+        ("server-timing", b"db"),
+        ("idempotency-mark", b"1"),
+        ("idempotency-key", b"1"),
+        ("cache-control", b"public, max-age=60"),
     ] {
         let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
         fields.append(name, HeaderValue::from_bytes(value).unwrap());
@@ -93,8 +112,8 @@ async fn comes_back(app: App) {
     assert_eq!(app.runs(), 1);
 }
 
-fn with_fields(store: impl tower_keep::idempotency::IdempotencyStore) -> App {
-    App::with(layer(store), |_, _| async {
+fn with_fields(layer: tower_keep::idempotency::IdempotencyLayer) -> App {
+    App::with(layer, |_, _| async {
         let mut response = Response::new(Full::from(&b"\xff\x00abc"[..]));
         *response.headers_mut() = fields();
         response
@@ -102,9 +121,15 @@ fn with_fields(store: impl tower_keep::idempotency::IdempotencyStore) -> App {
 }
 
 #[tokio::test]
-async fn fields_of_one_exchange_are_never_kept_and_all_others_are_in_memory_and_on_redis() {
-    comes_back(with_fields(memory(&clock()))).await;
-    comes_back(with_fields(shared().await.store(&clock()).await)).await;
+async fn fields_of_one_exchange_are_never_kept_and_all_others_are_on_every_engine() {
+    comes_back(with_fields(layer(memory(&clock())))).await;
+    comes_back(with_fields(layer(shared().await.store(&clock()).await))).await;
+    for place in super::transactional::Place::both().await {
+        comes_back(with_fields(layer(place.db.clone()))).await;
+    }
+    for place in super::transactional::Place::both().await {
+        comes_back(with_fields(place.layer())).await;
+    }
 }
 
 #[tokio::test]

@@ -11,10 +11,13 @@ use http::{Request, Response};
 use http_body_util::Full;
 use tokio::sync::Notify;
 use tower_keep::backend::memory::MemoryStore;
+use tower_keep::backend::redis::RedisStore;
+use tower_keep::backend::sql::SqlStore;
 use tower_keep::core::{Clock, IdempotencyOutcome, StoreFuture};
 use tower_keep::idempotency::{
-    Answer, Begin, Claim, Fence, IdempotencyStore, IdempotentRun, LeaseEnd, Nonce, Owned, Record,
-    RecordId, Resolution, Resolved,
+    Answer, Begin, Claim, Cursor, Fence, IdempotencyLayer, IdempotencyStore, IdempotentRun,
+    LeaseEnd, Nonce, Owned, Purged, Record, RecordId, Resolution, Resolved, Scope, ScopeId,
+    ScopeTag,
 };
 use tower_keep::{MINUTE, SECOND};
 
@@ -80,6 +83,10 @@ impl IdempotencyStore for Yielding {
     fn resolve(&self, key: &RecordId, fence: Fence, to: Resolution) -> StoreFuture<Resolved> {
         let key = *key;
         self.slow(move |store| store.resolve(&key, fence, to))
+    }
+
+    fn purge(&self, scope: ScopeTag, page: Option<Cursor>) -> StoreFuture<Purged> {
+        self.slow(move |store| store.purge(scope, page))
     }
 }
 
@@ -358,4 +365,46 @@ async fn a_client_that_leaves_before_the_handler_starts_leaves_no_run_and_no_cla
             "the claim is released"
         );
     }
+}
+
+/// Two callers ask for several keys each; what one of them got is removed, page by page.
+async fn purged(store: impl IdempotencyStore + Clone, answers: usize) {
+    let scope = Scope::by(|parts| Some(ScopeId::new(parts.headers["x-user"].as_bytes())));
+    let app = App::new(IdempotencyLayer::new(store, scope));
+    let send = |user: &'static str, key: String| {
+        let mut request = post("/pay", &key, "{}");
+        let user = http::HeaderValue::from_static(user);
+        request.headers_mut().insert("x-user", user);
+        app.send(request)
+    };
+    for n in 0..answers {
+        assert!(!send("ann", n.to_string()).await.is_replay());
+    }
+    send("bob", "0".to_owned()).await;
+    let admin = app.layer.admin();
+    let ann = ScopeId::new("ann");
+    assert_eq!(admin.purge(&ann).await.unwrap(), answers as u64);
+    assert_eq!(admin.purge(&ann).await.unwrap(), 0);
+    assert!(send("bob", "0".to_owned()).await.is_replay());
+    for key in [0, answers - 1] {
+        let id = admin.id(&ann, &key.to_string());
+        assert!(admin.get(&id).await.unwrap().is_none());
+        assert!(!send("ann", key.to_string()).await.is_replay(), "it runs");
+    }
+}
+
+#[tokio::test]
+async fn the_answers_of_a_caller_whose_rights_are_withdrawn_are_removed_and_no_others() {
+    let clock = clock();
+    purged(memory(&clock), 700).await;
+    let server = crate::support::redis::shared().await;
+    purged(server.store(&clock).await, 700).await;
+    // Signs of patterns in the application's own prefix are signs like others.
+    let odd = RedisStore::builder(&server.url()).prefix("a*[b]?");
+    purged(odd.clock(clock.clone()).open().await.unwrap(), 3).await;
+    let sqlite = SqlStore::builder("sqlite::memory:").clock(clock.clone());
+    purged(sqlite.open().await.unwrap(), 700).await;
+    let url = crate::support::postgres::shared().await.database().await;
+    let postgres = SqlStore::builder(&url).acquire_timeout(20 * SECOND);
+    purged(postgres.clock(clock).open().await.unwrap(), 700).await;
 }

@@ -12,8 +12,8 @@ use tower_keep::SECOND;
 use tower_keep::backend::memory::MemoryStore;
 use tower_keep::core::{IdempotencyOutcome, StoreError, StoreErrorKind, StoreFuture};
 use tower_keep::idempotency::{
-    Answer, Begin, Claim, Directive, Fence, IdempotencyStore, LeaseEnd, Nonce, Owned, Record,
-    RecordId, Resolution, Resolved, Twins,
+    Answer, Begin, Claim, Cursor, Directive, Fence, IdempotencyStore, LeaseEnd, Nonce, Owned,
+    Purged, Record, RecordId, Resolution, Resolved, ScopeTag, Twins,
 };
 
 use super::{App, clock, layer, memory, post};
@@ -105,6 +105,10 @@ impl IdempotencyStore for Moody {
 
     fn resolve(&self, key: &RecordId, fence: Fence, to: Resolution) -> StoreFuture<Resolved> {
         self.store.resolve(key, fence, to)
+    }
+
+    fn purge(&self, scope: ScopeTag, page: Option<Cursor>) -> StoreFuture<Purged> {
+        self.store.purge(scope, page)
     }
 }
 

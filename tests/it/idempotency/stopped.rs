@@ -3,7 +3,6 @@
 //! Here a process is a runtime of its own with its own connections: dropped, nothing of it goes on.
 
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::task::Poll;
@@ -21,7 +20,7 @@ use tower_keep::{MINUTE, SECOND};
 
 use super::leaving::Yielding;
 use super::transactional::run;
-use super::{Answer, App, clock, layer, post};
+use super::{Answer, App, Sent, clock, layer, post};
 use crate::support::sql::{execute, number};
 
 /// What processes meet in.
@@ -75,8 +74,6 @@ async fn connect(url: &str, patience: Duration, clock: &ManualClock) -> SqlStore
     let db = db.acquire_timeout(20 * SECOND).lock_timeout(patience);
     db.open().await.unwrap()
 }
-
-type Sent = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
 /// A request that is on its way.
 struct Begun(Sent);

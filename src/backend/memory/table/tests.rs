@@ -46,6 +46,28 @@ fn at_exactly_its_expiry_an_entry_is_gone() {
 }
 
 #[test]
+fn what_is_said_to_be_gone_is_removed_from_its_shard_and_the_rest_is_still_found() {
+    let store = MemoryStore::new();
+    let table = store.table::<Kept>();
+    for n in 0..1_000_usize {
+        let expires_at = if n % 10 == 0 { 20 } else { 100 };
+        let put = |slot: &mut super::Slot<'_, Kept>| slot.set(kept(n % 3), expires_at);
+        table.update_one(key(&store, n as u64), 10, put).unwrap();
+    }
+    let is_gone = |kept: &Kept| kept.bytes == 0;
+    let removed = (0..table.shards()).map(|shard| table.remove_where(shard, 20, is_gone));
+    // Of every third, those whose time was over are removed too, and not counted.
+    let live = (0..1_000).filter(|n| n % 3 == 0 && n % 10 != 0).count() as u64;
+    assert_eq!(removed.map(|live| live.unwrap()).sum::<u64>(), live);
+    assert_eq!(table.remove_where(table.shards(), 20, is_gone), None);
+    assert_eq!(table.entries(), (0..1_000).filter(|n| n % 3 != 0).count());
+    for n in 0..1_000_usize {
+        let found = table.read_one(key(&store, n as u64), 10, |kept| kept.cloned());
+        assert_eq!(found, (n % 3 != 0).then(|| kept(n % 3)), "{n}");
+    }
+}
+
+#[test]
 fn a_full_table_drops_what_expired_then_evicts_the_readiest_then_refuses() {
     let store = MemoryStore::builder().max_entries(3).build();
     let table = store.table::<Kept>();

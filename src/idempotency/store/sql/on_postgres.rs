@@ -6,7 +6,7 @@ use super::statements::Statements;
 use super::{Claimed, Row, Seen, millis};
 use crate::backend::sql::TransactionError;
 use crate::idempotency::record::RecordId;
-use crate::idempotency::store::Claim;
+use crate::idempotency::store::{Claim, took_over};
 
 #[allow(clippy::duplicate_mod)]
 #[path = "steps.rs"]
@@ -37,7 +37,12 @@ pub(super) async fn claim(
             .await?;
         match found {
             Some(Told(row, Some(xid))) => {
-                return Ok(Claimed::Taken(Seen::of(row).record.head.fence, Some(xid)));
+                let head = Seen::of(row).record.head;
+                // What was free because its time was over is born anew.
+                if head.created < head.read_at {
+                    took_over();
+                }
+                return Ok(Claimed::Taken(head.fence, Some(xid)));
             }
             Some(Told(row, None)) => return Ok(Claimed::Seen(Seen::of(row))),
             // Written by another while we looked: the next statement sees it.

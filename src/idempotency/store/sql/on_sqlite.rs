@@ -6,7 +6,7 @@ use super::statements::Statements;
 use super::{Claimed, millis};
 use crate::backend::sql::TransactionError;
 use crate::idempotency::record::{Fence, RecordId};
-use crate::idempotency::store::Claim;
+use crate::idempotency::store::{Claim, took_over};
 
 #[path = "steps.rs"]
 pub(super) mod steps;
@@ -19,10 +19,13 @@ pub(super) async fn claim(
     id: &RecordId,
     claim: &Claim,
 ) -> Result<Claimed, TransactionError> {
-    if let Some(seen) = steps::find(connection, sql, now, id).await?
-        && !seen.is_free_for(claim)
-    {
-        return Ok(Claimed::Seen(seen));
+    if let Some(seen) = steps::find(connection, sql, now, id).await? {
+        if !seen.is_free_for(claim) {
+            return Ok(Claimed::Seen(seen));
+        }
+        if !seen.is_gone() {
+            took_over();
+        }
     }
     let fence: i64 = sqlx::query_scalar(sql.claim.text())
         .bind(&id.as_bytes()[..])

@@ -63,6 +63,8 @@ pub(super) struct Statements {
     pub(super) answer: Text,
     /// 1 the time; at most 500.
     pub(super) sweep: Text,
+    /// 1 and 3 the first and the last id, at most 500 rows: they are claims of nobody now, and over.
+    pub(super) purge: Text,
     /// 1 id: waits for whoever is writing the row, and says whose it is.
     pub(super) probe: Text,
 }
@@ -107,6 +109,13 @@ impl Statements {
                 "DELETE FROM {p}idempotency WHERE id IN (SELECT id FROM {p}idempotency \
                  WHERE expires_at <= $1 AND version = 1 ORDER BY expires_at LIMIT 500 {skip})",
             ),
+            purge: text(
+                "UPDATE {p}idempotency SET state = 1, lease_until = t.us / 1000, expires_at = t.us / 1000, \
+                 nonce = {zeros}, answer = NULL FROM {now} \
+                 WHERE state <> 1 AND id IN (SELECT o.id FROM {p}idempotency o \
+                 WHERE o.id >= $1 AND o.id <= $3 AND o.version = 1 AND o.state <> 1 AND o.expires_at > {ms} \
+                 ORDER BY o.id LIMIT 500 {lock}) RETURNING id",
+            ),
             probe: text(
                 "INSERT INTO {p}idempotency AS r \
                  (id, version, state, at_end, rule, nonce, fence, fingerprint, created, lease_until, expires_at) \
@@ -129,6 +138,9 @@ struct Words {
     bytes: &'static str,
     zeros: &'static str,
     skip: &'static str,
+    lock: &'static str,
+    /// The time in milliseconds, where `t` cannot be reached.
+    ms: &'static str,
     dialect: Dialect,
 }
 
@@ -141,6 +153,8 @@ impl Words {
                 bytes: "BLOB",
                 zeros: "zeroblob(16)",
                 skip: "",
+                lock: "",
+                ms: "$2 / 1000",
                 dialect,
             },
             // Read in the statement: `now()` would stand still since BEGIN.
@@ -151,6 +165,8 @@ impl Words {
                 bytes: "bytea",
                 zeros: "decode(repeat('00', 16), 'hex')",
                 skip: "FOR UPDATE SKIP LOCKED",
+                lock: "FOR UPDATE",
+                ms: "(coalesce($2::bigint, floor(extract(epoch from clock_timestamp()) * 1000000)::bigint) / 1000)",
                 dialect,
             },
         }
@@ -161,6 +177,8 @@ impl Words {
             .replace("{bytes}", self.bytes)
             .replace("{zeros}", self.zeros)
             .replace("{skip}", self.skip)
+            .replace("{lock}", self.lock)
+            .replace("{ms}", self.ms)
             .replace("{p}", prefix)
     }
 

@@ -8,7 +8,7 @@ use crate::idempotency::policy::LeaseEnd;
 use crate::idempotency::record::{Answer, Fence, Nonce, RecordId, UNKNOWN_KEPT};
 use crate::idempotency::store::sql::statements::Statements;
 use crate::idempotency::store::sql::{Row, Seen, millis, number, state_of};
-use crate::idempotency::store::{Owned, Resolution, Resolved};
+use crate::idempotency::store::{Cursor, Owned, Purged, Resolution, Resolved};
 
 type Done<T> = Result<T, TransactionError>;
 
@@ -122,6 +122,26 @@ pub(in crate::idempotency::store::sql) async fn resolve(
     Ok(match seen.filter(|seen| !seen.is_gone()) {
         Some(seen) if seen.record.head.fence == fence => Resolved::Live,
         _ => Resolved::Changed,
+    })
+}
+
+/// Ends a page of a caller's answers and tombstones. The rows stay until they are swept: fences rise over them.
+pub(in crate::idempotency::store::sql) async fn purge(
+    connection: &mut Connection,
+    sql: &Statements,
+    now: Option<i64>,
+    (first, last): ([u8; 32], [u8; 32]),
+) -> Done<Purged> {
+    let gone: Vec<Vec<u8>> = sqlx::query_scalar(sql.purge.text())
+        .bind(&first[..])
+        .bind(now)
+        .bind(&last[..])
+        .fetch_all(connection)
+        .await?;
+    let next = gone.iter().max().and_then(|id| id[..].try_into().ok());
+    Ok(Purged {
+        removed: gone.len() as u64,
+        next: next.map(Cursor),
     })
 }
 
