@@ -31,6 +31,9 @@ enum Again {
     Unknown,
 }
 
+/// A status, how much later it comes again, and what it gets then.
+type Row = (u16, Duration, Again);
+
 fn send(app: &App, status: u16, key: &str) -> impl Future<Output = super::Answer> + use<> {
     let body = format!("{{\"id\":\"{key}\"}}");
     let request = Request::post(format!("/{status}")).header("idempotency-key", key);
@@ -41,7 +44,7 @@ fn send(app: &App, status: u16, key: &str) -> impl Future<Output = super::Answer
 #[tokio::test]
 async fn presets_keep_what_their_table_says_for_as_long_as_it_says() {
     use Again::{Replay, Runs, Unknown};
-    let rows: [(Preset, &[(u16, Duration, Again)]); 4] = [
+    let rows: [(Preset, &[Row]); 4] = [
         (
             Preset::Payments,
             &[
