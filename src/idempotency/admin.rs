@@ -189,7 +189,8 @@ impl Admin {
     /// Removes the answers and tombstones of a caller, page by page, and returns how many there were: a retry after it
     /// runs again. To be called when rights are withdrawn. A claim stays, and what its owner answers later is kept.
     ///
-    /// It looks at every record of the store, on Redis at every key.
+    /// In SQL it looks at the caller's records only, in memory at all records, on Redis at all keys of the server (or of each
+    /// node in turn), a page at a time.
     ///
     /// # Errors
     /// The store's; what was removed before stays removed, and a repeat is harmless.
