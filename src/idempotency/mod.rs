@@ -52,6 +52,7 @@ mod extract;
 mod fingerprint;
 mod future;
 mod gather;
+mod id;
 mod intake;
 mod json;
 mod key;
