@@ -197,7 +197,12 @@ impl Shared {
         if let Some(waiter) = waiters.get(member).and_then(Weak::upgrade) {
             return waiter;
         }
-        waiters.retain(|_, waiter| waiter.strong_count() > 0);
+        // Only when it would grow, and then by as much again: so many misses at once cost no walk each.
+        if waiters.len() == waiters.capacity() {
+            waiters.retain(|_, waiter| waiter.strong_count() > 0);
+            let left = waiters.len();
+            waiters.reserve(left + 1);
+        }
         let waiter = Arc::new(Notify::new());
         waiters.insert(member.to_owned(), Arc::downgrade(&waiter));
         waiter
