@@ -339,6 +339,19 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_cookie_stays_below_what_browsers_keep() {
+        const NAME: &str = "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn";
+        let domain: &'static str = Box::leak("d".repeat(253).into_boxed_str());
+        let longest = SessionCookie::domain(NAME, domain)
+            .same_site(SameSite::Strict)
+            .partitioned();
+        let cookie = CookieText::new(longest);
+        let set = cookie.set(&token(), Some(400 * 86_400)).unwrap();
+        assert!(set.len() < 4_096 && cookie.removal().len() < 4_096);
+        assert!(set.is_sensitive(), "no log shows it");
+    }
+
+    #[test]
     fn the_first_well_formed_value_of_our_name_counts() {
         let cookie = CookieText::new(SessionCookie::insecure("id"));
         let (a, b) = (token(), token());

@@ -305,6 +305,20 @@ mod tests {
     }
 
     #[test]
+    fn no_more_than_512_bytes_of_an_agent_are_read() {
+        let named = |before: usize| {
+            let agent = "x".repeat(before) + "Firefox/128.0";
+            Device::of_user_agent(agent.as_bytes()).browser
+        };
+        assert_eq!(named(512 - "Firefox/".len()), Browser::Firefox);
+        assert_eq!(named(513 - "Firefox/".len()), Browser::Unknown);
+        // Not even text, and cut within a character.
+        let bytes = [&[0xff; 511][..], "ü".as_bytes()].concat();
+        assert_eq!(Device::of_user_agent(&bytes).kind, DeviceKind::Unknown);
+        assert_eq!(Device::of_user_agent(b"").os, Os::Unknown);
+    }
+
+    #[test]
     fn what_was_seen_comes_back_from_a_record() {
         let device = Some(Device::of_user_agent(b"curl/8"));
         for ip in [

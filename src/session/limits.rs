@@ -136,3 +136,47 @@ impl SessionLimit {
 pub(super) const EXTENDED: Duration = HOUR;
 /// Activity is recorded no more often than this.
 pub(super) const LONGEST_INTERVAL: Duration = MINUTE;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_presets_are_what_owasp_and_nist_say() {
+        let minutes = |lifetimes: Lifetimes| {
+            (
+                lifetimes.idle().as_secs() / 60,
+                lifetimes.absolute().as_secs() / 60,
+            )
+        };
+        assert_eq!(minutes(Lifetimes::DEFAULT), (15, 24 * 60));
+        assert_eq!(minutes(Lifetimes::HIGH_VALUE), (5, 4 * 60));
+        assert_eq!(minutes(Lifetimes::OFFICE_DAY), (30, 8 * 60));
+        assert_eq!(minutes(Lifetimes::AAL2), (30, 12 * 60));
+        assert_eq!(minutes(Lifetimes::AAL3), (15, 12 * 60));
+    }
+
+    #[test]
+    fn what_is_out_of_its_bounds_is_refused_where_it_is_written() {
+        let day = Duration::from_secs(86_400);
+        for (idle, absolute) in [
+            (Duration::ZERO, day),
+            (Duration::from_micros(999), day),
+            (day, 400 * day + Duration::from_millis(1)),
+        ] {
+            let made = std::panic::catch_unwind(|| Lifetimes::new(idle, absolute));
+            assert!(made.is_err(), "{idle:?}, {absolute:?}");
+        }
+        assert_eq!(Lifetimes::new(day, 400 * day).absolute(), 400 * day);
+        for most in [0, 1_001] {
+            for limit in [
+                SessionLimit::reject,
+                SessionLimit::evict_oldest,
+                SessionLimit::evict_longest_idle,
+            ] {
+                assert!(std::panic::catch_unwind(|| limit(most)).is_err(), "{most}");
+            }
+        }
+        assert_eq!(SessionLimit::reject(1_000).most(), 1_000);
+    }
+}

@@ -9,6 +9,7 @@ mod example;
 mod faults;
 mod http;
 mod identity;
+mod index;
 mod judges;
 mod leaks;
 mod lost;

@@ -335,7 +335,8 @@ type Told = Vec<(Call, Answer)>;
 /// # Panics
 /// There is no such order.
 pub async fn parallel_history(store: &Arc<dyn SessionStore>, clock: &ManualClock, seed: u64) {
-    clock.advance(Duration::from_secs(400 * 86_400));
+    // Past every cut-off before, and no farther: thousands of histories stay within the range of a clock.
+    clock.advance(Duration::from_secs(10));
     let mut world = World::new(seed);
     for step in 0..12 {
         world.move_clock(clock);
