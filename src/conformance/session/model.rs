@@ -332,6 +332,8 @@ type Told = Vec<(Call, Answer)>;
 
 /// Lets three tasks make four calls each at once, and finds an order of all twelve in which the oracle says the same.
 ///
+/// The end of everybody's sessions is not among them: whoever began before it may be a moment early, on every engine.
+///
 /// # Panics
 /// There is no such order.
 pub async fn parallel_history(store: &Arc<dyn SessionStore>, clock: &ManualClock, seed: u64) {
@@ -347,7 +349,10 @@ pub async fn parallel_history(store: &Arc<dyn SessionStore>, clock: &ManualClock
     let start = Arc::new(tokio::sync::Barrier::new(3));
     let mut tasks = Vec::new();
     for _ in 0..3 {
-        let calls: Vec<Call> = (0..4).map(|_| world.call()).collect();
+        let calls: Vec<Call> = std::iter::repeat_with(|| world.call())
+            .filter(|call| !matches!(call, Call::Revoke(Target::Everyone)))
+            .take(4)
+            .collect();
         let (store, start) = (Arc::clone(store), Arc::clone(&start));
         tasks.push(tokio::spawn(async move {
             start.wait().await;
