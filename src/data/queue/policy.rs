@@ -45,10 +45,12 @@ impl Backoff {
         self.base.saturating_mul(doubled).min(self.cap)
     }
 
-    /// Draws the wait after try `attempt`; `random` is any.
+    /// Draws the wait after try `attempt`; `random` is any. A millisecond at least, the store's unit, unless none is
+    /// wanted: nothing is tried again in the very step that failed.
     pub(super) fn draw(&self, attempt: u32, random: u32) -> Duration {
-        self.longest(attempt)
-            .mul_f64(f64::from(random) / f64::from(u32::MAX))
+        let longest = self.longest(attempt);
+        let drawn = longest.mul_f64(f64::from(random) / f64::from(u32::MAX));
+        drawn.max(longest.min(Duration::from_millis(1)))
     }
 }
 
@@ -69,7 +71,9 @@ mod tests {
         #[test]
         fn a_drawn_wait_is_within_its_bound(attempt in 1_u32..40, random: u32) {
             let backoff = Backoff::exponential(Duration::from_secs(10), Duration::from_secs(600));
-            prop_assert!(backoff.draw(attempt, random) <= backoff.longest(attempt));
+            let drawn = backoff.draw(attempt, random);
+            prop_assert!(drawn <= backoff.longest(attempt) && drawn >= Duration::from_millis(1));
+            prop_assert_eq!(Backoff::exponential(Duration::ZERO, Duration::ZERO).draw(attempt, random), Duration::ZERO);
         }
 
         #[test]
