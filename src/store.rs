@@ -15,6 +15,7 @@
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 #[cfg(any(feature = "redis", feature = "conformance"))]
 use crate::backend::fallback::Fallback;
@@ -86,6 +87,8 @@ pub fn builder(url: &str) -> StoreBuilder {
     StoreBuilder {
         url: url.to_owned(),
         clock: None,
+        #[cfg(feature = "redis")]
+        timeout: None,
         #[cfg(feature = "conformance")]
         faults: None,
     }
@@ -101,6 +104,8 @@ const STAND_IN: Option<usize> = Some(100_000);
 pub struct StoreBuilder {
     url: String,
     clock: Option<Arc<dyn Clock>>,
+    #[cfg(feature = "redis")]
+    timeout: Option<Duration>,
     #[cfg(feature = "conformance")]
     faults: Option<crate::backend::fault::Faults>,
 }
@@ -110,6 +115,20 @@ impl StoreBuilder {
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Some(Arc::new(clock));
         self
+    }
+
+    /// Waits no longer than `longest` for an answer of Redis (500 ms), connecting included; memory lets nobody wait.
+    pub fn timeout(self, longest: Duration) -> Self {
+        #[cfg(feature = "redis")]
+        return Self {
+            timeout: Some(longest),
+            ..self
+        };
+        #[cfg(not(feature = "redis"))]
+        {
+            let _ = longest;
+            self
+        }
     }
 
     /// Puts a line before the store that fails by order, and behind it what stands in during an outage: for tests of
@@ -161,6 +180,9 @@ impl StoreBuilder {
         let mut builder = RedisStore::builder(&self.url);
         if let Some(clock) = &self.clock {
             builder = builder.clock(Arc::clone(clock));
+        }
+        if let Some(longest) = self.timeout {
+            builder = builder.timeout(longest);
         }
         let primary = builder.open().await.map_err(OpenError::refused)?;
         #[cfg(feature = "conformance")]

@@ -14,7 +14,7 @@ use tower_keep::rate_limit::Quota;
 use crate::setting::{Given, field, seconds};
 use crate::{cache, idempotency, limits};
 
-const OWN: [(&str, &str, &str); 9] = [
+const OWN: [(&str, &str, &str); 10] = [
     (
         "--listen",
         "ADDR:PORT",
@@ -25,6 +25,11 @@ const OWN: [(&str, &str, &str); 9] = [
         "--store",
         "URL",
         "memory:, redis://…, redis+sentinel://… or redis+cluster://… [memory:]",
+    ),
+    (
+        "--store-timeout",
+        "S",
+        "how long Redis has for an answer [0.5]",
     ),
     (
         "--upstream-timeout",
@@ -60,6 +65,7 @@ pub struct Options {
     pub listen: SocketAddr,
     pub upstream: Authority,
     pub store: String,
+    pub store_timeout: Duration,
     pub upstream_timeout: Duration,
     pub trusted_hops: u8,
     pub principal_header: Option<HeaderName>,
@@ -132,6 +138,8 @@ impl Options {
             upstream: authority(upstream)
                 .ok_or_else(|| format!("--upstream wants http://host:port, not {upstream}"))?,
             store: said("--store").unwrap_or("memory:").to_owned(),
+            store_timeout: seconds(said("--store-timeout").unwrap_or("0.5"))
+                .map_err(|why| format!("--store-timeout {why}"))?,
             upstream_timeout: seconds(said("--upstream-timeout").unwrap_or("60"))
                 .map_err(|why| format!("--upstream-timeout {why}"))?,
             trusted_hops: hops

@@ -19,8 +19,11 @@ pub type Route = BoxCloneService<Request<Stream>, Response<Stream>, Failure>;
 /// One sentence about an option that does not fit, or a store that cannot be opened.
 pub async fn build(options: &Options) -> Result<Route, String> {
     let mut route = BoxCloneService::new(Proxy::new(&options.upstream, options.upstream_timeout));
-    let store = tower_keep::store::open(&options.store).await;
-    let store = store.map_err(|why| format!("--store: {why}"))?;
+    let store = tower_keep::store::builder(&options.store).timeout(options.store_timeout);
+    let store = store
+        .open()
+        .await
+        .map_err(|why| format!("--store: {why}"))?;
     if let Some(preset) = options.idempotency {
         let layer = idempotency::layer(store.clone(), preset, &options.idempotency_settings)?;
         route = over(layer.layer(inwards(route)));

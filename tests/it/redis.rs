@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tower_keep::backend::redis::{RedisStore, Reply, Script};
 use tower_keep::core::{ManualClock, StoreErrorKind, Timestamp};
+use tower_keep::data::counter::Counter;
+use tower_keep::ttl::METRIC;
 
 use crate::support::redis::shared;
 use crate::support::{Proxy, RedisServer};
@@ -640,4 +642,20 @@ fn a_handle_that_was_warmed_in_another_runtime_costs_no_call() {
     runtime().block_on(async {
         assert_eq!(increment(&store).await, Ok(2));
     });
+}
+
+#[tokio::test]
+async fn a_store_opened_by_its_url_waits_as_long_as_it_is_told_for_a_server_that_stands_still() {
+    let server = RedisServer::start().await;
+    let open = tower_keep::store::builder(&server.url()).timeout(Duration::from_secs(60));
+    let store = open.open().await.unwrap();
+    let counter = Counter::new(store, "visits");
+    assert_eq!(counter.incr("a", 1, METRIC).await.unwrap().value, 1);
+    server.pause();
+    let counted = tokio::spawn(async move { counter.incr("a", 1, METRIC).await.unwrap().value });
+    // Longer than what a store waits that is told nothing.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert!(!counted.is_finished());
+    server.resume();
+    assert_eq!(counted.await.unwrap(), 2);
 }

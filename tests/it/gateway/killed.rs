@@ -23,6 +23,9 @@ async fn who_waits_for_a_process_that_is_killed_gets_an_answer_of_one_new_run_wi
             "--cache",
             "--lease",
             "5",
+            // Who hears nothing of the store in time fetches by himself: on a busy machine that takes its time.
+            "--store-timeout",
+            "20",
         ];
         Gateway {
             origin: origin.clone(),
