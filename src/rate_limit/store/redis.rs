@@ -4,9 +4,12 @@
 //! tag is the group, or group and key where all policies of a group partition by the same thing. On one server the
 //! keys are the same, so that moving to a cluster keeps the counts.
 
+mod scripts;
+
 use std::sync::Arc;
 use std::time::Duration;
 
+use scripts::{BLOCK, CHECK, CHECK_AND_RECORD, RECORD, REFUND, RESET};
 use smallvec::SmallVec;
 
 use super::super::quota::{Algorithm, Quota};
@@ -20,25 +23,6 @@ use crate::backend::memory::MemoryStore;
 use crate::backend::redis::{Call, RedisStore, Reply, Script};
 use crate::core::telemetry::{count, measured};
 use crate::core::{StoreError, StoreErrorKind, StoreFuture};
-
-static CHECK_AND_RECORD: Script = Script::new(concat!(
-    include_str!("algorithms.lua"),
-    include_str!("check_and_record.lua")
-));
-static CHECK: Script = Script::new(concat!(
-    include_str!("algorithms.lua"),
-    include_str!("check.lua")
-));
-static RECORD: Script = Script::new(concat!(
-    include_str!("algorithms.lua"),
-    include_str!("record.lua")
-));
-static REFUND: Script = Script::new(concat!(
-    include_str!("algorithms.lua"),
-    include_str!("refund.lua")
-));
-static RESET: Script = Script::new(include_str!("reset.lua"));
-static BLOCK: Script = Script::new(include_str!("block.lua"));
 
 /// Entries of the store that stands in for this one inside the process.
 const LOCAL_ENTRIES: usize = 100_000;
@@ -256,7 +240,8 @@ impl RateLimitStore for Hasty {
             return StoreFuture::ok(verdict);
         }
         let asked = self.denied.asked(charges);
-        self.decide(("check_and_record", &CHECK_AND_RECORD), charges, asked)
+        let script = CHECK_AND_RECORD.of(charges);
+        self.decide(("check_and_record", script), charges, asked)
     }
 
     /// Always asks the server: who checks wants to know, and a refusal would tell less.
