@@ -55,13 +55,18 @@ pub trait IntoKey {
     fn segments(&self, into: &mut Vec<String>);
 
     /// Makes the key.
+    fn to_key(&self) -> Key {
+        let mut segments = Vec::new();
+        self.segments(&mut segments);
+        Key::of(segments)
+    }
+
+    /// Makes the key.
     fn into_key(self) -> Key
     where
         Self: Sized,
     {
-        let mut segments = Vec::new();
-        self.segments(&mut segments);
-        Key::of(segments)
+        self.to_key()
     }
 }
 
@@ -69,17 +74,29 @@ impl IntoKey for str {
     fn segments(&self, into: &mut Vec<String>) {
         into.push(self.to_owned());
     }
+
+    fn to_key(&self) -> Key {
+        Key::of([self])
+    }
 }
 
 impl IntoKey for String {
     fn segments(&self, into: &mut Vec<String>) {
         into.push(self.clone());
     }
+
+    fn to_key(&self) -> Key {
+        Key::of([self])
+    }
 }
 
 impl<T: IntoKey + ?Sized> IntoKey for &T {
     fn segments(&self, into: &mut Vec<String>) {
         (**self).segments(into);
+    }
+
+    fn to_key(&self) -> Key {
+        (**self).to_key()
     }
 }
 
@@ -123,6 +140,16 @@ mod tests {
         #[test]
         fn different_tuples_make_different_keys(a in (".{0,20}", ".{0,20}"), b in (".{0,20}", ".{0,20}")) {
             prop_assert_eq!(a == b, (&a.0[..], &a.1[..]).into_key() == (&b.0[..], &b.1[..]).into_key());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_text_is_the_same_key_however_it_is_made(text: String) {
+            let alone = Key::of(vec![text.clone()]);
+            prop_assert_eq!(&text.to_key(), &alone);
+            prop_assert_eq!(&(&text[..]).into_key(), &alone);
+            prop_assert_eq!((text,).into_key(), alone);
         }
     }
 

@@ -343,7 +343,7 @@ where
     pub(super) fn key_of(&self, key: &K) -> CacheKey {
         CacheKey {
             entity: Arc::clone(&self.state.entity),
-            key: key.clone().into_key(),
+            key: key.to_key(),
         }
     }
 
