@@ -17,6 +17,8 @@ mod tour;
 use futures_util::future::join_all;
 use http::StatusCode;
 use serde_json::{Value, json};
+use tower_keep::core::ManualClock;
+use tower_keep::data::lock::Lock;
 
 use crate::support::program::run;
 use crate::support::{Browser, PostgresServer, Program, RedisServer, Reply};
@@ -38,16 +40,26 @@ fn wish(expert: &str, service: &str, time: &str) -> Value {
 }
 
 fn alone() -> Program {
-    Program::start(
-        "clinic",
-        &[
-            "--listen",
-            "127.0.0.1:0",
-            "--test-hooks",
-            "--trusted-hops",
-            "1",
-        ],
-    )
+    Program::start("clinic", &hooked(&[]))
+}
+
+/// The options of a clinic with hooks that believes its guests' addresses, and `more`.
+fn hooked<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    let usual = [
+        "--listen",
+        "127.0.0.1:0",
+        "--test-hooks",
+        "--trusted-hops",
+        "1",
+    ];
+    [&usual, more].concat()
+}
+
+/// The locks of payments in a clinic's own store, by the time that its hooks begin with.
+async fn payment_locks(store: &str) -> Lock {
+    let same_time = ManualClock::at("2030-01-01T00:00:00Z".parse().unwrap());
+    let line = tower_keep::store::builder(store).clock(same_time);
+    Lock::new(line.open().await.unwrap(), "payment")
 }
 
 /// A guest with a cookie and an address of its own.
@@ -650,19 +662,7 @@ impl Two {
     async fn start() -> Self {
         let (redis, postgres) = (RedisServer::start().await, PostgresServer::start().await);
         let (store, db) = (redis.tcp_url(), postgres.database().await);
-        let options = [
-            "--listen",
-            "127.0.0.1:0",
-            "--test-hooks",
-            "--trusted-hops",
-            "1",
-            "--secret",
-            "s",
-            "--store",
-            &store,
-            "--db",
-            &db,
-        ];
+        let options = hooked(&["--secret", "s", "--store", &store, "--db", &db]);
         let clinics = [
             Program::start("clinic", &options),
             Program::start("clinic", &options),

@@ -10,56 +10,38 @@ use tower_keep::reservation::ReservationGuard;
 use super::Records;
 use crate::fault::Fault;
 
-impl Records for Sqlite {
-    async fn write(
-        guard: &mut ReservationGuard<Self>,
-        sql: &'static str,
-        values: Vec<String>,
-    ) -> Result<(), Fault> {
-        let query = values
-            .into_iter()
-            .fold(sqlx::query(sql), |query, value| query.bind(value));
-        query.execute(&mut *guard.transaction().await?).await?;
-        Ok(())
-    }
+macro_rules! engine {
+    ($engine:ty) => {
+        impl Records for $engine {
+            async fn write(
+                guard: &mut ReservationGuard<Self>,
+                sql: &'static str,
+                values: Vec<String>,
+            ) -> Result<(), Fault> {
+                let query = values
+                    .into_iter()
+                    .fold(sqlx::query(sql), |query, value| query.bind(value));
+                query.execute(&mut *guard.transaction().await?).await?;
+                Ok(())
+            }
 
-    async fn read(
-        guard: &mut ReservationGuard<Self>,
-        sql: &'static str,
-        value: &str,
-    ) -> Result<Option<String>, Fault> {
-        Ok(sqlx::query_scalar(sql)
-            .bind(value)
-            .fetch_optional(&mut *guard.transaction().await?)
-            .await?)
-    }
-}
-
-impl Records for Postgres {
-    async fn write(
-        guard: &mut ReservationGuard<Self>,
-        sql: &'static str,
-        values: Vec<String>,
-    ) -> Result<(), Fault> {
-        let query = values
-            .into_iter()
-            .fold(sqlx::query(sql), |query, value| query.bind(value));
-        query.execute(&mut *guard.transaction().await?).await?;
-        Ok(())
-    }
-
-    async fn read(
-        guard: &mut ReservationGuard<Self>,
-        sql: &'static str,
-        value: &str,
-    ) -> Result<Option<String>, Fault> {
-        // Postgres has no text with a zero byte in it, and so nothing that is called so.
-        if value.contains('\0') {
-            return Ok(None);
+            async fn read(
+                guard: &mut ReservationGuard<Self>,
+                sql: &'static str,
+                value: &str,
+            ) -> Result<Option<String>, Fault> {
+                // Postgres has no text with a zero byte in it, and so nothing that is called so.
+                if value.contains('\0') {
+                    return Ok(None);
+                }
+                Ok(sqlx::query_scalar(sql)
+                    .bind(value)
+                    .fetch_optional(&mut *guard.transaction().await?)
+                    .await?)
+            }
         }
-        Ok(sqlx::query_scalar(sql)
-            .bind(value)
-            .fetch_optional(&mut *guard.transaction().await?)
-            .await?)
-    }
+    };
 }
+
+engine!(Sqlite);
+engine!(Postgres);

@@ -3,11 +3,9 @@
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
-use tower_keep::core::ManualClock;
-use tower_keep::data::lock::Lock;
 
 use super::people::{refused, signed_in, told};
-use super::{Guest, advance, alone, slot, tell, text, wish};
+use super::{Guest, advance, alone, hooked, payment_locks, slot, tell, text, wish};
 use crate::support::{Browser, Program, RedisServer};
 
 async fn fault(browser: &Browser, order: Value) {
@@ -104,23 +102,12 @@ async fn what_is_paid_while_the_store_is_away_is_booked_when_it_is_back() {
 async fn a_guest_who_hangs_up_while_paying_has_paid() {
     let redis = RedisServer::start().await;
     let store = redis.tcp_url();
-    let options = [
-        "--listen",
-        "127.0.0.1:0",
-        "--test-hooks",
-        "--trusted-hops",
-        "1",
-        "--store",
-        &store,
-    ];
-    let clinic = Program::start("clinic", &options);
+    let clinic = Program::start("clinic", &hooked(&["--store", &store]));
     let guest = Guest::new(&clinic, 1).await;
     let held = guest.pay("k", &wish("e1", "s60", "10:00")).await.json();
     let payment = text(&held, "payment_id");
     // Somebody else has the payment's lock: the money is taken, and its event waits.
-    let same_time = ManualClock::at("2030-01-01T00:00:00Z".parse().unwrap());
-    let line = tower_keep::store::builder(&store).clock(same_time);
-    let payments = Lock::new(line.open().await.unwrap(), "payment");
+    let payments = payment_locks(&store).await;
     let turn = payments.try_acquire(&payment).await.unwrap();
     let body = json!({ "outcome": "succeeded" }).to_string();
     let request = format!(

@@ -6,25 +6,16 @@ use std::time::{Duration, Instant};
 use http::{Method, StatusCode};
 use serde_json::json;
 use sqlx::Row;
-use tower_keep::core::ManualClock;
-use tower_keep::data::lock::Lock;
 
 use super::people::signed_in;
-use super::{Guest, alone, slot, tell, text, wish};
+use super::{Guest, alone, hooked, payment_locks, slot, tell, text, wish};
 use crate::support::{Browser, PostgresServer, Program, RedisServer};
 
 #[tokio::test]
 async fn no_log_names_a_person_a_cookie_a_key_a_token_or_a_password() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("log");
-    let options = [
-        "--listen",
-        "127.0.0.1:0",
-        "--test-hooks",
-        "--trusted-hops",
-        "1",
-    ];
-    let mut clinic = Program::start_logging("clinic", &options, File::create(&file).unwrap());
+    let mut clinic = Program::start_logging("clinic", &hooked(&[]), File::create(&file).unwrap());
     let guest = Guest::new(&clinic, 1).await;
     let pat = signed_in(&clinic, "pat").await;
     let credentials = json!({ "email": "pat@clinic.test", "password": "hunter2-hunter2" });
@@ -83,17 +74,7 @@ async fn no_log_names_a_person_a_cookie_a_key_a_token_or_a_password() {
 async fn users_holds_and_bookings_survive_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let db = format!("sqlite:{}", folder.path().join("clinic.db").display());
-    let options = [
-        "--listen",
-        "127.0.0.1:0",
-        "--test-hooks",
-        "--trusted-hops",
-        "1",
-    ];
-    let options: Vec<&str> = options
-        .into_iter()
-        .chain(["--secret", "s", "--db", &db])
-        .collect();
+    let options = hooked(&["--secret", "s", "--db", &db]);
     let mut clinic = Program::start("clinic", &options);
     let guest = Guest::new(&clinic, 1).await;
     let paid = guest.pay("a", &wish("e1", "s60", "10:00")).await.json();
@@ -122,19 +103,7 @@ async fn users_holds_and_bookings_survive_a_restart() {
 async fn an_event_whose_process_is_killed_half_way_leaves_neither_a_claim_nor_a_booking() {
     let (redis, postgres) = tokio::join!(RedisServer::start(), PostgresServer::start());
     let (store, db) = (redis.tcp_url(), postgres.database().await);
-    let options = [
-        "--listen",
-        "127.0.0.1:0",
-        "--test-hooks",
-        "--trusted-hops",
-        "1",
-        "--secret",
-        "s",
-        "--store",
-        &store,
-        "--db",
-        &db,
-    ];
+    let options = hooked(&["--secret", "s", "--store", &store, "--db", &db]);
     let (first, second) = (
         Program::start("clinic", &options),
         Program::start("clinic", &options),
@@ -143,9 +112,7 @@ async fn an_event_whose_process_is_killed_half_way_leaves_neither_a_claim_nor_a_
     let held = guest.pay("k", &wish("e1", "s60", "10:00")).await.json();
     let payment = text(&held, "payment_id");
     // Somebody else has the payment's lock: the event has its claim, and waits.
-    let same_time = ManualClock::at("2030-01-01T00:00:00Z".parse().unwrap());
-    let line = tower_keep::store::builder(&store).clock(same_time);
-    let payments = Lock::new(line.open().await.unwrap(), "payment");
+    let payments = payment_locks(&store).await;
     let turn = payments.try_acquire(&payment).await.unwrap();
     let half_way = {
         let (browser, payment) = (guest.browser.clone(), payment.clone());

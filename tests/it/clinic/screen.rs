@@ -198,6 +198,11 @@ async fn whoever_comes_back_to_a_page_sees_what_happened_meanwhile() {
     chromium.until(&window, &next).await;
 }
 
+async fn log_in(chromium: &mut Chromium, window: &Window, password: &str) {
+    let fields = [("email", "pat@clinic.test"), ("password", password)];
+    send(chromium, window, &fields, "#login-submit").await;
+}
+
 /// Fills in and sends a form.
 async fn send(chromium: &mut Chromium, window: &Window, fields: &[(&str, &str)], button: &str) {
     for (field, value) in fields {
@@ -220,24 +225,12 @@ async fn every_page_is_sound_on_a_phone_and_on_a_desktop_by_day_and_by_night() {
         let (seat, hour) = (&window, if name == "phone" { 10 } else { 12 });
         let start = format!("{DAY}T{hour}:00:00Z");
         chromium.open(seat, &format!("{site}/login")).await;
-        send(
-            &mut chromium,
-            seat,
-            &[("email", "pat@clinic.test"), ("password", "no")],
-            "#login-submit",
-        )
-        .await;
+        log_in(&mut chromium, seat, "no").await;
         chromium
             .until(seat, "document.querySelector('#problem') !== null")
             .await;
         look(&mut chromium, seat, &format!("login-{name}")).await;
-        send(
-            &mut chromium,
-            seat,
-            &[("email", "pat@clinic.test"), ("password", "test")],
-            "#login-submit",
-        )
-        .await;
+        log_in(&mut chromium, seat, "test").await;
         chromium
             .until(seat, "document.querySelector('#me') !== null")
             .await;

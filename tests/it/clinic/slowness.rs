@@ -6,23 +6,14 @@ use http::StatusCode;
 use serde_json::json;
 
 use super::people::{refused, told};
-use super::{Guest, wish};
+use super::{Guest, hooked, wish};
 use crate::support::{Browser, Program, RedisServer};
 
 #[tokio::test]
 async fn limits_wait_fifty_milliseconds_for_the_store_unless_told_otherwise() {
     let redis = RedisServer::start().await;
     let store = redis.tcp_url();
-    let options = [
-        "--listen",
-        "127.0.0.1:0",
-        "--test-hooks",
-        "--trusted-hops",
-        "1",
-        "--store",
-        &store,
-    ];
-    let clinic = Program::start_as_shipped("clinic", &options);
+    let clinic = Program::start_as_shipped("clinic", &hooked(&["--store", &store]));
     let guest = Guest::new(&clinic, 1).await;
     let slow = async |millis: u64| {
         let order = json!({ "delay_ms": millis });

@@ -359,14 +359,14 @@ async fn a_transaction_open_for_too_long_is_taken_back() {
 
 #[tokio::test]
 async fn a_transaction_past_its_time_has_failed_and_leaked_nothing() {
-    let short = std::time::Duration::from_millis(500);
+    let short = std::time::Duration::from_secs(2);
     let db = SqlStore::builder("sqlite::memory:").transaction_timeout(short);
     let app = App::new(
         db.clock(super::clock()).open().await.unwrap(),
         async move |mut guard: ReservationGuard<Sqlite>| {
             guard.hold(slot("a"), "ann").await.unwrap();
             let lease = guard.transaction().await.unwrap();
-            tokio::time::sleep(3 * short).await;
+            tokio::time::sleep(2 * short).await;
             // Whoever takes it back waits for this, and has its turn before the answer is out.
             drop(lease);
             StatusCode::OK
