@@ -1,4 +1,5 @@
 //! What a commit changes is told before anybody is answered: cached lists are forgotten, and open pages hear of it.
+//! (Only that money goes back is told behind the answer: it waits for the provider.)
 //!
 //! Try it: `curl -N 'localhost:8080/api/events?topic=slots:e1'`, and book a slot beside it.
 //!

@@ -11,7 +11,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use tower::ServiceExt;
-use tower_keep::data::queue::{Backoff, Batch, Job, JobError, Queue, Worker};
+use tower_keep::data::queue::{Backoff, Batch, Job, JobError, JobId, Queue, Worker};
 use tower_keep::store::Store;
 use tower_keep::{MINUTE, SECOND};
 
@@ -29,18 +29,18 @@ pub fn queue(store: &Arc<dyn Store>) -> Queue<Event> {
         .backoff(Backoff::exponential(10 * SECOND, 10 * MINUTE))
 }
 
-/// Sends the same event again later, until it is taken.
-pub async fn again(app: &App, event: &Event) -> Result<(), Fault> {
+/// Sends the same event again later, a few times.
+pub async fn again(app: &App, event: &Event) -> Result<JobId, Fault> {
     let job = Job::to(event.data.payment_id.clone(), event.clone()).once(&event.id);
-    app.events.enqueue(job).await?;
-    Ok(())
+    Ok(app.events.enqueue(job).await?.id())
 }
 
-/// Queues what was paid and never told: the store was away at that moment, or the process died.
+/// Queues what was paid and not yet taken: the store was away at that moment, or the process died. What was tried too
+/// often has fresh attempts: money is told of until somebody takes the event.
 pub async fn recover(app: &App) -> Result<(), Fault> {
     for event in app.provider.untold().await? {
-        again(app, &event).await?;
-        app.provider.told(&event).await;
+        let job = again(app, &event).await?;
+        app.events.revive([job]).await?;
     }
     Ok(())
 }
@@ -67,7 +67,9 @@ pub fn worker<D: Records>(app: &App) -> Worker<Event> {
         let (app, failures) = (sending.clone(), batch.failures());
         async move {
             for (index, event) in batch.into_items().enumerate() {
-                if !send::<D>(&app, &event).await.is_success() {
+                if send::<D>(&app, &event).await.is_success() {
+                    app.provider.told(&event).await;
+                } else {
                     failures.fail(index, JobError::retry("the event was not taken"));
                 }
             }

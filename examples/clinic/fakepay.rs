@@ -118,21 +118,26 @@ pub async fn settle_payment<D: Records>(
 /// Takes the money and delivers the event: at once, from the queue, or where that is away too, from the provider's own memory.
 async fn tell<D: Records>(app: App, event: Event) -> Result<StatusCode, Fault> {
     let is_paid = event.kind == "succeeded";
-    if is_paid {
-        app.provider.pay(&event).await?;
+    // Ended while the guest was looking: no money is taken, and nothing is told.
+    if is_paid && !app.provider.pay(&event).await? {
+        return Err(GONE);
     }
     let delivered = deliveries::send::<D>(&app, &event).await;
-    if !delivered.is_success() {
-        match deliveries::again(&app, &event).await {
-            Err(_) if is_paid => return Ok(delivered),
-            queued => queued?,
-        }
-    }
-    if is_paid {
+    if delivered.is_success() {
         app.provider.told(&event).await;
+        return Ok(delivered);
     }
-    Ok(delivered)
+    match deliveries::again(&app, &event).await {
+        Err(fault) if !is_paid => Err(fault),
+        _ => Ok(delivered),
+    }
 }
+
+const GONE: Fault = Fault::Plain(
+    StatusCode::GONE,
+    "PAYMENT_SESSION_EXPIRED",
+    "the hold has run out",
+);
 
 /// The hold of a payment that can still be made.
 pub async fn payable<D: Records>(
@@ -146,10 +151,6 @@ pub async fn payable<D: Records>(
     match hold.state() {
         HoldState::Held | HoldState::Processing => Ok(hold),
         HoldState::Confirmed => Err(Fault::conflict("ALREADY_PAID", "this is paid for")),
-        _ => Err(Fault::Plain(
-            StatusCode::GONE,
-            "PAYMENT_SESSION_EXPIRED",
-            "the hold has run out",
-        )),
+        _ => Err(GONE),
     }
 }

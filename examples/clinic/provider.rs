@@ -60,8 +60,9 @@ impl Provider {
         Ok(PaymentSession { id })
     }
 
-    /// Takes the money, once, and notes with the same stroke what there is to tell of it.
-    pub async fn pay(&self, event: &Event) -> Result<(), Fault> {
+    /// Takes the money, once, and notes with the same stroke what there is to tell of it. Says whether it is taken: a
+    /// session that has ended takes none.
+    pub async fn pay(&self, event: &Event) -> Result<bool, Fault> {
         self.faults.provider().await;
         let body = serde_json::to_string(event).unwrap_or_default();
         let sql = "update provider_session set state = 'paid', untold = $2 \
@@ -73,18 +74,22 @@ impl Provider {
             > 0
         {
             self.session_paid.add();
+            return Ok(true);
         }
-        Ok(())
+        let sql = "select state from provider_session where payment_id = $1";
+        let state = self.db.text(sql, &event.data.payment_id).await?;
+        Ok(state.as_deref() == Some("paid"))
     }
 
-    /// The event has arrived, or is in a queue that will see to it.
+    /// Somebody has taken the event.
     pub async fn told(&self, event: &Event) {
-        let sql = "update provider_session set untold = null where payment_id = $1";
-        // Told once more it does nothing.
-        drop(self.db.execute(sql, &[&event.data.payment_id]).await);
+        let body = serde_json::to_string(event).unwrap_or_default();
+        let sql = "update provider_session set untold = null where payment_id = $1 and untold = $2";
+        // Where this is lost the event is told once more, which does nothing.
+        drop(self.db.execute(sql, &[&event.data.payment_id, &body]).await);
     }
 
-    /// What was paid, and nobody was told of it.
+    /// What was paid, and nobody has taken the event of it.
     pub async fn untold(&self) -> Result<Vec<Event>, Fault> {
         let sql =
             "select untold from provider_session where untold is not null and $1 = '' limit 100";

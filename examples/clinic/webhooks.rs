@@ -91,7 +91,7 @@ async fn receive<D: Records>(
 ) -> Result<Json<Value>, Fault> {
     app.counters.handlers_webhook.add();
     let payment = event.data.payment_id.as_str();
-    // Not for long: the transaction waits too. The provider comes again.
+    // Not for long: the transaction waits too, and on SQLite every other writer with it. The provider comes again.
     let turn = app.payments.acquire(payment, 2 * SECOND).await?;
     // First of all that follows the commit. A rollback drops it, which gives it back just as well.
     guard.after_commit(async move {

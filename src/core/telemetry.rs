@@ -99,16 +99,21 @@ macro_rules! measured {
 }
 
 #[allow(unused_imports)]
-pub(crate) use {count, gauge, measured, seconds, shift};
-
-/// Says whether anybody hears of what is worth an event of level info: before something is gathered for it.
-#[allow(dead_code)]
-pub(crate) fn is_heard() -> bool {
-    #[cfg(feature = "tracing")]
-    return tracing::enabled!(tracing::Level::INFO);
-    #[cfg(not(feature = "tracing"))]
-    false
+/// Says whether anybody hears an event of level info from here: before something is gathered for it.
+#[allow(unused_macros)]
+macro_rules! is_heard {
+    () => {{
+        #[cfg(feature = "tracing")]
+        let heard = ::tracing::enabled!(::tracing::Level::INFO);
+        #[cfg(not(feature = "tracing"))]
+        let heard = false;
+        heard
+    }};
 }
+
+#[allow(unused_imports)]
+pub(crate) use is_heard;
+pub(crate) use {count, gauge, measured, seconds, shift};
 
 /// Lets something be said once per process or per layer, however many requests meet it.
 #[derive(Debug, Default)]

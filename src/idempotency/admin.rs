@@ -190,7 +190,7 @@ impl Admin {
     /// runs again. To be called when rights are withdrawn. A claim stays, and what its owner answers later is kept.
     ///
     /// In SQL it looks at the caller's records only, in memory at all records, on Redis at all keys of the server (or of each
-    /// node in turn), a page at a time.
+    /// node in turn), a page at a time. A failover or slots that move meanwhile may hide some there: then repeat it.
     ///
     /// # Errors
     /// The store's; what was removed before stays removed, and a repeat is harmless.

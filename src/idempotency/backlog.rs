@@ -87,6 +87,13 @@ impl Job {
     }
 }
 
+impl Drop for Backlog {
+    /// What waited with it waits no longer.
+    fn drop(&mut self) {
+        self.note(0);
+    }
+}
+
 impl Backlog {
     /// Returns how many items wait.
     pub(super) fn len(&self) -> usize {

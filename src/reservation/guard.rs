@@ -360,7 +360,7 @@ pub(crate) struct Asked(Option<(Box<str>, Timestamp, Timestamp)>);
 impl Asked {
     /// Notes the first slot; nothing where nobody listens.
     pub(crate) fn of(wish: &HoldWish) -> Self {
-        let slot = wish.slots.first().filter(|_| is_heard());
+        let slot = wish.slots.first().filter(|_| is_heard!());
         Self(slot.map(|slot| (slot.resource.clone(), slot.start, slot.end)))
     }
 

@@ -151,6 +151,35 @@ async fn a_rewind_does_not_wait_for_a_lease_that_leaked() {
 }
 
 #[tokio::test]
+async fn a_rewind_that_ends_past_the_transactions_time_heals_nothing() {
+    let server = PostgresServer::start().await;
+    let database = server.database().await;
+    let name = database.rsplit('/').next().unwrap();
+    let proxy = Proxy::before(server.address()).await;
+    let url = format!("postgres://postgres@{}/{name}", proxy.address());
+    let timeout = Duration::from_secs(3);
+    let db = SqlStore::builder(&url).transaction_timeout(timeout);
+    let db = db.open().await.unwrap();
+    let (transaction, mut finisher) = join(&mut Extensions::new(), &db);
+    finisher.begin(Duration::from_millis(250)).await.unwrap();
+    finisher.mark().await.unwrap();
+    // Doomed for another reason, which a rewind could heal.
+    let leaked = transaction.lease::<Postgres>().await.unwrap();
+    let refused = finisher.rewind(RollbackCause::Inner).await.unwrap_err();
+    let leak = TransactionErrorKind::Doomed(RollbackCause::Leaked);
+    assert_eq!(refused.kind(), leak);
+    drop(leaked);
+    // Two round trips: its time is over on the way.
+    proxy.delay(timeout * 2 / 3);
+    let refused = finisher.rewind(RollbackCause::Inner).await.unwrap_err();
+    let late = TransactionErrorKind::Doomed(RollbackCause::Timeout);
+    assert_eq!(refused.kind(), late);
+    proxy.delay(Duration::ZERO);
+    assert!(transaction.lease::<Postgres>().await.is_err());
+    assert!(finisher.commit().await.is_err());
+}
+
+#[tokio::test]
 async fn a_transaction_that_user_sql_ended_cannot_be_rewound() {
     for db in [sqlite().await, postgres().await] {
         let (transaction, mut finisher) = join(&mut Extensions::new(), &db);

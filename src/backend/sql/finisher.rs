@@ -99,7 +99,7 @@ impl Finisher {
         let undone = {
             let mut said = self.shared.said.lock();
             // Past its time nothing heals it.
-            if said.doom == Some(RollbackCause::Timeout) {
+            if said.overdue {
                 return Err(TransactionError::doomed(RollbackCause::Timeout));
             }
             said.doom = None;

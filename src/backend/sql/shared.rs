@@ -30,6 +30,8 @@ pub(super) struct Said {
     pub(super) closed: bool,
     /// When the open transaction must have ended; `None` from when it is being ended.
     pub(super) due: Option<Due>,
+    /// Its time is over, and the connection is being taken back: nothing heals it, whatever doomed it first.
+    pub(super) overdue: bool,
     pub(super) doom: Option<RollbackCause>,
     pub(super) commit: bool,
     pub(super) rollback: Option<RollbackCause>,
@@ -104,7 +106,7 @@ impl Shared {
 
     /// Says whether its time was over before it was ended: then nobody need have leaked it.
     pub(super) fn is_overdue(&self) -> bool {
-        self.said.lock().doom == Some(RollbackCause::Timeout)
+        self.said.lock().overdue
     }
 
     /// Closes it for everybody; says whether a guard outlived its handler.
@@ -121,6 +123,7 @@ impl Shared {
             if said.closed || said.due != Some(due) {
                 return;
             }
+            said.overdue = true;
             said.doom.get_or_insert(RollbackCause::Timeout);
         }
         let Some(open) = self.slot.lock().await.take() else {

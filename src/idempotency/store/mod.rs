@@ -177,7 +177,8 @@ pub trait IdempotencyStore: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Behaviour
     /// A claim stays, whether its lease runs or not, and so does what cannot be read. From the first page (no cursor)
-    /// to the last, everything is met that was there all the time; what is written meanwhile may stay.
+    /// to the last, everything is met that was there all the time; what is written meanwhile may stay. On Redis not
+    /// across a failover, a restart or slots that move between two pages: then begin again.
     ///
     /// # Errors
     /// As the engine has them; a repeat is harmless.

@@ -89,6 +89,8 @@ impl Session {
     /// Committed when it returns, whatever the response becomes. Dropping it: logged in or not, whole; if it
     /// was, nobody holds the new secret and the session ends by idle time.
     ///
+    /// Other calls of this session wait for it: await or drop it before the same task awaits another.
+    ///
     /// # Errors
     /// The user has too many sessions; the user's sessions or rights changed since this request began; the store
     /// cannot answer; the headers have left.
@@ -113,6 +115,8 @@ impl Session {
     /// Replaces the secret and nothing else; for a change of rights inside a session.
     ///
     /// Dropping it: replaced or not, whole; if it was, the client holds the old secret, which opens nothing.
+    ///
+    /// Other calls of this session wait for it: await or drop it before the same task awaits another.
     ///
     /// # Errors
     /// The session is not live; the store cannot answer; the headers have left.

@@ -96,7 +96,7 @@ async fn a_client_that_hangs_up_and_asks_again_has_one_reservation() {
             break reply;
         }
         assert_eq!(reply.code(), "IDEMPOTENCY_IN_PROGRESS");
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     };
     assert_eq!(answer.status, StatusCode::CREATED, "{:?}", answer.body);
     let counters = guest.browser.get("/_test/counters").await.json();

@@ -70,6 +70,39 @@ async fn an_event_that_was_not_taken_comes_again_and_books_once() {
 }
 
 #[tokio::test]
+async fn a_payment_whose_event_is_refused_again_and_again_is_booked_all_the_same() {
+    let clinic = alone();
+    let guest = Guest::new(&clinic, 1).await;
+    let held = guest.pay("k", &wish("e1", "s60", "10:00")).await.json();
+    // More often than the queue tries.
+    fault(&guest.browser, json!({ "fail": { "webhook": 8 } })).await;
+    guest.settle(&text(&held, "payment_id"), "succeeded").await;
+    for _ in 0..12 {
+        advance(&guest.browser, 150).await;
+        work(&guest.browser).await;
+    }
+    assert_eq!(counted(&guest.browser, "handlers", "webhook").await, 9);
+    let path = format!("/api/reservations/{}", text(&held, "reservation_id"));
+    assert_eq!(guest.browser.get(&path).await.json()["state"], "confirmed");
+}
+
+#[tokio::test]
+async fn a_payment_session_that_has_ended_takes_no_money_and_books_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = format!("sqlite:{}", folder.path().join("clinic.db").display());
+    let clinic = Program::start("clinic", &hooked(&["--db", &db]));
+    let guest = Guest::new(&clinic, 1).await;
+    let held = guest.pay("k", &wish("e1", "s60", "10:00")).await.json();
+    // As by somebody who gives the hold back while it is being paid for.
+    let provider = sqlx::SqlitePool::connect(&db).await.unwrap();
+    let ended = sqlx::query("update provider_session set state = 'expired'");
+    assert_eq!(ended.execute(&provider).await.unwrap().rows_affected(), 1);
+    let paid = guest.settle(&text(&held, "payment_id"), "succeeded").await;
+    assert_eq!(told(&paid), refused(410, "PAYMENT_SESSION_EXPIRED"));
+    assert_eq!(slot(&guest.browser, "e1", "s60", "10:00").await, "held");
+}
+
+#[tokio::test]
 async fn what_is_paid_while_the_store_is_away_is_booked_when_it_is_back() {
     let clinic = alone();
     let guest = Guest::new(&clinic, 1).await;

@@ -9,7 +9,7 @@ use tower_keep::backend::sql::{Postgres, SqlStore};
 use tower_keep::reservation::{ReservationError, ReservationGuard, ReservationLayer};
 
 use super::slot;
-use crate::support::postgres::shared;
+use crate::support::PostgresServer;
 
 const GUESTS: usize = 4;
 
@@ -152,7 +152,8 @@ fn best(rounds: &[Round]) -> Duration {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hot_slot_is_decided_ten_times_as_fast_as_by_a_plain_insert() {
     let rounds = std::env::var("KEEP_HOT").map_or(5, |rounds| rounds.parse().unwrap());
-    let db = SqlStore::builder(&shared().await.database().await)
+    let server = PostgresServer::start().await;
+    let db = SqlStore::builder(&server.database().await)
         .max_connections(2 * GUESTS as u32)
         .acquire_timeout(Duration::from_secs(30))
         .lock_timeout(Duration::from_secs(30));

@@ -383,7 +383,7 @@ async fn a_transaction_past_its_time_has_failed_and_leaked_nothing() {
 #[tokio::test]
 async fn a_transaction_ends_in_time_although_the_runtime_that_watched_has_gone() {
     let db = SqlStore::builder("sqlite::memory:")
-        .transaction_timeout(std::time::Duration::from_secs(1))
+        .transaction_timeout(std::time::Duration::from_secs(3))
         .lock_timeout(60 * super::SECOND)
         .acquire_timeout(60 * super::SECOND)
         .clock(super::clock())
