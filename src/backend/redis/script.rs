@@ -11,8 +11,14 @@ const PRELUDE: &str = include_str!("prelude.lua");
 #[derive(Debug)]
 pub struct Script {
     pub(super) name: &'static str,
-    body: &'static str,
+    body: Body,
     loaded: OnceLock<Loaded>,
+}
+
+#[derive(Debug)]
+enum Body {
+    File(&'static str),
+    Composed(fn() -> String),
 }
 
 #[derive(Debug)]
@@ -31,6 +37,16 @@ impl Script {
     /// Makes a script whose calls are measured under `name` (`keep_store_op_seconds{op}`).
     #[must_use]
     pub const fn named(name: &'static str, body: &'static str) -> Self {
+        Self::of(name, Body::File(body))
+    }
+
+    /// Makes a script whose text is put together of several files, once, before its first call.
+    #[must_use]
+    pub const fn composed(body: fn() -> String) -> Self {
+        Self::of("script", Body::Composed(body))
+    }
+
+    const fn of(name: &'static str, body: Body) -> Self {
         Self {
             name,
             body,
@@ -40,7 +56,10 @@ impl Script {
 
     pub(super) fn loaded(&self) -> &Loaded {
         self.loaded.get_or_init(|| {
-            let source = format!("{PRELUDE}{}", self.body);
+            let source = match self.body {
+                Body::File(text) => format!("{PRELUDE}{text}"),
+                Body::Composed(text) => format!("{PRELUDE}{}", text()),
+            };
             let sha = redis::Script::new(&source).get_hash().to_owned();
             Loaded { source, sha }
         })

@@ -1,2 +1,2 @@
--- Decides without charging. KEYS, ARGV and reply: see algorithms.lua.
-return reply(decide_all())
+-- Decides without charging.
+local is_charging, is_forced = false, false

@@ -9,7 +9,7 @@ mod scripts;
 use std::sync::Arc;
 use std::time::Duration;
 
-use scripts::{BLOCK, CHECK, CHECK_AND_RECORD, RECORD, REFUND, RESET};
+use scripts::{BLOCK, CHECK, CHECK_AND_RECORD, RECORD, REFUND, RESET, number_of};
 use smallvec::SmallVec;
 
 use super::super::quota::{Algorithm, Quota};
@@ -125,13 +125,8 @@ impl Hasty {
             .collect();
         let mut call = self.call(script, &keys);
         for charge in charges {
-            let form = Form::of(charge.bucket.scope.quota());
-            call = call.arg(form.algorithm).num(charge.limit);
-            call = form.numbers(call).num(charge.cost);
-            call = call.arg(match charge.mode {
-                Mode::Enforced => "e",
-                Mode::Shadow => "s",
-            });
+            let quota = charge.bucket.scope.quota();
+            call = call.arg(numbers(quota, charge.mode, charge.limit, charge.cost));
         }
         let limits: SmallVec<[u32; 4]> = charges.iter().map(|charge| charge.limit).collect();
         let answer = call.run(move |reply| {
@@ -152,19 +147,13 @@ impl Hasty {
             .collect();
         let mut call = self.call(&REFUND, &keys);
         for part in parts {
-            let bucket = part.bucket();
-            let form = Form::of(bucket.scope.quota());
-            call = form.numbers(call.arg(form.algorithm));
-            for number in part.entry().numbers() {
-                call = call.num(number);
-            }
+            let scope = part.bucket().scope;
             // Where limits differ, a key that is not full at ours may be known as full at a lower one.
-            let full = if bucket.scope.is_varied() {
-                0
-            } else {
-                part.limit()
-            };
-            call = call.num(full);
+            let full = if scope.is_varied() { 0 } else { part.limit() };
+            let entry = part.entry().numbers().map(u64::to_be_bytes);
+            call = call
+                .arg(numbers(scope.quota(), Mode::Enforced, full, 0))
+                .arg(entry.as_flattened());
         }
         let freed = self.freeing(parts.iter().map(ReceiptPart::bucket));
         let answer = self.publishing(call, &freed).run(move |reply| {
@@ -240,8 +229,7 @@ impl RateLimitStore for Hasty {
             return StoreFuture::ok(verdict);
         }
         let asked = self.denied.asked(charges);
-        let script = CHECK_AND_RECORD.of(charges);
-        self.decide(("check_and_record", script), charges, asked)
+        self.decide(("check_and_record", &CHECK_AND_RECORD), charges, asked)
     }
 
     /// Always asks the server: who checks wants to know, and a refusal would tell less.
@@ -341,95 +329,82 @@ fn observed<T: Send + 'static>(
     )
 }
 
-/// A quota as the scripts take it.
-struct Form {
-    algorithm: &'static str,
-    declared: u32,
-    window: u64,
-    num: u64,
-    den: u64,
-}
-
-impl Form {
-    fn of(quota: &Quota) -> Self {
-        let (algorithm, num, den) = match quota.algorithm() {
-            Algorithm::Log => ("l", 1, 1),
-            Algorithm::Buckets => ("b", 1, 1),
-            Algorithm::Gcra { num, den, .. } => ("g", num, den),
-            Algorithm::Fixed => ("f", 1, 1),
-            Algorithm::Month => ("m", 1, 1),
-        };
-        Self {
-            algorithm,
-            declared: quota.capacity(),
-            window: quota.window_micros(),
-            num,
-            den,
-        }
-    }
-
-    fn numbers(&self, call: Call) -> Call {
-        call.num(self.declared)
-            .num(self.window)
-            .num(self.num)
-            .num(self.den)
-    }
+/// A policy's numbers as the scripts take them: one argument instead of eight, which saves the server a tenth of a call.
+fn numbers(quota: &Quota, mode: Mode, limit: u32, cost: u32) -> [u8; 38] {
+    let (num, den) = match quota.algorithm() {
+        Algorithm::Gcra { num, den, .. } => (num, den),
+        _ => (1, 1),
+    };
+    let mut bytes = [0; 38];
+    bytes[0] = number_of(quota.algorithm());
+    bytes[1] = u8::from(mode == Mode::Enforced);
+    bytes[2..6].copy_from_slice(&limit.to_be_bytes());
+    bytes[6..10].copy_from_slice(&quota.capacity().to_be_bytes());
+    bytes[10..18].copy_from_slice(&quota.window_micros().to_be_bytes());
+    bytes[18..26].copy_from_slice(&num.to_be_bytes());
+    bytes[26..34].copy_from_slice(&den.to_be_bytes());
+    bytes[34..].copy_from_slice(&cost.to_be_bytes());
+    bytes
 }
 
 /// The microseconds that the block of each policy has left.
 type Blocks = SmallVec<[Option<u64>; 4]>;
 
-/// Reads a flat reply: three numbers, then eight per policy.
+/// Reads the reply: three numbers in 13 bytes, then eight per policy in 57.
 fn verdict(reply: Reply, limits: &[u32]) -> Result<(Verdict, Blocks), StoreError> {
-    let mut numbers = reply.array()?.into_iter().map(Reply::int);
-    let mut next = || {
-        numbers
-            .next()
-            .unwrap_or(Err(StoreError::new(StoreErrorKind::Failed)))
-    };
-    let (admitted, now, undecodable) = (next()? == 1, next()?, next()?);
+    let bytes = reply.bytes()?;
+    let (head, rows) = bytes
+        .split_first_chunk::<13>()
+        .filter(|(_, rows)| rows.len() == 57 * limits.len())
+        .ok_or_else(|| StoreError::new(StoreErrorKind::Failed))?;
+    let admitted = head[0] == 1;
+    let now = number(&head[1..9]);
+    let undecodable = number(&head[9..]);
     if undecodable > 0 {
-        count!("keep_rate_limit_undecodable_total", undecodable as u64);
+        count!("keep_rate_limit_undecodable_total", undecodable);
     }
     let (mut states, mut blocks) = (SmallVec::new(), Blocks::new());
-    for limit in limits {
-        let mut row = [0; 8];
-        for number in &mut row {
-            *number = next()?;
-        }
+    for (limit, row) in limits.iter().zip(rows.chunks_exact(57)) {
         let state = state(row, *limit);
         // A blocked policy was not charged (but for a record): what is left of the block stands in its entry's place.
         let is_blocked = state.outcome == Outcome::Blocked && state.entry.is_none();
-        blocks.push(
-            u64::try_from(row[4])
-                .ok()
-                .filter(|left| is_blocked && *left > 0),
-        );
+        blocks.push(Some(number(&row[25..33])).filter(|left| is_blocked && *left > 0));
         states.push(state);
     }
     let verdict = Verdict {
         admitted,
         states,
-        now: now as u64,
+        now,
         source: Source::Store,
     };
     Ok((verdict, blocks))
 }
 
-fn state([outcome, used, more, retry, a, b, c, amount]: [i64; 8], limit: u32) -> PolicyState {
-    let duration = |micros: i64| u64::try_from(micros).ok().map(Duration::from_micros);
-    let used = u32::try_from(used).unwrap_or(u32::MAX);
-    let outcome = match outcome {
+fn state(row: &[u8], limit: u32) -> PolicyState {
+    // Negative: none.
+    let duration = |at| {
+        let micros = i64::try_from(number(&row[at..at + 8])).ok();
+        micros.map(|micros| Duration::from_micros(micros.unsigned_abs()))
+    };
+    let used = u32::try_from(number(&row[1..9])).unwrap_or(u32::MAX);
+    let outcome = match row[0] {
         0 => Outcome::Admitted,
         1 => Outcome::Denied,
         2 => Outcome::Blocked,
         _ => Outcome::Never,
     };
-    let entry = Entry::new(a as u64, b as u64, c as u64, amount as u64);
+    let [a, b, c, amount] = [25, 33, 41, 49].map(|at| number(&row[at..at + 8]));
     PolicyState::new(
-        (outcome, duration(retry)),
+        (outcome, duration(17)),
         limit,
-        (used, duration(more)),
-        entry,
+        (used, duration(9)),
+        Entry::new(a, b, c, amount),
     )
+}
+
+/// A number of at most eight bytes.
+fn number(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0, |number, byte| number << 8 | u64::from(*byte))
 }

@@ -1,60 +1,60 @@
--- Takes back what still counts of a receipt. KEYS as in algorithms.lua; ARGV too, but for the entry (a, b, c, amount)
--- behind each policy's window, num and den: from 2, ten per policy: algorithm, declared, window, num, den, a, b, c, amount,
--- full: where that many units were in use (0 always) the key may be known as full, and that it no longer is is published.
--- Behind them the channel, and per policy what is published. Reply: 1 if anything was given back, else 0.
-
-local give_back = {}
-
-function give_back.l(p, s)
-  if p.a + p.window <= now then return 0 end
-  local taken = redis.call('LREM', p.key, -p.amount, text(p.a))
-  -- Nothing is left but what is over: a clock that goes back must not bring it to life.
-  if taken > 0 and taken >= s.units - s.live then redis.call('DEL', p.key) end
-  return taken
-end
-
-function give_back.b(p, s)
-  if (p.a + 1) * p.grain + p.window <= now or p.a > s.current or p.b ~= s.born then return 0 end
-  local place = p.a - s.current + LIVE
-  local taken = math.min(s.counts[place], p.amount)
-  s.counts[place] = s.counts[place] - taken
-  if taken > 0 then buckets.write(p, s) end
-  return taken
-end
-
-function give_back.g(p, s)
-  if p.c ~= s.born or p.a < now then return 0 end
-  local taken = math.min((p.a - now) * p.den + p.b, p.amount, s.debt)
+-- Takes back what still counts of a receipt. The blocks, and the numbers of a policy: see policy/decide.lua; its limit here is how
+-- many units were in use where the key may be known as full (0: always), its cost is 0.
+-- KEYS: per part its state. ARGV from 2, two per part: the policy's numbers, the entry (four numbers). Behind them the
+-- channel, and per part what is published there where the key may be known as full and no longer is.
+-- Reply: 1 if anything was given back, else 0.
+local LOG, BUCKETS, GCRA, LEAD = 1, 2, 3, 1000000
+local count, raws = #KEYS, redis.call('MGET', unpack(KEYS))
+local applied, undecodable, channel, charging = 0, 0, 2 + #KEYS * 2, false
+for index = 1, count do
+  local key, raw = KEYS[index], raws[index]
+  local algorithm, mode, full, declared, window, num, den, cost = struct.unpack('>BBI4I4I8I8I8I4', ARGV[index * 2])
+  local e1, e2, e3, amount = struct.unpack('>I8I8I8I8', ARGV[index * 2 + 1])
+  local limit, asks, wait, changed, a, b, c, d = 0, false, 0, false, nil, nil, nil, nil
+  --> find
+  local in_use, taken = 0, 0
+  if a then
+    if algorithm == LOG then
+      in_use = c - b
+      -- Its units lie together, and nothing younger than they is older than they: they are looked for from the young end.
+      local last = c
+      while last > b and struct.unpack('>I8', a, last * 8 - 7) > e1 do last = last - 1 end
+      local first = last
+      while first > b and last - first < amount and struct.unpack('>I8', a, first * 8 - 7) == e1 do first = first - 1 end
+      if e1 + window > now then taken = last - first end
+      if taken > 0 then
+        a, c = string.sub(a, 1, first * 8) .. string.sub(a, last * 8 + 1), c - taken
+        if c > 0 then d = struct.unpack('>I8', a, c * 8 - 7) end
+      end
+    elseif algorithm == BUCKETS then
+      in_use = d
+      if (e1 + 1) * (window / 64) + window > now and e1 <= c and e2 == b then
+        local at = (e1 - c + 65) * 4 - 3
+        local there = struct.unpack('>I4', a, at)
+        taken = math.min(there, amount)
+        a = string.sub(a, 1, at - 1) .. struct.pack('>I4', there - taken) .. string.sub(a, at + 4)
+        d = d - taken
+      end
+    elseif algorithm == GCRA then
+      in_use = math.ceil(a / num)
+      if e3 == b and e1 >= now then
+        taken = math.min((e1 - now) * den + e2, amount, a)
+        a = a - taken
+      end
+    else
+      in_use = a
+      if e1 == c and e2 == b then
+        taken = math.min(a, amount)
+        a = a - taken
+      end
+    end
+  end
   if taken > 0 then
-    gcra.owe(s, s.debt - taken, p.den)
-    gcra.write(p, s)
+    applied, changed = 1, true
+    if in_use >= full then redis.call('PUBLISH', ARGV[channel], ARGV[channel + index]) end
   end
-  return taken
-end
-
-function give_back.f(p, s)
-  local taken = math.min(s.used, p.amount)
-  if p.a ~= s.start or p.b ~= s.born or taken == 0 then return 0 end
-  s.used = s.used - taken
-  fixed.write(p, s)
-  return taken
-end
-give_back.m = give_back.f
-
-local raw = redis.call('MGET', unpack(KEYS))
-local applied, channel = 0, 2 + #KEYS * 10
-for index = 1, #KEYS do
-  local at = 2 + (index - 1) * 10
-  local p = { key = KEYS[index], algorithm = ARGV[at], limit = 0 }
-  for offset, name in ipairs({ 'declared', 'window', 'num', 'den', 'a', 'b', 'c', 'amount', 'full' }) do
-    p[name] = tonumber(ARGV[at + offset])
-  end
-  local rules = ALGORITHMS[p.algorithm]
-  local s = rules.load(p, raw[index])
-  local used = s and rules.usage(p, s)
-  if s and give_back[p.algorithm](p, s) > 0 then
-    applied = 1
-    if used >= p.full then redis.call('PUBLISH', ARGV[channel], ARGV[channel + index]) end
-  end
+  local used, more, state, ends = 0, -1, false, 0
+  --> settle
+  --> write
 end
 return applied
