@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::into_key::IntoKey;
+use super::into_key::{IntoKey, Segments};
 use super::key::base64url;
 
 /// An e-mail address as a key: trimmed, in lower case, and only as a digest.
@@ -17,7 +17,7 @@ use super::key::base64url;
 pub struct Email<S>(pub S);
 
 impl<S: AsRef<str>> IntoKey for Email<S> {
-    fn segments(&self, into: &mut Vec<String>) {
+    fn segments(&self, into: &mut Segments) {
         let address = self.0.as_ref().trim().to_lowercase();
         let mut hash = Sha256::new();
         for part in ["tower-keep e-mail", &address] {

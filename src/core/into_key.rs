@@ -1,9 +1,12 @@
 //! What things are kept under: keys of one or several segments, made from the application's own values.
 
-use std::fmt;
+use std::borrow::Borrow;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
-use super::key::{KeyBuilder, digest22};
+use smallvec::SmallVec;
+
+use super::key::{KeyBuilder, Text, digest22, escape_into};
 
 /// A key of a data service: escaped segments, so that no two different ones ever look the same.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -13,17 +16,11 @@ impl Key {
     /// Makes a key from segments.
     #[must_use]
     pub fn of<S: AsRef<str>>(segments: impl IntoIterator<Item = S>) -> Self {
-        let start = KeyBuilder::new("", "");
-        let whole = segments
-            .into_iter()
-            .fold(start, KeyBuilder::segment)
-            .finish();
-        // The first two bytes are the colons before the part and the first segment.
-        match whole.get(2..) {
-            // An empty text is a key, too; `~` alone is what no other becomes.
-            None | Some("") => Self(Arc::from("~")),
-            Some(text) => Self(Arc::from(text)),
+        let mut text = Segments::default();
+        for segment in segments {
+            text.push(segment);
         }
+        text.to_key()
     }
 
     /// Takes a key back as a store kept it.
@@ -39,10 +36,111 @@ impl Key {
     }
 }
 
+/// A key is looked for by its text.
+impl Borrow<str> for Key {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Debug for Key {
     /// Hashed: a key may name a person, and Debug text ends up in logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Key(#{})", digest22(self.0.as_bytes()))
+    }
+}
+
+/// The segments of a key, escaped as they come: without an allocation while they are short, so that what is at hand
+/// can be looked for before a [`Key`] is made.
+#[derive(Clone, Default)]
+pub struct Segments {
+    text: SmallVec<[u8; INLINE]>,
+    begun: bool,
+}
+
+/// Bytes of a key that lie on the stack.
+const INLINE: usize = 96;
+
+impl Segments {
+    /// Takes in the segments of `key`.
+    pub fn of(key: &(impl IntoKey + ?Sized)) -> Self {
+        let mut segments = Self::default();
+        key.segments(&mut segments);
+        segments
+    }
+
+    /// Appends a segment.
+    pub fn push(&mut self, segment: impl AsRef<str>) {
+        self.separate();
+        escape_into(&mut self.text, segment.as_ref());
+    }
+
+    /// Appends a segment of ours that needs no escape and is short: a number.
+    fn push_number(&mut self, number: impl fmt::Display) {
+        self.separate();
+        // Writing to it cannot fail.
+        let _ = write!(Plain(&mut self.text), "{number}");
+    }
+
+    /// Returns the bytes of the key's text.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        // An empty text is a key, too; `~` alone is what no other becomes.
+        if self.text.is_empty() {
+            b"~"
+        } else {
+            &self.text
+        }
+    }
+
+    /// Returns the key's text: [`Key::as_str`] of the key that this makes.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        // Escaped text is ASCII: this never fails.
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
+    }
+
+    /// Makes the key.
+    #[must_use]
+    pub fn to_key(&self) -> Key {
+        Key(Arc::from(self.as_str()))
+    }
+
+    fn separate(&mut self) {
+        if self.begun {
+            self.text.push(b':');
+        }
+        self.begun = true;
+    }
+}
+
+impl fmt::Debug for Segments {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.to_key().fmt(f)
+    }
+}
+
+impl Text for SmallVec<[u8; INLINE]> {
+    fn size(&self) -> usize {
+        self.len()
+    }
+
+    fn put(&mut self, text: &str) {
+        self.extend_from_slice(text.as_bytes());
+    }
+
+    fn cut(&mut self, size: usize) {
+        self.truncate(size);
+    }
+}
+
+/// Takes in what needs no escape.
+struct Plain<'a>(&'a mut SmallVec<[u8; INLINE]>);
+
+impl fmt::Write for Plain<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.put(text);
+        Ok(())
     }
 }
 
@@ -52,13 +150,11 @@ impl fmt::Debug for Key {
 )]
 pub trait IntoKey {
     /// Appends the segments of this part.
-    fn segments(&self, into: &mut Vec<String>);
+    fn segments(&self, into: &mut Segments);
 
     /// Makes the key.
     fn to_key(&self) -> Key {
-        let mut segments = Vec::new();
-        self.segments(&mut segments);
-        Key::of(segments)
+        Segments::of(self).to_key()
     }
 
     /// Makes the key.
@@ -71,40 +167,28 @@ pub trait IntoKey {
 }
 
 impl IntoKey for str {
-    fn segments(&self, into: &mut Vec<String>) {
-        into.push(self.to_owned());
-    }
-
-    fn to_key(&self) -> Key {
-        Key::of([self])
+    fn segments(&self, into: &mut Segments) {
+        into.push(self);
     }
 }
 
 impl IntoKey for String {
-    fn segments(&self, into: &mut Vec<String>) {
-        into.push(self.clone());
-    }
-
-    fn to_key(&self) -> Key {
-        Key::of([self])
+    fn segments(&self, into: &mut Segments) {
+        into.push(self);
     }
 }
 
 impl<T: IntoKey + ?Sized> IntoKey for &T {
-    fn segments(&self, into: &mut Vec<String>) {
+    fn segments(&self, into: &mut Segments) {
         (**self).segments(into);
-    }
-
-    fn to_key(&self) -> Key {
-        (**self).to_key()
     }
 }
 
 macro_rules! whole_numbers {
     ($($number:ty)*) => {$(
         impl IntoKey for $number {
-            fn segments(&self, into: &mut Vec<String>) {
-                into.push(self.to_string());
+            fn segments(&self, into: &mut Segments) {
+                into.push_number(self);
             }
         }
     )*};
@@ -115,7 +199,7 @@ macro_rules! tuples {
     ($(($($part:ident)+))*) => {$(
         impl<$($part: IntoKey),+> IntoKey for ($($part,)+) {
             #[allow(non_snake_case)]
-            fn segments(&self, into: &mut Vec<String>) {
+            fn segments(&self, into: &mut Segments) {
                 let ($($part,)+) = self;
                 $($part.segments(into);)+
             }
@@ -153,11 +237,33 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn a_key_is_its_segments_each_escaped_and_joined(parts in prop::collection::vec(".{0,150}", 1..4), number: i128) {
+            let built = parts.iter().fold(KeyBuilder::new("", ""), KeyBuilder::segment).plain(number).finish();
+            let mut segments = Segments::default();
+            for part in &parts {
+                segments.push(part);
+            }
+            number.segments(&mut segments);
+            let key = segments.to_key();
+            prop_assert_eq!(key.as_str(), &built[2..]);
+            prop_assert_eq!(segments.as_str(), &built[2..]);
+            let found = std::collections::HashSet::from([segments.to_key()]);
+            prop_assert!(found.contains(segments.as_str()));
+        }
+    }
+
     #[test]
     fn each_part_is_one_segment() {
         assert_eq!(("e1", 7_u32).into_key().as_str(), "e1:7");
         assert_eq!("a:b".into_key().as_str(), "a%3Ab");
         assert_eq!(("", "a").into_key().as_str(), ":a");
+        assert_eq!(("a", "").into_key().as_str(), "a:");
+        assert_eq!(
+            (-7_i8, u128::MAX).into_key(),
+            ("-7", &*u128::MAX.to_string()).into_key()
+        );
         assert_eq!(
             ("".into_key().as_str(), "~".into_key().as_str()),
             ("~", "%7E")

@@ -79,23 +79,65 @@ impl KeyBuilder {
     }
 }
 
-fn escape_into(out: &mut String, segment: &str) {
-    let start = out.len();
-    for byte in segment.bytes() {
-        if byte.is_ascii_alphanumeric()
-            || matches!(byte, b'-' | b'_' | b'.' | b'@' | b'/' | b'+' | b'=')
-        {
-            out.push(char::from(byte));
-        } else {
-            // Writing to a `String` cannot fail.
-            let _ = write!(out, "%{byte:02X}");
-        }
+/// What escaped text is written to.
+pub(super) trait Text {
+    fn size(&self) -> usize;
+    fn put(&mut self, text: &str);
+    fn cut(&mut self, size: usize);
+}
+
+impl Text for String {
+    fn size(&self) -> usize {
+        self.len()
     }
-    if out.len() - start > LONGEST_SEGMENT {
-        out.truncate(start);
+
+    fn put(&mut self, text: &str) {
+        self.push_str(text);
+    }
+
+    fn cut(&mut self, size: usize) {
+        self.truncate(size);
+    }
+}
+
+const fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'@' | b'/' | b'+' | b'=')
+}
+
+/// The bytes that need no escape.
+static PLAIN: [bool; 256] = {
+    let (mut plain, mut byte) = ([false; 256], 0);
+    while byte < 256 {
+        plain[byte] = is_plain(byte as u8);
+        byte += 1;
+    }
+    plain
+};
+
+pub(super) fn escape_into(out: &mut impl Text, segment: &str) {
+    const DIGITS: &str = "0123456789ABCDEF";
+    let start = out.size();
+    let mut rest = segment;
+    // Runs of plain bytes go as they are; all others are escaped byte by byte.
+    while let Some(at) = rest.bytes().position(|byte| !PLAIN[usize::from(byte)]) {
+        let (plain, others) = rest.split_at(at);
+        out.put(plain);
+        let length = others.chars().next().map_or(0, char::len_utf8);
+        let (strange, after) = others.split_at(length);
+        for byte in strange.bytes() {
+            let (high, low) = (usize::from(byte >> 4), usize::from(byte & 15));
+            out.put("%");
+            out.put(&DIGITS[high..=high]);
+            out.put(&DIGITS[low..=low]);
+        }
+        rest = after;
+    }
+    out.put(rest);
+    if out.size() - start > LONGEST_SEGMENT {
+        out.cut(start);
         // `~` is escaped above, so that no short segment can look like a digest.
-        out.push('~');
-        out.push_str(&digest22(segment.as_bytes()));
+        out.put("~");
+        out.put(&digest22(segment.as_bytes()));
     }
 }
 

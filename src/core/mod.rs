@@ -39,7 +39,7 @@ pub(crate) use clock::monotonic;
 pub use clock::{Clock, ManualClock, NotATimestamp, SystemClock, Timestamp};
 pub(crate) use digits::Digits;
 pub use email::Email;
-pub use into_key::{IntoKey, Key};
+pub use into_key::{IntoKey, Key, Segments};
 pub use key::{KeyBuilder, LONGEST_SEGMENT, base64url, digest22};
 pub use latency::Latency;
 pub use notice::{Notice, NoticeCallback, Subscription};

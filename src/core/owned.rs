@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::into_key::IntoKey;
+use super::into_key::{IntoKey, Segments};
 use super::principal::Principal;
 
 /// A key of one owner's data. It cannot be made for another's.
@@ -64,8 +64,8 @@ impl<K> Owned<K> {
 }
 
 impl<K: IntoKey> IntoKey for Owned<K> {
-    fn segments(&self, into: &mut Vec<String>) {
-        into.push(self.owner.to_string());
+    fn segments(&self, into: &mut Segments) {
+        into.push(&self.owner);
         self.key.segments(into);
     }
 }

@@ -4,6 +4,7 @@ mod ages;
 mod batches;
 mod cache;
 mod coherence;
+mod costs;
 mod counter;
 mod dropped;
 mod health;

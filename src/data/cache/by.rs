@@ -18,7 +18,8 @@ use super::group::{ANY_KEY, ANY_PREFIX, ANY_TAG};
 use super::handle::{Cache, State};
 use super::loaded::Loaded;
 use super::local::Known;
-use super::read::{Start, WAIT_FOR_OTHERS, draw};
+use super::read::{Start, WAIT_FOR_OTHERS};
+use super::sight::IsOld;
 use super::store::{Ask, Fetched, Item, LeaseToken, LeaseWish, Leased, Lookup};
 use super::target::CacheKey;
 use crate::core::ttl::SECOND;
@@ -61,18 +62,17 @@ where
     ) -> Result<Option<Cached<V>>, DataError> {
         let alias = self.alias_of(name, &key.into_key());
         self.state.begin().await;
-        let label = &self.state.label;
         match self.state.find_by(&alias).await {
             Ok(Some(found)) => {
-                self.state.meter.read(label, found.counts_as());
+                self.state.meter.read(found.counts_as());
                 Ok(self.state.cached(found.known, found.outcome))
             }
             Ok(None) => {
-                self.state.meter.read(label, "miss");
+                self.state.meter.read("miss");
                 Ok(None)
             }
             Err(error) => {
-                self.state.meter.read(label, "bypass");
+                self.state.meter.read("bypass");
                 Err(error.into())
             }
         }
@@ -112,7 +112,7 @@ where
         for alias in &aliases {
             match self.state.find_by(alias).await {
                 Ok(Some(found)) => {
-                    self.state.meter.read(&self.state.label, found.counts_as());
+                    self.state.meter.read(found.counts_as());
                     if self.state.is_due(&found.key, &found.known) {
                         let refreshes = Some(found.key.clone());
                         drop(self.state.flight_by(aliases, loader, &said, refreshes));
@@ -138,15 +138,13 @@ where
         E: Into<Box<dyn Error + Send + Sync>>,
     {
         let cache = self.clone();
-        Box::new(move || {
-            Box::pin(async move {
-                let found = loader().await;
-                let (key, loaded) = found.map_err(|error| Arc::from(error.into()))?;
-                let mut loaded: Loaded<V> = loaded.into();
-                cache.prepare(&key, &mut loaded);
-                *said.lock() = Some(cache.key_of(&key));
-                Ok(Some(loaded))
-            })
+        Box::pin(async move {
+            let found = loader().await;
+            let (key, loaded) = found.map_err(|error| Arc::from(error.into()))?;
+            let mut loaded: Loaded<V> = loaded.into();
+            cache.prepare(&key, &mut loaded);
+            *said.lock() = Some(cache.key_of(&key));
+            Ok(Some(loaded))
         })
     }
 }
@@ -216,8 +214,8 @@ where
         };
         let ats = aliases.iter().map(at).collect();
         // Whose key is not known yet is left alone by every key.
-        let names = [ANY_TAG, ANY_KEY, ANY_PREFIX].map(str::to_owned);
-        match self.enter(ats, &names) {
+        let names = |is_old: IsOld<'_>| [ANY_TAG, ANY_KEY, ANY_PREFIX].into_iter().all(is_old);
+        match self.enter(ats, names) {
             Entered::Joined(flight) => (flight, true),
             Entered::Led(told, landing) => {
                 let (state, loader, said) = (Arc::clone(self), loader(), Arc::clone(said));
@@ -275,7 +273,7 @@ where
 
     /// Takes a lease on every alias, or waits for whoever has one; `None` where that was the answer.
     async fn lease_by(&self, by: &By, told: &Told<V>) -> Option<Start<V>> {
-        let token = draw();
+        let token = self.group.shared.draw();
         let start = |token: Option<LeaseToken>, noted| Start {
             stale: None,
             bypassed: token.is_none(),
@@ -285,14 +283,14 @@ where
         let count = |result| {
             // A refresh is behind a read that was counted.
             if by.refreshes.is_none() {
-                self.meter.read(&self.label, result);
+                self.meter.read(result);
             }
         };
         let mut take_over = false;
         for _ in 0..3 {
             let waiters = by.leases.iter();
             let waiters: Vec<_> = waiters
-                .map(|lease| self.group.shared.waiter(&lease.member()))
+                .map(|lease| self.group.shared.waiter(lease.member()))
                 .collect();
             let ask = Ask::Lease(LeaseWish {
                 token,

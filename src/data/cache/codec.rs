@@ -9,6 +9,8 @@ const VERSION: u8 = 1;
 const ABSENT: u8 = 1;
 const LZ4: u8 = 2;
 const HEAD: usize = 6;
+/// Room for a small record without growing.
+const FIRST: usize = 256;
 
 /// How values are written.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,7 +26,8 @@ pub(super) fn encode<V: Serialize>(
     shape: Shape,
 ) -> Result<Option<Vec<u8>>, serde_json::Error> {
     let flags = if value.is_none() { ABSENT } else { 0 };
-    let mut bytes = vec![VERSION, flags];
+    let mut bytes = Vec::with_capacity(FIRST);
+    bytes.extend([VERSION, flags]);
     bytes.extend(shape.schema.to_be_bytes());
     if let Some(value) = value {
         serde_json::to_writer(&mut bytes, value)?;

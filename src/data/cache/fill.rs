@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use smallvec::SmallVec;
 
 use super::cached::{CacheOutcome, Cached};
 use super::codec;
@@ -54,15 +55,19 @@ where
     V: Serialize + DeserializeOwned + Send + Sync + 'static,
 {
     /// Fills what was loaded, if nothing of it was invalidated since its lease was given; answers in order.
-    pub(super) async fn settle(&self, landed: Vec<Landed<V>>) -> Vec<Option<Cached<V>>> {
-        let (mut drafts, mut items) = (Vec::with_capacity(landed.len()), Vec::new());
+    pub(super) async fn settle(
+        &self,
+        landed: SmallVec<[Landed<V>; 1]>,
+    ) -> SmallVec<[Option<Cached<V>>; 1]> {
+        let mut drafts: SmallVec<[Draft<V>; 1]> = SmallVec::with_capacity(landed.len());
+        let mut items = Vec::with_capacity(landed.len());
         for one in landed {
             self.failed.lock().remove(&one.key.key);
             let (draft, item) = self.draft(one);
             drafts.push(draft);
             items.extend(item);
         }
-        let mut written = Vec::with_capacity(items.len());
+        let mut written: SmallVec<[_; 1]> = SmallVec::with_capacity(items.len());
         while !items.is_empty() {
             let rest = items.split_off(items.len().min(AT_ONCE));
             let part = std::mem::replace(&mut items, rest);
@@ -230,7 +235,7 @@ where
         match (loaded, self.missing_life()) {
             (None, Some(missing)) => policy::ages(Lifetime::new(missing).jitter(0), None, 0),
             (loaded, _) => {
-                let random = getrandom::u64().unwrap_or_default();
+                let random = self.group.shared.any();
                 let own = loaded.and_then(|loaded| loaded.ttl);
                 policy::ages(self.config.life, own, random)
             }
@@ -277,7 +282,8 @@ fn fill_of(
     right: Right,
 ) -> Fill {
     Fill {
-        payload: payload.into(),
+        // Without the room that was kept for growing.
+        payload: payload.into_boxed_slice().into(),
         tags,
         aliases,
         refresh: ages.refresh,

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
 use tokio::sync::watch;
 
 use super::cached::{CacheOutcome, Cached};
@@ -11,18 +12,17 @@ use super::error::LoadError;
 use super::group::ANY_TAG;
 use super::handle::State;
 use super::loaded::Loaded;
-use super::local::names_of;
+use super::sight::IsOld;
 use super::target::CacheKey;
 use crate::core::Key;
 use crate::core::telemetry::count;
 
-pub(super) type Loading<V> = Pin<
-    Box<
-        dyn Future<Output = Result<Option<Loaded<V>>, Arc<dyn std::error::Error + Send + Sync>>>
-            + Send,
-    >,
->;
-pub(super) type Loader<V> = Box<dyn FnOnce() -> Loading<V> + Send>;
+/// What a loader fails with.
+pub(super) type LoaderError = Arc<dyn std::error::Error + Send + Sync>;
+
+/// A load that has not begun: nothing of it runs before it is polled.
+pub(super) type Loading<T> = Pin<Box<dyn Future<Output = Result<T, LoaderError>> + Send>>;
+pub(super) type Loader<V> = Loading<Option<Loaded<V>>>;
 
 /// Tells all who wait for a load.
 pub(super) type Told<V> = watch::Sender<Said<V>>;
@@ -118,7 +118,11 @@ impl<V> Flight<V> {
 
 impl<V> State<V> {
     /// Joins the load that runs, unless something it reads was invalidated since it began; else takes its place.
-    pub(super) fn enter(self: &Arc<Self>, ats: Vec<FlightKey>, names: &[String]) -> Entered<V> {
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        ats: SmallVec<[FlightKey; 1]>,
+        names: impl Fn(IsOld<'_>) -> bool,
+    ) -> Entered<V> {
         let sight = &self.group.shared.sight;
         let mut flights = self.flights.lock();
         for at in &ats {
@@ -131,7 +135,7 @@ impl<V> State<V> {
                 flights.get(&value).filter(|_| at.want == Want::Either)
             });
             if let Some(flight) = flight
-                && sight.is_good(flight.noted, names)
+                && sight.is_good(flight.noted, &names)
             {
                 count!("keep_cache_loads_total", 1, "cache" => self.label.clone(), "result" => "joined");
                 return Entered::Joined(Arc::clone(flight));
@@ -152,10 +156,8 @@ impl<V> State<V> {
 }
 
 /// What may leave a load of `key` to those who asked before.
-pub(super) fn names_of_load(key: &CacheKey) -> Vec<String> {
-    let mut names: Vec<String> = names_of(key).collect();
-    names.push(ANY_TAG.to_owned());
-    names
+pub(super) fn names_of_load(key: &CacheKey) -> impl Fn(IsOld<'_>) -> bool {
+    |is_old| is_old(ANY_TAG) && key.all_names(is_old)
 }
 
 /// Whether a load runs already.
@@ -167,7 +169,7 @@ pub(super) enum Entered<V> {
 /// Takes a flight off the list when its task ends, however that is.
 pub(super) struct Landing<V> {
     state: Arc<State<V>>,
-    ats: Vec<FlightKey>,
+    ats: SmallVec<[FlightKey; 1]>,
     pub(super) own: Arc<Flight<V>>,
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::sync::{Notify, OnceCell};
 
 use super::handle::Cache;
 use super::sight::Sight;
-use super::store::CacheStore;
+use super::store::{CacheStore, LeaseToken};
 use super::target::{Hit, Target};
 use crate::core::telemetry::{count, info, warn};
 use crate::core::ttl::Lifetime;
@@ -47,6 +47,8 @@ pub(super) struct Shared {
     pub(super) store: Arc<dyn CacheStore>,
     pub(super) name: ServiceName,
     pub(super) sender: String,
+    /// What this process's tokens begin with, and how many were drawn.
+    tokens: ([u8; 8], AtomicU64),
     pub(super) sight: Sight,
     /// Notices arrive: local copies may be believed.
     is_live: AtomicBool,
@@ -76,9 +78,11 @@ impl CacheGroup {
     }
 
     fn of(store: Arc<dyn CacheStore>, name: ServiceName) -> Self {
-        let mut sender = [0; 16];
-        // Without random bits a sender hears its own notices: its local copies end early, no more.
-        let sender = match getrandom::fill(&mut sender) {
+        let (mut sender, mut tokens) = ([0; 16], [0; 8]);
+        // Without random bits a sender hears its own notices: its local copies end early, no more. And no lease is told
+        // from another process's: fills may then be refused.
+        let drawn = getrandom::fill(&mut sender).and_then(|()| getrandom::fill(&mut tokens));
+        let sender = match drawn {
             Ok(()) => base64url(&sender),
             Err(_) => "-".to_owned(),
         };
@@ -87,6 +91,7 @@ impl CacheGroup {
                 store,
                 name,
                 sender,
+                tokens: (tokens, AtomicU64::new(0)),
                 sight: Sight::default(),
                 is_live: AtomicBool::new(false),
                 subscription: OnceCell::new(),
@@ -164,6 +169,28 @@ impl Shared {
         outcome
     }
 
+    /// Names an attempt to load, as no other is named.
+    pub(super) fn draw(&self) -> LeaseToken {
+        let mut bits = [0; 16];
+        bits[..8].copy_from_slice(&self.tokens.0);
+        bits[8..].copy_from_slice(&self.count().to_be_bytes());
+        LeaseToken(bits)
+    }
+
+    /// A number for jitter: evenly spread, and no secret.
+    pub(super) fn any(&self) -> u64 {
+        // SplitMix64 (Steele, Lea, Flood 2014).
+        let step = self.count().wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mut any = u64::from_be_bytes(self.tokens.0).wrapping_add(step);
+        any = (any ^ (any >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        any = (any ^ (any >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        any ^ (any >> 31)
+    }
+
+    fn count(&self) -> u64 {
+        self.tokens.1.fetch_add(1, Ordering::Relaxed)
+    }
+
     pub(super) fn hit(&self, targets: &[Target]) {
         let members: Vec<String> = targets.iter().map(Target::member).collect();
         self.told(&members);
@@ -192,9 +219,9 @@ impl Shared {
     }
 
     /// Returns what is rung when another process has filled or dropped `member`.
-    pub(super) fn waiter(&self, member: &str) -> Arc<Notify> {
+    pub(super) fn waiter(&self, member: String) -> Arc<Notify> {
         let mut waiters = self.waiters.lock();
-        if let Some(waiter) = waiters.get(member).and_then(Weak::upgrade) {
+        if let Some(waiter) = waiters.get(&member).and_then(Weak::upgrade) {
             return waiter;
         }
         // Only when it would grow, and then by as much again: so many misses at once cost no walk each.
@@ -204,7 +231,7 @@ impl Shared {
             waiters.reserve(left + 1);
         }
         let waiter = Arc::new(Notify::new());
-        waiters.insert(member.to_owned(), Arc::downgrade(&waiter));
+        waiters.insert(member, Arc::downgrade(&waiter));
         waiter
     }
 
@@ -214,6 +241,9 @@ impl Shared {
 
     /// Listens for what others invalidate, from the first use on.
     pub(super) async fn listen(self: &Arc<Self>) {
+        if self.subscription.initialized() {
+            return;
+        }
         let listening = self.subscription.get_or_try_init(|| {
             let weak = Arc::downgrade(self);
             let callback = Arc::new(move |notice| {

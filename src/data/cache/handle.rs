@@ -27,7 +27,7 @@ use super::target::{CacheKey, Tag, Target};
 use crate::backend::health::Probed;
 use crate::core::telemetry::Once;
 use crate::core::ttl::{Lifetime, SECOND};
-use crate::core::{Clock, IntoKey, Key, ServiceName, StoreFuture, base64url};
+use crate::core::{Clock, IntoKey, Key, Segments, ServiceName, StoreFuture, base64url};
 use crate::data::{Check, DataError, Vitals, tell_contradiction};
 
 type TagsOf<K, V> = Arc<dyn Fn(&K, &V) -> Vec<Tag> + Send + Sync>;
@@ -227,9 +227,9 @@ where
         L: Into<Loaded<V>>,
         E: Into<Box<dyn Error + Send + Sync>>,
     {
-        let own = self.key_of(key);
         let loader = || self.loader(key.clone(), loader, |loaded: L| Some(loaded.into()));
-        match self.state.read_or_load(own, Want::Value, loader).await? {
+        let asked = Segments::of(key);
+        match self.state.read_or_load(asked, Want::Value, loader).await? {
             Some(cached) => Ok(cached),
             // A loader of values never says that there is none.
             None => Err(LoadError::Panicked),
@@ -247,13 +247,13 @@ where
         L: Into<Loaded<V>>,
         E: Into<Box<dyn Error + Send + Sync>>,
     {
-        let own = self.key_of(key);
         let loader = || {
             self.loader(key.clone(), loader, |found: Option<L>| {
                 found.map(Into::into)
             })
         };
-        self.state.read_or_load(own, Want::Either, loader).await
+        let asked = Segments::of(key);
+        self.state.read_or_load(asked, Want::Either, loader).await
     }
 
     /// Loads past the cache and replaces what it has.
@@ -267,9 +267,12 @@ where
         L: Into<Loaded<V>>,
         E: Into<Box<dyn Error + Send + Sync>>,
     {
-        let own = self.key_of(key);
         let loader = || self.loader(key.clone(), loader, |loaded: L| Some(loaded.into()));
-        let refreshed = self.state.read_or_load(own, Want::Refresh, loader).await?;
+        let asked = Segments::of(key);
+        let refreshed = self
+            .state
+            .read_or_load(asked, Want::Refresh, loader)
+            .await?;
         refreshed.ok_or(LoadError::Panicked)
     }
 
@@ -278,7 +281,7 @@ where
     /// # Errors
     /// The store cannot tell.
     pub async fn get(&self, key: &K) -> Result<Option<Cached<V>>, DataError> {
-        self.state.get(self.key_of(key)).await
+        self.state.get(Segments::of(key)).await
     }
 
     /// Says whether a value is cached.
@@ -386,16 +389,14 @@ where
         E: Into<Box<dyn Error + Send + Sync>>,
     {
         let cache = self.clone();
-        Box::new(move || {
-            Box::pin(async move {
-                let found = loader(key.clone()).await;
-                let found = found.map_err(|error| Arc::from(error.into()))?;
-                let mut loaded = take(found);
-                if let Some(loaded) = &mut loaded {
-                    cache.prepare(&key, loaded);
-                }
-                Ok(loaded)
-            })
+        Box::pin(async move {
+            let found = loader(key.clone()).await;
+            let found = found.map_err(|error| Arc::from(error.into()))?;
+            let mut loaded = take(found);
+            if let Some(loaded) = &mut loaded {
+                cache.prepare(&key, loaded);
+            }
+            Ok(loaded)
         })
     }
 }
@@ -420,10 +421,12 @@ impl<V: Send + Sync + 'static> State<V> {
 
     fn new(group: CacheGroup, entity: Arc<str>, config: Config<V>) -> Self {
         let clock = group.shared.store.clock();
+        let label = format!("{}.{entity}", group.name());
         let has_local = config.bounds.entries > 0 && !config.bounds.ttl.is_zero();
         let local = has_local.then(|| LocalLevel::new(config.bounds, Arc::clone(&clock)));
         Self {
-            label: format!("{}.{entity}", group.name()),
+            meter: Meter::new(&label),
+            label,
             group,
             entity,
             config,
@@ -431,7 +434,6 @@ impl<V: Send + Sync + 'static> State<V> {
             local,
             flights: Mutex::default(),
             failed: Mutex::default(),
-            meter: Meter::default(),
             named: Once::new(),
         }
     }

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::sight::Sight;
+use super::cached::{CacheOutcome, Cached};
+use super::sight::{IsOld, Sight};
 use super::target::CacheKey;
 use crate::backend::memory::{Entry, EntryKey, MemoryStore};
 use crate::core::size::MIB;
 use crate::core::ttl::SECOND;
-use crate::core::{Clock, Key};
+use crate::core::{Clock, Key, Timestamp};
 
 /// Bounds of the local level; [`Local::off`] has none.
 ///
@@ -81,6 +82,17 @@ impl<V> Known<V> {
         if self.value.is_some() { hit } else { "absent" }
     }
 
+    /// The value as it is seen at `now`.
+    pub(super) fn seen(&self, value: Arc<V>, outcome: CacheOutcome, now: u64) -> Cached<V> {
+        Cached {
+            value,
+            stored_at: Timestamp::from_millis(self.stored_ms),
+            age: Duration::from_micros(now.saturating_sub(self.stored)),
+            expires_in: Duration::from_micros(self.fresh.saturating_sub(now)),
+            outcome,
+        }
+    }
+
     pub(super) fn is_called(&self, alias: &str) -> bool {
         let aliases = self.aliases.as_deref().unwrap_or_default();
         aliases.iter().any(|own| own == alias)
@@ -101,15 +113,22 @@ struct Copy<V> {
     known: Known<V>,
     /// The number of the process's sight before the value was fetched.
     noted: AtomicU64,
-    names: Box<[String]>,
+    key: CacheKey,
+    tags: Box<[String]>,
     weight: usize,
     used: AtomicU64,
 }
 
+impl<V> Copy<V> {
+    fn all_names(&self, is_old: IsOld<'_>) -> bool {
+        self.key.all_names(is_old) && self.tags.iter().all(|tag| is_old(tag))
+    }
+}
+
 impl<V: Send + Sync + 'static> Entry for Copy<V> {
     fn weight(&self) -> usize {
-        let names: usize = self.names.iter().map(|name| name.len() + 24).sum();
-        size_of::<Self>() + self.weight + names
+        let tags: usize = self.tags.iter().map(|name| name.len() + 24).sum();
+        size_of::<Self>() + self.weight + self.key.key.as_str().len() + tags
     }
 
     fn eviction_rank(&self, now: u64) -> Option<u64> {
@@ -148,28 +167,32 @@ impl LocalLevel {
         }
     }
 
-    fn entry(&self, key: &Key) -> EntryKey {
-        self.store
-            .hash(|hasher| hasher.part(key.as_str().as_bytes()))
+    /// Finds where a key's text leads to: the bytes alone decide, so none has to be made for a look.
+    pub(super) fn entry(&self, key: &[u8]) -> EntryKey {
+        self.store.hash(|hasher| hasher.part(key))
     }
 
-    pub(super) fn read<V: Send + Sync + 'static>(
+    /// Reads what is believed, and takes of it what is asked for.
+    pub(super) fn read<V: Send + Sync + 'static, R>(
         &self,
-        key: &Key,
+        entry: EntryKey,
         now: u64,
         sight: &Sight,
-    ) -> Option<Known<V>> {
+        take: impl FnOnce(&Known<V>) -> R,
+    ) -> Option<R> {
         let table = self.store.table::<Copy<V>>();
-        table.read_one(self.entry(key), now, |copy| {
+        table.read_one(entry, now, |copy| {
             let copy = copy?;
             let (noted, seen) = (copy.noted.load(Ordering::Acquire), sight.now());
-            if !sight.is_good(noted, &copy.names) {
+            if !sight.is_good(noted, |is_old| copy.all_names(is_old)) {
                 return None;
             }
-            // Good until then: the names need not be looked at again before the next hit.
-            copy.noted.fetch_max(seen, Ordering::AcqRel);
+            if noted < seen {
+                // Good until then: the names need not be looked at again before the next hit.
+                copy.noted.fetch_max(seen, Ordering::AcqRel);
+            }
             copy.used.store(now, Ordering::Relaxed);
-            Some(copy.known.clone())
+            Some(take(&copy.known))
         })
     }
 
@@ -183,17 +206,18 @@ impl LocalLevel {
     ) {
         let now = self.store.now_micros();
         let end = known.fresh.min(now.saturating_add(self.ttl));
-        let names = names_of(key).chain(tags.iter().cloned()).collect();
         let copy = Copy {
             known,
             noted: AtomicU64::new(noted),
-            names,
+            key: key.clone(),
+            tags: tags.into(),
             weight,
             used: AtomicU64::new(now),
         };
         let table = self.store.table::<Copy<V>>();
         // One that finds no room is fetched again.
-        let _ = table.update_one(self.entry(&key.key), now, |slot| slot.set(copy, end));
+        let entry = self.entry(key.key.as_str().as_bytes());
+        let _ = table.update_one(entry, now, |slot| slot.set(copy, end));
     }
 
     /// Returns the key that an alias stood for lately; it counts only if the record of that key says so, too.
@@ -215,9 +239,4 @@ impl LocalLevel {
         let table = self.store.table::<Copy<V>>();
         (table.entries(), table.bytes())
     }
-}
-
-/// What an invalidation of a key may be called.
-pub(super) fn names_of(key: &CacheKey) -> impl Iterator<Item = String> {
-    std::iter::once(key.member()).chain(key.prefixes())
 }

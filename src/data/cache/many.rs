@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use smallvec::{SmallVec, smallvec};
 use tokio::sync::Notify;
 
 use super::cached::{CacheOutcome, Cached};
@@ -18,7 +19,7 @@ use super::flight::{Entered, Flight, FlightKey, Landing, Told, Want, names_of_lo
 use super::group::AT_ONCE;
 use super::handle::{Cache, State};
 use super::loaded::Loaded;
-use super::read::{Start, WAIT_FOR_OTHERS, draw};
+use super::read::{Start, WAIT_FOR_OTHERS};
 use super::store::{Ask, Fetched, LeaseToken, LeaseWish, Leased, Lookup};
 use super::target::CacheKey;
 use crate::core::ttl::SECOND;
@@ -110,7 +111,7 @@ where
         let mut found: HashMap<&CacheKey, Option<Cached<V>>> = HashMap::new();
         for key in keys {
             if let Some(known) = self.known_here(key) {
-                self.meter.read(&self.label, known.counts_as("local"));
+                self.meter.read(known.counts_as("local"));
                 found.insert(key, self.cached(known, CacheOutcome::LocalHit));
             }
         }
@@ -130,7 +131,7 @@ where
                 let result = known
                     .as_ref()
                     .map_or("miss", |known| known.counts_as("shared"));
-                self.meter.read(&self.label, result);
+                self.meter.read(result);
                 let cached = known.and_then(|known| self.cached(known, CacheOutcome::SharedHit));
                 found.insert(key, cached);
             }
@@ -170,7 +171,7 @@ where
                 continue;
             }
             if let Some(known) = self.known_here(key) {
-                self.meter.read(&self.label, known.counts_as("local"));
+                self.meter.read(known.counts_as("local"));
                 let is_due = self.is_due(key, &known);
                 found.insert(key, self.cached(known, CacheOutcome::LocalHit));
                 if !is_due {
@@ -181,7 +182,7 @@ where
                 key: key.key.clone(),
                 want: Want::Either,
             };
-            match self.enter(vec![at], &names_of_load(key)) {
+            match self.enter(smallvec![at], names_of_load(key)) {
                 // Behind its reader it runs already.
                 Entered::Joined(_) if found.contains_key(key) => {}
                 Entered::Joined(flight) => drop(waits.insert(key, (flight, true))),
@@ -229,7 +230,7 @@ where
                 return;
             }
         };
-        let (mut leads, mut landed) = (Vec::new(), Vec::new());
+        let (mut leads, mut landed) = (Vec::new(), SmallVec::new());
         for (lead, start) in missing {
             landed.push(Landed {
                 loaded: loads.remove(&lead.key),
@@ -248,7 +249,7 @@ where
 
     /// Asks the store for all; answers what it has, and returns what is to be loaded.
     async fn lease_many(&self, leads: Vec<Lead<V>>) -> Vec<(Lead<V>, Start<V>)> {
-        let token = draw();
+        let token = self.group.shared.draw();
         let (mut missing, busy) = self.lease_round(leads, token, false).await;
         if busy.is_empty() {
             return missing;
@@ -258,7 +259,7 @@ where
             // the store is asked once more, so that no fill is missed.
             let waiters = |busy: &[Lead<V>]| -> Vec<Arc<Notify>> {
                 let shared = &self.group.shared;
-                let waiters = busy.iter().map(|lead| shared.waiter(&lead.key.member()));
+                let waiters = busy.iter().map(|lead| shared.waiter(lead.key.member()));
                 waiters.collect()
             };
             let _listening = waiters(&busy);
@@ -331,7 +332,7 @@ where
             let token = (leased == Leased::Given).then_some(token);
             let is_fresh = known.as_ref().is_some_and(|known| known.fresh > now);
             if let Some(known) = known.as_ref().filter(|_| is_fresh) {
-                self.meter.read(&self.label, known.counts_as("shared"));
+                self.meter.read(known.counts_as("shared"));
                 self.tell_fresh(&lead.told, known.clone(), token.is_some());
             }
             match (known, token) {
@@ -344,7 +345,7 @@ where
                 (None, None) => busy.push(lead),
                 (stale, token) => {
                     if stale.is_none() {
-                        self.meter.read(&self.label, "miss");
+                        self.meter.read("miss");
                     }
                     let start = Start {
                         stale,

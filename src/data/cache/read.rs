@@ -1,21 +1,23 @@
 //! How a read goes: local copy, one flight per key, the store, the loader, the fill.
 
-use std::error::Error;
-use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use smallvec::smallvec;
+use tokio::time::Instant;
 
 use super::cached::{CacheOutcome, Cached};
 use super::codec;
 use super::error::LoadError;
 use super::fill::Landed;
 use super::flight::{
-    Answer, Entered, Flight, FlightKey, Landing, Loader, Told, Want, names_of_load, tell,
-    tell_early,
+    Answer, Entered, Flight, FlightKey, Landing, Loader, LoaderError, Loading, Told, Want,
+    names_of_load, tell, tell_early,
 };
 use super::handle::State;
 use super::loaded::Loaded;
@@ -24,7 +26,7 @@ use super::store::{Ask, Fetched, LeaseToken, LeaseWish, Leased, Lookup, Record};
 use super::target::CacheKey;
 use crate::core::telemetry::{count, seconds, warn};
 use crate::core::ttl::SECOND;
-use crate::core::{StoreError, StoreErrorKind, Timestamp, monotonic};
+use crate::core::{Segments, StoreError, StoreErrorKind, monotonic};
 use crate::data::DataError;
 
 /// How long one waits for another process that loads; then it takes over.
@@ -45,35 +47,37 @@ where
 {
     pub(super) async fn read_or_load(
         self: &Arc<Self>,
-        key: CacheKey,
+        asked: Segments,
         want: Want,
         loader: impl FnOnce() -> Loader<V>,
     ) -> Answer<V> {
-        self.begin().await;
+        // What is at hand was asked for before: whoever gets it has begun.
         if want != Want::Refresh
-            && let Some(known) = self.known_here(&key)
-            && (known.value.is_some() || want == Want::Either)
+            && let Some((hit, is_due)) = self.hit(&asked, want)
         {
-            if self.is_due(&key, &known) {
-                let _behind = self.flight(key, Want::Either, loader);
+            if is_due {
+                let key = self.own(&asked);
+                if self.may_load(&key, self.clock.now_micros()) {
+                    let _behind = self.flight(key, Want::Either, loader);
+                }
             }
-            self.meter.read(&self.label, known.counts_as("local"));
-            return Ok(self.cached(known, CacheOutcome::LocalHit));
+            return Ok(hit);
         }
-        let (flight, joined) = self.flight(key, want, loader);
+        self.begin().await;
+        let (flight, joined) = self.flight(self.own(&asked), want, loader);
         flight.wait(joined, self.clock.now_micros()).await
     }
 
-    pub(super) async fn get(&self, key: CacheKey) -> Result<Option<Cached<V>>, DataError> {
-        self.begin().await;
-        if let Some(known) = self.known_here(&key) {
-            self.meter.read(&self.label, known.counts_as("local"));
-            return Ok(self.cached(known, CacheOutcome::LocalHit));
+    pub(super) async fn get(&self, asked: Segments) -> Result<Option<Cached<V>>, DataError> {
+        if let Some((hit, _)) = self.hit(&asked, Want::Either) {
+            return Ok(hit);
         }
+        self.begin().await;
+        let key = self.own(&asked);
         let (fetched, noted) = match self.fetch(&key, Ask::Read).await {
             Ok(fetched) => fetched,
             Err(error) => {
-                self.meter.read(&self.label, "bypass");
+                self.meter.read("bypass");
                 return Err(error.into());
             }
         };
@@ -82,7 +86,7 @@ where
         let result = known
             .as_ref()
             .map_or("miss", |known| known.counts_as("shared"));
-        self.meter.read(&self.label, result);
+        self.meter.read(result);
         Ok(known.and_then(|known| self.cached(known, CacheOutcome::SharedHit)))
     }
 
@@ -96,7 +100,7 @@ where
             key: key.key.clone(),
             want,
         };
-        let (told, landing) = match self.enter(vec![at], &names_of_load(&key)) {
+        let (told, landing) = match self.enter(smallvec![at], names_of_load(&key)) {
             Entered::Joined(flight) => return (flight, true),
             Entered::Led(told, landing) => (told, landing),
         };
@@ -136,7 +140,7 @@ where
                     start,
                     lease_of: None,
                 };
-                Ok(self.settle(vec![landed]).await.pop().flatten())
+                Ok(self.settle(smallvec![landed]).await.pop().flatten())
             }
             Err(error) => {
                 self.note_failure(key);
@@ -154,7 +158,7 @@ where
 
     /// Asks the store; `None` where that was the answer, and nothing is to be loaded.
     async fn before_load(&self, key: &CacheKey, want: Want, told: &Told<V>) -> Option<Start<V>> {
-        let token = draw();
+        let token = self.group.shared.draw();
         let wish = |take_over, force| {
             Ask::Lease(LeaseWish {
                 token,
@@ -166,7 +170,7 @@ where
         let mut ask = wish(false, want == Want::Refresh);
         for attempt in 0..4 {
             // Before each look, since a bell is rung once: so no fill after it goes unheard.
-            let waiter = self.group.shared.waiter(&key.member());
+            let waiter = self.group.shared.waiter(key.member());
             let (fetched, noted) = match self.fetch(key, ask).await {
                 Ok(fetched) => fetched,
                 Err(error) => return self.bypass(key, want, told, &error),
@@ -184,14 +188,14 @@ where
             };
             match (known, leased) {
                 (Some(known), leased) if known.fresh > now && want != Want::Refresh => {
-                    self.meter.read(&self.label, known.counts_as("shared"));
+                    self.meter.read(known.counts_as("shared"));
                     let is_due = leased == Leased::Given;
                     let kept = is_due.then(|| known.clone());
                     self.tell_fresh(told, known, is_due);
                     return kept.map(|known| start(Some(known), Some(token)));
                 }
                 (known, Leased::Given) => {
-                    self.meter.read(&self.label, "miss");
+                    self.meter.read("miss");
                     return Some(start(known, Some(token)));
                 }
                 (Some(stale), Leased::Busy) if want != Want::Refresh => {
@@ -209,7 +213,7 @@ where
                 (_, Leased::Busy) => ask = wish(true, true),
             }
         }
-        self.meter.read(&self.label, "miss");
+        self.meter.read("miss");
         Some(Start {
             stale: None,
             token: None,
@@ -227,13 +231,10 @@ where
         error: &StoreError,
     ) -> Option<Start<V>> {
         let _ = error;
-        self.meter.read(&self.label, "bypass");
+        self.meter.read("bypass");
         let shared = &self.group.shared;
         let noted = shared.sight.now();
-        let known = self
-            .local
-            .as_ref()
-            .and_then(|local| local.read::<V>(&key.key, self.clock.now_micros(), &shared.sight));
+        let known = self.kept(key);
         let fits = |known: &Known<V>| known.value.is_some() || want == Want::Either;
         if let Some(known) = known.filter(fits)
             && want != Want::Refresh
@@ -264,19 +265,52 @@ where
                 self.tell_stale_once(told, stale);
             }
         };
-        self.run(Some(key), loader(), soft, serve_stale).await
+        self.run(Some(key), loader, soft, serve_stale).await
     }
 
     /// Runs a loader to its end or the hard timeout; after the soft one it may serve stale what it has.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         key: Option<&CacheKey>,
-        loading: impl Future<Output = Result<T, Arc<dyn Error + Send + Sync>>> + Send + 'static,
+        loading: Loading<T>,
         soft: Option<Duration>,
         serve_stale: impl FnOnce(),
     ) -> Result<T, LoadError> {
         self.meter.loads.fetch_add(1, Ordering::Relaxed);
         let began = monotonic();
+        let ended = self.ended(loading, began, soft, serve_stale).await;
+        let (answer, result) = match ended {
+            None => (Err(LoadError::TimedOut), "timeout"),
+            Some(Err(Panicked)) => (Err(LoadError::Panicked), "panic"),
+            Some(Ok(Err(error))) => (Err(LoadError::Failed(error)), "error"),
+            Some(Ok(Ok(loaded))) => (Ok(loaded), "ok"),
+        };
+        if answer.is_err() {
+            self.meter.load_errors.fetch_add(1, Ordering::Relaxed);
+            let hashed = key.map(|key| crate::core::digest22(key.key.as_str().as_bytes()));
+            let _ = &hashed;
+            warn!(cache = %self.label, key = hashed, result, "a load failed");
+        }
+        let _ = result;
+        count!("keep_cache_loads_total", 1, "cache" => self.label.clone(), "result" => result);
+        seconds!("keep_cache_load_seconds", began.elapsed().as_secs_f64(), "cache" => self.label.clone());
+        answer
+    }
+
+    /// What a load ends with; `None` at the hard timeout.
+    async fn ended<T: Send + 'static>(
+        &self,
+        mut loading: Loading<T>,
+        began: Instant,
+        soft: Option<Duration>,
+        serve_stale: impl FnOnce(),
+    ) -> Option<Result<Result<T, LoaderError>, Panicked>> {
+        // Not where a stale value waits: a loader that holds the thread would hold that back, too.
+        if soft.is_none()
+            && let Poll::Ready(ended) = first_look(&mut loading).await
+        {
+            return Some(ended);
+        }
         // A task of its own: a panic ends it alone.
         let mut task = tokio::spawn(loading);
         let early = match soft {
@@ -292,22 +326,7 @@ where
                 ended.inspect_err(|_| task.abort())
             }
         };
-        let (answer, result) = match ended {
-            Err(_) => (Err(LoadError::TimedOut), "timeout"),
-            Ok(Err(_)) => (Err(LoadError::Panicked), "panic"),
-            Ok(Ok(Err(error))) => (Err(LoadError::Failed(error)), "error"),
-            Ok(Ok(Ok(loaded))) => (Ok(loaded), "ok"),
-        };
-        if answer.is_err() {
-            self.meter.load_errors.fetch_add(1, Ordering::Relaxed);
-            let hashed = key.map(|key| crate::core::digest22(key.key.as_str().as_bytes()));
-            let _ = &hashed;
-            warn!(cache = %self.label, key = hashed, result, "a load failed");
-        }
-        let _ = result;
-        count!("keep_cache_loads_total", 1, "cache" => self.label.clone(), "result" => result);
-        seconds!("keep_cache_load_seconds", began.elapsed().as_secs_f64(), "cache" => self.label.clone());
-        answer
+        Some(ended.ok()?.map_err(|_| Panicked))
     }
 
     pub(super) async fn fetch(
@@ -368,25 +387,51 @@ where
     }
 
     pub(super) fn known_here(&self, key: &CacheKey) -> Option<Known<V>> {
+        self.kept(key).filter(|_| self.group.shared.is_live())
+    }
+
+    /// What is kept here, whether notices arrive or not.
+    fn kept(&self, key: &CacheKey) -> Option<Known<V>> {
+        let (local, now) = (self.local.as_ref()?, self.clock.now_micros());
+        let entry = local.entry(key.key.as_str().as_bytes());
+        local.read(entry, now, &self.group.shared.sight, Known::clone)
+    }
+
+    /// Answers from this process, if it can, and says whether a refresh is due. Nothing is made for it: the key's bytes
+    /// are looked for, the value is shared, the clock is read once.
+    fn hit(&self, asked: &Segments, want: Want) -> Option<(Option<Cached<V>>, bool)> {
         let shared = &self.group.shared;
         let local = self.local.as_ref().filter(|_| shared.is_live())?;
-        local.read(&key.key, self.clock.now_micros(), &shared.sight)
+        let (entry, now) = (local.entry(asked.as_bytes()), self.clock.now_micros());
+        let hit = |known: &Known<V>| {
+            let value = known.value.clone();
+            let fits = value.is_some() || want == Want::Either;
+            let is_due = now >= known.refresh && known.refresh < known.fresh;
+            fits.then(|| {
+                let cached = value.map(|value| known.seen(value, CacheOutcome::LocalHit, now));
+                (cached, is_due)
+            })
+        };
+        let hit = local.read(entry, now, &shared.sight, hit)??;
+        self.meter.hit_here(entry, hit.0.is_some());
+        Some(hit)
+    }
+
+    fn own(&self, asked: &Segments) -> CacheKey {
+        CacheKey {
+            entity: Arc::clone(&self.entity),
+            key: asked.to_key(),
+        }
     }
 
     pub(super) fn cached(&self, known: Known<V>, outcome: CacheOutcome) -> Option<Cached<V>> {
-        let now = self.clock.now_micros();
-        Some(Cached {
-            value: known.value?,
-            stored_at: Timestamp::from_millis(known.stored_ms),
-            age: Duration::from_micros(now.saturating_sub(known.stored)),
-            expires_in: Duration::from_micros(known.fresh.saturating_sub(now)),
-            outcome,
-        })
+        let value = known.value.clone()?;
+        Some(known.seen(value, outcome, self.clock.now_micros()))
     }
 
     pub(super) fn tell_stale_once(&self, told: &Told<V>, stale: &Known<V>) {
         if told.borrow().is_silent() {
-            self.meter.read(&self.label, "stale");
+            self.meter.read("stale");
             let answer = Ok(self.cached(stale.clone(), CacheOutcome::Stale));
             tell_early(told, answer, stale.gone);
         }
@@ -426,9 +471,17 @@ where
     }
 }
 
-/// Without random bits no lease is told from another: fills may then be refused, never wrong.
-pub(super) fn draw() -> LeaseToken {
-    let mut bits = [0; 16];
-    let _ = getrandom::fill(&mut bits);
-    LeaseToken(bits)
+/// Polls a load once where it is awaited: one that is done at once needs no task of its own. A panic is an end, too.
+async fn first_look<T>(loading: &mut Loading<T>) -> Poll<Result<Result<T, LoaderError>, Panicked>> {
+    let poll = |context: &mut Context<'_>| {
+        // What a panic leaves half done is never looked at again: the load is dropped.
+        let polled = catch_unwind(AssertUnwindSafe(|| loading.as_mut().poll(context)));
+        Poll::Ready(match polled {
+            Ok(polled) => polled.map(Ok),
+            Err(_) => Poll::Ready(Err(Panicked)),
+        })
+    };
+    std::future::poll_fn(poll).await
 }
+
+struct Panicked;

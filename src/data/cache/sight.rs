@@ -8,6 +8,9 @@ use parking_lot::RwLock;
 /// Names remembered; beyond, everything seen so far counts as hit.
 const MOST: usize = 10_000;
 
+/// Says that a name was not hit lately.
+pub(super) type IsOld<'a> = &'a dyn Fn(&str) -> bool;
+
 /// Whoever reads notes [`Sight::now`] before; what was hit since then is not to be believed.
 #[derive(Debug, Default)]
 pub(super) struct Sight {
@@ -43,14 +46,14 @@ impl Sight {
         self.last.store(number + 1, Ordering::SeqCst);
     }
 
-    /// Says whether nothing of `names` was hit since `noted`.
-    pub(super) fn is_good(&self, noted: u64, names: &[String]) -> bool {
+    /// Says whether nothing was hit since `noted` of the names that `all` goes through; nothing is asked of it otherwise.
+    pub(super) fn is_good(&self, noted: u64, all: impl FnOnce(IsOld<'_>) -> bool) -> bool {
         if self.now() == noted {
             return true;
         }
         let hits = self.hits.read();
-        let is_old = |name: &String| hits.names.get(name).is_none_or(|hit| *hit <= noted);
-        (hits.floor <= noted || hits.floor == 0) && names.iter().all(is_old)
+        let is_old = |name: &str| hits.names.get(name).is_none_or(|hit| *hit <= noted);
+        (hits.floor <= noted || hits.floor == 0) && all(&is_old)
     }
 }
 
@@ -61,18 +64,18 @@ mod tests {
     #[test]
     fn only_what_was_hit_since_is_bad() {
         let sight = Sight::default();
-        let names = ["ka".to_owned(), "tx".to_owned()];
+        let names = |is_old: IsOld<'_>| ["ka", "tx"].into_iter().all(is_old);
         let noted = sight.now();
-        assert!(sight.is_good(noted, &names));
+        assert!(sight.is_good(noted, names));
         sight.hit(["kb"]);
-        assert!(sight.is_good(noted, &names));
+        assert!(sight.is_good(noted, names));
         sight.hit(["tx"]);
-        assert!(!sight.is_good(noted, &names));
+        assert!(!sight.is_good(noted, names));
         let noted = sight.now();
-        assert!(sight.is_good(noted, &names));
+        assert!(sight.is_good(noted, names));
         sight.hit([""]);
-        assert!(!sight.is_good(noted, &names));
-        assert!(sight.is_good(sight.now(), &names));
+        assert!(!sight.is_good(noted, names));
+        assert!(sight.is_good(sight.now(), names));
     }
 
     #[test]
@@ -82,6 +85,6 @@ mod tests {
         for name in 0..MOST + 1 {
             sight.hit([format!("k{name}").as_str()]);
         }
-        assert!(!sight.is_good(noted, &["kother".to_owned()]));
+        assert!(!sight.is_good(noted, |is_old| is_old("kother")));
     }
 }

@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::core::telemetry::count;
+use crate::backend::memory::EntryKey;
+use crate::core::telemetry::Counter;
 
 /// Counts of a cache since it was made. A miss never counts as a hit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,9 +48,16 @@ impl CacheStats {
     }
 }
 
+/// Hits here are counted in several places, chosen by the key: threads that read different keys write no line in common.
+const STRIPES: usize = 8;
+
 #[derive(Debug, Default)]
+#[repr(align(128))]
+struct Stripe(AtomicU64);
+
+#[derive(Debug)]
 pub(super) struct Meter {
-    pub(super) local: AtomicU64,
+    local: [Stripe; STRIPES],
     pub(super) shared: AtomicU64,
     pub(super) absent: AtomicU64,
     pub(super) stale: AtomicU64,
@@ -59,21 +67,55 @@ pub(super) struct Meter {
     pub(super) load_errors: AtomicU64,
     pub(super) refused: AtomicU64,
     pub(super) undecodable: AtomicU64,
+    /// The same for the world, in the order of [`RESULTS`].
+    told: [Counter; RESULTS.len()],
 }
 
+const RESULTS: [&str; 6] = ["local", "shared", "absent", "stale", "bypass", "miss"];
+
 impl Meter {
-    pub(super) fn read(&self, cache: &str, result: &'static str) {
-        let _ = cache;
-        let counter = match result {
-            "local" => &self.local,
-            "shared" => &self.shared,
-            "absent" => &self.absent,
-            "stale" => &self.stale,
-            "bypass" => &self.bypassed,
-            _ => &self.misses,
+    pub(super) fn new(cache: &str) -> Self {
+        let told = |result| {
+            let labels = [("cache", cache), ("result", result)];
+            Counter::new("keep_cache_reads_total", &labels)
+        };
+        Self {
+            local: Default::default(),
+            shared: AtomicU64::default(),
+            absent: AtomicU64::default(),
+            stale: AtomicU64::default(),
+            misses: AtomicU64::default(),
+            bypassed: AtomicU64::default(),
+            loads: AtomicU64::default(),
+            load_errors: AtomicU64::default(),
+            refused: AtomicU64::default(),
+            undecodable: AtomicU64::default(),
+            told: RESULTS.map(told),
+        }
+    }
+
+    /// Counts a read that this process answered: with a value, or by a remembered absence.
+    pub(super) fn hit_here(&self, entry: EntryKey, is_value: bool) {
+        let stripe = &self.local[entry.spread(STRIPES as u64) as usize];
+        let (counter, told) = match is_value {
+            true => (&stripe.0, &self.told[0]),
+            false => (&self.absent, &self.told[2]),
         };
         counter.fetch_add(1, Ordering::Relaxed);
-        count!("keep_cache_reads_total", 1, "cache" => cache.to_owned(), "result" => result);
+        told.add_one();
+    }
+
+    pub(super) fn read(&self, result: &'static str) {
+        let (counter, told) = match result {
+            "local" => (&self.local[0].0, 0),
+            "shared" => (&self.shared, 1),
+            "absent" => (&self.absent, 2),
+            "stale" => (&self.stale, 3),
+            "bypass" => (&self.bypassed, 4),
+            _ => (&self.misses, 5),
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        self.told[told].add_one();
     }
 
     pub(super) fn hits_and_reads(&self) -> (u64, u64) {
@@ -85,7 +127,7 @@ impl Meter {
     pub(super) fn stats(&self, (entries, bytes): (usize, usize)) -> CacheStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         CacheStats {
-            local_hits: read(&self.local),
+            local_hits: self.local.iter().map(|stripe| read(&stripe.0)).sum(),
             shared_hits: read(&self.shared),
             absent: read(&self.absent),
             stale: read(&self.stale),

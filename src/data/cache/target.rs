@@ -22,13 +22,26 @@ impl CacheKey {
         format!("k{}:{}", self.entity, self.key.as_str())
     }
 
+    /// Says whether `holds` is true of every name that an invalidation of this key may have: its own, and its prefixes.
+    pub(super) fn all_names(&self, mut holds: impl FnMut(&str) -> bool) -> bool {
+        holds(&self.member()) && self.all_prefixes(holds)
+    }
+
+    /// Says whether `holds` is true of every one of [`CacheKey::prefixes`], none of them copied.
+    pub(super) fn all_prefixes(&self, mut holds: impl FnMut(&str) -> bool) -> bool {
+        let whole = format!("p{}:{}", self.entity, self.key.as_str());
+        let mut ends = whole.match_indices(':').map(|(at, _)| at);
+        ends.all(|at| holds(&whole[..at])) && holds(&whole)
+    }
+
     /// Returns the names of the cache and of all leading segments among stamps.
     #[must_use]
     pub fn prefixes(&self) -> Vec<String> {
-        let whole = format!("p{}:{}", self.entity, self.key.as_str());
-        let ends = whole.match_indices(':').map(|(at, _)| at);
-        let mut prefixes: Vec<String> = ends.map(|at| whole[..at].to_owned()).collect();
-        prefixes.push(whole);
+        let mut prefixes = Vec::new();
+        self.all_prefixes(|prefix| {
+            prefixes.push(prefix.to_owned());
+            true
+        });
         prefixes
     }
 }

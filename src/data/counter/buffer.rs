@@ -11,7 +11,7 @@ use super::handle::AT_ONCE;
 use super::store::{Change, CounterStore};
 use crate::core::telemetry::{count, gauge, warn};
 use crate::core::ttl::Ttl;
-use crate::core::{Key, StoreError, StoreErrorKind, base64url};
+use crate::core::{IntoKey, Key, Segments, StoreError, StoreErrorKind, base64url};
 use crate::data::{DataError, DataErrorKind};
 
 /// The most keys that wait, those of calls under way included.
@@ -38,11 +38,13 @@ struct Waiting {
     sums: HashMap<Key, (i64, Ttl)>,
     /// Calls whose answer is not known to be good, each to be repeated under its id.
     calls: Vec<(Key, Vec<Change>)>,
+    /// The keys of these calls.
+    called: usize,
 }
 
 impl Waiting {
     fn keys(&self) -> usize {
-        self.sums.len() + self.calls.iter().map(|call| call.1.len()).sum::<usize>()
+        self.sums.len() + self.called
     }
 }
 
@@ -61,15 +63,16 @@ impl Buffer {
         }
     }
 
-    pub(super) fn add(&self, key: Key, by: i64, ttl: Ttl) -> Result<(), DataError> {
-        let full = DataError::of(DataErrorKind::Full { retry_after: 1 });
+    /// A key that waits already is found by its text: nothing is made for it.
+    pub(super) fn add(&self, key: &Segments, by: i64, ttl: Ttl) -> Result<(), DataError> {
+        let full = || DataError::of(DataErrorKind::Full { retry_after: 1 });
         {
             let mut waiting = self.shared.waiting.lock();
             let has_room = waiting.keys() < MOST_KEYS;
-            match waiting.sums.get_mut(&key) {
-                Some((sum, _)) => *sum = sum.checked_add(by).ok_or(full)?,
-                None if has_room => drop(waiting.sums.insert(key, (by, ttl))),
-                None => return Err(full),
+            match waiting.sums.get_mut(key.as_str()) {
+                Some((sum, _)) => *sum = sum.checked_add(by).ok_or_else(full)?,
+                None if has_room => drop(waiting.sums.insert(key.to_key(), (by, ttl))),
+                None => return Err(full()),
             }
         }
         self.shared.run();
@@ -84,7 +87,7 @@ impl Buffer {
 impl Shared {
     /// Starts the task that flushes, where there is a runtime; it ends with the last handle, after a last flush.
     fn run(self: &Arc<Self>) {
-        if self.is_running.swap(true, Ordering::AcqRel) {
+        if self.is_running.load(Ordering::Acquire) || self.is_running.swap(true, Ordering::AcqRel) {
             return;
         }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
@@ -104,7 +107,10 @@ impl Shared {
             };
             match self.store.incr(&self.name, changes, Some(id)).await {
                 Ok(_) => {
-                    let (_, sent) = self.waiting.lock().calls.remove(at);
+                    let mut waiting = self.waiting.lock();
+                    let (_, sent) = waiting.calls.remove(at);
+                    waiting.called -= sent.len();
+                    drop(waiting);
                     count!("keep_counter_ops_total", sent.len() as u64, "counter" => self.name.to_string());
                 }
                 // Whatever it was, the call stays and keeps its id.
@@ -117,6 +123,10 @@ impl Shared {
 
     /// Makes calls of the sums, each with an id of its own.
     fn pack(&self) -> Result<(), StoreError> {
+        // Drawn before anything is taken out: what is packed is in one call, never in two.
+        let mut id = [0; 16];
+        getrandom::fill(&mut id)
+            .map_err(|error| StoreError::with_source(StoreErrorKind::Failed, error.to_string()))?;
         let mut waiting = self.waiting.lock();
         let sums: Vec<(Key, (i64, Ttl))> = waiting.sums.drain().collect();
         gauge!("keep_counter_buffered", sums.len() as f64, "counter" => self.name.to_string());
@@ -128,17 +138,12 @@ impl Shared {
             within: i64::MIN..=i64::MAX,
             event: None,
         };
-        for part in sums.chunks(AT_ONCE) {
-            let mut id = [0; 16];
-            if let Err(error) = getrandom::fill(&mut id) {
-                waiting.sums.extend(sums);
-                let why = error.to_string();
-                return Err(StoreError::with_source(StoreErrorKind::Failed, why));
-            }
+        for (number, part) in sums.chunks(AT_ONCE).enumerate() {
             let call = (
-                Key::of([base64url(&id)]),
+                (base64url(&id), number).into_key(),
                 part.iter().map(change).collect::<Vec<_>>(),
             );
+            waiting.called += call.1.len();
             waiting.calls.push(call);
         }
         Ok(())

@@ -12,7 +12,7 @@ use super::series::Series;
 use super::store::{Bucket, Change, Count, CounterStore};
 use crate::core::telemetry::count;
 use crate::core::ttl::{SECOND, Ttl};
-use crate::core::{IntoKey, Key, NotAServiceName, ServiceName, base64url};
+use crate::core::{IntoKey, Key, NotAServiceName, Segments, ServiceName, base64url};
 use crate::data::{DataError, once_more};
 
 /// The most changes of one step.
@@ -159,7 +159,7 @@ impl Counter {
     /// # Errors
     /// `Full`: 10,000 keys wait already.
     pub fn add(&self, key: impl IntoKey, by: i64, ttl: Ttl) -> Result<(), DataError> {
-        self.buffer.add(key.into_key(), by, ttl)
+        self.buffer.add(&Segments::of(&key), by, ttl)
     }
 
     /// Sends what [`Counter::add`] buffered; for shutdown.

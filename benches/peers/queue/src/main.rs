@@ -1,6 +1,7 @@
 //! 100,000 jobs drained from Redis by one worker: tower-keep beside apalis-redis and plain GETs, in turn, in one run.
 //!   bench-queue redis://127.0.0.1:7399/     empties that server: give it one of its own
-//! BENCH_N: jobs (100,000); BENCH_ROUNDS: rounds (3). Both workers take 5 and 100 jobs at a time.
+//! BENCH_N: jobs (100,000); BENCH_ROUNDS: rounds (3). Both workers take 5 and 100 jobs at a time,
+//! each recipient has that many.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -37,7 +38,7 @@ async fn keep(url: &str, jobs: u64, batch: usize) -> Rates {
     let queue: Queue<u64> = Queue::new(store, "drain").capacity(u64::MAX >> 12, u64::MAX >> 12);
     let started = Instant::now();
     queue
-        .enqueue_many((0..jobs).map(|number| Job::to(number % 20_000, number)))
+        .enqueue_many((0..jobs).map(|number| Job::to(number % (jobs / batch as u64).max(1), number)))
         .await
         .unwrap();
     let enqueued = rate(jobs, started);

@@ -87,7 +87,8 @@ impl Group {
 
     fn is_newer(&self, stamp: u64, key: &CacheKey, tags: &[String]) -> bool {
         let older = |member: &str| self.stamps.get(member).is_none_or(|own| *own < stamp);
-        older("") && key.prefixes().iter().chain(tags).all(|name| older(name))
+        self.stamps.is_empty()
+            || (older("") && key.all_prefixes(older) && tags.iter().all(|tag| older(tag)))
     }
 
     fn lease(&mut self, key: &CacheKey, wish: LeaseWish) -> Leased {
@@ -280,12 +281,11 @@ impl CacheStore for MemoryStore {
             });
             written.collect()
         };
-        let channel = channel_of(group);
         if !told.is_empty() {
-            self.publish(&channel, &notice(sender, &told));
+            self.publish(&channel_of(group), &notice(sender, &told));
         }
         for fill in fills {
-            self.publish(&channel, &notice(sender, &[fill]));
+            self.publish(&channel_of(group), &notice(sender, &[fill]));
         }
         StoreFuture::ready(written.map_err(Into::into))
     }

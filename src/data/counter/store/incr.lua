@@ -3,6 +3,7 @@
 -- ARGV: 2 number of changes, 3 place of the batch's mark or 0, 4 mark ms; then per change:
 --   by, ttl ms, '1' sliding, lowest or '', highest or '', place of the event's mark or 0.
 -- Reply: {value, ms left, '1' applied} per change, flat.
+local EXACT = 9007199254740992 -- Lua's own numbers are exact below
 local changes, batch, reply = tonumber(ARGV[2]), tonumber(ARGV[3]), {}
 
 -- Compares whole numbers as text: Lua's own numbers are not exact over 2^53.
@@ -31,16 +32,17 @@ for i = 1, changes do
   local event, applied = tonumber(ARGV[at + 5]), '0'
   if not seen and not (event > 0 and redis.call('EXISTS', KEYS[event]) == 1) then
     local next = redis.pcall('HINCRBY', key, 'v', ARGV[at])
-    local text = type(next) ~= 'table' and redis.call('HGET', key, 'v')
+    local text = type(next) ~= 'table' and (next > -EXACT and next < EXACT and string.format('%.0f', next)
+      or redis.call('HGET', key, 'v'))
     local low, high = ARGV[at + 3], ARGV[at + 4]
     if text and not (low ~= '' and less(text, low)) and not (high ~= '' and less(high, text)) then
       applied, value = '1', text
       local ttl = tonumber(ARGV[at + 1])
       if ends == 0 or ARGV[at + 2] == '1' then
         ends = now_ms + ttl
+        redis.call('HSET', key, 'e', string.format('%.0f', ends))
+        redis.call('PEXPIRE', key, string.format('%.0f', ttl + 3600000))
       end
-      redis.call('HSET', key, 'e', string.format('%.0f', ends))
-      redis.call('PEXPIRE', key, string.format('%.0f', ends - now_ms + 3600000))
       if event > 0 then
         redis.call('SET', KEYS[event], '', 'PX', ARGV[4])
       end

@@ -7,12 +7,11 @@ if lock[1] ~= ARGV[2] then
   return lock[4] == ARGV[2] and 1 or 0
 end
 local held = now_ms < tonumber(lock[2])
-redis.call('HDEL', KEYS[1], 'owner', 'ends', 'waited')
-if held then
-  redis.call('HSET', KEYS[1], 'last', ARGV[2])
-end
+-- Over since ever; nobody's name is the empty one. The key lives on for as long as its fence is to be known.
+redis.call('HSET', KEYS[1], 'owner', '', 'ends', '0', 'last', held and ARGV[2] or '')
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 if lock[3] then
+  redis.call('HDEL', KEYS[1], 'waited')
   redis.call('PUBLISH', ARGV[4], '')
 end
 return held and 1 or 0

@@ -10,4 +10,5 @@ for index = 9, #ARGV do
     reply[#reply + 1] = id
   end
 end
+flush()
 return reply

@@ -5,15 +5,20 @@
 -- Reply: {code, id, ...}: 0 new, 1 duplicate, 2 replaced, 3 joined | nil no room.
 local FIRST, WIDTH = 12, 10
 local count = (#ARGV - FIRST + 1) / WIDTH
+local wishes = {}
 local function wish(index)
+  if wishes[index] then
+    return wishes[index]
+  end
   local at = FIRST + (index - 1) * WIDTH
   local due = tonumber(ARGV[at + 3])
-  return {
+  wishes[index] = {
     to = ARGV[at], rank = tonumber(ARGV[at + 1]), item = ARGV[at + 4], once = ARGV[at + 5],
     due = ARGV[at + 2] == '1' and math.max(due, now_ms) or now_ms + due,
     replaces = ARGV[at + 6] == '1', digest = ARGV[at + 7],
     window = tonumber(ARGV[at + 8]), most = tonumber(ARGV[at + 9]),
   }
+  return wishes[index]
 end
 
 -- A job with a known id comes again: it takes the place of its recipient's own, never leased, with nobody else's item.
@@ -24,10 +29,13 @@ end
 
 -- The digest that collects under a name, as far as it counts here: number of items, their bytes.
 local function collecting(name)
-  local id = redis.call('HGET', DIGEST, name)
+  local id = field(DIGEST, name)
   local job = id and load(id)
   return job and now_ms < job[EXPIRES] and {items = job[COUNT], bytes = job[BYTES]}
 end
+
+-- How many numbers are taken together: as many as there will be new jobs.
+local expected = 0
 
 -- Goes through the jobs in order as they will be added, and counts those that are none yet.
 local function has_room()
@@ -79,6 +87,7 @@ local function has_room()
       end
     end
   end
+  expected = new
   return fits(new, of, tonumber(ARGV[8]), tonumber(ARGV[9]))
 end
 
@@ -88,7 +97,7 @@ end
 
 -- Adds the item to an open digest; one without room is closed and due.
 local function join(new)
-  local id = redis.call('HGET', DIGEST, new.to .. '\0' .. new.digest)
+  local id = field(DIGEST, new.to .. '\0' .. new.digest)
   if not id then
     return nil
   end
@@ -103,7 +112,7 @@ local function join(new)
   local size = #new.item + 32
   local has_space = job[BYTES] + size <= tonumber(ARGV[11])
   if has_space then
-    redis.call('HSET', ITEMS, id, redis.call('HGET', ITEMS, id) .. framed(new.item))
+    put(ITEMS, id, field(ITEMS, id) .. framed(new.item))
     job[COUNT], job[BYTES] = job[COUNT] + 1, job[BYTES] + size
   end
   if not has_space or job[COUNT] >= new.most then
@@ -112,21 +121,31 @@ local function join(new)
     set_due(job, math.min(now_ms, job[DUE]))
     settle_in(id, job)
   else
-    redis.call('HSET', JOBS, id, cmsgpack.pack(job))
+    keep(id, job)
   end
   return has_space and id or nil
 end
 
+local last_number, left = 0, 0
+local function next_number()
+  if left == 0 then
+    left = math.max(expected, 1)
+    expected, last_number = 0, redis.call('INCRBY', LAST, left)
+  end
+  left = left - 1
+  return last_number - left
+end
+
 local function insert(new)
-  local id = string.format('%016x', redis.call('INCR', LAST))
+  local id = string.format('%016x', next_number())
   local collects = new.digest ~= '' and new.most > 1
   local job = {new.to, new.rank, 'c', 0, 0, 0, 0, '', '', '', 1, #new.item + 32}
   set_due(job, collects and new.due + new.window or new.due)
   if collects then
     job[JOINS] = new.digest
-    redis.call('HSET', DIGEST, new.to .. '\0' .. new.digest, id)
+    put(DIGEST, new.to .. '\0' .. new.digest, id)
   end
-  redis.call('HSET', ITEMS, id, framed(new.item))
+  put(ITEMS, id, framed(new.item))
   settle_in(id, job)
   return id
 end
@@ -138,7 +157,7 @@ local function again(id, job, new)
   close_digest(id, job)
   leave(id, job)
   job[RANK], job[COUNT], job[BYTES] = new.rank, 1, #new.item + 32
-  redis.call('HSET', ITEMS, id, framed(new.item))
+  put(ITEMS, id, framed(new.item))
   set_due(job, new.due)
   settle_in(id, job)
   return 2
@@ -148,6 +167,7 @@ local before = alarm()
 if not has_room() then
   sweep()
   if not has_room() then
+    flush()
     return false
   end
 end
@@ -168,12 +188,13 @@ for index = 1, count do
     end
     if new.once ~= '' then
       local til = string.format('%.0f', now_ms + tonumber(ARGV[10]))
-      redis.call('HSET', ONCE, new.once, id .. ' ' .. til)
-      redis.call('ZADD', REMEMBER, til, new.once)
+      put(ONCE, new.once, id .. ' ' .. til)
+      put(REMEMBER, new.once, til)
     end
   end
   reply[#reply + 1] = code
   reply[#reply + 1] = id
 end
 ring(before)
+flush()
 return reply

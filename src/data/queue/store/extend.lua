@@ -12,4 +12,5 @@ for index = 10, #ARGV do
   end
   reply[#reply + 1] = code
 end
+flush()
 return reply

@@ -8,7 +8,7 @@ local recipient = ARGV[12]
 -- The ready ones of a recipient and rank, in order.
 local function ready_of(to, rank)
   local start = to .. '\0b'
-  return redis.call('ZRANGEBYLEX', WHO, '[' .. start .. rank, '(' .. start .. (rank + 1), 'LIMIT', 0, most)
+  return ask('ZRANGEBYLEX', WHO, '[' .. start .. rank, '(' .. start .. (rank + 1), 'LIMIT', 0, most)
 end
 
 local function first_of(to)
@@ -25,13 +25,13 @@ end
 -- Of the first ready job of all; those that expired are buried on the way.
 local function first()
   for _ = 0, AT_ONCE do
-    local id = redis.call('ZRANGE', READY, 0, 0)[1]
+    local id = ask('ZRANGE', READY, 0, 0)[1]
     if not id then
       return {}
     end
     local job = load(id)
     if not job then
-      redis.call('ZREM', READY, id)
+      put(READY, id, false)
     elseif now_ms < job[EXPIRES] then
       recipient = job[TO]
       return ready_of(recipient, job[RANK])
@@ -44,12 +44,16 @@ end
 
 sweep()
 local til = now_ms + tonumber(ARGV[10])
-local taken = {}
-for _, member in ipairs(recipient ~= '' and first_of(recipient) or first()) do
-  local id = string.sub(member, -16)
+local members, ids, taken = recipient ~= '' and first_of(recipient) or first(), {}, {}
+for index, member in ipairs(members) do
+  ids[index] = string.sub(member, -16)
+end
+load_all(ids)
+local leased = {}
+for index, id in ipairs(ids) do
   local job = load(id)
   if not job then
-    redis.call('ZREM', WHO, member)
+    put(WHO, members[index], false)
   elseif now_ms >= job[EXPIRES] then
     expire(id, job)
   else
@@ -61,8 +65,13 @@ for _, member in ipairs(recipient ~= '' and first_of(recipient) or first()) do
     close_digest(id, job)
     job[TRIES], job[TOKEN] = job[TRIES] + 1, ARGV[8]
     enter(id, job, 'a', til)
-    taken[#taken + 1] = {id, job[RANK], job[TRIES], string.format('%.0f', job[DUE]), redis.call('HGET', ITEMS, id)}
+    leased[#leased + 1] = id
+    taken[#taken + 1] = {id, job[RANK], job[TRIES], string.format('%.0f', job[DUE])}
   end
+end
+flush()
+for index, items in ipairs(items_of(leased)) do
+  taken[index][5] = items
 end
 local ready = redis.call('ZCARD', READY)
 local next_due = ''

@@ -27,4 +27,5 @@ for index = 9, #ARGV, 4 do
   reply[#reply + 1] = code
 end
 ring(before)
+flush()
 return reply

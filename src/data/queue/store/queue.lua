@@ -12,9 +12,106 @@ local ORDER = {a = LEASED, b = READY, c = DELAYED, d = DEAD}
 local AT_ONCE = 100
 local swept = {0, 0, 0, 0} -- leases that ended, died, expired, dropped
 
+-- Writes are gathered, the last word on each member counts, and they go out in one command per key and kind: a call of
+-- the server costs more than all that Lua does between two of them. So a sorted set is read by `ask`; jobs and the
+-- fields of hashes are seen as they will be. Every script ends with `flush`.
+local HASH = {[ITEMS] = true, [JOBS] = true, [ONCE] = true, [DIGEST] = true}
+local gathered, is_gathered = {}, false
+local loaded, changed = {}, {}
+local MOST_WORDS = 1000
+
+local function put(key, member, value)
+  local members = gathered[key]
+  if not members then
+    members = {}
+    gathered[key] = members
+  end
+  members[member], is_gathered = value, true
+end
+
+local function keep(id, job)
+  loaded[id], changed[id], is_gathered = job, job, true
+end
+
+local function send(command, key, words)
+  for first = 1, #words, MOST_WORDS do
+    redis.call(command, key, unpack(words, first, math.min(first + MOST_WORDS - 1, #words)))
+  end
+end
+
+local function flush()
+  if not is_gathered then
+    return
+  end
+  for id, job in pairs(changed) do
+    put(JOBS, id, cmsgpack.pack(job))
+  end
+  for key, members in pairs(gathered) do
+    local is_hash, set, gone, at, left = HASH[key], {}, {}, 0, 0
+    for member, value in pairs(members) do
+      if value == false then
+        left = left + 1
+        gone[left] = member
+      else
+        -- A score that is a whole number goes to the server exactly.
+        set[at + 1], set[at + 2] = is_hash and member or value, is_hash and value or member
+        at = at + 2
+      end
+    end
+    send(is_hash and 'HDEL' or 'ZREM', key, gone)
+    send(is_hash and 'HSET' or 'ZADD', key, set)
+  end
+  gathered, changed, is_gathered = {}, {}, false
+end
+
+local function ask(...)
+  flush()
+  return redis.call(...)
+end
+
+-- A field of a hash; `false` where there is none.
+local function field(key, name)
+  local value = gathered[key] and gathered[key][name]
+  if value == nil then
+    return redis.call('HGET', key, name)
+  end
+  return value
+end
+
+-- The fields of a hash, as the server has them.
+local function fields(key, names)
+  local values = {}
+  for first = 1, #names, MOST_WORDS do
+    local last = math.min(first + MOST_WORDS - 1, #names)
+    for index, value in ipairs(redis.call('HMGET', key, unpack(names, first, last))) do
+      values[first + index - 1] = value
+    end
+  end
+  return values
+end
+
+local function items_of(ids)
+  flush()
+  return fields(ITEMS, ids)
+end
+
+local function load_all(ids)
+  local unknown = {}
+  for _, id in ipairs(ids) do
+    if loaded[id] == nil then
+      unknown[#unknown + 1] = id
+    end
+  end
+  for index, packed in ipairs(fields(JOBS, unknown)) do
+    loaded[unknown[index]] = packed and cmsgpack.unpack(packed)
+  end
+end
+
 local function load(id)
-  local packed = redis.call('HGET', JOBS, id)
-  return packed and cmsgpack.unpack(packed)
+  if loaded[id] == nil then
+    load_all({id})
+  end
+  return loaded[id]
 end
 
 local function seat(id, job)
@@ -23,23 +120,23 @@ end
 
 local function enter(id, job, state, place)
   job[STATE], job[PLACE] = state, place
-  redis.call('ZADD', ORDER[state], string.format('%.0f', place), id)
+  put(ORDER[state], id, place)
   if state ~= 'd' then
-    redis.call('ZADD', WHO, 0, seat(id, job))
+    put(WHO, seat(id, job), 0)
   end
-  redis.call('HSET', JOBS, id, cmsgpack.pack(job))
+  keep(id, job)
 end
 
 local function leave(id, job)
-  redis.call('ZREM', ORDER[job[STATE]], id)
+  put(ORDER[job[STATE]], id, false)
   if job[STATE] ~= 'd' then
-    redis.call('ZREM', WHO, seat(id, job))
+    put(WHO, seat(id, job), false)
   end
 end
 
 -- Where its due time says.
 local function settle_in(id, job)
-  redis.call('ZADD', EXPIRY, string.format('%.0f', job[EXPIRES]), id)
+  put(EXPIRY, id, job[EXPIRES])
   if job[DUE] <= now_ms then
     enter(id, job, 'b', job[DUE] + job[RANK] * (aging > 0 and aging or 100000000000000))
   else
@@ -53,7 +150,7 @@ end
 
 local function close_digest(id, job)
   if job[JOINS] ~= '' then
-    redis.call('HDEL', DIGEST, job[TO] .. '\0' .. job[JOINS])
+    put(DIGEST, job[TO] .. '\0' .. job[JOINS], false)
     job[JOINS] = ''
   end
 end
@@ -61,9 +158,10 @@ end
 local function forget(id, job)
   leave(id, job)
   close_digest(id, job)
-  redis.call('ZREM', EXPIRY, id)
-  redis.call('HDEL', ITEMS, id)
-  redis.call('HDEL', JOBS, id)
+  put(EXPIRY, id, false)
+  put(ITEMS, id, false)
+  put(JOBS, id, false)
+  loaded[id], changed[id] = false, nil
 end
 
 local function bury(id, job, why)
@@ -72,17 +170,17 @@ local function bury(id, job, why)
   if why ~= '' then
     job[ERROR] = why
   end
-  redis.call('ZREM', EXPIRY, id)
+  put(EXPIRY, id, false)
   enter(id, job, 'd', now_ms)
 end
 
 local function over(order)
-  return redis.call('ZRANGEBYSCORE', order, '-inf', string.format('%.0f', now_ms), 'LIMIT', 0, AT_ONCE)
+  return ask('ZRANGEBYSCORE', order, '-inf', now_ms, 'LIMIT', 0, AT_ONCE)
 end
 
 -- The job of an id that was given once, while it lives and for as long as the id is remembered.
 local function known(once)
-  local kept = redis.call('HGET', ONCE, once)
+  local kept = field(ONCE, once)
   if not kept then
     return nil
   end
@@ -96,12 +194,13 @@ end
 
 -- Calls `act` on the jobs of an order; what is no job any more (evicted, against the documentation) is taken out of it.
 local function each(ids, order, act)
+  load_all(ids)
   for _, id in ipairs(ids) do
     local job = load(id)
     if job then
       act(id, job)
     else
-      redis.call('ZREM', order, id)
+      put(order, id, false)
     end
   end
 end
@@ -128,7 +227,7 @@ end
 local function expire(id, job)
   if job[STATE] == 'a' then
     -- Looked at again when its lease ends.
-    redis.call('ZREM', EXPIRY, id)
+    put(EXPIRY, id, false)
   else
     bury(id, job, 'expired')
     swept[3] = swept[3] + 1
@@ -142,14 +241,14 @@ end
 
 local function forget_ids()
   for _, once in ipairs(over(REMEMBER)) do
-    local id = string.match(redis.call('HGET', ONCE, once) or '', '^(%x+) ')
+    local id = string.match(field(ONCE, once) or '', '^(%x+) ')
     local job = id and load(id)
     if job and job[STATE] ~= 'd' then
       -- The id is known for as long as its job lives: look again when that may be over.
-      redis.call('ZADD', REMEMBER, string.format('%.0f', math.max(job[EXPIRES], now_ms + 1000)), once)
+      put(REMEMBER, once, math.max(job[EXPIRES], now_ms + 1000))
     else
-      redis.call('ZREM', REMEMBER, once)
-      redis.call('HDEL', ONCE, once)
+      put(REMEMBER, once, false)
+      put(ONCE, once, false)
     end
   end
 end
@@ -158,19 +257,22 @@ local function sweep()
   each(over(LEASED), LEASED, reclaim)
   each(over(DELAYED), DELAYED, promote)
   each(over(EXPIRY), EXPIRY, expire)
-  local old = redis.call('ZRANGEBYSCORE', DEAD, '-inf', string.format('%.0f', now_ms - tonumber(ARGV[7])), 'LIMIT', 0, AT_ONCE)
-  local spare = redis.call('ZCARD', DEAD) - tonumber(ARGV[6])
-  if spare > #old then
-    old = redis.call('ZRANGE', DEAD, 0, math.min(spare, AT_ONCE) - 1)
+  local dead = ask('ZCARD', DEAD)
+  if dead > 0 then
+    local old = ask('ZRANGEBYSCORE', DEAD, '-inf', now_ms - tonumber(ARGV[7]), 'LIMIT', 0, AT_ONCE)
+    local spare = dead - tonumber(ARGV[6])
+    if spare > #old then
+      old = ask('ZRANGE', DEAD, 0, math.min(spare, AT_ONCE) - 1)
+    end
+    each(old, DEAD, drop)
   end
-  each(old, DEAD, drop)
   forget_ids()
 end
 
 -- What an idle worker waits for: something ready, else the first due time.
 local function alarm()
-  local first = redis.call('ZRANGE', DELAYED, 0, 0, 'WITHSCORES')
-  return {redis.call('ZCARD', READY) > 0, tonumber(first[2])}
+  local first = ask('ZRANGE', DELAYED, 0, 0, 'WITHSCORES')
+  return {ask('ZCARD', READY) > 0, tonumber(first[2])}
 end
 
 local function ring(before)
@@ -195,11 +297,11 @@ local function held(job, token)
 end
 
 local function waiting()
-  return redis.call('HLEN', JOBS) - redis.call('ZCARD', DEAD)
+  return ask('HLEN', JOBS) - ask('ZCARD', DEAD)
 end
 
 local function seats(recipient)
-  return redis.call('ZLEXCOUNT', WHO, '[' .. recipient .. '\0', '(' .. recipient .. '\1')
+  return ask('ZLEXCOUNT', WHO, '[' .. recipient .. '\0', '(' .. recipient .. '\1')
 end
 
 -- Whether `new` more jobs fit, `of` them by recipient.
@@ -207,8 +309,13 @@ local function fits(new, of, capacity, each)
   if new == 0 then
     return true
   end
-  if waiting() + new > capacity then
+  local all = waiting() + new
+  if all > capacity then
     return false
+  end
+  if all <= each then
+    -- No recipient can have more than there are.
+    return true
   end
   for recipient, more in pairs(of) do
     if seats(recipient) + more > each then

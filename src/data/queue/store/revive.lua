@@ -22,4 +22,5 @@ for _, id in ipairs(ids) do
   settle_in(id, job)
 end
 ring(before)
+flush()
 return ids

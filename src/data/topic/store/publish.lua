@@ -20,11 +20,12 @@ end
 local id, at = epoch .. '-' .. seq, string.format('%.0f', now_ms)
 redis.call('XADD', KEYS[2], 'MAXLEN', '=', ARGV[3], id, 'at', at, 'payload', ARGV[2])
 -- What is too old goes a little at a time; whoever reads leaves it out at once.
-for _, entry in ipairs(redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 16)) do
-  if tonumber(entry[2][2]) + tonumber(ARGV[4]) > now_ms then
+for _ = 1, 16 do
+  local oldest = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
+  if not oldest or tonumber(oldest[2][2]) + tonumber(ARGV[4]) > now_ms then
     break
   end
-  redis.call('XDEL', KEYS[2], entry[1])
+  redis.call('XDEL', KEYS[2], oldest[1])
 end
 redis.call('SET', KEYS[1], id, 'PX', ARGV[5])
 redis.call('PEXPIRE', KEYS[2], ARGV[5])
