@@ -1,7 +1,8 @@
 //! Services on Redis beside the plain commands and the crates of their field, in turn, in one run.
 //!   bench-services URL            empties that server: give it one of its own
 //! BENCH_ROUNDS: rounds (5); BENCH_N: calls of one round (20,000); BENCH_GROUP: a part of count, lock, handover, topic,
-//! once, cache. Calls are 64 in flight; "one by one" is a single caller that waits for each answer. A ratio is that of
+//! once, cache. Calls are 64 in flight; "one by one" is a single caller that waits for each answer; the last column has calls
+//! coming at half that rate, whatever the answers do. A ratio is that of
 //! rates to the floor's of the same round: more is better.
 mod handover;
 mod subjects;
@@ -9,7 +10,7 @@ mod subjects;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bench_common as bc;
 
@@ -50,13 +51,26 @@ async fn rate(call: &Call, first: u64, number: u64, lanes: u64) -> f64 {
     number as f64 / began.elapsed().as_secs_f64()
 }
 
-/// Microseconds of a call that only one in a hundred outlasts, one by one.
-async fn p99(call: &Call, first: u64, number: u64) -> f64 {
+/// Milliseconds that only one call in a hundred outlasts, where they come at `each_ms` a millisecond, whatever the
+/// answers do.
+async fn p99(call: &Call, first: u64, number: u64, each_ms: u64) -> f64 {
+    let mut running = tokio::task::JoinSet::new();
+    let mut tick = tokio::time::interval(Duration::from_millis(1));
+    let mut step = 0;
+    while step < number {
+        let due = tick.tick().await;
+        for _ in 0..each_ms {
+            let (call, number) = (Arc::clone(call), first + step);
+            running.spawn(async move {
+                call(number).await;
+                due.elapsed().as_secs_f64() * 1e3
+            });
+            step += 1;
+        }
+    }
     let mut times = Vec::new();
-    for step in 0..number {
-        let began = Instant::now();
-        call(first + step).await;
-        times.push(began.elapsed().as_secs_f64() * 1e6);
+    while let Some(ended) = running.join_next().await {
+        times.push(ended.unwrap());
     }
     bc::quantile(&times, 0.99)
 }
@@ -81,16 +95,17 @@ pub async fn compare(title: &str, subjects: &[Subject]) {
             let ratios: Vec<f64> = rates[at].iter().zip(&rates[0]).map(|(own, floor)| own / floor).collect();
             format!("{:.2}", bc::median(&ratios))
         };
+        let half = (bc::median(&many[at]) / 2_000.0).max(1.0) as u64;
         rows.push(vec![
             subject.name.to_owned(),
             format!("{:.0}", bc::median(&many[at])),
             over(&many),
             format!("{:.1}", bc::noise_pct(&many[at])),
             over(&alone),
-            format!("{:.0}", p99(&subject.call, next[at], (number / 10).max(100)).await),
+            format!("{:.2}", p99(&subject.call, next[at], number, half).await),
         ]);
     }
-    let head = ["subject", "a second", "x floor", "±%", "x floor, one by one", "p99 us, one by one"];
+    let head = ["subject", "a second", "x floor", "±%", "x floor, one by one", "p99 ms at half load"];
     bc::table(title, &head, &rows);
 }
 

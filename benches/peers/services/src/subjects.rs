@@ -93,9 +93,9 @@ async fn count(url: &str, connection: &MultiplexedConnection) {
     .await;
     let apply = counter.clone();
     compare(
-        "512 increments in one step",
+        "increments, 512 in one step",
         &[
-            command("EVALSHA-free floor: one INCR", connection, |_| {
+            command("INCR (floor)", connection, |_| {
                 let mut command = redis::cmd("INCR");
                 command.arg("plain");
                 command
