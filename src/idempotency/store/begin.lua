@@ -22,7 +22,7 @@ if record then
       return {4, record, now_ms}
     end
     if string.sub(record, 5, 20) == ARGV[2] then
-      return {0, string.format('%.0f', previous)}
+      return {0, previous}
     end
     if now_ms < struct.unpack('>I8', record, 69) then
       return {2, record, now_ms}
@@ -38,5 +38,5 @@ local head = string.char(1, 1, tonumber(ARGV[7]), tonumber(ARGV[4])) .. ARGV[2] 
   .. struct.pack('>I8I8I8', created, now_ms + tonumber(ARGV[5]), now_ms + keep)
 -- Under a passed clock the server's own expiry only collects garbage, and must not come first.
 local spare = ARGV[1] == '' and 0 or 600000
-redis.call('SET', KEYS[1], head, 'PX', string.format('%.0f', keep + spare))
-return {0, string.format('%.0f', fence), taken}
+redis.call('SET', KEYS[1], head, 'PX', keep + spare)
+return {0, fence, taken}

@@ -5,7 +5,6 @@
 -- Reply: now, highest, floor, names, state (0 none, 1 same, 2 here), head, body,
 --        lease (0 unwanted, 1 granted, 2 held), microseconds held, microseconds marked, when the entry was begun.
 --        Without stamps highest and floor are 0.
-local function text(number) return string.format('%.0f', number) end
 local highest, floor = 0, 0
 if KEYS[3] then
   local stamps = redis.call('ZMSCORE', KEYS[3], 'h', 'f')
@@ -14,14 +13,14 @@ if KEYS[3] then
     -- New, or lost: nothing older than this moment may be believed.
     highest, floor = now, now
     redis.call('DEL', KEYS[3])
-    redis.call('ZADD', KEYS[3], text(now), 'h', text(now), 'f')
+    redis.call('ZADD', KEYS[3], now, 'h', now, 'f')
   end
 end
 local lease_field = 'l:' .. ARGV[2]
 local primary = redis.call('HMGET', KEYS[1], 'names', 'm:' .. ARGV[2], lease_field, 'v:' .. ARGV[2])
 local names = primary[1] or ''
 if names ~= '' and names ~= ARGV[3] then
-  return {text(now), text(highest), text(floor), names, 0, '', '', 0, 0, 0, 0}
+  return {now, highest, floor, names, 0, '', '', 0, 0, 0, 0}
 end
 local marked = math.max(0, (tonumber(primary[2] or '0') or 0) - now)
 local want = tonumber(ARGV[6])
@@ -57,9 +56,9 @@ if marked == 0 and (want == 2 or (want == 1 and (state == 0 or due))) then
   else
     granted = 1
     local length = tonumber(ARGV[7])
-    redis.call('HSET', KEYS[1], lease_field, ARGV[8] .. '|' .. text(now + length))
+    redis.call('HSET', KEYS[1], lease_field, string.format('%s|%.0f', ARGV[8], now + length))
     local keep_ms = math.ceil(length / 1000) + 60000
     if redis.call('PTTL', KEYS[1]) < keep_ms then redis.call('PEXPIRE', KEYS[1], keep_ms) end
   end
 end
-return {text(now), text(highest), text(floor), ARGV[3], state, head, body, granted, text(held), text(marked), begun}
+return {now, highest, floor, ARGV[3], state, head, body, granted, held, marked, begun}

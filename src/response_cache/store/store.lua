@@ -5,7 +5,7 @@
 -- Reply: 1 written, 0 superseded.
 local MOST_VARIANTS = 32
 local lease_field = 'l:' .. ARGV[14]
-local primary = redis.call('HMGET', KEYS[1], 'names', lease_field, 'v:' .. ARGV[2])
+local primary = redis.call('HMGET', KEYS[1], 'names', lease_field, 'v:' .. ARGV[2], 'm:' .. ARGV[2])
 if primary[2] and string.match(primary[2], '^%x+') == ARGV[4] then
   redis.call('HDEL', KEYS[1], lease_field)
   -- Heard when this script has ended, and the entry is there.
@@ -57,6 +57,6 @@ redis.call('HSET', KEYS[2], 'at', ARGV[5], 'due', ARGV[6], 'expires', ARGV[7], '
   'body_id', ARGV[10], 'head', ARGV[12], 'body', ARGV[13])
 redis.call('PEXPIRE', KEYS[2], ARGV[11])
 redis.call('HSET', KEYS[1], 'names', ARGV[3], 'v:' .. ARGV[2], ARGV[5])
-redis.call('HDEL', KEYS[1], 'm:' .. ARGV[2])
+if primary[4] then redis.call('HDEL', KEYS[1], 'm:' .. ARGV[2]) end
 if redis.call('PTTL', KEYS[1]) < keep_ms then redis.call('PEXPIRE', KEYS[1], keep_ms) end
 return 1

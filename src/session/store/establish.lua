@@ -154,8 +154,8 @@ for _, gone in ipairs(giving_way) do
   redis.call('ZREM', index, gone[1].key)
 end
 if is_login then
-  redis.call('ZADD', index, whole(s.absolute), s.key)
+  redis.call('ZADD', index, s.absolute, s.key)
   if revoke_others then mark(index) end
   expire_index(index)
 end
-return { 0, whole(now_ms), told(s), became, ended }
+return { 0, now_ms, told(s), became, ended }

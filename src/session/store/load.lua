@@ -1,9 +1,27 @@
 -- Reads a session, records activity if due, drops data that ran out.
 -- KEYS: session, cut-off. ARGV from 2: verifier, '1' with all data, what was seen (20 bytes; '' records nothing).
--- Reply: {0, now, what was seen before a renewal (else ''), session, {name, entry…}}, or {1, why, cause}.
+-- Reply: {0, now, what was seen before a renewal (else ''), session, {field, value…}}, or {1, why, cause}.
+local wants_data, seen = ARGV[3] == '1', ARGV[4]
+local fields, h, t, u, r, c = {}, nil, nil, nil, nil, nil
+if wants_data then
+  fields = redis.call('HGETALL', KEYS[1])
+  for n = 1, #fields, 2 do
+    local name = fields[n]
+    if name == 'h' then h = fields[n + 1] elseif name == 'u' then u = fields[n + 1] elseif name == 'r' then
+      r = fields[n + 1] elseif name == 'c' then c = fields[n + 1] elseif name == 't' then t = fields[n + 1] end
+  end
+else
+  local core = redis.call('HMGET', KEYS[1], 'h', 't', 'u', 'r', 'c')
+  h, t, u, r, c = core[1], core[2], core[3], core[4], core[5]
+end
+--> usual
+if is_usual and (seen == '' or (now_ms - last <= math.min(idle / 10, 60000)
+  and not (wants_data and keys > 0 and now_ms - used > math.min(extended / 10, 60000)))) then
+  return { 0, now_ms, '', { KEYS[1], h, u or '', r or '', c }, keys > 0 and fields or {} }
+end
+--> record
 local s, why, cause = find_own(KEYS[1], ARGV[2], read_cut_off(KEYS[2]))
 if not s then return { 1, why, cause } end
-local wants_data, seen = ARGV[3] == '1', ARGV[4]
 local changed, renewed = false, nil
 if has_data_run_out(s) then
   drop_data(s)
@@ -17,14 +35,5 @@ if seen ~= '' then
   renewed = renew(s, seen)
 end
 if changed or renewed then save(s) end
-local entries = {}
-if wants_data and s.keys > 0 then
-  local fields = redis.call('HGETALL', s.key)
-  for n = 1, #fields, 2 do
-    if string.sub(fields[n], 1, 2) == 'd:' then
-      entries[#entries + 1] = string.sub(fields[n], 3)
-      entries[#entries + 1] = fields[n + 1]
-    end
-  end
-end
-return { 0, whole(now_ms), renewed or '', told(s), entries }
+if wants_data and s.keys == 0 then fields = {} end
+return { 0, now_ms, renewed or '', told(s), fields }

@@ -9,8 +9,6 @@ local SUPERSEDED, REPLAYED, WRONG_SECRET, MISSING, ENDED, NEWER = 1, 2, 3, 4, 5,
 local FROZEN, FREEZE, MOVED, EVERYONE = 254, 5000, 255, 6
 local LARGEST = 9007199254740991
 
-local function whole(n) return string.format('%.0f', n) end
-
 local function parse(key, f)
   local s = { key = key, u = f[3], r = f[4], c = f[5], i = f[6] }
   local _
@@ -99,7 +97,7 @@ local function has_data_run_out(s) return s.keys > 0 and s.used + s.extended <= 
 
 local function save(s)
   redis.call('HSET', s.key, 'h', header(s), 'c', s.c)
-  redis.call('PEXPIRE', s.key, whole(ends(s) - now_ms + REMEMBERED))
+  redis.call('PEXPIRE', s.key, ends(s) - now_ms + REMEMBERED)
 end
 
 local function bury(key, cause)
@@ -111,7 +109,7 @@ end
 -- The sessions of a user that are live, the keys of those that only a newer version can read, and of those that
 -- are frozen; the index keeps only them.
 local function family(index, cut_off)
-  redis.call('ZREMRANGEBYSCORE', index, '-inf', whole(now_ms))
+  redis.call('ZREMRANGEBYSCORE', index, '-inf', now_ms)
   local live, newer, frozen = {}, {}, {}
   for _, key in ipairs(redis.call('ZRANGE', index, 0, -1)) do
     if key ~= '!' then
@@ -131,11 +129,11 @@ local function family(index, cut_off)
 end
 
 -- Logins that began before are overtaken.
-local function mark(index) redis.call('ZADD', index, whole(now_ms + REMEMBERED + 1), '!') end
+local function mark(index) redis.call('ZADD', index, now_ms + REMEMBERED + 1, '!') end
 
 local function expire_index(index)
   local latest = redis.call('ZREVRANGE', index, 0, 0, 'WITHSCORES')
-  if latest[2] then redis.call('PEXPIRE', index, whole(latest[2] - now_ms + REMEMBERED)) end
+  if latest[2] then redis.call('PEXPIRE', index, latest[2] - now_ms + REMEMBERED) end
 end
 
 -- Orders keys of one home by their bytes, whatever the server's locale.
@@ -206,7 +204,7 @@ local function plan_patch(s, at, is_empty)
     if kind == 'i' then
       local before = integer(old)
       if not before then return nil, 'number' end
-      payload = '\0' .. whole(math.max(-LARGEST, math.min(LARGEST, before + tonumber(payload))))
+      payload = '\0' .. string.format('%.0f', math.max(-LARGEST, math.min(LARGEST, before + tonumber(payload))))
     end
     if kind == 'r' or kind == 'R' then
       plan.gone[#plan.gone + 1] = 'd:' .. name

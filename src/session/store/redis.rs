@@ -25,14 +25,22 @@ macro_rules! script {
     ($file:literal) => {
         Script::new(concat!(include_str!("record.lua"), include_str!($file)))
     };
+    // What is asked for by nearly every request: a usual session before the functions for all others are made.
+    (usual $file:literal) => {
+        Script::composed(|| {
+            include_str!($file)
+                .replace("--> usual\n", include_str!("usual.lua"))
+                .replace("--> record\n", include_str!("record.lua"))
+        })
+    };
 }
 
 /// A home is the cluster slot that all keys of a session share: the first 10 bits of its id.
 const HOMES: u16 = 1_024;
 const HOMES_AT_ONCE: usize = 32;
 
-static LOAD: Script = script!("load.lua");
-static PATCH: Script = script!("patch.lua");
+static LOAD: Script = script!(usual "load.lua");
+static PATCH: Script = script!(usual "patch.lua");
 static ESTABLISH: Script = script!("establish.lua");
 static LIST: Script = script!("list.lua");
 static ASSIGN_ROLES: Script = script!("assign_roles.lua");

@@ -7,7 +7,7 @@ local what = ARGV[2]
 if what == 'everyone' then
   for _, key in ipairs(KEYS) do
     local before = read_cut_off(key) or 0
-    redis.call('SET', key, whole(math.max(before, now_ms)), 'PX', 34560000000)
+    redis.call('SET', key, math.max(before, now_ms), 'PX', 34560000000)
   end
   return { 0, {} }
 end

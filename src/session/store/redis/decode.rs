@@ -29,7 +29,7 @@ pub(super) fn loaded(reply: Reply, part: Part) -> Result<Loaded, StoreError> {
         // What cannot be read belongs to nobody; the script has told what a newer version wrote from it.
         return Ok(Loaded::NotLive(NotLive::Missing));
     };
-    let entries = entries(fields.next()?)?;
+    let entries = entries(fields.next()?, PREFIX)?;
     Ok(Loaded::Live(Box::new(Live {
         now,
         record,
@@ -46,7 +46,7 @@ pub(super) fn patched(reply: Reply) -> Result<Patched, StoreError> {
             renewed: seen_before(&fields.next()?.bytes()?),
         },
         1 => Patched::NotLive(fields.not_live()?),
-        2 => Patched::Conflict(entries(fields.next()?)?),
+        2 => Patched::Conflict(entries(fields.next()?, b"")?),
         3 => Patched::TooLarge,
         _ => Patched::NotANumber,
     })
@@ -200,16 +200,22 @@ fn seen_before(bytes: &[u8]) -> Option<Seen> {
     bytes.try_into().ok().map(Seen::decode)
 }
 
-/// Names and entries in turn; what is damaged is as good as absent.
-fn entries(reply: Reply) -> Result<Vec<DataEntry>, StoreError> {
+/// What the names of values begin with, among the fields of a session.
+const PREFIX: &[u8] = b"d:";
+
+/// Names behind `prefix`, and entries, in turn; what is damaged is as good as absent.
+fn entries(reply: Reply, prefix: &[u8]) -> Result<Vec<DataEntry>, StoreError> {
     let mut fields = reply.array()?.into_iter();
     let mut entries = Vec::with_capacity(fields.len() / 2);
     while let (Some(name), Some(entry)) = (fields.next(), fields.next()) {
         let (name, entry) = (name.bytes()?, entry.bytes()?);
+        let Some(name) = name.strip_prefix(prefix) else {
+            continue;
+        };
         let parts = entry
             .split_first_chunk()
             .and_then(|(version, rest)| Some((version, rest.first()?)));
-        let (Ok(name), Some((version, format))) = (std::str::from_utf8(&name), parts) else {
+        let (Ok(name), Some((version, format))) = (std::str::from_utf8(name), parts) else {
             count!("keep_session_undecodable_total", 1, "part" => "entry");
             continue;
         };
