@@ -16,7 +16,7 @@ pub const X_RATE_LIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// The five rate limit fields: they belong to the request that was counted.
-pub const RATE_LIMIT_FIELDS: [HeaderName; 5] = [
+pub static RATE_LIMIT_FIELDS: [HeaderName; 5] = [
     RATE_LIMIT_POLICY,
     RATE_LIMIT,
     X_RATE_LIMIT_LIMIT,
@@ -25,7 +25,7 @@ pub const RATE_LIMIT_FIELDS: [HeaderName; 5] = [
 ];
 
 /// Fields of one connection (RFC 9110 §7.6.1), but for those that a `Connection` field names.
-pub const HOP_BY_HOP: [HeaderName; 9] = [
+pub static HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -40,13 +40,22 @@ pub const HOP_BY_HOP: [HeaderName; 9] = [
 /// Says whether `name` is one of the rate limit fields.
 #[must_use]
 pub fn is_rate_limit(name: &HeaderName) -> bool {
-    RATE_LIMIT_FIELDS.contains(name)
+    // Most names begin otherwise.
+    let text = name.as_str();
+    (text.starts_with("ratelimit") || text.starts_with("x-ratelimit-"))
+        && RATE_LIMIT_FIELDS.contains(name)
+}
+
+/// Says whether `name` concerns one connection only by its own nature.
+#[must_use]
+pub fn is_of_connection(name: &HeaderName) -> bool {
+    HOP_BY_HOP.contains(name)
 }
 
 /// Says whether `name` concerns one connection only, by its own nature or because `Connection` in `fields` names it.
 #[must_use]
 pub fn is_hop_by_hop(name: &HeaderName, fields: &HeaderMap) -> bool {
-    HOP_BY_HOP.contains(name) || is_named_by_connection(name, fields)
+    is_of_connection(name) || is_named_by_connection(name, fields)
 }
 
 fn is_named_by_connection(name: &HeaderName, fields: &HeaderMap) -> bool {

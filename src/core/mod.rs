@@ -49,6 +49,7 @@ pub use principal::{
     AskVisitor, CacheOutside, Personal, Principal, PrincipalRejection, Visitor, principal_of,
 };
 pub use problem::Problem;
+pub(crate) use service::emptied;
 pub use service::take_ready;
 pub use service_name::{NotAServiceName, ServiceName};
 pub use store_error::{StoreError, StoreErrorKind};

@@ -8,3 +8,10 @@ pub fn take_ready<S: Clone>(service: &mut S) -> S {
     let fresh = service.clone();
     std::mem::replace(service, fresh)
 }
+
+/// Empties the extensions of a request that ends here: its answer puts its own in their place, and need not make any.
+pub(crate) fn emptied(extensions: &mut http::Extensions) -> http::Extensions {
+    let mut spare = std::mem::take(extensions);
+    spare.clear();
+    spare
+}

@@ -5,18 +5,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, HeaderValue, RETRY_AFTER};
-use http::{HeaderMap, Response, StatusCode};
+use http::{Extensions, HeaderMap, Response, StatusCode};
 use http_body::Body as HttpBody;
 
 use super::config::{Config, EXPIRES_FIELD, STATUS_FIELD};
-use super::gather::{End, Gathered, is_larger};
+use super::gather::is_larger;
 use super::policy::{self, Directive};
 use super::record::{AnswerContent, StoredAnswer, Tombstone, TombstoneReason};
+use super::settling::Settling;
 use crate::core::telemetry::count;
 use crate::core::{Body, IdempotencyOutcome, Timestamp};
-
-/// A body of unknown size is waited for this long.
-const UNKNOWN_SIZE_WAIT: Duration = Duration::from_secs(5);
 
 /// What becomes of the record.
 pub(super) enum Verdict {
@@ -32,8 +30,8 @@ pub(super) enum Settled<R> {
     Lost(AnswerContent),
 }
 
-/// Decides what is kept of `response`, reading its body where the whole answer is.
-pub(super) async fn settle<R>(config: &Config, mut response: Response<R>) -> Settled<R>
+/// Decides what is kept of `response`; its body is read where the whole answer is.
+pub(super) fn settle<R>(config: &Config, mut response: Response<R>) -> Settling<'_, R>
 where
     R: HttpBody<Data = Bytes>,
 {
@@ -44,10 +42,10 @@ where
         Directive::StoreFor(ttl) => ttl,
         Directive::NoStore => return bury(config, response, TombstoneReason::NoStore),
         Directive::Release => {
-            return Settled::Answer(response.map(Body::pass), Verdict::Release);
+            return Settling::known(Settled::Answer(response.map(Body::pass), Verdict::Release));
         }
         Directive::Unknown => {
-            return Settled::Answer(response.map(Body::pass), Verdict::Unknown);
+            return Settling::known(Settled::Answer(response.map(Body::pass), Verdict::Unknown));
         }
     };
     if let Some(reason) = policy::streamed(response.status(), response.headers()) {
@@ -56,7 +54,7 @@ where
     if is_larger(response.body(), config.max_response_body) {
         return bury(config, response, TombstoneReason::TooLarge);
     }
-    keep_whole(config, response, ttl).await
+    Settling::read(config, response, ttl)
 }
 
 /// What the handler says, or the policy.
@@ -67,9 +65,10 @@ pub(super) fn directive<R>(config: &Config, response: &Response<R>) -> Directive
 }
 
 /// Lets the response pass; the record says only that it ran.
-fn bury<R>(config: &Config, response: Response<R>, reason: TombstoneReason) -> Settled<R> {
+fn bury<R>(config: &Config, response: Response<R>, reason: TombstoneReason) -> Settling<'_, R> {
     let left = tombstone(response.status(), response.headers(), reason);
-    Settled::Answer(response.map(Body::pass), Verdict::Keep(left, config.ttl))
+    let verdict = Verdict::Keep(left, config.ttl);
+    Settling::known(Settled::Answer(response.map(Body::pass), verdict))
 }
 
 impl AnswerContent {
@@ -110,61 +109,6 @@ pub(super) fn tombstone(
     }))
 }
 
-async fn keep_whole<R>(config: &Config, response: Response<R>, ttl: Duration) -> Settled<R>
-where
-    R: HttpBody<Data = Bytes>,
-{
-    let (parts, body) = response.into_parts();
-    let (most, mut gathered) = (config.max_response_body, Gathered::default());
-    let left = |reason| tombstone(parts.status, &parts.headers, reason);
-    let (end, rest) = if body.size_hint().exact().is_some() {
-        let body = std::pin::pin!(body);
-        (gathered.fill(body, most).await, None)
-    } else {
-        let mut body = Box::pin(body);
-        // In a box: a body of known size pays for no room of a timer.
-        let filled = Box::pin(tokio::time::timeout(
-            UNKNOWN_SIZE_WAIT,
-            gathered.fill(body.as_mut(), most),
-        ));
-        (filled.await.unwrap_or(End::TooLarge), Some(body))
-    };
-    let (bytes, trailers) = gathered.finish();
-    match (end, rest) {
-        (End::Whole, _) => {
-            let mut stored = StoredAnswer {
-                status: parts.status,
-                fields: policy::kept_fields(&parts.headers, config.replay_only.as_deref()),
-                body: bytes.clone(),
-                trailers: policy::kept_trailers(trailers.as_ref(), config.replay_only.as_deref()),
-            };
-            if let Some(change) = &config.sanitize {
-                change(&mut stored);
-            }
-            let content = AnswerContent::Full(Arc::new(stored));
-            let body = owned_body(bytes, trailers);
-            Settled::Answer(
-                Response::from_parts(parts, body),
-                Verdict::Keep(content, ttl),
-            )
-        }
-        (End::TooLarge, Some(rest)) => {
-            let reason = if bytes.len() > most {
-                TombstoneReason::TooLarge
-            } else {
-                TombstoneReason::Streamed
-            };
-            let verdict = Verdict::Keep(left(reason), config.ttl);
-            Settled::Answer(
-                Response::from_parts(parts, Body::resumed(bytes, rest)),
-                verdict,
-            )
-        }
-        // A body that broke off, or one that said a size and then sent more.
-        _ => Settled::Lost(left(TombstoneReason::BodyFailed)),
-    }
-}
-
 pub(super) fn owned_body<B>(bytes: Bytes, trailers: Option<HeaderMap>) -> Body<B> {
     match trailers {
         Some(trailers) => Body::with_trailers(bytes, trailers),
@@ -173,10 +117,21 @@ pub(super) fn owned_body<B>(bytes: Bytes, trailers: Option<HeaderMap>) -> Body<B
 }
 
 /// Makes the stored answer's replay.
-pub(super) fn replay<R>(config: &Config, stored: &StoredAnswer) -> Response<Body<R>> {
-    let mut response = Response::new(owned_body(stored.body.clone(), stored.trailers.clone()));
-    *response.status_mut() = stored.status;
-    *response.headers_mut() = stored.fields.clone();
+pub(super) fn replay<R>(
+    config: &Config,
+    stored: Arc<StoredAnswer>,
+    spare: Extensions,
+) -> Response<Body<R>> {
+    let StoredAnswer {
+        status,
+        fields,
+        body,
+        trailers,
+    } = Arc::unwrap_or_clone(stored);
+    let mut response = Response::new(owned_body(body, trailers));
+    *response.status_mut() = status;
+    *response.headers_mut() = fields;
+    *response.extensions_mut() = spare;
     let fields = response.headers_mut();
     fields.insert(
         config.replay_field.clone(),

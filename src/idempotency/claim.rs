@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Extensions, Request, Response};
 use http_body::Body as HttpBody;
 use tower_service::Service;
 
@@ -23,7 +23,7 @@ use super::scope::ScopeId;
 use super::service::Shared;
 use super::store::{Begin, Claim};
 use crate::core::telemetry::{count, error};
-use crate::core::{Body, IdempotencyOutcome, StoreError, StoreFailure, Timestamp};
+use crate::core::{Body, IdempotencyOutcome, StoreError, StoreFailure, Timestamp, emptied};
 
 /// Which record a request means, and what it would write.
 #[derive(Clone, Copy)]
@@ -35,7 +35,7 @@ pub(super) struct Question {
 /// What there is under the key.
 enum Claimed {
     /// The key is ours: run, and tell the local twins.
-    Run(run::Ticket),
+    Run(Box<run::Ticket>),
     Answer(Found, IdempotencyOutcome),
     Refused(RejectionCause),
     StoreFailed(StoreError),
@@ -44,7 +44,7 @@ enum Claimed {
 /// Everything a guarded request goes through; the order of refusals is the order of this function.
 pub(super) async fn guarded<S, B, R>(
     mut inner: S,
-    request: Request<B>,
+    (mut gist, body): (Box<Gist>, B),
     key: Option<ClientKey>,
     shared: Arc<Shared>,
     state: Arc<RunState>,
@@ -57,22 +57,28 @@ where
 {
     let config = &*shared.config;
     let refused = |cause, key| Ok(refuse(config, IdempotencyRejection::new(cause, key)));
-    let (parts, body) = request.into_parts();
-    let scope = match config.scope.of(&parts).await {
+    let scope = match config.scope.of(&gist.parts).await {
         Ok(Some(scope)) => scope,
         Ok(None) => return refused(RejectionCause::ScopeMissing, key),
         Err(_) if config.on_store_failure == StoreFailure::Open => {
-            let request = Request::from_parts(parts, Body::pass(body));
+            let request = Request::from_parts(gist.parts, Body::pass(body));
             return Box::pin(unprotected(config, inner, request)).await;
         }
         Err(error) => return refused(RejectionCause::of_store(&error), key),
     };
-    let read = match shared.rule.digest_of(&parts.headers) {
-        None => intake::read(config, body).await.map(|whole| (whole, None)),
-        Some(said) => Box::pin(intake::read_upload(config, body, said)).await,
+    let read = match shared.rule.digest_of(&gist.parts.headers) {
+        None => {
+            let body = std::pin::pin!(body);
+            let whole = intake::read(config, body).await;
+            whole.map(|whole| (whole, None))
+        }
+        Some(said) => Box::pin(intake::read_upload(config, Box::pin(body), said)).await,
     };
-    let (gist, stream) = match read {
-        Ok((whole, stream)) => (Gist::of(parts, whole), stream),
+    let stream = match read {
+        Ok((whole, stream)) => {
+            gist.fill(whole);
+            stream
+        }
         Err(cause) => return refused(cause, key),
     };
     let question = match ask(&shared, &scope, key.as_ref(), &gist) {
@@ -92,7 +98,10 @@ where
             let gist = (gist, stream);
             Box::pin(run::run(&mut inner, gist, ticket, &shared, &state, key)).await
         }
-        Claimed::Answer(found, outcome) => Ok(give(config, found, outcome, key)),
+        Claimed::Answer(found, outcome) => {
+            let spare = emptied(&mut gist.parts.extensions);
+            Ok(give(config, found, outcome, key, spare))
+        }
         Claimed::Refused(cause) => refused(cause, key),
         // A stream that may turn out wrong needs somebody to drop its handler.
         Claimed::StoreFailed(_)
@@ -247,9 +256,9 @@ async fn begin(
                 nonce: claim.nonce,
                 fence,
                 seat,
-                active,
+                _active: active,
             };
-            return Begun::Settled(Claimed::Run(ticket));
+            return Begun::Settled(Claimed::Run(Box::new(ticket)));
         }
         Ok(Begin::Running(head)) => {
             state.idle();
@@ -375,17 +384,18 @@ fn in_progress(shared: &Shared, head: &Head) -> RejectionCause {
     RejectionCause::InProgress(policy::retry_after(shared.runs.mean_run(), elapsed))
 }
 
-/// Gives a finished run's answer again, or says why that cannot be.
+/// Gives a finished run's answer again, or says why that cannot be; `spare` is where it puts its extensions.
 pub(super) fn give<R>(
     config: &Config,
     found: Found,
     outcome: IdempotencyOutcome,
     key: Option<ClientKey>,
+    spare: Extensions,
 ) -> Response<Body<R>> {
     let expires_at = (found.expires_at != Timestamp::MAX).then_some(found.expires_at);
     let left = match found.content {
         Content::Full(stored) => {
-            let mut response = answer::replay(config, &stored);
+            let mut response = answer::replay(config, stored, spare);
             answer::mark(config, &mut response, outcome, expires_at);
             return response;
         }

@@ -207,10 +207,11 @@ impl FingerprintRule {
 
 /// Takes in the parameters sorted by name, equal names in their order; nothing is decoded.
 fn hash_query(hasher: &mut Hasher, query: Option<&str>) {
-    let mut parameters: SmallVec<[&str; 16]> = query
-        .into_iter()
-        .flat_map(|query| query.split('&'))
-        .collect();
+    let Some(query) = query else {
+        hasher.number(0);
+        return;
+    };
+    let mut parameters: SmallVec<[&str; 16]> = query.split('&').collect();
     parameters.sort_by_key(|parameter| parameter.split('=').next().unwrap_or_default());
     hasher.number(parameters.len() as u64);
     for parameter in parameters {

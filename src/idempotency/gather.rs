@@ -1,18 +1,19 @@
 //! Reading a body into memory, up to a bound; a body of one frame is not copied.
 
+use std::future::poll_fn;
 use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::Body;
-use http_body_util::BodyExt;
 
 /// What was read so far.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
     first: Bytes,
     rest: BytesMut,
-    trailers: Option<HeaderMap>,
+    trailers: Option<Box<HeaderMap>>,
 }
 
 /// How reading ended.
@@ -30,27 +31,39 @@ impl Gathered {
     where
         B: Body<Data = Bytes>,
     {
-        while let Some(frame) = body.as_mut().frame().await {
+        poll_fn(|cx| self.poll_fill(body.as_mut(), most, cx)).await
+    }
+
+    pub(super) fn poll_fill<B>(
+        &mut self,
+        mut body: Pin<&mut B>,
+        most: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<End>
+    where
+        B: Body<Data = Bytes>,
+    {
+        while let Some(frame) = ready!(body.as_mut().poll_frame(cx)) {
             let Ok(frame) = frame else {
-                return End::Failed;
+                return Poll::Ready(End::Failed);
             };
             match frame.into_data() {
                 Ok(data) if self.first.is_empty() => self.first = data,
                 Ok(data) => self.append(&data),
                 Err(frame) => {
                     if let Ok(trailers) = frame.into_trailers() {
-                        self.trailers = Some(trailers);
+                        self.trailers = Some(Box::new(trailers));
                     }
                 }
             }
             if self.len() > most {
-                return End::TooLarge;
+                return Poll::Ready(End::TooLarge);
             }
             if body.is_end_stream() {
                 break;
             }
         }
-        End::Whole
+        Poll::Ready(End::Whole)
     }
 
     fn append(&mut self, data: &[u8]) {
@@ -72,7 +85,7 @@ impl Gathered {
         } else {
             self.rest.freeze()
         };
-        (bytes, self.trailers)
+        (bytes, self.trailers.map(|trailers| *trailers))
     }
 }
 

@@ -1,5 +1,6 @@
 //! What comes in: a request whose body was read, or streams under its digest.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use super::gather::{End, Gathered, is_larger};
 use super::rejection::RejectionCause;
 use crate::core::Body;
 
-/// A request whose body was read.
+/// A request whose body is read, in a box of its own: it moves through many hands.
 #[derive(Clone)]
 pub(super) struct Gist {
     pub(super) parts: Parts,
@@ -23,16 +24,26 @@ pub(super) struct Gist {
 }
 
 impl Gist {
-    pub(super) fn of(parts: Parts, (bytes, trailers): Whole) -> Self {
-        Self {
+    pub(super) fn of(parts: Parts) -> Box<Self> {
+        Box::new(Self {
+            parts,
+            bytes: Bytes::new(),
+            trailers: None,
+        })
+    }
+
+    /// Takes in the body.
+    pub(super) fn fill(&mut self, (bytes, trailers): Whole) {
+        (self.bytes, self.trailers) = (bytes, trailers);
+    }
+
+    pub(super) fn request<B>(self: Box<Self>) -> Request<Body<B>> {
+        let Self {
             parts,
             bytes,
             trailers,
-        }
-    }
-
-    pub(super) fn request<B>(self) -> Request<Body<B>> {
-        Request::from_parts(self.parts, owned_body(self.bytes, self.trailers))
+        } = *self;
+        Request::from_parts(parts, owned_body(bytes, trailers))
     }
 }
 
@@ -46,16 +57,15 @@ pub(super) struct Stream<B> {
 }
 
 /// Reads a body, up to the limit.
-pub(super) async fn read<B>(config: &Config, body: B) -> Result<Whole, RejectionCause>
+pub(super) async fn read<B>(config: &Config, body: Pin<&mut B>) -> Result<Whole, RejectionCause>
 where
     B: HttpBody<Data = Bytes>,
 {
     let most = config.max_request_body;
-    if is_larger(&body, most) {
+    if is_larger(&*body, most) {
         return Err(RejectionCause::BodyTooLarge(most));
     }
     let mut gathered = Gathered::default();
-    let body = std::pin::pin!(body);
     match gathered.fill(body, most).await {
         End::Whole => Ok(gathered.finish()),
         End::TooLarge => Err(RejectionCause::BodyTooLarge(most)),
@@ -66,14 +76,14 @@ where
 /// Reads what says what it is: checked where it fits, else on its way.
 pub(super) async fn read_upload<B>(
     config: &Config,
-    body: B,
+    mut body: Pin<Box<B>>,
     said: Digest,
 ) -> Result<(Whole, Option<Box<Stream<B>>>), RejectionCause>
 where
     B: HttpBody<Data = Bytes> + Send + 'static,
 {
     let most = config.max_request_body;
-    let (mut body, mut gathered) = (Box::pin(body), Gathered::default());
+    let mut gathered = Gathered::default();
     let end = if is_larger(&body, most) {
         End::TooLarge
     } else {

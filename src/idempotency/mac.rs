@@ -80,9 +80,10 @@ impl Hasher {
     }
 
     /// Returns the hash.
-    pub(super) fn finish(mut self) -> [u8; 32] {
+    pub(super) fn finish(&mut self) -> [u8; 32] {
         self.flush(&[]);
         self.mac
+            .take()
             .map_or([0; 32], |mac| mac.finalize().into_bytes().into())
     }
 }

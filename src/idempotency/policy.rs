@@ -231,26 +231,29 @@ pub(super) fn streamed(status: StatusCode, fields: &HeaderMap) -> Option<Tombsto
     (is_stream || status == StatusCode::SWITCHING_PROTOCOLS).then_some(TombstoneReason::Streamed)
 }
 
-/// Fields that belong to one exchange or one client, beside those of core.
-const NEVER_STORED: [HeaderName; 17] = [
-    header::CONTENT_LENGTH,
-    header::DATE,
-    header::AGE,
-    header::VIA,
-    header::SET_COOKIE,
-    header::WWW_AUTHENTICATE,
-    header::PROXY_AUTHENTICATE,
-    HeaderName::from_static("authentication-info"),
-    HeaderName::from_static("proxy-authentication-info"),
-    fields::CACHE_STATUS,
-    HeaderName::from_static("x-request-id"),
-    HeaderName::from_static("x-correlation-id"),
-    HeaderName::from_static("traceparent"),
-    HeaderName::from_static("tracestate"),
-    HeaderName::from_static("server-timing"),
-    header::TRAILER,
-    header::UPGRADE,
-];
+/// Says whether a field belongs to one exchange or one client; those of core come besides.
+fn is_of_exchange(name: &str) -> bool {
+    matches!(
+        name,
+        "content-length"
+            | "date"
+            | "age"
+            | "via"
+            | "set-cookie"
+            | "www-authenticate"
+            | "proxy-authenticate"
+            | "authentication-info"
+            | "proxy-authentication-info"
+            | "cache-status"
+            | "x-request-id"
+            | "x-correlation-id"
+            | "traceparent"
+            | "tracestate"
+            | "server-timing"
+            | "trailer"
+            | "upgrade"
+    )
+}
 
 /// Returns those of `all`, fields or trailers, that may be kept: only `allowed`, if there is such a list, and never
 /// those of one exchange.
@@ -279,8 +282,8 @@ pub(super) fn kept_trailers(
 /// `all` only where a `Connection` field may name more.
 fn is_never_stored(name: &HeaderName, all: Option<&HeaderMap>) -> bool {
     let text = name.as_str();
-    NEVER_STORED.contains(name)
-        || fields::HOP_BY_HOP.contains(name)
+    is_of_exchange(text)
+        || fields::is_of_connection(name)
         || text.starts_with("x-ratelimit-")
         || text.starts_with("ratelimit-")
         || text.starts_with("idempotency-")

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::{HeaderMap, StatusCode};
 
 pub use super::id::{NotARecordId, RecordId, ScopeTag};
@@ -268,24 +268,31 @@ impl AnswerContent {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.weight() + 32);
+        self.write_text(&mut out);
+        if let Self::Full(answer) = self {
+            write_length(&mut out, answer.body.len());
+            out.extend_from_slice(&answer.body);
+        }
+        out
+    }
+
+    /// Writes status, fields and trailers: all but the body.
+    pub(super) fn write_text(&self, out: &mut Vec<u8>) {
         match self {
             Self::Full(answer) => {
                 out.extend_from_slice(&answer.status.as_u16().to_be_bytes());
                 out.push(u8::from(answer.trailers.is_some()));
-                write_fields(&mut out, &answer.fields);
+                write_fields(out, &answer.fields);
                 if let Some(trailers) = &answer.trailers {
-                    write_fields(&mut out, trailers);
+                    write_fields(out, trailers);
                 }
-                write_length(&mut out, answer.body.len());
-                out.extend_from_slice(&answer.body);
             }
             Self::Tombstone(left) => {
                 out.extend_from_slice(&left.status.as_u16().to_be_bytes());
                 out.push(left.reason as u8);
-                write_fields(&mut out, &left.fields);
+                write_fields(out, &left.fields);
             }
         }
-        out
     }
 }
 
@@ -380,24 +387,33 @@ fn write_fields(out: &mut Vec<u8>, fields: &HeaderMap) {
 }
 
 fn decode_answer(mut rest: Bytes) -> Option<StoredAnswer> {
-    let (status, has_trailers) = (read_status(&mut rest)?, take(&mut rest, 1)?[0]);
-    let fields = read_fields(&mut rest)?;
-    let trailers = match has_trailers {
-        0 => None,
-        1 => Some(read_fields(&mut rest)?),
-        _ => return None,
-    };
+    let answer = read_text(&mut rest)?;
     let length = read_length(&mut rest)?;
     (rest.len() == length).then_some(StoredAnswer {
+        body: rest,
+        ..answer
+    })
+}
+
+/// Reads an answer without its body.
+pub(super) fn read_text(rest: &mut Bytes) -> Option<StoredAnswer> {
+    let (status, has_trailers) = (read_status(rest)?, read_byte(rest)?);
+    let fields = read_fields(rest)?;
+    let trailers = match has_trailers {
+        0 => None,
+        1 => Some(read_fields(rest)?),
+        _ => return None,
+    };
+    Some(StoredAnswer {
         status,
         fields,
-        body: rest,
+        body: Bytes::new(),
         trailers,
     })
 }
 
-fn decode_tombstone(mut rest: Bytes) -> Option<Tombstone> {
-    let (status, reason) = (read_status(&mut rest)?, take(&mut rest, 1)?[0]);
+pub(super) fn decode_tombstone(mut rest: Bytes) -> Option<Tombstone> {
+    let (status, reason) = (read_status(&mut rest)?, read_byte(&mut rest)?);
     let reason = TombstoneReason::ALL
         .into_iter()
         .find(|known| *known as u8 == reason)?;
@@ -413,15 +429,22 @@ fn take(rest: &mut Bytes, length: usize) -> Option<Bytes> {
     (rest.len() >= length).then(|| rest.split_to(length))
 }
 
+fn read_byte(rest: &mut Bytes) -> Option<u8> {
+    let byte = *rest.first()?;
+    rest.advance(1);
+    Some(byte)
+}
+
 fn read_status(rest: &mut Bytes) -> Option<StatusCode> {
-    let bytes = take(rest, 2)?;
-    StatusCode::from_u16(u16::from_be_bytes(*bytes.first_chunk()?)).ok()
+    let status = u16::from_be_bytes(*rest.first_chunk()?);
+    rest.advance(2);
+    StatusCode::from_u16(status).ok()
 }
 
 fn read_length(rest: &mut Bytes) -> Option<usize> {
     let mut length = 0_usize;
     for shift in (0..28).step_by(7) {
-        let byte = take(rest, 1)?[0];
+        let byte = read_byte(rest)?;
         length |= usize::from(byte & 0x7F) << shift;
         if byte & 0x80 == 0 {
             return Some(length);
@@ -430,13 +453,17 @@ fn read_length(rest: &mut Bytes) -> Option<usize> {
     None
 }
 
+/// A replay adds two fields; their room is there from the start.
+const ROOM: usize = 2;
+
 fn read_fields(rest: &mut Bytes) -> Option<HeaderMap> {
     let count = read_length(rest)?;
     // A field takes two bytes at least: a forged count cannot make us reserve more than is there.
-    let mut fields = HeaderMap::try_with_capacity(count.min(rest.len() / 2)).ok()?;
+    let mut fields = HeaderMap::try_with_capacity(count.min(rest.len() / 2) + ROOM).ok()?;
     for _ in 0..count {
         let length = read_length(rest)?;
-        let name = http::HeaderName::from_lowercase(&take(rest, length)?).ok()?;
+        let name = http::HeaderName::from_lowercase(rest.get(..length)?).ok()?;
+        rest.advance(length);
         let length = read_length(rest)?;
         let value = http::HeaderValue::from_maybe_shared(take(rest, length)?).ok()?;
         fields.try_append(name, value).ok()?;

@@ -39,7 +39,8 @@ pub(super) struct Ticket {
     pub(super) fence: Fence,
     /// The place where twins in this process wait.
     pub(super) seat: Option<Seat>,
-    pub(super) active: Active,
+    /// Counted as running for as long as this is there.
+    pub(super) _active: Active,
 }
 
 /// How far a request is, shared by its future, its handler and the task that takes over.
@@ -160,13 +161,13 @@ enum Out<R> {
 async fn handle<S, B, R>(
     config: &Config,
     inner: &mut S,
-    request: Request<B>,
+    request: impl FnOnce() -> Request<B>,
 ) -> Result<Out<R>, S::Error>
 where
     S: Service<Request<B>, Response = Response<R>>,
     R: HttpBody<Data = Bytes>,
 {
-    let response = inner.call(request).await?;
+    let response = inner.call(request()).await?;
     if let Some(ttl) = tee::time_of(config, &response) {
         return Ok(Out::Teed(response, ttl));
     }
@@ -177,7 +178,7 @@ where
 async fn handle_upload<S, B, R>(
     config: &Config,
     inner: &mut S,
-    request: Request<B>,
+    request: impl FnOnce() -> Request<B>,
     upload: Arc<Upload>,
 ) -> Result<Out<R>, S::Error>
 where
@@ -204,7 +205,7 @@ where
 /// Calls the handler and drives it to its end; it is dropped by then.
 async fn call<S, B, R>(
     inner: &mut S,
-    (gist, stream): (Gist, Option<Box<Stream<B>>>),
+    (gist, stream): (Box<Gist>, Option<Box<Stream<B>>>),
     ticket: &Ticket,
     shared: &Shared,
     state: &RunState,
@@ -216,12 +217,13 @@ where
     let config = &*shared.config;
     match stream {
         None => {
-            let work = pin!(handle(config, inner, gist.request()));
+            let work = pin!(handle(config, inner, || gist.request()));
             supervise(work, ticket, shared, state).await
         }
         Some(stream) => {
-            let request = Request::from_parts(gist.parts, stream.body);
-            let mut work = Box::pin(handle_upload(config, inner, request, stream.upload));
+            let Stream { body, upload } = *stream;
+            let request = || Request::from_parts(gist.parts, body);
+            let mut work = Box::pin(handle_upload(config, inner, request, upload));
             supervise(work.as_mut(), ticket, shared, state).await
         }
     }
@@ -230,8 +232,8 @@ where
 /// Runs the handler and ends the record.
 pub(super) async fn run<S, B, R>(
     inner: &mut S,
-    (mut gist, stream): (Gist, Option<Box<Stream<B>>>),
-    ticket: Ticket,
+    (mut gist, stream): (Box<Gist>, Option<Box<Stream<B>>>),
+    mut ticket: Box<Ticket>,
     shared: &Arc<Shared>,
     state: &Arc<RunState>,
     key: Option<ClientKey>,
@@ -261,11 +263,12 @@ where
         Ended::Done(Ok(Out::Teed(response, ttl))) => {
             Ok(Box::pin(tee::start(shared, ticket, response, ttl, took)).await)
         }
-        Ended::Done(Ok(Out::Settled(Settled::Answer(response, verdict)))) => {
-            Ok(finish(shared, ticket, response, verdict, took).await)
+        Ended::Done(Ok(Out::Settled(Settled::Answer(mut response, verdict)))) => {
+            finish(shared, &mut ticket, &mut response, verdict, took).await;
+            Ok(response)
         }
         Ended::Done(Ok(Out::Settled(Settled::Lost(content)))) => {
-            let _ = keep(shared, ticket, content, config.ttl).await;
+            let _ = keep(shared, &mut ticket, content, config.ttl).await;
             Ok(refused(RejectionCause::AnswerLost))
         }
         Ended::Done(Ok(Out::Wrong)) => {
@@ -372,21 +375,18 @@ async fn keep_lease(ticket: &Ticket, shared: &Shared, state: &RunState) {
 /// Ends the record by the verdict and marks the response.
 pub(super) async fn finish<R>(
     shared: &Arc<Shared>,
-    ticket: Ticket,
-    mut response: Response<Body<R>>,
+    ticket: &mut Ticket,
+    response: &mut Response<Body<R>>,
     verdict: Verdict,
     took: Duration,
-) -> Response<Body<R>> {
+) {
     let config = &*shared.config;
     // The fence is the store's time at the claim, unless its clock stepped back.
     let now = Timestamp::from_millis(ticket.fence.0 / 1_000) + took;
     let (written, expires_at) = match verdict {
         Verdict::Keep(content, ttl) => (keep(shared, ticket, content, ttl).await, Some(now + ttl)),
-        Verdict::Release => (release(shared, &ticket).await, None),
-        Verdict::Unknown => (
-            give_up(shared, &ticket, LeaseEnd::Indeterminate).await,
-            None,
-        ),
+        Verdict::Release => (release(shared, ticket).await, None),
+        Verdict::Unknown => (give_up(shared, ticket, LeaseEnd::Indeterminate).await, None),
     };
     let outcome = match written {
         Written::Yes => IdempotencyOutcome::First,
@@ -396,14 +396,13 @@ pub(super) async fn finish<R>(
             IdempotencyOutcome::Unrecorded
         }
     };
-    answer::mark(config, &mut response, outcome, expires_at);
-    response
+    answer::mark(config, response, outcome, expires_at);
 }
 
 /// Stores the answer, wakes the twins of this process.
 async fn keep(
     shared: &Arc<Shared>,
-    mut ticket: Ticket,
+    ticket: &mut Ticket,
     content: AnswerContent,
     ttl: Duration,
 ) -> Written {
@@ -426,7 +425,6 @@ async fn keep(
             expires_at,
         });
     }
-    drop(ticket.active);
     written
 }
 

@@ -1,8 +1,11 @@
 //! What this process knows of its own runs: how many, how long, who waits for them, and what is still to be stored.
 
 use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -16,7 +19,7 @@ use super::store::{IdempotencyStore, Owned};
 #[cfg(feature = "metrics")]
 use crate::core::telemetry::seconds;
 use crate::core::telemetry::shift;
-use crate::core::{StoreError, Timestamp};
+use crate::core::{StoreError, StoreFuture, Timestamp};
 
 /// Waiters per key and per layer; more are refused.
 const WAITERS_PER_KEY: usize = 128;
@@ -99,7 +102,8 @@ impl Runs {
         let written = match first {
             Ok(owned) => owned,
             Err(_) => {
-                let again = self.write_again(store, id, nonce, &mut answer, ttl);
+                // In a box: what succeeds at once pays for no room of timers.
+                let again = Box::pin(self.write_again(store, id, nonce, &mut answer, ttl));
                 match tokio::time::timeout(Duration::from_millis(900), again).await {
                     Ok(Ok(owned)) => owned,
                     _ => {
@@ -197,9 +201,8 @@ impl Runs {
                     return;
                 }
                 std::future::poll_fn(|cx| {
-                    use std::future::Future;
                     if quiet.as_mut().poll(cx).is_ready() {
-                        return std::task::Poll::Ready(());
+                        return Poll::Ready(());
                     }
                     stored.as_mut().poll(cx)
                 })
@@ -229,18 +232,34 @@ impl Runs {
 }
 
 /// Measures a step of the store; without the feature it costs no look at a clock.
-pub(super) async fn timed<T>(
+pub(super) fn timed<T>(op: &'static str, step: StoreFuture<T>) -> Timed<T> {
+    Timed {
+        step,
+        op,
+        #[cfg(feature = "metrics")]
+        began: crate::core::monotonic(),
+    }
+}
+
+/// A step that is measured.
+pub(super) struct Timed<T> {
+    step: StoreFuture<T>,
     op: &'static str,
-    step: crate::core::StoreFuture<T>,
-) -> Result<T, StoreError> {
     #[cfg(feature = "metrics")]
-    let began = crate::core::monotonic();
-    let answer = step.await;
-    #[cfg(feature = "metrics")]
-    seconds!("keep_idempotency_store_seconds", began.elapsed(), "op" => op);
-    #[cfg(not(feature = "metrics"))]
-    let _ = op;
-    answer
+    began: tokio::time::Instant,
+}
+
+impl<T> Future for Timed<T> {
+    type Output = Result<T, StoreError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = ready!(Pin::new(&mut self.step).poll(cx));
+        #[cfg(feature = "metrics")]
+        seconds!("keep_idempotency_store_seconds", self.began.elapsed(), "op" => self.op);
+        #[cfg(not(feature = "metrics"))]
+        let _ = self.op;
+        Poll::Ready(answer)
+    }
 }
 
 /// One run under way.

@@ -12,6 +12,7 @@ use super::claim;
 use super::config::Config;
 use super::fingerprint::FingerprintRule;
 use super::future::ResponseFuture;
+use super::intake::Gist;
 use super::key::ClientKey;
 use super::rejection::{IdempotencyRejection, RejectionCause};
 use super::run::RunState;
@@ -80,6 +81,8 @@ where
             }
             Admitted::Guard(key) => {
                 let (shared, state) = (Arc::clone(&self.shared), Arc::new(RunState::default()));
+                let (parts, body) = request.into_parts();
+                let request = (Gist::of(parts), body);
                 let guarded = claim::guarded(inner, request, key, shared, Arc::clone(&state));
                 #[cfg(feature = "tracing")]
                 {

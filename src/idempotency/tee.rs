@@ -42,7 +42,7 @@ pub(super) fn time_of<R: HttpBody>(config: &Config, response: &Response<R>) -> O
 /// Stores the tombstone, and lets the body pass under a copier.
 pub(super) async fn start<R>(
     shared: &Arc<Shared>,
-    ticket: Ticket,
+    mut ticket: Box<Ticket>,
     mut response: Response<R>,
     ttl: Duration,
     took: Duration,
@@ -69,8 +69,9 @@ where
         shared: Arc::clone(shared),
     };
     let left = answer::tombstone(parts.status, &parts.headers, TombstoneReason::TooLarge);
-    let head = Response::from_parts(parts, Body::<R>::empty());
-    let head = run::finish(shared, ticket, head, Verdict::Keep(left, ttl), took).await;
+    let mut head = Response::from_parts(parts, Body::<R>::empty());
+    let verdict = Verdict::Keep(left, ttl);
+    run::finish(shared, &mut ticket, &mut head, verdict, took).await;
     let is_ours = head.extensions().get() == Some(&IdempotencyOutcome::First);
     head.map(|_| {
         if is_ours {

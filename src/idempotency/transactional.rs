@@ -29,7 +29,7 @@ use crate::backend::sql::{
 };
 use crate::core::telemetry::{Once, count, error, warn};
 use crate::core::{
-    Body, Clock, IdempotencyOutcome, RollbackCause, StoreError, SystemClock, Timestamp,
+    Body, Clock, IdempotencyOutcome, RollbackCause, StoreError, SystemClock, Timestamp, emptied,
 };
 
 /// How long a claim waits for a twin in another process before it is refused.
@@ -128,7 +128,7 @@ enum Look {
 pub(super) async fn guarded<S, B, R>(
     mode: &Transactional,
     mut inner: S,
-    mut gist: Gist,
+    mut gist: Box<Gist>,
     question: Question,
     (shared, state): (&Arc<Shared>, &Arc<RunState>),
     key: Option<ClientKey>,
@@ -147,7 +147,10 @@ where
         let entered = enter(mode, shared, &question, &mut gist.parts.extensions).await;
         let turn = match entered {
             Entered::Run(turn) => turn,
-            Entered::Answer(found, outcome) => return Ok(give(config, found, outcome, key)),
+            Entered::Answer(found, outcome) => {
+                let spare = emptied(&mut gist.parts.extensions);
+                return Ok(give(config, found, outcome, key, spare));
+            }
             Entered::Refused(cause) => return refused(cause, key),
         };
         let limit = mode.longest(config);

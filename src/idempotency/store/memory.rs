@@ -6,17 +6,17 @@ use std::time::Duration;
 use super::{Begin, Claim, Cursor, IdempotencyStore, Owned, Purged, Resolution, Resolved};
 use crate::backend::memory::{Entry, EntryKey, Full, MemoryStore, Part, PartSetup, Slot, Table};
 use crate::core::{StoreError, StoreErrorKind, StoreFuture, Timestamp};
+use crate::idempotency::packed::Packed;
 use crate::idempotency::policy::LeaseEnd;
 use crate::idempotency::record::{
-    Answer, AnswerContent, Content, Fence, Head, Nonce, Record, RecordId, ScopeTag, State,
-    UNKNOWN_KEPT,
+    Answer, Content, Fence, Head, Nonce, Record, RecordId, ScopeTag, State, UNKNOWN_KEPT,
 };
 
 /// A record under lock. It is never evicted: that would be a second run.
 struct Kept {
     scope: ScopeTag,
     head: Head,
-    content: Option<AnswerContent>,
+    answer: Option<Box<Packed>>,
 }
 
 /// A claim holds this much room, so that the tombstone of an answer too large always fits.
@@ -24,17 +24,17 @@ const RESERVED: usize = 256;
 
 impl Entry for Kept {
     fn weight(&self) -> usize {
-        let heap = self.content.as_ref().map_or(0, AnswerContent::weight);
+        let heap = self.answer.as_ref().map_or(0, |answer| answer.weight());
         size_of::<Self>() + heap.max(RESERVED)
     }
 }
 
 impl Kept {
     fn record(&self, now: Timestamp) -> Record {
-        let content = self.content.clone().map_or(Content::Claimed, Content::from);
+        let answer = self.answer.as_ref();
         Record {
             head: self.head(now),
-            content,
+            content: answer.map_or(Content::Claimed, |answer| answer.content()),
         }
     }
 
@@ -141,6 +141,8 @@ impl IdempotencyStore for MemoryStore {
             fingerprint,
             content,
         } = answer;
+        // Before the lock is taken: others wait for that.
+        let packed = Packed::of(&content);
         StoreFuture::ready(place.update(|slot| {
             let before = match slot.get() {
                 Some(kept) if kept.head.nonce == nonce => kept.head,
@@ -158,7 +160,7 @@ impl IdempotencyStore for MemoryStore {
                 },
             };
             let kept = (place.scope, before);
-            write(slot, kept, content, place.now + ttl).map(|()| Owned::Yes)
+            write(slot, kept, packed, place.now + ttl).map(|()| Owned::Yes)
         }))
     }
 
@@ -196,7 +198,8 @@ impl IdempotencyStore for MemoryStore {
                         nonce: Nonce([0; 16]),
                         ..head
                     };
-                    write(slot, (place.scope, head), answer.content, place.now + ttl)?;
+                    let packed = Packed::of(&answer.content);
+                    write(slot, (place.scope, head), packed, place.now + ttl)?;
                 }
             }
             Ok(Resolved::Done)
@@ -263,7 +266,7 @@ fn begin(slot: &mut Slot<'_, Kept>, place: &Place<'_>, claim: &Claim) -> Result<
         Kept {
             scope: place.scope,
             head,
-            content: None,
+            answer: None,
         },
         head.expires_at.as_micros(),
     )?;
@@ -273,18 +276,18 @@ fn begin(slot: &mut Slot<'_, Kept>, place: &Place<'_>, claim: &Claim) -> Result<
 fn write(
     slot: &mut Slot<'_, Kept>,
     (scope, before): (ScopeTag, Head),
-    content: AnswerContent,
+    answer: Box<Packed>,
     expires_at: Timestamp,
 ) -> Result<(), StoreError> {
     let head = Head {
-        state: content.state(),
+        state: answer.state(),
         expires_at,
         ..before
     };
     let kept = Kept {
         scope,
         head,
-        content: Some(content),
+        answer: Some(answer),
     };
     slot.set(kept, expires_at.as_micros())
         .map_err(|full| StoreError::with_source(StoreErrorKind::TooLarge, full))

@@ -63,7 +63,7 @@ impl Turn {
     pub(super) async fn run<S, B, R>(
         self: Box<Self>,
         inner: &mut S,
-        mut gist: Gist,
+        mut gist: Box<Gist>,
         (shared, state): (&Arc<Shared>, &Arc<RunState>),
         limit: Duration,
     ) -> Outcome<R, S::Error>
