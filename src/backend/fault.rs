@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::beside::Beside;
 use super::health::{Probed, StoreHealth, StoreMode, StoreStats};
 use crate::core::{Admission, Breaker, StoreError, StoreErrorKind, StoreFuture};
 
@@ -44,6 +45,7 @@ struct Line {
     errors: AtomicU64,
     refused: AtomicU64,
     breaker: Mutex<Breaker>,
+    beside: Beside,
 }
 
 impl Default for Line {
@@ -56,6 +58,7 @@ impl Default for Line {
             errors: AtomicU64::default(),
             refused: AtomicU64::default(),
             breaker: Mutex::default(),
+            beside: Beside::default(),
         }
     }
 }
@@ -122,6 +125,11 @@ impl<S> FaultStore<S> {
 
     pub(crate) const fn inner(&self) -> &S {
         &self.inner
+    }
+
+    /// Returns the one `T` that is kept beside this line.
+    pub(crate) fn beside<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
+        self.faults.0.beside.one(T::default)
     }
 
     /// The same line to another view of the store, with another time limit.

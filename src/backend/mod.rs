@@ -1,5 +1,7 @@
 //! One cheap-to-clone handle per engine; knows nothing of layers.
 
+#[cfg(any(feature = "redis", feature = "conformance"))]
+mod beside;
 mod channels;
 pub mod fallback;
 #[cfg(feature = "conformance")]

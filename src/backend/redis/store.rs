@@ -1,12 +1,10 @@
 //! The handle: a link, a prefix, a clock, and what parts keep beside it.
 
-use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use redis::{Cmd, Value};
 
 use super::call::Call;
@@ -16,6 +14,7 @@ use super::notices::listen_again;
 use super::reply::Reply;
 use super::script::Script;
 use super::slots::Slot;
+use crate::backend::beside::Beside;
 use crate::backend::health::{Probed, StoreMode, StoreStats};
 use crate::core::{Clock, KeyBuilder, StoreError, StoreErrorKind, StoreFuture, base64url};
 
@@ -37,7 +36,7 @@ pub(super) struct Inner {
     /// The task that hears notices is gone with its runtime: the next call starts another.
     pub(super) is_deaf: AtomicBool,
     /// What parts keep for all clones of the handle, one value per type.
-    beside: Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
+    beside: Beside,
 }
 
 impl RedisStore {
@@ -111,15 +110,7 @@ impl RedisStore {
 
     /// Returns the one `T` that all clones of this handle share, made at first use.
     pub fn beside<T: Send + Sync + 'static>(&self, make: impl FnOnce() -> T) -> Arc<T> {
-        let mut all = self.inner.beside.lock();
-        let found = all
-            .iter()
-            .find_map(|kept| Arc::clone(kept).downcast::<T>().ok());
-        found.unwrap_or_else(|| {
-            let made = Arc::new(make());
-            all.push(Arc::clone(&made) as Arc<dyn Any + Send + Sync>);
-            made
-        })
+        self.inner.beside.one(make)
     }
 
     /// Returns the number of commands sent so far by this handle and its clones.
@@ -299,7 +290,7 @@ impl RedisStoreBuilder {
                 timeout: self.timeout,
                 clock: self.clock,
                 is_deaf: AtomicBool::new(false),
-                beside: Mutex::default(),
+                beside: Beside::default(),
             }),
         })
     }

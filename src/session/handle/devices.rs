@@ -16,6 +16,7 @@ impl Session {
     /// 401 without a user; the store cannot answer.
     pub async fn list(&self) -> Result<Vec<SessionInfo>, SessionRejection> {
         let shared = self.ask();
+        shared.check_answered()?;
         let at = shared.asking()?;
         match shared.answered(shared.config.store.list(Whose::Session(at)).await)? {
             Listed::Sessions(records) => {
@@ -34,6 +35,8 @@ impl Session {
     }
 
     /// Ends one of the user's sessions; `false` if it is unknown or not the user's. The current one: a logout.
+    ///
+    /// As a logout it is asked of the store also where an earlier call of this request failed.
     ///
     /// Dropping it: ended or not; safe to repeat.
     ///
@@ -84,7 +87,6 @@ impl Session {
 impl Shared {
     /// The session in whose name something is asked.
     fn asking(&self) -> Result<SessionRef, SessionRejection> {
-        self.check_answered()?;
         self.reference().ok_or(SessionRejection::LoginRequired)
     }
 

@@ -135,7 +135,8 @@ impl Session {
         }
     }
 
-    /// Ends the session and removes the cookie; Ok without a live one. What is buffered is dropped.
+    /// Ends the session and removes the cookie; Ok without a live one. What is buffered is dropped. It is asked of the
+    /// store also where an earlier call of this request failed: what a store cannot do in an outage it makes up for.
     ///
     /// Dropping it: ended or not; safe to repeat.
     ///
@@ -264,25 +265,22 @@ impl Shared {
     /// Ends the request's own session; the cookie goes even if the store does not answer. Says whether it was live.
     pub(super) async fn end_own(self: &Arc<Self>, cause: EndCause) -> Result<bool, SessionError> {
         let _turn = self.turn.lock().await;
-        let (at, earlier) = {
+        // What failed before in this request is no reason: the store remembers what it cannot do now.
+        let at = {
             let mut state = self.state();
             let at = match self.own(&mut state) {
                 Own::Ref(at) => Some(at),
                 Own::Nobody | Own::Undecoded => None,
             };
             let had_cookie = state.had_cookie || state.issued.is_some();
-            let failed = state.failed.clone();
             state.forget();
             state.removes_cookie |= had_cookie;
             state.clears_site_data = cause == EndCause::Logout && self.config.clears_site_data;
-            (at, failed)
+            at
         };
         let Some(at) = at else {
             return Ok(false);
         };
-        if let Some(error) = earlier {
-            return Err(error);
-        }
         match self.config.store.revoke(Target::Own(at, cause)).await {
             Ok(Revoked::Done(ended)) => {
                 self.config.tell_ended(ended);

@@ -11,7 +11,7 @@ use tower::ServiceExt;
 use tower_keep::core::{Principal, StoreFailure};
 use tower_keep::session::{Session, SessionErrorKind, SessionLayer};
 
-use super::app::{App, Probe, clock, memory};
+use super::app::{App, Browser, Probe, clock, memory};
 
 #[tokio::test]
 async fn after_a_failed_read_nothing_is_written() {
@@ -202,6 +202,47 @@ async fn a_first_question_that_is_dropped_lets_the_next_one_ask() {
         .await
         .unwrap();
     assert_eq!(response.status(), 200);
+}
+
+#[tokio::test]
+async fn what_failed_before_in_a_request_keeps_no_session_alive_that_is_to_end() {
+    let store = Probe::new(memory(&clock()));
+    let layer = SessionLayer::new(store.clone());
+    let app = App::new(layer.clone());
+    // A read fails, and only then is something ended: the store has to hear of it, if only to remember it.
+    let ending = async |what: &'static str| {
+        let (own, other) = (app.browser(), app.browser());
+        for browser in [&own, &other] {
+            // A user each: in the instant of a revocation nobody can log in again.
+            browser.get(&format!("/login/{what}")).await;
+        }
+        let probe = store.clone();
+        let routes = Router::new().route(
+            "/",
+            get(async move |session: Session| {
+                let others = session.list().await.unwrap();
+                let other = others.iter().find(|one| !one.current).unwrap().id;
+                probe.fail(true);
+                session.get::<u64>("a").await.unwrap_err();
+                probe.fail(false);
+                match what {
+                    "own" => session.logout().await.unwrap(),
+                    "one" => assert!(session.revoke(other).await.unwrap()),
+                    "others" => drop(session.revoke_others().await.unwrap()),
+                    _ => drop(session.revoke_all().await.unwrap()),
+                }
+            }),
+        );
+        let request = Request::get("/").header("cookie", own.cookie().unwrap());
+        let request = request.body(Body::empty()).unwrap();
+        routes.layer(layer.clone()).oneshot(request).await.unwrap();
+        let dead = async |browser: &Browser| browser.body("/maybe").await == "nobody";
+        (dead(&own).await, dead(&other).await)
+    };
+    assert_eq!(ending("own").await, (true, false));
+    assert_eq!(ending("one").await, (false, true));
+    assert_eq!(ending("others").await, (false, true));
+    assert_eq!(ending("all").await, (true, true));
 }
 
 #[tokio::test]
