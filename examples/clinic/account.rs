@@ -10,17 +10,18 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use minijinja::context;
 use serde_json::Value;
-use tower_keep::core::{Principal, PrincipalRejection};
+use tower_keep::core::Principal;
 use tower_keep::session::Session;
 
 use crate::admin::{self, caches, transfers};
 use crate::bookings;
+use crate::checkout;
 use crate::fault::Fault;
-use crate::fixtures;
+use crate::fixtures::{self, EXPERTS};
 use crate::notifications;
 use crate::operations;
 use crate::pages::page;
-use crate::sessions::{self, Credentials};
+use crate::sessions::{self, Asking, Credentials};
 use crate::state::App;
 
 /// `GET /login`
@@ -46,7 +47,7 @@ pub async fn log_in(
 }
 
 /// Who is asking, or the way to the login page.
-async fn somebody(user: Result<Principal, PrincipalRejection>) -> Result<Principal, Fault> {
+async fn somebody(user: Asking) -> Result<Principal, Fault> {
     user.map_err(|rejection| {
         let refused = rejection.into_response();
         if refused.status() == StatusCode::UNAUTHORIZED {
@@ -60,12 +61,22 @@ async fn somebody(user: Result<Principal, PrincipalRejection>) -> Result<Princip
 /// `GET /me`
 pub async fn me(
     Extract(app): Extract<App>,
-    user: Result<Principal, PrincipalRejection>,
+    user: Asking,
     session: Session,
 ) -> Result<Response, Fault> {
     let user = somebody(user).await?;
     let record = app.db.user(user.id()).await?.ok_or(Fault::NOT_FOUND)?;
-    let appointments = bookings::appointments_of(&app, &user).await?;
+    let mut appointments = bookings::appointments_of(&app, &user).await?;
+    for expert in &EXPERTS {
+        let name = checkout::name_of(&app, expert.id).await?;
+        for booking in &mut appointments {
+            if booking["expert_id"] == expert.id {
+                let service = expert.service(booking["service_id"].as_str().unwrap_or_default());
+                booking["service"] = service.map(|service| service.name).into();
+                booking["expert"] = name.as_str().into();
+            }
+        }
+    }
     let sessions: Vec<Value> = sessions::rows(&session).await?;
     page(
         "me.html",
@@ -73,6 +84,7 @@ pub async fn me(
             id => user.id(),
             name => record.name,
             appointments,
+            is_expert => bookings::expert_of(&user).is_some(),
             sessions,
             notifications => notifications::delivered_to(&app, &user).await?,
         },
@@ -80,8 +92,8 @@ pub async fn me(
 }
 
 /// `POST /me/logout`
-pub async fn log_out(_user: Principal, session: Session) -> Result<Redirect, Fault> {
-    session.logout().await?;
+pub async fn log_out(user: Asking, session: Session) -> Result<Redirect, Fault> {
+    sessions::leave(user, &session).await?;
     Ok(Redirect::to("/"))
 }
 
@@ -96,20 +108,14 @@ pub async fn revoke(
 }
 
 /// `GET /admin`
-pub async fn admin(
-    Extract(app): Extract<App>,
-    user: Result<Principal, PrincipalRejection>,
-) -> Result<Response, Fault> {
+pub async fn admin(Extract(app): Extract<App>, user: Asking) -> Result<Response, Fault> {
     let user = somebody(user).await?;
     if !admin::is_admin(&user) {
         return Err(Fault::FORBIDDEN);
     }
     let mut transfers = Vec::new();
     for id in fixtures::TRANSFERS {
-        let state = app
-            .db
-            .text("select state from clinic_transfer where id = $1", id);
-        let state = state.await?.unwrap_or_default();
+        let state = transfers::state_of(&app, id).await?.unwrap_or_default();
         transfers.push(context! { id, state });
     }
     let stats = caches::stats(Extract(app.clone())).await.0;

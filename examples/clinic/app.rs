@@ -61,7 +61,6 @@ pub fn app<D: Records>(app: App) -> Router {
     let form = Router::new().route("/book", submitted.merge(shown));
 
     let own = Router::new()
-        .route("/api/logout", post(sessions::logout))
         .route(
             "/api/reservations/{id}",
             get(reservations::show::<D>).delete(reservations::release::<D>),

@@ -18,35 +18,11 @@ use crate::fixtures::{self, Expert};
 use crate::records::PaymentRecord;
 use crate::state::{App, State};
 
-const OF_EXPERT: &str =
-    "select body from clinic_payment where expert_id = $1 and booking_id is not null";
-const OF_SUBJECT: &str =
-    "select body from clinic_payment where subject = $1 and booking_id is not null";
-
 /// The expert whose account this is, as long as the account has the role.
 pub fn expert_of(user: &Principal) -> Option<&'static Expert> {
     fixtures::EXPERTS
         .iter()
         .find(|expert| expert.owner == user.id() && user.has_role("expert"))
-}
-
-/// All bookings of an expert, confirmed or given back.
-pub async fn of_expert(state: &State, expert: &str) -> Result<Vec<PaymentRecord>, Fault> {
-    Ok(parsed(state.db.texts(OF_EXPERT, expert).await?))
-}
-
-/// All bookings of a user.
-pub async fn of_user(state: &State, user: &str) -> Result<Vec<PaymentRecord>, Fault> {
-    Ok(parsed(
-        state.db.texts(OF_SUBJECT, &format!("u:{user}")).await?,
-    ))
-}
-
-fn parsed(rows: Vec<String>) -> Vec<PaymentRecord> {
-    let parsed = rows.iter().map(|row| serde_json::from_str(row).ok());
-    let mut bookings: Vec<PaymentRecord> = parsed.flatten().collect();
-    bookings.sort_by_key(|booking| booking.start.as_millis());
-    bookings
 }
 
 /// A booking as its owner and its expert see it.
@@ -76,8 +52,11 @@ pub async fn appointments(
 /// An expert's own calendar, else the user's bookings, by start.
 pub async fn appointments_of(state: &State, user: &Principal) -> Result<Vec<Value>, Fault> {
     let bookings = match expert_of(user) {
-        Some(expert) => of_expert(state, expert.id).await?,
-        None => of_user(state, user.id()).await?,
+        Some(expert) => state.db.bookings_of_expert(expert.id).await?,
+        None => {
+            let subject = format!("u:{}", user.id());
+            state.db.bookings_of_subject(&subject).await?
+        }
     };
     Ok(bookings.iter().map(booking_of).collect())
 }
@@ -90,7 +69,7 @@ pub async fn customers(
     app.counters.loaders_customers.add();
     let expert = expert_of(&user).ok_or(Fault::FORBIDDEN)?;
     let mut customers = BTreeMap::<String, (String, u32)>::new();
-    for booking in of_expert(&app, expert.id).await? {
+    for booking in app.db.bookings_of_expert(expert.id).await? {
         let (email, name) = (booking.guest.email, booking.guest.name);
         let customer = customers.entry(email).or_insert((name, 0));
         customer.1 += 1;

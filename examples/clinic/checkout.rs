@@ -88,8 +88,8 @@ pub async fn submit<D: Records>(
     Ok(Redirect::to(&format!("/pay/{}", opened.record.payment_id)))
 }
 
-/// What the page calls an expert.
-async fn name_of(state: &State, expert: &str) -> Result<String, Fault> {
+/// What a page calls an expert.
+pub async fn name_of(state: &State, expert: &str) -> Result<String, Fault> {
     let expert = fixtures::expert(expert).ok_or(Fault::NOT_FOUND)?;
     let owner = state.db.user(expert.owner).await?.ok_or(Fault::NOT_FOUND)?;
     Ok(owner.name)

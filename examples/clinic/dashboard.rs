@@ -29,7 +29,7 @@ pub async fn dashboard(
 ) -> Result<(CachePolicy, Json<Value>), Fault> {
     app.counters.loaders_dashboard.add();
     let expert = bookings::expert_of(&user).ok_or(Fault::FORBIDDEN)?;
-    let bookings = bookings::of_expert(&app, expert.id).await?;
+    let bookings = app.db.bookings_of_expert(expert.id).await?;
     let confirmed = bookings.iter().filter(|booking| !booking.refunded);
     let (count, revenue) = confirmed.fold((0, 0), |(count, revenue), booking| {
         (count + 1, revenue + booking.price_cents)

@@ -9,9 +9,10 @@
 use sqlx::{PgPool, Postgres, Sqlite, SqlitePool};
 use tower_keep::backend::sql::SqlStore;
 
+use crate::admin::transfers;
 use crate::fault::Fault;
 use crate::fixtures;
-use crate::users::UserRecord;
+use crate::users::{self, UserRecord};
 
 const SCHEMA: &str = include_str!("schema.sql");
 
@@ -52,12 +53,10 @@ impl Db {
         }
         for user in &fixtures::USERS {
             let body = serde_json::to_string(&UserRecord::of(user)).unwrap_or_default();
-            let sql = "insert into clinic_user (id, body) values ($1, $2) on conflict do nothing";
-            self.run(sql, &[user.id, &body]).await?;
+            self.run(users::FIRST, &[user.id, &body]).await?;
         }
         for transfer in fixtures::TRANSFERS {
-            let sql = "insert into clinic_transfer (id, state) values ($1, 'PENDING') on conflict do nothing";
-            self.run(sql, &[transfer]).await?;
+            self.run(transfers::FIRST, &[transfer]).await?;
         }
         Ok(())
     }

@@ -27,6 +27,8 @@ pub fn queue(store: &Arc<dyn Store>) -> Queue<Event> {
         .lease_for(30 * SECOND)
         .attempts(5)
         .backoff(Backoff::exponential(10 * SECOND, 10 * MINUTE))
+        // No longer than the event waits here: told of again, it is sent again.
+        .remember_for(SECOND)
 }
 
 /// Sends the same event again later, a few times.
@@ -38,11 +40,18 @@ pub async fn again(app: &App, event: &Event) -> Result<JobId, Fault> {
 /// Queues what was paid and not yet taken: the store was away at that moment, or the process died. What was tried too
 /// often has fresh attempts: money is told of until somebody takes the event.
 pub async fn recover(app: &App) -> Result<(), Fault> {
-    for event in app.provider.untold().await? {
-        let job = again(app, &event).await?;
-        app.events.revive([job]).await?;
+    let mut from = String::new();
+    loop {
+        let (events, next) = app.provider.untold(&from).await?;
+        for event in events {
+            let job = again(app, &event).await?;
+            app.events.revive([job]).await?;
+        }
+        match next {
+            Some(next) => from = next,
+            None => return Ok(()),
+        }
     }
-    Ok(())
 }
 
 /// The provider looks after its events by itself, every few seconds.

@@ -32,7 +32,7 @@ pub async fn fakepay<D: Records>(
     request: Request,
 ) -> Result<Response, Fault> {
     if !is_form(request.headers()) {
-        let Input(paying) = Input::<Paying>::from_request(request, &()).await?;
+        let Input(paying) = Input::<Paying>::from_request(request, &app).await?;
         return told::<D>(&app, &mut guard, payment_id, &paying).await;
     }
     let Form(paying) = Form::<Paying>::from_request(request, &())

@@ -1,7 +1,7 @@
 //! Test hooks, only with `--test-hooks` and only on loopback: time that moves by hand, faults by order, and counters.
 //! With its folder the only part that knows that the practice is tested.
 //!
-//! Try it: `curl -X POST localhost:8080/_test/clock -H 'content-type: application/json' -d '{"advance_ms":1000}'`
+//! Try it: `curl -X POST localhost:8080/_test/clock -H 'content-type: application/json' -d '{"advance_ms":1000}'`, with `--test-hooks`
 //!
 //! Proof: `store_outage`
 
@@ -63,10 +63,7 @@ async fn advance(
 
 /// All mail, in order of making.
 async fn mail(Extract(app): Extract<App>) -> Result<Json<Vec<Value>>, Fault> {
-    let sql = "select body from clinic_mail where $1 = '' order by position";
-    let rows = app.db.texts(sql, "").await?;
-    let parsed = rows.iter().map(|row| serde_json::from_str(row).ok());
-    Ok(Json(parsed.flatten().collect()))
+    notifications::all_mail(&app).await.map(Json)
 }
 
 /// Works until nothing is due.

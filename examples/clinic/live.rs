@@ -153,9 +153,7 @@ pub async fn events(
                 .await?
         }
         "appointment" => {
-            let sql = "select body from clinic_payment where reservation_id = $1";
-            let record = app.db.text(sql, key).await?;
-            let record = record.and_then(|body| serde_json::from_str::<PaymentRecord>(&body).ok());
+            let record = app.db.reservation(key).await?;
             let is_own = record.is_some_and(|record| owner.may_see(&record));
             is_own.then_some(()).ok_or(Fault::FORBIDDEN)?;
             live.appointments.sse(key, last).await?

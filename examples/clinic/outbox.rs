@@ -22,7 +22,7 @@ use crate::fault::Fault;
 use crate::fixtures;
 use crate::notifications::{self, Notice};
 use crate::pages::moment;
-use crate::records::{PaymentRecord, Records};
+use crate::records::Records;
 use crate::state::App;
 
 /// Ends holds that ran out, and turns the events of reservations into notices; `made` counts those.
@@ -36,11 +36,8 @@ pub fn sweeper(app: &App, made: &Arc<AtomicU64>) -> Sweeper {
 
 /// One event, delivered at least once; its id makes the notice one.
 async fn tell(app: &App, event: &ReservationEvent, made: &AtomicU64) -> Result<(), DeliveryError> {
-    let sql = "select body from clinic_payment where reservation_id = $1";
-    let found = app.db.text(sql, &event.hold.to_string()).await;
-    let found = found.map_err(|_| "the database does not answer")?;
-    let Some(record) = found.and_then(|body| serde_json::from_str::<PaymentRecord>(&body).ok())
-    else {
+    let found = app.db.reservation(&event.hold.to_string()).await;
+    let Some(record) = found.map_err(|_| "the database does not answer")? else {
         return Ok(());
     };
     if matches!(

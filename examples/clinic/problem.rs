@@ -110,8 +110,18 @@ fn page_of(document: &Value) -> minijinja::Value {
         code => document["code"].as_str(),
         error => document["error"].as_str(),
         request_id => document["request_id"].as_str(),
-        retry_after => document["retry_after"].as_u64(),
+        wait => document["retry_after"].as_u64().map(waiting),
         back => "/",
+    }
+}
+
+/// As people say it: never shorter than it is.
+fn waiting(seconds: u64) -> String {
+    match seconds {
+        1 => "a second".to_owned(),
+        2..=120 => format!("{seconds} seconds"),
+        121..=7_200 => format!("{} minutes", seconds.div_ceil(60)),
+        _ => format!("{} hours", seconds.div_ceil(3_600)),
     }
 }
 

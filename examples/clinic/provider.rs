@@ -81,21 +81,22 @@ impl Provider {
         Ok(state.as_deref() == Some("paid"))
     }
 
-    /// Somebody has taken the event.
+    /// Somebody has taken the event: who knows of the money needs no other event of it.
     pub async fn told(&self, event: &Event) {
-        let body = serde_json::to_string(event).unwrap_or_default();
-        let sql = "update provider_session set untold = null where payment_id = $1 and untold = $2";
+        if event.kind != "succeeded" {
+            return;
+        }
+        let sql = "update provider_session set untold = null where payment_id = $1";
         // Where this is lost the event is told once more, which does nothing.
-        drop(self.db.execute(sql, &[&event.data.payment_id, &body]).await);
+        drop(self.db.execute(sql, &[&event.data.payment_id]).await);
     }
 
-    /// What was paid, and nobody has taken the event of it.
-    pub async fn untold(&self) -> Result<Vec<Event>, Fault> {
-        let sql =
-            "select untold from provider_session where untold is not null and $1 = '' limit 100";
-        let rows = self.db.texts(sql, "").await?;
+    /// What was paid, and nobody has taken the event of it: some of it, and where the rest begins.
+    pub async fn untold(&self, from: &str) -> Result<(Vec<Event>, Option<String>), Fault> {
+        let sql = "select untold from provider_session where untold > $1 order by untold limit 100";
+        let rows = self.db.texts(sql, from).await?;
         let parsed = rows.iter().map(|row| serde_json::from_str(row).ok());
-        Ok(parsed.flatten().collect())
+        Ok((parsed.flatten().collect(), rows.last().cloned()))
     }
 
     /// Ends a payment session that nobody shall pay any more.

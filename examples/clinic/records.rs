@@ -5,6 +5,9 @@
 //! Proof: `pay`
 
 mod engines;
+mod outside;
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tower_keep::backend::sql::Engine;
@@ -41,6 +44,9 @@ pub struct PaymentRecord {
 
 /// Statements with text in and text out, on one engine.
 pub trait Records: GuardEngine + Engine + Sized {
+    /// How long an event waits for another one of its payment: in its transaction, and so at the cost of others.
+    const PATIENCE: Duration;
+
     /// Runs a statement that returns nothing, in the transaction of the request.
     fn write(
         guard: &mut ReservationGuard<Self>,

@@ -30,6 +30,7 @@ create table if not exists provider_session (
     state text not null,
     untold text
 );
+create index if not exists provider_session_untold on provider_session (untold) where untold is not null;
 create table if not exists provider_customer (
     user_id text primary key,
     id text not null

@@ -5,13 +5,15 @@
 //! Proof: `sessions`
 
 use axum::Json;
-use axum::extract::{Path, State as Extract};
+use axum::extract::{Path, Request, State as Extract};
 use axum::http::StatusCode;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tower_keep::HOUR;
 use tower_keep::MINUTE;
-use tower_keep::core::Principal;
+use tower_keep::core::{Principal, PrincipalRejection};
 use tower_keep::session::{Session, SessionCookie, SessionLayer};
 
 use crate::fault::{Fault, Input};
@@ -64,9 +66,42 @@ pub async fn log_in(app: &App, session: &Session, wish: &Credentials) -> Result<
 }
 
 /// `POST /api/logout`
-pub async fn logout(_user: Principal, session: Session) -> Result<StatusCode, Fault> {
-    session.logout().await?;
+pub async fn logout(user: Asking, session: Session) -> Result<StatusCode, Fault> {
+    leave(user, &session).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Who asks, or why nobody can say.
+pub type Asking = Result<Principal, PrincipalRejection>;
+
+/// Ends the session. Where the store is away nobody knows whose it is: the cookie goes, and the rest is made up for.
+pub async fn leave(user: Asking, session: &Session) -> Result<(), Fault> {
+    if let Err(nobody) = user {
+        let refused = nobody.into_response();
+        if refused.status() == StatusCode::UNAUTHORIZED {
+            return Err(Fault::Ready(Box::new(refused)));
+        }
+    }
+    Ok(session.logout().await?)
+}
+
+/// Whoever ends a session in an outage is told 503, since nobody knows who asks, and it is made up for.
+pub async fn made_up_for(
+    session: Session,
+    id: Option<Path<String>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let response = next.run(request).await;
+    if response.status() == StatusCode::SERVICE_UNAVAILABLE {
+        // The store remembers who asks for what, and has the last word on it; here there is no answer to wait for.
+        match id.map(|Path(id)| id.parse()) {
+            Some(Ok(id)) => drop(session.revoke(id).await),
+            Some(Err(_)) => {}
+            None => drop(session.revoke_others().await),
+        }
+    }
+    response
 }
 
 /// `GET /api/user/sessions`

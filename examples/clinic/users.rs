@@ -47,6 +47,9 @@ impl UserRecord {
     }
 }
 
+/// Puts a user into a new practice.
+pub const FIRST: &str = "insert into clinic_user (id, body) values ($1, $2) on conflict do nothing";
+
 impl Db {
     /// Finds a user.
     pub async fn user(&self, id: &str) -> Result<Option<UserRecord>, Fault> {

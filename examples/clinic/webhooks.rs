@@ -21,10 +21,10 @@ use serde_json::{Value, json};
 use tower::ServiceBuilder;
 use tower_keep::backend::sql::SqlStore;
 use tower_keep::data::lock::Lock;
-use tower_keep::idempotency::{IdempotencyLayer, Preset, Scope, StoredAnswer};
+use tower_keep::idempotency::{IdempotencyLayer, Preset, Scope, ScopeId, StoredAnswer};
 use tower_keep::reservation::ReservationGuard;
 use tower_keep::store::Store;
-use tower_keep::{DAY, SECOND, ttl};
+use tower_keep::{DAY, ttl};
 
 use self::settle::{change, confirm};
 use crate::announce::{Telling, tell_after_commit, told_first};
@@ -57,7 +57,9 @@ const DUPLICATE: &[u8] = br#"{"received":true,"duplicate":true}"#;
 /// A finished event is remembered for seven days, and its repetition says so. The claim, what the event changed and the
 /// answer are one commit: there is no moment at which one is there without the others.
 pub fn once(sql: SqlStore, options: &Options) -> IdempotencyLayer {
-    IdempotencyLayer::transactional(sql, Scope::global())
+    // Whoever may send events is one: the provider.
+    let provider = Scope::by(|_| Some(ScopeId::new("provider")));
+    IdempotencyLayer::transactional(sql, provider)
         .preset(Preset::Webhook)
         .ttl(7 * DAY)
         .secret(options.key_secret())
@@ -91,8 +93,8 @@ async fn receive<D: Records>(
 ) -> Result<Json<Value>, Fault> {
     app.counters.handlers_webhook.add();
     let payment = event.data.payment_id.as_str();
-    // Not for long: the transaction waits too, and on SQLite every other writer with it. The provider comes again.
-    let turn = app.payments.acquire(payment, 2 * SECOND).await?;
+    // Not for long: the transaction waits too. The provider comes again.
+    let turn = app.payments.acquire(payment, D::PATIENCE).await?;
     // First of all that follows the commit. A rollback drops it, which gives it back just as well.
     guard.after_commit(async move {
         let _ = turn.release().await;

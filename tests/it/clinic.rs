@@ -1,6 +1,7 @@
 //! The clinic as its visitors meet it: the built program over HTTP, on memory + SQLite and on Redis + Postgres.
 
 mod contract;
+mod details;
 mod faults;
 mod forms;
 mod live;
@@ -9,6 +10,7 @@ mod once;
 mod pages;
 mod people;
 mod process;
+mod quotas;
 mod screen;
 mod slowness;
 mod stories;
@@ -127,6 +129,13 @@ async fn advance(browser: &Browser, seconds: u64) {
         )
         .await;
     assert_eq!(moved.status, StatusCode::OK);
+}
+
+/// Waits for what must come, and not for ever.
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    let patience = std::time::Duration::from_secs(60);
+    let came = tokio::time::timeout(patience, what).await;
+    came.expect("within a minute")
 }
 
 fn text(value: &Value, name: &str) -> String {
@@ -803,14 +812,12 @@ async fn without_redis_the_catalogue_answers_and_money_waits() {
         .await;
     assert_eq!(wrong.status, StatusCode::UNAUTHORIZED);
     two.redis.restart();
-    let back = async {
+    soon(async {
         while guest.browser.get("/api/health").await.json()["mode"] != "redis" {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(30), back)
-        .await
-        .expect("redis is used again");
+    })
+    .await;
     assert_eq!(
         guest.pay("k2", &wish("e1", "s60", "10:00")).await.status,
         StatusCode::CREATED

@@ -41,16 +41,23 @@ pub async fn approve(
         .map(Json)
 }
 
+/// What a new practice has to approve.
+pub const FIRST: &str =
+    "insert into clinic_transfer (id, state) values ($1, 'PENDING') on conflict do nothing";
+
+/// How far a transfer is.
+pub async fn state_of(state: &State, id: &str) -> Result<Option<String>, Fault> {
+    let sql = "select state from clinic_transfer where id = $1";
+    state.db.text(sql, id).await
+}
+
 /// The database lets one of all who ask at once do it.
 pub async fn approve_transfer(app: &App, admin: &Principal, id: &str) -> Result<Value, Fault> {
     app.counters.handlers_approve.add();
     let at = app.now();
     let sql = "update clinic_transfer set state = 'APPROVED', approved_by = $2, approved_at = $3 \
                where id = $1 and state = 'PENDING'";
-    let known = app
-        .db
-        .text("select state from clinic_transfer where id = $1", id);
-    known.await?.ok_or(Fault::NOT_FOUND)?;
+    state_of(app, id).await?.ok_or(Fault::NOT_FOUND)?;
     if app
         .db
         .execute(sql, &[id, admin.id(), &at.to_string()])

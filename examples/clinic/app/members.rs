@@ -5,6 +5,7 @@
 //! Proof: `sessions`
 
 use axum::Router;
+use axum::middleware::from_fn;
 use axum::routing::{delete, get, post};
 use tower::ServiceBuilder;
 use tower_keep::session::RequireLayer;
@@ -33,14 +34,9 @@ pub fn routes(app: &App) -> Router<App> {
             "/api/user/profile",
             get(users::profile).put(users::set_profile),
         )
-        .route(
-            "/api/user/sessions",
-            get(sessions::list).delete(sessions::end_others),
-        )
-        .route("/api/user/sessions/{id}", delete(sessions::end))
+        .route("/api/user/sessions", get(sessions::list))
         .route("/api/user/check-kv-sync", get(customers::check))
         .route("/api/user/rebuild-kv", post(customers::rebuild))
-        .route("/me/sessions/{id}/revoke", post(account::revoke))
         .layer(
             ServiceBuilder::new()
                 .layer(session.clone())
@@ -48,7 +44,20 @@ pub fn routes(app: &App) -> Router<App> {
                 .layer(limits::user(app)),
         );
 
+    let endings = Router::new()
+        .route("/api/user/sessions", delete(sessions::end_others))
+        .route("/api/user/sessions/{id}", delete(sessions::end))
+        .route("/me/sessions/{id}/revoke", post(account::revoke))
+        .layer(
+            ServiceBuilder::new()
+                .layer(session.clone())
+                .layer(from_fn(sessions::made_up_for))
+                .layer(RequireLayer::login())
+                .layer(limits::user(app)),
+        );
+
     let mine = Router::new()
+        .route("/api/logout", post(sessions::logout))
         .route("/api/appointments", get(bookings::appointments))
         .route("/api/experts/me/status", post(users::set_status))
         .route("/api/notifications", get(notifications::list))
@@ -89,5 +98,10 @@ pub fn routes(app: &App) -> Router<App> {
                 .layer(dashboard::kept(app)),
         );
 
-    login.merge(user).merge(mine).merge(identity).merge(figures)
+    login
+        .merge(user)
+        .merge(endings)
+        .merge(mine)
+        .merge(identity)
+        .merge(figures)
 }

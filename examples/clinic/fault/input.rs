@@ -9,15 +9,16 @@ use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
 
 use super::Fault;
+use crate::state::App;
 
 /// A JSON body; whatever is wrong with it is 400 `VALIDATION`, or 413 when it is too large.
 pub struct Input<T>(pub T);
 
-impl<T: serde::de::DeserializeOwned, S: Send + Sync> FromRequest<S> for Input<T> {
+impl<T: serde::de::DeserializeOwned> FromRequest<App> for Input<T> {
     type Rejection = Fault;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Fault> {
-        match axum::Json::from_request(request, state).await {
+    async fn from_request(request: Request, app: &App) -> Result<Self, Fault> {
+        match axum::Json::from_request(request, app).await {
             Ok(axum::Json(value)) => Ok(Self(value)),
             Err(JsonRejection::BytesRejection(rejection))
                 if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE =>

@@ -1,6 +1,6 @@
 //! What a test moves by hand: the clock, the line to the store, and how often something fails.
 //!
-//! Try it: `curl -i localhost:8080/_test/fault -H 'content-type: application/json' -d '{"store":"down"}'`
+//! Try it: `curl -i localhost:8080/_test/fault -H 'content-type: application/json' -d '{"store":"down"}'`, with `--test-hooks`
 //!
 //! Proof: `store_outage`
 

@@ -1,6 +1,6 @@
 //! The practice as it runs now, and how a test begins it anew: time, tables, store, counters and faults.
 //!
-//! Try it: `curl -i -X POST localhost:8080/_test/reset`
+//! Try it: `curl -i -X POST localhost:8080/_test/reset`, with `--test-hooks`
 //!
 //! Proof: `tell_all`
 

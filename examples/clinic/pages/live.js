@@ -110,6 +110,10 @@ function showSlot(item, slot, expert, service) {
     const made = document.createElement("a");
     made.className = "book";
     made.textContent = "Book";
+    const hidden = document.createElement("span");
+    hidden.className = "visually-hidden";
+    hidden.textContent = " " + item.querySelector("time").textContent;
+    made.append(hidden);
     made.href = "/book?" + new URLSearchParams({ expert_id: expert, service_id: service, start: slot.start });
     item.append(made);
   }

@@ -1,6 +1,6 @@
 //! A provider that does not answer: 502, and nothing was done.
 //!
-//! Try it: `curl -i localhost:8080/_test/fault -H 'content-type: application/json' -d '{"fail":{"payment":1}}'`, and book
+//! Try it: `curl -i localhost:8080/_test/fault -H 'content-type: application/json' -d '{"fail":{"payment":1}}'`, with `--test-hooks`, and book
 //!
 //! Proof: `a_provider_that_fails_frees_the_slot_and_the_same_key_works_then`
 

@@ -5,7 +5,7 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
 use super::people::{refused, told};
-use super::{Guest, advance, alone, slot, text, wish};
+use super::{Guest, advance, alone, slot, soon, text, wish};
 use crate::support::{Browser, Program};
 
 #[tokio::test]
@@ -78,26 +78,35 @@ async fn a_client_that_hangs_up_and_asks_again_has_one_reservation() {
         .await
         .unwrap();
     window.write_all(request.as_bytes()).await.unwrap();
-    while slot(&guest.browser, "e1", "s60", "10:00").await != "held" {
-        tokio::task::yield_now().await;
-    }
+    soon(async {
+        while slot(&guest.browser, "e1", "s60", "10:00").await != "held" {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     drop(window);
     let opened = async || {
         let counters = guest.browser.get("/_test/counters").await.json();
         counters["provider"]["session_create"] == 1
     };
-    while !opened().await {
-        tokio::task::yield_now().await;
-    }
-    // Nearly done; and whoever asks too often is told so by the limit of his address.
-    let answer = loop {
-        let reply = guest.pay("k", &wished).await;
-        if reply.status != StatusCode::CONFLICT {
-            break reply;
+    soon(async {
+        while !opened().await {
+            tokio::task::yield_now().await;
         }
-        assert_eq!(reply.code(), "IDEMPOTENCY_IN_PROGRESS");
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-    };
+    })
+    .await;
+    // Nearly done; and whoever asks too often is told so by the limit of his address.
+    let answer = soon(async {
+        loop {
+            let reply = guest.pay("k", &wished).await;
+            if reply.status != StatusCode::CONFLICT {
+                return reply;
+            }
+            assert_eq!(reply.code(), "IDEMPOTENCY_IN_PROGRESS");
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        }
+    })
+    .await;
     assert_eq!(answer.status, StatusCode::CREATED, "{:?}", answer.body);
     let counters = guest.browser.get("/_test/counters").await.json();
     assert_eq!(counters["handlers"]["create_payment_intent"], 1);

@@ -1,11 +1,13 @@
 //! What goes wrong in between: a provider that fails, an event that is not taken, money that goes back, an end in the middle.
 
+use std::time::{Duration, Instant};
+
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
 use super::people::{refused, signed_in, told};
-use super::{Guest, advance, alone, hooked, payment_locks, slot, tell, text, wish};
+use super::{Guest, advance, alone, hooked, payment_locks, slot, soon, tell, text, wish};
 use crate::support::{Browser, Program, RedisServer};
 
 async fn fault(browser: &Browser, order: Value) {
@@ -87,6 +89,100 @@ async fn a_payment_whose_event_is_refused_again_and_again_is_booked_all_the_same
 }
 
 #[tokio::test]
+async fn an_event_that_was_taken_and_is_told_again_books_once_and_is_told_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = format!("sqlite:{}", folder.path().join("clinic.db").display());
+    let clinic = Program::start("clinic", &hooked(&["--db", &db]));
+    let guest = Guest::new(&clinic, 1).await;
+    let held = guest.pay("k", &wish("e1", "s60", "10:00")).await.json();
+    // Taken from the queue, which knows its number.
+    fault(&guest.browser, json!({ "fail": { "webhook": 1 } })).await;
+    guest.settle(&text(&held, "payment_id"), "succeeded").await;
+    let provider = sqlx::SqlitePool::connect(&db).await.unwrap();
+    let untold = async || {
+        let sql = "select untold from provider_session";
+        let rows = sqlx::query_scalar::<_, Option<String>>(sql);
+        rows.fetch_one(&provider).await.unwrap()
+    };
+    let event = untold().await.unwrap();
+    for _ in 0..2 {
+        work(&guest.browser).await;
+        advance(&guest.browser, 10).await;
+    }
+    assert_eq!(untold().await, None);
+    assert_eq!(slot(&guest.browser, "e1", "s60", "10:00").await, "booked");
+    // As where the note that it was taken is lost.
+    let lost = sqlx::query("update provider_session set untold = $1").bind(event);
+    lost.execute(&provider).await.unwrap();
+    work(&guest.browser).await;
+    assert_eq!(untold().await, None);
+    let handled = counted(&guest.browser, "handlers", "webhook").await;
+    assert_eq!(handled, 2);
+    assert_eq!(
+        counted(&guest.browser, "notices", "booking_confirmed").await,
+        1
+    );
+}
+
+#[tokio::test]
+async fn more_payments_than_are_looked_at_in_one_go_are_all_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = format!("sqlite:{}", folder.path().join("clinic.db").display());
+    let clinic = Program::start("clinic", &hooked(&["--db", &db]));
+    let browser = Browser::new(clinic.address());
+    let provider = sqlx::SqlitePool::connect(&db).await.unwrap();
+    for number in 0..250 {
+        let payment = format!("pay_{number}");
+        let event = json!({
+            "id": format!("evt_{number}"), "type": "succeeded", "created": "2030-01-01T00:00:00Z",
+            "data": { "payment_id": payment },
+        });
+        let sql =
+            "insert into provider_session (payment_id, state, untold) values ($1, 'paid', $2)";
+        let row = sqlx::query(sql).bind(payment).bind(event.to_string());
+        row.execute(&provider).await.unwrap();
+    }
+    work(&browser).await;
+    let sql = "select count(*) from provider_session where untold is not null";
+    let waiting = sqlx::query_scalar::<_, i64>(sql);
+    assert_eq!(waiting.fetch_one(&provider).await.unwrap(), 0);
+    assert_eq!(counted(&browser, "handlers", "webhook").await, 250);
+}
+
+#[tokio::test]
+async fn on_sqlite_an_event_whose_turn_does_not_come_keeps_nobody_waiting_for_long() {
+    let redis = RedisServer::start().await;
+    let store = redis.tcp_url();
+    let clinic = Program::start("clinic", &hooked(&["--store", &store]));
+    let guest = Guest::new(&clinic, 1).await;
+    let held = guest.pay("k", &wish("e1", "s60", "10:00")).await.json();
+    let payment = text(&held, "payment_id");
+    // As by a process that died with it.
+    let payments = payment_locks(&store).await;
+    let turn = payments.try_acquire(&payment).await.unwrap();
+    // Every writer waits as long as this; the quickest of five, since others compute beside us.
+    let mut quickest = Duration::MAX;
+    for number in 0..5 {
+        let started = Instant::now();
+        let event = tell(
+            &guest.browser,
+            &format!("{number}"),
+            "succeeded",
+            &payment,
+            0,
+        )
+        .await;
+        quickest = quickest.min(started.elapsed());
+        assert_eq!(told(&event), refused(503, "STORE_UNAVAILABLE"));
+    }
+    assert!(quickest < Duration::from_millis(1_500), "{quickest:?}");
+    turn.release().await.unwrap();
+    let event = tell(&guest.browser, "0", "succeeded", &payment, 0).await;
+    assert_eq!(event.status, StatusCode::OK, "{:?}", event.body);
+    assert_eq!(slot(&guest.browser, "e1", "s60", "10:00").await, "booked");
+}
+
+#[tokio::test]
 async fn a_payment_session_that_has_ended_takes_no_money_and_books_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let db = format!("sqlite:{}", folder.path().join("clinic.db").display());
@@ -117,11 +213,10 @@ async fn what_is_paid_while_the_store_is_away_is_booked_when_it_is_back() {
         while guest.browser.get(&path).await.json()["state"] != "confirmed" {
             // The line is tried again after a second of real time.
             guest.browser.post("/_test/work", &[], &Value::Null).await;
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    let patience = std::time::Duration::from_secs(60);
-    tokio::time::timeout(patience, confirmed).await.unwrap();
+    soon(confirmed).await;
     work(&guest.browser).await;
     let notices = counted(&guest.browser, "notices", "booking_confirmed");
     assert_eq!(notices.await, 1);
@@ -152,13 +247,12 @@ async fn a_guest_who_hangs_up_while_paying_has_paid() {
         .await
         .unwrap();
     window.write_all(request.as_bytes()).await.unwrap();
-    let patience = std::time::Duration::from_secs(60);
     let begun = async {
         while counted(&guest.browser, "handlers", "webhook").await == 0 {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(patience, begun).await.unwrap();
+    soon(begun).await;
     drop(window);
     let path = format!("/api/reservations/{}", text(&held, "reservation_id"));
     assert_eq!(guest.browser.get(&path).await.json()["state"], "held");
@@ -170,7 +264,7 @@ async fn a_guest_who_hangs_up_while_paying_has_paid() {
             work(&guest.browser).await;
         }
     };
-    tokio::time::timeout(patience, confirmed).await.unwrap();
+    soon(confirmed).await;
     work(&guest.browser).await;
     assert_eq!(
         counted(&guest.browser, "notices", "booking_confirmed").await,
@@ -242,6 +336,36 @@ async fn a_late_payment_books_what_is_free_and_gives_back_what_is_not_with_one_n
 }
 
 #[tokio::test]
+async fn money_goes_back_though_the_process_dies_over_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = format!("sqlite:{}", folder.path().join("clinic.db").display());
+    let options = hooked(&["--secret", "s", "--db", &db]);
+    let clinic = Program::start("clinic", &options);
+    let (first, second) = (Guest::new(&clinic, 1).await, Guest::new(&clinic, 2).await);
+    let late = first.pay("k", &wish("e1", "s60", "10:00")).await.json();
+    advance(&first.browser, 600).await;
+    let taken = second.pay("k", &wish("e1", "s60", "10:00")).await;
+    assert_eq!(taken.status, StatusCode::CREATED);
+    // It came too late, and the provider does not answer when asked to take it back.
+    fault(&first.browser, json!({ "provider_delay_ms": 600_000 })).await;
+    let payment = text(&late, "payment_id");
+    let event = tell(&first.browser, "evt", "succeeded", &payment, 600).await;
+    assert_eq!(event.status, StatusCode::OK);
+    assert_eq!(counted(&first.browser, "provider", "refund").await, 0);
+    drop(clinic);
+    let clinic = Program::start("clinic", &options);
+    let browser = Browser::new(clinic.address());
+    advance(&browser, 600).await;
+    for _ in 0..2 {
+        work(&browser).await;
+        assert_eq!(counted(&browser, "provider", "refund").await, 1);
+    }
+    let path = format!("/api/reservations/{}", text(&late, "reservation_id"));
+    let mine = first.browser.at(clinic.address()).get(&path).await;
+    assert_eq!(mine.json()["state"], "refunded");
+}
+
+#[tokio::test]
 async fn every_part_tells_its_health_and_a_slow_provider_is_no_slow_practice() {
     let clinic = alone();
     let browser = Browser::new(clinic.address());
@@ -264,11 +388,10 @@ async fn every_part_tells_its_health_and_a_slow_provider_is_no_slow_practice() {
             if health.json()["status"] == "degraded" {
                 break;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    let patience = std::time::Duration::from_secs(30);
-    tokio::time::timeout(patience, degraded).await.unwrap();
+    soon(degraded).await;
     let provider = browser.get("/api/health/provider").await;
     assert_eq!(
         (
@@ -315,12 +438,15 @@ async fn sigterm_lets_a_running_booking_end_and_does_not_wait_for_ever() {
             let reply = browser.try_send(Method::POST, path, &headers, Some(wish));
             reply.await.is_some_and(|reply| reply.status == 201)
         });
-        while slot(&guest.browser, "e1", "s60", "10:00").await != "held" {
-            tokio::task::yield_now().await;
-        }
+        soon(async {
+            while slot(&guest.browser, "e1", "s60", "10:00").await != "held" {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
         clinic.signal("TERM");
         let ended = tokio::task::spawn_blocking(move || clinic.wait().code());
-        let ended = tokio::time::timeout(std::time::Duration::from_secs(100), ended).await;
+        let ended = tokio::time::timeout(Duration::from_secs(100), ended).await;
         assert_eq!(
             ended.expect("an end well before the provider's").unwrap(),
             Some(0)

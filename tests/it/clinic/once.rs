@@ -3,6 +3,7 @@
 use futures_util::future::join_all;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
+use tower_keep::core::Timestamp;
 
 use super::people::{refused, signed_in, told};
 use super::{Guest, advance, alone, text, wish};
@@ -122,6 +123,9 @@ async fn progress_is_ones_own_and_lasts_from_the_last_save_on() {
         let ana = signed_in(&clinic, "ana").await;
         let kept = pat.get(path).await.json();
         assert_eq!(kept["data"], json!({ "a": [2] }));
+        let time = |name: &str| text(&kept, name).parse::<Timestamp>().unwrap();
+        let rest = time("expires_at").since(time("updated_at"));
+        assert_eq!(rest.as_secs(), seconds, "{path}");
         assert_eq!(told(&ana.get(path).await), refused(404, "NOT_FOUND"));
         advance(&pat, seconds - 1).await;
         let again = signed_in(&clinic, "pat").await;

@@ -64,6 +64,9 @@ async fn no_log_names_a_person_a_cookie_a_key_a_token_or_a_password() {
     assert!(clinic.wait().success());
     let log = fs::read_to_string(&file).unwrap();
     assert!(!log.is_empty());
+    // What a newcomer sees first is no warning.
+    let begun = log.lines().find(|line| line.contains("one scope for all"));
+    assert_eq!(begun, None);
     for secret in secrets {
         let line = log.lines().find(|line| line.contains(&secret));
         assert_eq!(line, None, "{secret}");

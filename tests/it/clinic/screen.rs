@@ -193,9 +193,14 @@ async fn whoever_comes_back_to_a_page_sees_what_happened_meanwhile() {
     let slot = format!("li.slot[data-start=\"{DAY}T10:00:00Z\"]");
     let held = format!("document.querySelector({slot:?})?.dataset.state === 'held'");
     chromium.until(&window, &held).await;
-    guest.pay("l", &wish("e1", "s60", "14:00")).await;
-    let next = held.replace("T10:00", "T14:00");
-    chromium.until(&window, &next).await;
+    let next = guest.pay("l", &wish("e1", "s60", "14:00")).await;
+    let held = held.replace("T10:00", "T14:00");
+    chromium.until(&window, &held).await;
+    // What is free again can be booked again, by whoever hears the page too.
+    guest.browser.delete(next.header("location")).await;
+    let link = format!("{} a.book", slot.replace("T10:00", "T14:00"));
+    let free = format!("document.querySelector({link:?})?.textContent === 'Book 14:00'");
+    chromium.until(&window, &free).await;
 }
 
 async fn log_in(chromium: &mut Chromium, window: &Window, password: &str) {

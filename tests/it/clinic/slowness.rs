@@ -44,6 +44,18 @@ async fn limits_wait_fifty_milliseconds_for_the_store_unless_told_otherwise() {
     let asked = guest.pay("k", &wish("e1", "s60", "10:00")).await;
     assert_eq!(told(&asked), refuse);
     assert!(started.elapsed() < Duration::from_secs(20));
+    // Known to be silent, it costs nobody anything; the quickest of twenty, since others compute beside us.
+    for _ in 0..5 {
+        guest.pay("k", &wish("e1", "s60", "10:00")).await;
+    }
+    let mut quickest = Duration::MAX;
+    for _ in 0..20 {
+        let started = Instant::now();
+        let asked = guest.pay("k", &wish("e1", "s60", "10:00")).await;
+        quickest = quickest.min(started.elapsed());
+        assert_eq!(told(&asked), refuse);
+    }
+    assert!(quickest < Duration::from_millis(50), "{quickest:?}");
     let counters = guest.browser.get("/_test/counters").await.json();
     assert_eq!(counters["handlers"]["create_payment_intent"], 0);
 }

@@ -132,6 +132,73 @@ fn files(folder: &Path, kind: &str) -> Vec<PathBuf> {
 }
 
 #[test]
+fn no_module_reaches_into_anothers_tables() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/clinic");
+    let schema = std::fs::read_to_string(folder.join("schema.sql")).unwrap();
+    let tables = schema.split("create table if not exists ").skip(1);
+    let tables: Vec<&str> = tables
+        .map(|rest| rest.split_whitespace().next().unwrap())
+        .collect();
+    assert_eq!(tables.len(), 7, "{tables:?}");
+    for table in tables {
+        let mut modules = std::collections::BTreeSet::new();
+        for path in files(&folder, "rs") {
+            let name = path.strip_prefix(&folder).unwrap();
+            let text = std::fs::read_to_string(&path).unwrap();
+            // A test that begins anew empties whatever there is.
+            let emptied = format!("\"delete from {table}\"");
+            let text = match name.to_str() {
+                Some("hooks/world.rs") => text.replace(&emptied, ""),
+                _ => text,
+            };
+            if text.contains(table) {
+                let owner = name.with_extension("");
+                modules.extend(owner.iter().next().map(|part| part.to_owned()));
+            }
+        }
+        assert_eq!(modules.len(), 1, "{table} in {modules:?}");
+    }
+}
+
+#[test]
+fn html_is_in_pages_and_there_is_no_macro_and_one_type_parameter_at_most() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/clinic");
+    for path in files(&folder, "rs") {
+        let (name, text) = (path.display(), std::fs::read_to_string(&path).unwrap());
+        for line in text.lines().filter(|line| !line.trim().starts_with("//")) {
+            assert!(!line.contains("macro_rules!"), "{name}: {line}");
+            let tag = line
+                .split("\"<")
+                .nth(1)
+                .and_then(|rest| rest.chars().next());
+            let is_tag = tag.is_some_and(|first| first.is_ascii_alphabetic() || first == '!');
+            assert!(!is_tag && !line.contains("</"), "{name}: {line}");
+        }
+        for item in ["fn ", "struct ", "enum ", "trait ", "impl<", "type "] {
+            for (_, rest) in text
+                .match_indices(item)
+                .map(|(at, _)| text[at..].split_at(item.len()))
+            {
+                let rest = match item {
+                    "impl<" => rest,
+                    _ => rest
+                        .trim_start_matches(|one: char| one.is_alphanumeric() || one == '_')
+                        .strip_prefix('<')
+                        .unwrap_or(">"),
+                };
+                let parameters = rest
+                    .split_once('>')
+                    .map_or("", |(parameters, _)| parameters);
+                let types = parameters
+                    .split(',')
+                    .filter(|one| !one.trim().is_empty() && !one.trim().starts_with('\''));
+                assert!(types.count() <= 1, "{name}: {item}{parameters}");
+            }
+        }
+    }
+}
+
+#[test]
 fn every_file_is_short_and_opens_with_a_line_to_try_and_a_test_that_proves_it() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = root.join("examples/clinic");
