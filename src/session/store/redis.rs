@@ -113,7 +113,7 @@ fn send_load(store: &RedisStore, at: SessionRef, read: &Read) -> StoreFuture<Loa
         .arg(at.verifier.as_bytes())
         .arg(flag(part == Part::Whole))
         .arg(seen.as_ref().map_or(&[][..], |seen| seen.as_slice()))
-        .run(move |reply| loaded(reply, part))
+        .run(move |reply| loaded(reply, at.id, part))
 }
 
 fn send_patch(store: &RedisStore, at: SessionRef, patch: &Patch) -> StoreFuture<Patched> {

@@ -18,18 +18,18 @@ const CORE_BYTES: usize = 39;
 const CORE_FORMAT: u8 = 1;
 const ID_CHARS: usize = 22;
 
-pub(super) fn loaded(reply: Reply, part: Part) -> Result<Loaded, StoreError> {
+pub(super) fn loaded(reply: Reply, id: SessionId, part: Part) -> Result<Loaded, StoreError> {
     let mut fields = Fields::of(reply)?;
     if fields.int()? != 0 {
         return Ok(Loaded::NotLive(fields.not_live()?));
     }
     let now = fields.time()?;
     let renewed = seen_before(&fields.next()?.bytes()?);
-    let Ok(record) = record(fields.next()?) else {
+    let (told, entries) = hash(fields.next()?)?;
+    let Ok(record) = told.record(id) else {
         // What cannot be read belongs to nobody; the script has told what a newer version wrote from it.
         return Ok(Loaded::NotLive(NotLive::Missing));
     };
-    let entries = entries(fields.next()?, PREFIX)?;
     Ok(Loaded::Live(Box::new(Live {
         now,
         record,
@@ -46,7 +46,7 @@ pub(super) fn patched(reply: Reply) -> Result<Patched, StoreError> {
             renewed: seen_before(&fields.next()?.bytes()?),
         },
         1 => Patched::NotLive(fields.not_live()?),
-        2 => Patched::Conflict(entries(fields.next()?, b"")?),
+        2 => Patched::Conflict(entries(fields.next()?)?),
         3 => Patched::TooLarge,
         _ => Patched::NotANumber,
     })
@@ -200,74 +200,112 @@ fn seen_before(bytes: &[u8]) -> Option<Seen> {
     bytes.try_into().ok().map(Seen::decode)
 }
 
-/// What the names of values begin with, among the fields of a session.
-const PREFIX: &[u8] = b"d:";
-
-/// Names behind `prefix`, and entries, in turn; what is damaged is as good as absent.
-fn entries(reply: Reply, prefix: &[u8]) -> Result<Vec<DataEntry>, StoreError> {
+/// Names and entries in turn; what is damaged is as good as absent.
+fn entries(reply: Reply) -> Result<Vec<DataEntry>, StoreError> {
     let mut fields = reply.array()?.into_iter();
     let mut entries = Vec::with_capacity(fields.len() / 2);
     while let (Some(name), Some(entry)) = (fields.next(), fields.next()) {
-        let (name, entry) = (name.bytes()?, entry.bytes()?);
-        let Some(name) = name.strip_prefix(prefix) else {
-            continue;
-        };
-        let parts = entry
-            .split_first_chunk()
-            .and_then(|(version, rest)| Some((version, rest.first()?)));
-        let (Ok(name), Some((version, format))) = (std::str::from_utf8(name), parts) else {
-            count!("keep_session_undecodable_total", 1, "part" => "entry");
-            continue;
-        };
-        let value = Value {
-            format: *format,
-            json: entry.slice(9..),
-        };
-        entries.push(DataEntry {
-            name: name.into(),
-            version: u64::from_be_bytes(*version),
-            value,
-        });
+        entries.extend(entry_of(&name.bytes()?, &entry.bytes()?));
     }
     entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
+}
+
+fn entry_of(name: &[u8], entry: &Bytes) -> Option<DataEntry> {
+    let parts = entry
+        .split_first_chunk()
+        .and_then(|(version, rest)| Some((version, rest.first()?)));
+    let (Ok(name), Some((version, format))) = (std::str::from_utf8(name), parts) else {
+        count!("keep_session_undecodable_total", 1, "part" => "entry");
+        return None;
+    };
+    let value = Value {
+        format: *format,
+        json: entry.slice(9..),
+    };
+    Some(DataEntry {
+        name: name.into(),
+        version: u64::from_be_bytes(*version),
+        value,
+    })
+}
+
+/// A session as it is told: header, user, roles, core.
+#[derive(Default)]
+struct Told {
+    header: Bytes,
+    user: Bytes,
+    roles: Bytes,
+    core: Bytes,
+}
+
+/// The fields of a session's hash: what tells of it, and its values behind `d:`.
+fn hash(reply: Reply) -> Result<(Told, Vec<DataEntry>), StoreError> {
+    let mut fields = reply.array()?.into_iter();
+    let (mut told, mut entries) = (Told::default(), Vec::with_capacity(fields.len() / 2));
+    while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
+        let (name, value) = (name.bytes()?, value.bytes()?);
+        match name.as_ref() {
+            b"h" => told.header = value,
+            b"u" => told.user = value,
+            b"r" => told.roles = value,
+            b"c" => told.core = value,
+            name => {
+                let name = name.strip_prefix(b"d:");
+                entries.extend(name.and_then(|name| entry_of(name, &value)));
+            }
+        }
+    }
+    entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    Ok((told, entries))
 }
 
 /// Key, header, user, roles, core, as `told` of `record.lua` tells them.
 fn record(reply: Reply) -> Result<SessionRecord, StoreError> {
     let mut fields = Fields::of(reply)?;
     let id = id_of(&fields.next()?.bytes()?)?;
-    let header = fields.next()?.bytes()?;
-    let (user, roles) = (fields.next()?.bytes()?, fields.next()?.bytes()?);
-    let core = fields.next()?.bytes()?;
-    let principal = principal(&user, &roles)?;
-    let times = times(&header)?;
-    let core: &[u8; CORE_BYTES] = core
-        .as_ref()
-        .try_into()
-        .map_err(|_| failed("a core has another length"))?;
-    if core[0] != CORE_FORMAT {
-        return Err(failed("a core has another format"));
+    let mut next = || fields.next()?.bytes();
+    let told = Told {
+        header: next()?,
+        user: next()?,
+        roles: next()?,
+        core: next()?,
+    };
+    told.record(id)
+}
+
+impl Told {
+    fn record(&self, id: SessionId) -> Result<SessionRecord, StoreError> {
+        let principal = principal(&self.user, &self.roles)?;
+        let times = times(&self.header)?;
+        let core: &[u8; CORE_BYTES] = self
+            .core
+            .as_ref()
+            .try_into()
+            .map_err(|_| failed("a core has another length"))?;
+        if core[0] != CORE_FORMAT {
+            return Err(failed("a core has another format"));
+        }
+        let (seen, login) = (&core[1..=Seen::BYTES], &core[1 + Seen::BYTES..]);
+        let mut stamp = [0; 16];
+        stamp.copy_from_slice(&login[1..17]);
+        let mut was_seen = [0; Seen::BYTES];
+        was_seen.copy_from_slice(seen);
+        let at = |number: usize| Timestamp::from_millis(times[number]);
+        Ok(SessionRecord {
+            id,
+            authenticated: principal.is_some().then(|| at(3)),
+            principal,
+            stamp: (login[0] == 1).then_some(AuthStamp::from_bytes(stamp)),
+            seen: Seen::decode(&was_seen),
+            generation: times[1],
+            created: at(2),
+            last_activity: at(4),
+            absolute_at: at(5),
+            idle: Duration::from_millis(times[6]),
+            remembered: login[17] == 1,
+        })
     }
-    let (seen, login) = (&core[1..=Seen::BYTES], &core[1 + Seen::BYTES..]);
-    let mut stamp = [0; 16];
-    stamp.copy_from_slice(&login[1..17]);
-    let mut was_seen = [0; Seen::BYTES];
-    was_seen.copy_from_slice(seen);
-    let at = |number: usize| Timestamp::from_millis(times[number]);
-    Ok(SessionRecord {
-        id,
-        authenticated: principal.is_some().then(|| at(3)),
-        principal,
-        stamp: (login[0] == 1).then_some(AuthStamp::from_bytes(stamp)),
-        seen: Seen::decode(&was_seen),
-        generation: times[1],
-        created: at(2),
-        last_activity: at(4),
-        absolute_at: at(5),
-        idle: Duration::from_millis(times[6]),
-        remembered: login[17] == 1,
-    })
 }
 
 /// The numbers of a header behind its verifiers.
