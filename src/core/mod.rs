@@ -37,7 +37,7 @@ pub use breaker::{Admission, Breaker};
 pub use client_ip::{ClientIp, ClientIpLayer, ClientIpService, PeerAddr, TrustedProxies};
 pub(crate) use clock::monotonic;
 pub use clock::{Clock, ManualClock, NotATimestamp, SystemClock, Timestamp};
-pub(crate) use digits::Digits;
+pub(crate) use digits::{Digits, number_field};
 pub use email::Email;
 pub use into_key::{IntoKey, Key, Segments};
 pub use key::{KeyBuilder, LONGEST_SEGMENT, base64url, digest22};

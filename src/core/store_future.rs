@@ -54,6 +54,15 @@ impl<T> StoreFuture<T> {
         }
     }
 
+    /// Looks at a good answer that is already known, where it lies.
+    #[inline]
+    pub(crate) const fn known(&self) -> Option<&T> {
+        match &self.inner {
+            Inner::Ready(Some(Ok(answer))) => Some(answer),
+            _ => None,
+        }
+    }
+
     /// Changes the answer, good or bad, once it is known.
     pub fn then<U>(
         self,

@@ -6,8 +6,8 @@ use super::config::Config;
 use super::head::{Client, View};
 use super::partition::{Found, Keyed};
 use super::rejection::RateLimitRejection;
-use super::rule::{Ask, Asks, Rule};
-use super::status::RateLimitStatus;
+use super::rule::Rule;
+use super::status::{PolicyStatus, RateLimitStatus, Statuses};
 use super::store::Mode;
 use crate::core::telemetry::{error, warn};
 use crate::core::{ClientIp, Principal, StoreError, StoreFailure};
@@ -30,11 +30,15 @@ pub(super) fn classify(config: &Config, head: View<'_>) -> (Classified, Client) 
     if is_preflight(head) || head.parts.is_some_and(is_exempt) {
         return (Classified::Pass, Client::known(head.extensions));
     }
-    let found = settings.proxies.resolve(head.headers, head.extensions);
+    let known = head.extensions.get().map(|ClientIp(client)| *client);
+    let found = match known {
+        None => settings.proxies.find(head.headers, head.extensions),
+        known => known,
+    };
     let found = found.map(|client| client.to_canonical());
     let client = Client {
         address: found,
-        is_new: found.is_some_and(|found| head.extensions.get() != Some(&ClientIp(found))),
+        is_new: found.is_some() && known != found,
     };
     let is_in = |networks: &[IpNet]| {
         found.is_some_and(|client| networks.iter().any(|net| net.contains(&client)))
@@ -62,9 +66,9 @@ fn is_preflight(head: View<'_>) -> bool {
 pub(super) fn ask(
     config: &Config,
     head: View<'_>,
-    client: Client,
+    client: &Client,
     principal: Result<Option<Principal>, StoreError>,
-    asks: &mut Asks,
+    asks: &mut Statuses,
 ) -> Result<(), RateLimitRejection> {
     let principal = match (principal, config.failure()) {
         (Ok(principal), _) => principal,
@@ -80,8 +84,21 @@ pub(super) fn ask(
         client: client.address,
         principal: principal.as_ref(),
     };
+    let earlier = head.extensions.get::<RateLimitStatus>();
     for (index, rule) in config.rules.iter().enumerate() {
-        match rule.policy.partition.key(&found) {
+        asks.push(PolicyStatus::asked(index, rule));
+        let Some(ask) = asks.last_mut() else { continue };
+        match rule.policy.partition.find(&found, &mut ask.key) {
+            Keyed::Key => {
+                report_anonymous(rule, &found);
+                ask.limit = limit_of(rule, head);
+                if let (Some(cost), Some(parts)) = (&rule.policy.cost, head.parts) {
+                    ask.cost = cost(parts);
+                }
+                if !earlier.is_some_and(|earlier| was_charged(rule, ask, earlier)) {
+                    continue;
+                }
+            }
             Keyed::NotApplicable => {}
             Keyed::NoAddress => {
                 report_unkeyed(rule);
@@ -91,22 +108,8 @@ pub(super) fn ask(
                     return Err(RateLimitRejection::no_address());
                 }
             }
-            Keyed::Key(key) => {
-                report_anonymous(rule, &found);
-                let ask = Ask {
-                    rule: index,
-                    key,
-                    limit: limit_of(rule, head),
-                    cost: match (&rule.policy.cost, head.parts) {
-                        (Some(cost), Some(parts)) => cost(parts),
-                        _ => 1,
-                    },
-                };
-                if !was_charged(rule, &ask, head) {
-                    asks.push(ask);
-                }
-            }
         }
+        asks.pop();
     }
     Ok(())
 }
@@ -124,12 +127,9 @@ fn limit_of(rule: &Rule, head: View<'_>) -> Option<u32> {
 }
 
 /// An outer layer with the same policy has charged this very key: once is enough.
-fn was_charged(rule: &Rule, ask: &Ask, head: View<'_>) -> bool {
-    let Some(status) = head.extensions.get::<RateLimitStatus>() else {
-        return false;
-    };
+fn was_charged(rule: &Rule, ask: &PolicyStatus, earlier: &RateLimitStatus) -> bool {
     let charged =
-        status.has_charged(&rule.scope, &ask.key) || status.has_charged(&rule.local, &ask.key);
+        earlier.has_charged(&rule.scope, &ask.key) || earlier.has_charged(&rule.local, &ask.key);
     if charged && rule.repeated.first() {
         warn!(
             policy = &*rule.policy.name,

@@ -17,7 +17,8 @@ use super::partition::Partition;
 use super::quota::Quota;
 use super::refuse;
 use super::rejection::RateLimitRejection;
-use super::rule::{Ask, Rule};
+use super::rule::Rule;
+use super::status::PolicyStatus;
 use super::store::{Charge, Mode, RateLimitStore, Source, Tag};
 use crate::backend::memory::MemoryStore;
 use crate::core::telemetry::{Once, warn};
@@ -381,7 +382,7 @@ impl Config {
     /// Makes the charges of one store call.
     pub(super) fn charges<'a>(
         &'a self,
-        asks: &'a [Ask],
+        asks: &'a [PolicyStatus],
         source: Source,
     ) -> SmallVec<[Charge<'a>; 2]> {
         let mut charges = SmallVec::new();

@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 use super::config::Config;
 use super::meters::Decider;
 use super::rejection::RateLimitRejection;
-use super::rule::Asks;
 use super::status::{PolicyStatus, Statuses};
 use super::store::{Outcome, Source, Verdict};
 use crate::core::telemetry::{debug, warn};
@@ -22,42 +21,36 @@ pub(super) enum Failed {
     Refuse(StoreError),
 }
 
-/// Applies the failure mode to the answer of `source`.
-pub(super) fn answered(
-    config: &Config,
-    answer: Result<Verdict, StoreError>,
-    source: Source,
-) -> Result<Verdict, Failed> {
-    let fault = match answer {
-        Ok(mut verdict) => {
-            if source == Source::Local {
-                verdict.source = source;
-            }
-            let decider = match source {
-                Source::Local => Decider::Local,
-                Source::Store | Source::DenyCache => Decider::Store,
-            };
-            config.meters.decides(&config.settings.group, decider);
-            // What this process knows by itself is no sign that the store is back.
-            if verdict.source == Source::Store && config.failures.load(Ordering::Relaxed) > 0 {
-                tell_back(config);
-            }
-            return Ok(verdict);
-        }
-        Err(fault) => fault,
+/// Notes that `asked` has answered; returns who decided.
+#[inline]
+pub(super) fn answered(config: &Config, verdict: &Verdict, asked: Source) -> Source {
+    let (decider, source) = match asked {
+        Source::Local => (Decider::Local, asked),
+        Source::Store | Source::DenyCache => (Decider::Store, verdict.source),
     };
-    if source == Source::Store || !fault.is_unknown() {
+    config.meters.decides(&config.settings.group, decider);
+    // What this process knows by itself is no sign that the store is back.
+    if source == Source::Store && config.failures.load(Ordering::Relaxed) > 0 {
+        tell_back(config);
+    }
+    source
+}
+
+/// Applies the failure mode where `asked` could not answer.
+#[cold]
+pub(super) fn failed(config: &Config, fault: StoreError, asked: Source) -> Failed {
+    if asked == Source::Store || !fault.is_unknown() {
         tell_away(config, &fault);
     }
-    let (failed, decider) = match (config.failure(), source) {
-        (StoreFailure::Local, Source::Store) => return Err(Failed::AskLocal),
+    let (failed, decider) = match (config.failure(), asked) {
+        (StoreFailure::Local, Source::Store) => return Failed::AskLocal,
         (StoreFailure::Open, _) => (Failed::Unguarded, Decider::Open),
         // Nor does a layer that only counts refuse where the store inside this process has no room left.
         _ if config.only_shadow => (Failed::Unguarded, Decider::Open),
         _ => (Failed::Refuse(fault), Decider::Closed),
     };
     config.meters.decides(&config.settings.group, decider);
-    Err(failed)
+    failed
 }
 
 /// Says that an outage begins, once for each: when the breaker opens. What fails for another reason is said once.
@@ -96,37 +89,24 @@ pub(super) struct Decided {
     pub(super) own: Statuses,
 }
 
-impl Decided {
-    #[inline]
-    pub(super) fn of(config: &Config, asks: &mut Asks, verdict: &Verdict) -> Self {
-        let (source, mut own) = (verdict.source, Statuses::new());
-        if source == Source::DenyCache {
-            config.meters.deny_cache_hits.add_one();
+/// Writes down what each policy said that was asked.
+#[inline]
+pub(super) fn note(config: &Config, own: &mut Statuses, verdict: &Verdict, source: Source) {
+    if source == Source::DenyCache {
+        config.meters.deny_cache_hits.add_one();
+    }
+    for (entry, state) in own.iter_mut().zip(&verdict.states) {
+        let rule = &config.rules[entry.rule];
+        rule.meters.decided(state, entry.mode);
+        if source == Source::Local {
+            entry.scope = rule.local.clone();
+            entry.declared = config.settings.processes == 1;
         }
-        if asks.len() > 1 {
-            own.reserve_exact(asks.len());
-        }
-        for (ask, state) in asks.drain(..).zip(&verdict.states) {
-            let rule = &config.rules[ask.rule];
-            if state.outcome == Outcome::NotAsked {
-                continue;
-            }
-            rule.meters.decided(state, rule.policy.mode);
-            own.push(PolicyStatus {
-                scope: rule.scope_of(source).clone(),
-                key: ask.key,
-                state: *state,
-                mode: rule.policy.mode,
-                rule: ask.rule,
-                declared: source != Source::Local || config.settings.processes == 1,
-                now: verdict.now,
-            });
-        }
-        Self {
-            admitted: verdict.admitted,
-            source,
-            own,
-        }
+        (entry.state, entry.now) = (*state, verdict.now);
+    }
+    let is_known = |entry: &PolicyStatus| entry.state.outcome != Outcome::NotAsked;
+    if !own.iter().all(is_known) {
+        own.retain(|entry| is_known(entry));
     }
 }
 

@@ -13,7 +13,6 @@ use smallvec::SmallVec;
 use tower_service::Service;
 
 use super::config::Config;
-use super::decide::Decided;
 use super::head::Client;
 use super::headers::RateLimitFields;
 use super::service::{Advanced, Wait, with_answer, with_principal};
@@ -72,12 +71,17 @@ struct Refunds {
 }
 
 impl Admitted {
-    pub(super) fn new(config: &Arc<Config>, decided: &Decided, fields: RateLimitFields) -> Self {
+    pub(super) fn new(
+        config: &Arc<Config>,
+        source: Source,
+        own: &Statuses,
+        fields: RateLimitFields,
+    ) -> Self {
         let refunds = config.refunds.then(|| {
             Box::new(Refunds {
                 config: Arc::clone(config),
-                source: decided.source,
-                charged: decided.own.clone(),
+                source,
+                charged: own.clone(),
             })
         });
         Self { fields, refunds }
@@ -184,13 +188,15 @@ impl<S, B> Waiting<S, B> {
         Poll::Ready(match &mut *self.wait {
             Wait::Principal(answer) => {
                 let principal = ready!(Pin::new(answer).poll(cx));
-                let client = Client::known(&self.parts.extensions);
-                with_principal(&self.config, &mut self.parts, client, principal)
+                let mut client = Client::known(&self.parts.extensions);
+                with_principal(&self.config, &mut self.parts, &mut client, principal)
             }
-            Wait::Store(answer, source, asks) => {
+            Wait::Store(answer, asked, own) => {
                 let answer = ready!(Pin::new(answer).poll(cx));
-                let client = Client::known(&self.parts.extensions);
-                with_answer(&self.config, &mut self.parts, client, answer, *source, asks)
+                let (config, parts) = (&self.config, &mut self.parts);
+                let mut client = Client::known(&parts.extensions);
+                let own = std::mem::take(own);
+                with_answer(config, parts, &mut client, answer, *asked, own)
             }
         })
     }

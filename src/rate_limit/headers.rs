@@ -22,7 +22,7 @@ pub(super) trait Put {
     fn put(&mut self, text: &[u8]);
 }
 
-impl Put for Line {
+impl<const N: usize> Put for SmallVec<[u8; N]> {
     fn put(&mut self, text: &[u8]) {
         self.extend_from_slice(text);
     }
@@ -129,16 +129,13 @@ fn standard(config: &Config, own: &[PolicyStatus]) -> Option<(HeaderValue, Heade
     let policies = match policies(config, own) {
         Policies::None => return None,
         Policies::AsDeclared(line) => line.clone(),
-        Policies::Other => {
-            let mut line = Line::new();
-            push_policies(&mut line, own);
-            value(&line)?
-        }
+        Policies::Other => policies_as_asked(own)?,
     };
     Some((policies, limits(config, own)?))
 }
 
-fn limits(config: &Config, own: &[PolicyStatus]) -> Option<HeaderValue> {
+/// Writes the `RateLimit` line.
+pub(super) fn limits(config: &Config, own: &[PolicyStatus]) -> Option<HeaderValue> {
     let [only] = own else {
         let mut line = Line::new();
         push_limits(&mut line, config, own);
@@ -180,15 +177,18 @@ pub(super) fn policies<'a>(config: &'a Config, own: &[PolicyStatus]) -> Policies
     }
 }
 
-pub(super) fn push_policies(line: &mut impl Put, own: &[PolicyStatus]) {
+/// Writes the `RateLimit-Policy` line of an answer, where the one that is ready does not fit.
+pub(super) fn policies_as_asked(own: &[PolicyStatus]) -> Option<HeaderValue> {
+    let mut line = Line::new();
     let enforced = own.iter().filter(|entry| entry.is_enforced());
     for (index, entry) in enforced.enumerate() {
-        let window = entry.quota().field_window();
-        push_policy(line, index, entry.policy(), entry.state().limit, window);
+        let (limit, window) = (entry.state().limit, entry.quota().field_window());
+        push_policy(&mut line, index, entry.policy(), limit, window);
     }
+    value(&line)
 }
 
-fn push_policy(line: &mut impl Put, index: usize, name: &str, quota: u32, window: Option<u64>) {
+fn push_policy(line: &mut Line, index: usize, name: &str, quota: u32, window: Option<u64>) {
     push_comma(line, index);
     // Names need no escaping: they were checked when the policy was made.
     line.put(b"\"");
@@ -201,8 +201,7 @@ fn push_policy(line: &mut impl Put, index: usize, name: &str, quota: u32, window
     }
 }
 
-/// Writes the `RateLimit` line.
-pub(super) fn push_limits(line: &mut impl Put, config: &Config, own: &[PolicyStatus]) {
+fn push_limits(line: &mut Line, config: &Config, own: &[PolicyStatus]) {
     let enforced = own.iter().filter(|entry| entry.is_enforced());
     for (index, entry) in enforced.enumerate() {
         push_comma(line, index);
@@ -224,7 +223,7 @@ fn numbers(entry: &PolicyStatus) -> (Digits, Option<Digits>) {
     (remaining, wait)
 }
 
-fn push_comma(line: &mut impl Put, index: usize) {
+fn push_comma(line: &mut Line, index: usize) {
     if index > 0 {
         line.put(b", ");
     }

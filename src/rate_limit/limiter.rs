@@ -10,8 +10,7 @@ use super::config::{Config, Policy, Settings, Shared};
 use super::decide::{self, Decided, Failed};
 use super::partition::{Partition, PartitionKey};
 use super::quota::Quota;
-use super::rule::{Ask, Asks};
-use super::status::PolicyStatus;
+use super::status::{PolicyStatus, Statuses};
 use super::store::{Charge, Outcome, RateLimitStore, Receipt, Refunded, Source, Verdict};
 use crate::core::{StoreFailure, StoreFuture, Timestamp};
 
@@ -116,7 +115,9 @@ impl RateLimiter {
         }
         let answer = config.store.record(&config.charges(&asks, Source::Store));
         let verdict = answer.await?;
-        Ok(grant(config, asks, &verdict))
+        Ok(Grant {
+            decided: Some(decided(config, asks, &verdict, verdict.source)),
+        })
     }
 
     /// Gives back what still counts of a grant.
@@ -214,34 +215,36 @@ impl RateLimiter {
         let mut source = Source::Store;
         loop {
             let answer = call(config.store_of(source), &config.charges(&asks, source));
-            match decide::answered(config, answer.await, source) {
-                Ok(verdict) => return Ok(decision(config, asks, &verdict)),
-                Err(Failed::AskLocal) => source = Source::Local,
-                Err(Failed::Unguarded) => return Ok(Decision::Allowed(Grant { decided: None })),
-                Err(Failed::Refuse(fault)) => return Err(fault.into()),
+            let fault = match answer.await {
+                Ok(verdict) => {
+                    let source = decide::answered(config, &verdict, source);
+                    return Ok(decision(config, decided(config, asks, &verdict, source)));
+                }
+                Err(fault) => fault,
+            };
+            match decide::failed(config, fault, source) {
+                Failed::AskLocal => source = Source::Local,
+                Failed::Unguarded => return Ok(Decision::Allowed(Grant { decided: None })),
+                Failed::Refuse(fault) => return Err(fault.into()),
             }
         }
     }
 }
 
-fn asks(config: &Config, attempt: Attempt) -> Result<Asks, RateLimitError> {
-    let asks: Asks = attempt
-        .keys
-        .into_iter()
-        .map(|(name, key)| {
-            let rule = config
-                .rules
-                .iter()
-                .position(|rule| *rule.policy.name == *name)
-                .ok_or_else(RateLimitError::unknown_policy)?;
-            Ok(Ask {
-                rule,
-                key: config.rules[rule].policy.partition.normalize(key),
-                limit: None,
-                cost: attempt.cost,
-            })
-        })
-        .collect::<Result<_, RateLimitError>>()?;
+fn asks(config: &Config, attempt: Attempt) -> Result<Statuses, RateLimitError> {
+    let mut asks = Statuses::new();
+    for (name, key) in attempt.keys {
+        let mut rules = config.rules.iter().enumerate();
+        let (index, rule) = rules
+            .find(|(_, rule)| *rule.policy.name == *name)
+            .ok_or_else(RateLimitError::unknown_policy)?;
+        let key = rule.policy.partition.normalize(key);
+        asks.push(PolicyStatus {
+            key,
+            cost: attempt.cost,
+            ..PolicyStatus::asked(index, rule)
+        });
+    }
     let charges = config.charges(&asks, Source::Store);
     let mut pairs = charges.windows(2);
     if pairs.all(|pair| pair[0].bucket.shares_tag(&pair[1].bucket)) {
@@ -251,14 +254,16 @@ fn asks(config: &Config, attempt: Attempt) -> Result<Asks, RateLimitError> {
     Err(RateLimitError::keys_differ())
 }
 
-fn grant(config: &Config, mut asks: Asks, verdict: &Verdict) -> Grant {
-    Grant {
-        decided: Some(Decided::of(config, &mut asks, verdict)),
+fn decided(config: &Config, mut own: Statuses, verdict: &Verdict, source: Source) -> Decided {
+    decide::note(config, &mut own, verdict, source);
+    Decided {
+        admitted: verdict.admitted,
+        source,
+        own,
     }
 }
 
-fn decision(config: &Config, mut asks: Asks, verdict: &Verdict) -> Decision {
-    let decided = Decided::of(config, &mut asks, verdict);
+fn decision(config: &Config, decided: Decided) -> Decision {
     if decided.admitted {
         return Decision::Allowed(Grant {
             decided: Some(decided),

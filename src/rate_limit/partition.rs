@@ -163,19 +163,15 @@ impl Partition {
         key.masked(prefix.unwrap_or(IPV6_PREFIX))
     }
 
-    /// Finds the key of a request.
-    pub(super) fn key(&self, request: &Found<'_>) -> Keyed {
-        let mut key = PartitionKey {
-            segments: SmallVec::new(),
-        };
+    /// Finds the key of a request, and writes it where it stays.
+    pub(super) fn find(&self, request: &Found<'_>, key: &mut PartitionKey) -> Keyed {
         for source in &self.sources {
-            match source.segments(request, &mut key) {
-                Keyed::Key(()) => {}
-                Keyed::NotApplicable => return Keyed::NotApplicable,
-                Keyed::NoAddress => return Keyed::NoAddress,
+            match source.find(request, key) {
+                Keyed::Key => {}
+                other => return other,
             }
         }
-        Keyed::Key(key)
+        Keyed::Key
     }
 
     fn of(name: impl Into<Cow<'static, str>>, source: Source) -> Self {
@@ -200,9 +196,9 @@ pub(super) struct Found<'a> {
 }
 
 /// What a partition makes of a request.
-#[derive(Debug)]
-pub(super) enum Keyed<K = PartitionKey> {
-    Key(K),
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keyed {
+    Key,
     /// The policy does not apply.
     NotApplicable,
     /// An address is needed, and there is none.
@@ -210,12 +206,12 @@ pub(super) enum Keyed<K = PartitionKey> {
 }
 
 impl Source {
-    fn segments(&self, request: &Found<'_>, key: &mut PartitionKey) -> Keyed<()> {
+    fn find(&self, request: &Found<'_>, key: &mut PartitionKey) -> Keyed {
         let segment = match self {
             Self::ClientIp { ipv6_prefix } => {
                 return request.client.map_or(Keyed::NoAddress, |client| {
                     key.segments.push(Segment::address(client, *ipv6_prefix));
-                    Keyed::Key(())
+                    Keyed::Key
                 });
             }
             Self::Principal => request
@@ -247,7 +243,7 @@ impl Source {
                     Keyed::NotApplicable,
                     |found| {
                         key.segments.extend(found.masked(IPV6_PREFIX).segments);
-                        Keyed::Key(())
+                        Keyed::Key
                     },
                 );
             }
@@ -256,7 +252,7 @@ impl Source {
         match segment.or_else(|| Some(Segment::address(request.client?, IPV6_PREFIX))) {
             Some(segment) => {
                 key.segments.push(segment);
-                Keyed::Key(())
+                Keyed::Key
             }
             None => Keyed::NoAddress,
         }
@@ -312,6 +308,13 @@ enum Segment {
 }
 
 impl PartitionKey {
+    /// A key that has yet to be found.
+    pub(super) const fn empty() -> Self {
+        Self {
+            segments: SmallVec::new_const(),
+        }
+    }
+
     /// Makes the key of a compound partition (`a.and(b)`), in its order.
     #[must_use]
     pub fn all(keys: impl IntoIterator<Item = Self>) -> Self {

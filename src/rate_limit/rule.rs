@@ -1,6 +1,4 @@
-//! One policy ready for use, and what a request asks of it.
-
-use smallvec::SmallVec;
+//! One policy ready for use.
 
 use super::config::{Policy, Settings};
 use super::meters::PolicyMeters;
@@ -22,18 +20,6 @@ pub(super) struct Rule {
     pub(super) anonymous: Once,
     pub(super) unkeyed: Once,
 }
-
-/// What a request asks of one policy.
-#[derive(Clone, Debug)]
-pub(super) struct Ask {
-    pub(super) rule: usize,
-    pub(super) key: PartitionKey,
-    /// `None` is the declared limit.
-    pub(super) limit: Option<u32>,
-    pub(super) cost: u32,
-}
-
-pub(super) type Asks = SmallVec<[Ask; 1]>;
 
 impl Rule {
     pub(super) fn of(policy: Policy, tag: Tag, settings: &Settings) -> Self {

@@ -9,14 +9,13 @@ use tower_service::Service;
 
 use super::ask::{self, Classified};
 use super::config::Config;
-use super::decide::{self, Decided, Failed};
+use super::decide::{self, Failed};
 use super::future::{Admitted, ResponseFuture, Waiting};
 use super::head::{Client, Head};
 use super::headers::RateLimitFields;
 use super::refuse::{limited, refused};
 use super::rejection::RateLimitRejection;
-use super::rule::Asks;
-use super::status::RateLimitStatus;
+use super::status::{RateLimitStatus, Statuses};
 use super::store::{Source, Verdict};
 use crate::core::{Body, Principal, StoreError, StoreFuture, principal_of, take_ready};
 
@@ -57,22 +56,14 @@ where
     /// What is already known (memory, and everything that needs no store) is decided here and now, on the
     /// service that is ready; only where an answer is on its way the ready service moves into the future.
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        if !self.config.reads_parts {
-            let advanced = begin(&self.config, &mut request);
-            return self.go(advanced, request);
-        }
-        let (mut parts, body) = request.into_parts();
-        let advanced = begin(&self.config, &mut parts);
-        self.go(advanced, Request::from_parts(parts, body))
-    }
-}
-
-impl<S> RateLimit<S> {
-    #[inline]
-    fn go<B, R>(&mut self, advanced: Advanced, request: Request<B>) -> ResponseFuture<S, B>
-    where
-        S: Service<Request<B>, Response = Response<R>> + Clone,
-    {
+        let advanced = if self.config.reads_parts {
+            let (mut parts, body) = request.into_parts();
+            let advanced = begin(&self.config, &mut parts);
+            request = Request::from_parts(parts, body);
+            advanced
+        } else {
+            begin(&self.config, &mut request)
+        };
         match advanced {
             Advanced::Pass => ResponseFuture::pass(self.inner.call(request)),
             Advanced::Admitted(admitted) => {
@@ -112,7 +103,7 @@ pub(super) enum Advanced {
 )]
 pub(super) enum Wait {
     Principal(StoreFuture<Option<Principal>>),
-    Store(StoreFuture<Verdict>, Source, Asks),
+    Store(StoreFuture<Verdict>, Source, Statuses),
 }
 
 fn begin(config: &Arc<Config>, head: &mut impl Head) -> Advanced {
@@ -133,10 +124,10 @@ fn begin(config: &Arc<Config>, head: &mut impl Head) -> Advanced {
         client.hand_on(head);
     }
     if !config.asks_principal {
-        return with_principal(config, head, client, Ok(None));
+        return with_principal(config, head, &mut client, Ok(None));
     }
     match principal_of(head.view().extensions).try_now() {
-        Ok(principal) => with_principal(config, head, client, principal),
+        Ok(principal) => with_principal(config, head, &mut client, principal),
         Err(later) => Advanced::Wait(Box::new(Wait::Principal(later))),
     }
 }
@@ -145,13 +136,13 @@ fn begin(config: &Arc<Config>, head: &mut impl Head) -> Advanced {
 pub(super) fn with_principal(
     config: &Arc<Config>,
     head: &mut impl Head,
-    mut client: Client,
+    client: &mut Client,
     principal: Result<Option<Principal>, StoreError>,
 ) -> Advanced {
     let unguarded = principal.is_err();
-    let mut asks = Asks::new();
-    match ask::ask(config, head.view(), client, principal, &mut asks) {
-        Ok(()) if asks.is_empty() => {
+    let mut own = Statuses::new();
+    match ask::ask(config, head.view(), client, principal, &mut own) {
+        Ok(()) if own.is_empty() => {
             let meters = &config.meters;
             let meter = if unguarded {
                 &meters.unguarded
@@ -162,7 +153,7 @@ pub(super) fn with_principal(
             client.hand_on(head);
             Advanced::Pass
         }
-        Ok(()) => ask_store(config, head, client, &mut asks, Source::Store),
+        Ok(()) => ask_store(config, head, client, own, Source::Store),
         Err(rejection) => {
             config.meters.unavailable.add_one();
             refuse(config, rejection)
@@ -173,18 +164,22 @@ pub(super) fn with_principal(
 fn ask_store(
     config: &Arc<Config>,
     head: &mut impl Head,
-    mut client: Client,
-    asks: &mut Asks,
-    source: Source,
+    client: &mut Client,
+    own: Statuses,
+    asked: Source,
 ) -> Advanced {
     let answer = config
-        .store_of(source)
-        .check_and_record(&config.charges(asks, source));
+        .store_of(asked)
+        .check_and_record(&config.charges(&own, asked));
+    // Read where it lies: the usual answer is known by now, and large.
+    if let Some(verdict) = answer.known() {
+        return decided(config, head, client, verdict, asked, own);
+    }
     match answer.try_now() {
-        Ok(answer) => with_answer(config, head, client, answer, source, asks),
+        Ok(answer) => with_answer(config, head, client, answer, asked, own),
         Err(later) => {
             client.hand_on(head);
-            Advanced::Wait(Box::new(Wait::Store(later, source, std::mem::take(asks))))
+            Advanced::Wait(Box::new(Wait::Store(later, asked, own)))
         }
     }
 }
@@ -193,44 +188,60 @@ fn ask_store(
 pub(super) fn with_answer(
     config: &Arc<Config>,
     head: &mut impl Head,
-    mut client: Client,
+    client: &mut Client,
     answer: Result<Verdict, StoreError>,
-    source: Source,
-    asks: &mut Asks,
+    asked: Source,
+    own: Statuses,
 ) -> Advanced {
-    match decide::answered(config, answer, source) {
-        Err(Failed::AskLocal) => ask_store(config, head, client, asks, Source::Local),
-        Err(Failed::Unguarded) => {
+    let fault = match answer {
+        Ok(verdict) => return decided(config, head, client, &verdict, asked, own),
+        Err(fault) => fault,
+    };
+    match decide::failed(config, fault, asked) {
+        Failed::AskLocal => ask_store(config, head, client, own, Source::Local),
+        Failed::Unguarded => {
             config.meters.unguarded.add_one();
             client.hand_on(head);
             Advanced::Pass
         }
-        Err(Failed::Refuse(fault)) => {
+        Failed::Refuse(fault) => {
             config.meters.unavailable.add_one();
             refuse(config, RateLimitRejection::unavailable(&fault))
         }
-        Ok(verdict) => {
-            let decided = Decided::of(config, asks, &verdict);
-            let earlier = head.extensions_mut().get_mut::<RateLimitStatus>();
-            if !decided.admitted {
-                config.meters.limited.add_one();
-                return Advanced::Refused(limited(config, earlier.as_deref(), decided));
-            }
-            let fields = RateLimitFields::render(config, earlier.as_deref(), &decided.own);
-            config.meters.admitted.add_one();
-            let admitted = Admitted::new(config, &decided, fields);
-            let older = config.settings.fields.legacy;
-            match earlier {
-                Some(status) => status.extend(decided.own, older),
-                None => drop(
-                    head.extensions_mut()
-                        .insert(RateLimitStatus::of(decided.own, older)),
-                ),
-            }
-            client.hand_on(head);
-            Advanced::Admitted(admitted)
-        }
     }
+}
+
+#[inline]
+fn decided(
+    config: &Arc<Config>,
+    head: &mut impl Head,
+    client: &mut Client,
+    verdict: &Verdict,
+    asked: Source,
+    mut own: Statuses,
+) -> Advanced {
+    let source = decide::answered(config, verdict, asked);
+    decide::note(config, &mut own, verdict, source);
+    if !verdict.admitted {
+        config.meters.limited.add_one();
+        // The request goes nowhere: the table of its extensions is free for the answer's.
+        let extensions = std::mem::take(head.extensions_mut());
+        return Advanced::Refused(limited(config, extensions, own));
+    }
+    config.meters.admitted.add_one();
+    let earlier = head.extensions_mut().get_mut::<RateLimitStatus>();
+    let fields = RateLimitFields::render(config, earlier.as_deref(), &own);
+    let admitted = Admitted::new(config, source, &own, fields);
+    let older = config.settings.fields.legacy;
+    match earlier {
+        Some(status) => status.extend(own, older),
+        None => drop(
+            head.extensions_mut()
+                .insert(RateLimitStatus::of(own, older)),
+        ),
+    }
+    client.hand_on(head);
+    Advanced::Admitted(admitted)
 }
 
 fn refuse(config: &Config, rejection: RateLimitRejection) -> Advanced {

@@ -4,7 +4,8 @@ use smallvec::SmallVec;
 
 use super::partition::PartitionKey;
 use super::quota::Quota;
-use super::store::{Bucket, Charge, Mode, PolicyState, Scope};
+use super::rule::Rule;
+use super::store::{Bucket, Charge, Mode, Outcome, PolicyState, Scope};
 use crate::core::Timestamp;
 
 /// The states that a request got from all rate limit layers so far, outermost first: an extension of the request.
@@ -15,7 +16,8 @@ pub struct RateLimitStatus {
     older: bool,
 }
 
-/// What one layer's policies said.
+/// What one layer's policies are asked, and what they said. Written where it stays: each entry is made once, when its
+/// policy is asked, and filled in when the store has answered.
 pub(super) type Statuses = SmallVec<[PolicyStatus; 1]>;
 
 impl RateLimitStatus {
@@ -54,6 +56,9 @@ impl RateLimitStatus {
 pub struct PolicyStatus {
     pub(super) scope: Scope,
     pub(super) key: PartitionKey,
+    /// The limit that was asked for; `None` is the declared one.
+    pub(super) limit: Option<u32>,
+    pub(super) cost: u32,
     pub(super) state: PolicyState,
     pub(super) mode: Mode,
     /// The place of the policy in its own layer.
@@ -64,6 +69,21 @@ pub struct PolicyStatus {
 }
 
 impl PolicyStatus {
+    /// What is asked of the policy at place `index`: one unit at its declared limit, of a key that is still empty.
+    pub(super) fn asked(index: usize, rule: &Rule) -> Self {
+        Self {
+            scope: rule.scope.clone(),
+            key: PartitionKey::empty(),
+            limit: None,
+            cost: 1,
+            state: PolicyState::decided(Outcome::NotAsked, 0, 0),
+            mode: rule.policy.mode,
+            rule: index,
+            declared: true,
+            now: 0,
+        }
+    }
+
     /// Returns the group.
     #[must_use]
     pub fn group(&self) -> &str {

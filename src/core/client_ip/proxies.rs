@@ -87,9 +87,14 @@ impl TrustedProxies {
     /// Finds the client's address: a [`ClientIp`] that is already there, else by the peer and what is trusted.
     #[must_use]
     pub fn resolve(&self, headers: &HeaderMap, extensions: &Extensions) -> Option<IpAddr> {
-        if let Some(ClientIp(known)) = extensions.get() {
-            return Some(*known);
+        match extensions.get() {
+            Some(ClientIp(known)) => Some(*known),
+            None => self.find(headers, extensions),
         }
+    }
+
+    /// Finds it where no [`ClientIp`] is known.
+    pub(crate) fn find(&self, headers: &HeaderMap, extensions: &Extensions) -> Option<IpAddr> {
         let peer = peer_of(extensions)?;
         Some(match &self.trust {
             Trust::Nobody | Trust::Hops(0) => peer,

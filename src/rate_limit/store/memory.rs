@@ -30,12 +30,13 @@ const LOCAL_ENTRIES: usize = 100_000;
 
 impl RateLimitStore for MemoryStore {
     fn check_and_record(&self, charges: &[Charge<'_>]) -> StoreFuture<Verdict> {
-        let keys = Keys::of(self, charges);
-        if let ([charge], Some(key)) = (charges, keys.only())
-            && let Some(verdict) = in_place(self, key, charge)
+        if let [charge] = charges
+            && !Blocks::are_live(self)
+            && let Some(verdict) = in_place(self, charge)
         {
             return StoreFuture::ok(verdict);
         }
+        let keys = Keys::of(self, charges);
         StoreFuture::ready(charging(self, keys, charges, check_and_charge))
     }
 
@@ -119,7 +120,8 @@ impl RateLimitStore for MemoryStore {
 
 /// The same decision where one policy has a state that is there and need not grow: the usual case, by the shortest way.
 /// `None`, and nothing changed, where it is not that simple.
-fn in_place(store: &MemoryStore, key: EntryKey, charge: &Charge<'_>) -> Option<Verdict> {
+fn in_place(store: &MemoryStore, charge: &Charge<'_>) -> Option<Verdict> {
+    let key = state_key(store, &charge.bucket);
     let (quota, table) = (charge.bucket.scope.quota(), store.table::<Kept>());
     let clock = || store.now_micros();
     table.change_one(key, clock, |row, now| {

@@ -16,6 +16,13 @@ pub(super) struct Blocks {
     pub(super) until: AtomicU64,
 }
 
+impl Blocks {
+    pub(super) fn are_live(store: &MemoryStore) -> bool {
+        let until = store.part::<Self>().until.load(Ordering::SeqCst);
+        until != 0 && until > store.now_micros()
+    }
+}
+
 impl Part for Blocks {
     fn build(_: &PartSetup) -> Self {
         Self {
@@ -39,8 +46,7 @@ impl Keys {
         for charge in charges {
             all.push(state_key(store, &charge.bucket));
         }
-        let until = store.part::<Blocks>().until.load(Ordering::SeqCst);
-        let blocks = until != 0 && until > store.now_micros();
+        let blocks = Blocks::are_live(store);
         if blocks {
             all.extend(
                 charges
@@ -53,14 +59,6 @@ impl Keys {
             states: charges.len(),
             blocks,
             overflow: false,
-        }
-    }
-
-    /// The key of the only state, while no block is live.
-    pub(super) fn only(&self) -> Option<EntryKey> {
-        match self.all.as_slice() {
-            [key] => Some(*key),
-            _ => None,
         }
     }
 
