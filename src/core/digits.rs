@@ -43,28 +43,33 @@ impl Digits {
 const WRITTEN: usize = 10_000;
 
 /// All of them, four digits each.
-static DIGITS: [[u8; 4]; WRITTEN] = {
-    let (mut digits, mut number) = ([[0; 4]; WRITTEN], 0);
+static DIGITS: [u8; 4 * WRITTEN] = {
+    let (mut digits, mut number) = ([0; 4 * WRITTEN], 0);
     while number < WRITTEN {
         let ([a, b], [c, d]) = (PAIRS[number / 100], PAIRS[number % 100]);
-        digits[number] = [a, b, c, d];
+        [digits[4 * number], digits[4 * number + 1]] = [a, b];
+        [digits[4 * number + 2], digits[4 * number + 3]] = [c, d];
         number += 1;
     }
     digits
 };
 
+static TEXT: &str = match std::str::from_utf8(&DIGITS) {
+    Ok(text) => text,
+    Err(_) => "",
+};
+
 /// The number as the value of a field.
 pub(crate) fn number_field(number: u64) -> HeaderValue {
-    let at = usize::try_from(number).unwrap_or(usize::MAX);
-    let text = DIGITS.get(at).and_then(|digits| {
-        let zeros = match number {
-            0..10 => 3,
-            10..100 => 2,
-            100..1_000 => 1,
-            _ => 0,
-        };
-        std::str::from_utf8(&digits[zeros..]).ok()
-    });
+    let zeros = match number {
+        0..10 => 3,
+        10..100 => 2,
+        100..1_000 => 1,
+        1_000..10_000 => 0,
+        _ => return HeaderValue::from(number),
+    };
+    let at = 4 * number as usize;
+    let text = TEXT.get(at + zeros..at + 4);
     text.map_or_else(|| HeaderValue::from(number), HeaderValue::from_static)
 }
 

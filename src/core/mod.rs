@@ -10,6 +10,7 @@ mod email;
 #[cfg(feature = "axum")]
 mod extract;
 pub mod fields;
+mod interned;
 mod into_key;
 mod key;
 mod latency;
@@ -39,6 +40,7 @@ pub(crate) use clock::monotonic;
 pub use clock::{Clock, ManualClock, NotATimestamp, SystemClock, Timestamp};
 pub(crate) use digits::{Digits, number_field};
 pub use email::Email;
+pub(crate) use interned::interned_field;
 pub use into_key::{IntoKey, Key, Segments};
 pub use key::{KeyBuilder, LONGEST_SEGMENT, base64url, digest22};
 pub use latency::Latency;

@@ -113,7 +113,9 @@ macro_rules! is_heard {
 
 #[allow(unused_imports)]
 pub(crate) use is_heard;
-pub(crate) use {count, gauge, measured, seconds, shift};
+#[allow(unused_imports)]
+pub(crate) use measured;
+pub(crate) use {count, gauge, seconds, shift};
 
 /// Lets something be said once per process or per layer, however many requests meet it.
 #[derive(Debug, Default)]

@@ -85,6 +85,8 @@ pub(super) fn ask(
         principal: principal.as_ref(),
     };
     let earlier = head.extensions.get::<RateLimitStatus>();
+    // Once for all: growing would copy them.
+    asks.reserve_exact(config.rules.len());
     for (index, rule) in config.rules.iter().enumerate() {
         asks.push(PolicyStatus::asked(index, rule));
         let Some(ask) = asks.last_mut() else { continue };

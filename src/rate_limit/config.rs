@@ -384,7 +384,7 @@ impl Config {
         &'a self,
         asks: &'a [PolicyStatus],
         source: Source,
-    ) -> SmallVec<[Charge<'a>; 2]> {
+    ) -> SmallVec<[Charge<'a>; 4]> {
         let mut charges = SmallVec::new();
         // Pushed one by one: collecting is dearer, and this is done for every request.
         for ask in asks {

@@ -120,34 +120,27 @@ impl<S, B> ResponseFuture<S, B>
 where
     S: Service<Request<B>>,
 {
-    fn of(state: State<S, B, S::Future, S::Response>) -> Self {
-        Self { state }
+    // Each is written as one literal: a helper in between would move the inner future once more.
+    #[inline]
+    pub(super) fn inner(future: S::Future, admitted: Option<Admitted>) -> Self {
+        Self {
+            state: State::Inner { future, admitted },
+        }
     }
 
-    pub(super) fn pass(future: S::Future) -> Self {
-        Self::of(State::Inner {
-            future,
-            admitted: None,
-        })
-    }
-
-    pub(super) fn admitted(future: S::Future, admitted: Admitted) -> Self {
-        Self::of(State::Inner {
-            future,
-            admitted: Some(admitted),
-        })
-    }
-
+    #[inline]
     pub(super) fn refused(response: Response<Bytes>) -> Self {
-        Self::of(State::Refused {
-            response: Some(response),
-        })
+        let response = Some(response);
+        Self {
+            state: State::Refused { response },
+        }
     }
 
     pub(super) fn waiting(waiting: Waiting<S, B>) -> Self {
-        Self::of(State::Waiting {
-            waiting: Some(Box::new(waiting)),
-        })
+        let waiting = Some(Box::new(waiting));
+        Self {
+            state: State::Waiting { waiting },
+        }
     }
 }
 
@@ -195,7 +188,6 @@ impl<S, B> Waiting<S, B> {
                 let answer = ready!(Pin::new(answer).poll(cx));
                 let (config, parts) = (&self.config, &mut self.parts);
                 let mut client = Client::known(&parts.extensions);
-                let own = std::mem::take(own);
                 with_answer(config, parts, &mut client, answer, *asked, own)
             }
         })

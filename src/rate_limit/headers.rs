@@ -10,29 +10,12 @@ use super::config::Config;
 use super::rule::Rule;
 use super::status::{PolicyStatus, RateLimitStatus};
 use super::store::{Mode, Outcome};
-use crate::core::Digits;
 use crate::core::fields::{
     RATE_LIMIT, RATE_LIMIT_POLICY, X_RATE_LIMIT_LIMIT, X_RATE_LIMIT_REMAINING, X_RATE_LIMIT_RESET,
 };
+use crate::core::{Digits, interned_field};
 
 type Line = SmallVec<[u8; 256]>;
-
-/// Where text is written.
-pub(super) trait Put {
-    fn put(&mut self, text: &[u8]);
-}
-
-impl<const N: usize> Put for SmallVec<[u8; N]> {
-    fn put(&mut self, text: &[u8]) {
-        self.extend_from_slice(text);
-    }
-}
-
-impl Put for Vec<u8> {
-    fn put(&mut self, text: &[u8]) {
-        self.extend_from_slice(text);
-    }
-}
 
 /// The fields of one response.
 #[derive(Debug, Default)]
@@ -122,7 +105,7 @@ pub(super) fn fixed_policy_line(rules: &[Rule]) -> Option<HeaderValue> {
             policy.quota.field_window(),
         );
     }
-    value(&line)
+    (!line.is_empty()).then(|| interned_field(&line)).flatten()
 }
 
 fn standard(config: &Config, own: &[PolicyStatus]) -> Option<(HeaderValue, HeaderValue)> {
@@ -191,13 +174,13 @@ pub(super) fn policies_as_asked(own: &[PolicyStatus]) -> Option<HeaderValue> {
 fn push_policy(line: &mut Line, index: usize, name: &str, quota: u32, window: Option<u64>) {
     push_comma(line, index);
     // Names need no escaping: they were checked when the policy was made.
-    line.put(b"\"");
-    line.put(name.as_bytes());
-    line.put(b"\";q=");
-    line.put(Digits::of(u64::from(quota)).text());
+    line.extend_from_slice(b"\"");
+    line.extend_from_slice(name.as_bytes());
+    line.extend_from_slice(b"\";q=");
+    line.extend_from_slice(Digits::of(u64::from(quota)).text());
     if let Some(window) = window {
-        line.put(b";w=");
-        line.put(Digits::of(window).text());
+        line.extend_from_slice(b";w=");
+        line.extend_from_slice(Digits::of(window).text());
     }
 }
 
@@ -206,11 +189,11 @@ fn push_limits(line: &mut Line, config: &Config, own: &[PolicyStatus]) {
     for (index, entry) in enforced.enumerate() {
         push_comma(line, index);
         let (remaining, wait) = numbers(entry);
-        line.put(&config.rules[entry.rule].member);
-        line.put(remaining.text());
+        line.extend_from_slice(&config.rules[entry.rule].member);
+        line.extend_from_slice(remaining.text());
         if let Some(wait) = wait {
-            line.put(b";t=");
-            line.put(wait.text());
+            line.extend_from_slice(b";t=");
+            line.extend_from_slice(wait.text());
         }
     }
 }
@@ -225,7 +208,7 @@ fn numbers(entry: &PolicyStatus) -> (Digits, Option<Digits>) {
 
 fn push_comma(line: &mut Line, index: usize) {
     if index > 0 {
-        line.put(b", ");
+        line.extend_from_slice(b", ");
     }
 }
 

@@ -559,10 +559,9 @@ mod tests {
                 client: Some("192.0.2.1".parse().unwrap()),
                 principal: None,
             };
-            match partition.key(&found) {
-                Keyed::Key(key) => key,
-                other => panic!("{other:?}"),
-            }
+            let mut key = PartitionKey::empty();
+            assert_eq!(partition.find(&found, &mut key), Keyed::Key);
+            key
         };
         let by_address = key("192.0.2.1", 64);
         for value in ["", " "] {

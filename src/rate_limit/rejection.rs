@@ -7,9 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
-use smallvec::SmallVec;
 
-use super::headers::{Put, ceil_secs};
+use super::headers::ceil_secs;
 use super::status::{PolicyStatus, Statuses};
 use super::store::Outcome;
 use crate::core::problem::{ABNORMAL_USAGE, Problem, QUOTA_EXCEEDED};
@@ -17,8 +16,6 @@ use crate::core::{Digits, StoreError, Timestamp};
 
 /// The code of a refusal by the deny list.
 const ADDRESS_DENIED: &str = "ADDRESS_DENIED";
-/// Bytes that most documents fit into.
-const ROOM: usize = 640;
 
 /// Why a request was refused; in the extensions of the response. Cheap to clone.
 #[derive(Clone)]
@@ -222,81 +219,83 @@ impl RateLimitRejection {
 
     /// Makes the document: no member needs an escape, names were checked when the policies were made.
     pub(super) fn body(&self) -> Bytes {
-        let mut text = SmallVec::<[u8; ROOM]>::new();
-        match self.refusal.violated.as_slice() {
+        let own;
+        let head = match self.refusal.violated.as_slice() {
             // The usual one: but for its numbers it is always the same.
             [only] if self.cause() == RateLimitCause::Limited && only.is_at_its_quota() => {
-                let head = only.scope.refusal(|| {
-                    let mut head = Vec::new();
-                    self.put_head(&mut head);
-                    head.into()
-                });
-                text.put(head);
+                only.scope.refusal(|| self.head().into())
             }
-            _ => self.put_head(&mut text),
-        }
-        self.put_retry(&mut text);
-        text.put(b"}");
-        Bytes::copy_from_slice(&text)
+            _ => {
+                own = self.head();
+                &own
+            }
+        };
+        let (Some(seconds), Some(reset)) = (self.refusal.retry_after, self.refusal.reset_time)
+        else {
+            let error = b"],\"error\":\"Too many requests. This request costs more than its limit allows.\"}";
+            return Bytes::from([head, error].concat());
+        };
+        let (seconds, reset) = (Digits::of(seconds), Digits::of(reset.as_millis()));
+        let text = [
+            head,
+            b"],\"error\":\"Too many requests. Try again in ",
+            seconds.text(),
+            b" seconds.\",\"reset_time\":",
+            reset.text(),
+            b",\"retry_after\":",
+            seconds.text(),
+            b"}",
+        ];
+        Bytes::from(text.concat())
     }
 
-    fn put_head(&self, out: &mut impl Put) {
+    /// Makes what comes before the numbers of a refusal.
+    fn head(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(320);
+        self.put_head(&mut out);
+        out
+    }
+
+    fn put_head(&self, out: &mut Vec<u8>) {
         let (kind, title) = match self.cause() {
             RateLimitCause::Blocked => (ABNORMAL_USAGE, "Abnormal Usage Detected"),
             _ => (QUOTA_EXCEEDED, "Quota Exceeded"),
         };
         for text in ["{\"type\":\"", kind, "\",\"title\":\"", title] {
-            out.put(text.as_bytes());
+            out.extend_from_slice(text.as_bytes());
         }
-        out.put(b"\",\"status\":429,\"detail\":\"");
+        out.extend_from_slice(b"\",\"status\":429,\"detail\":\"");
         self.put_detail(out);
-        out.put(b"\",\"code\":\"");
-        out.put(self.code().as_bytes());
-        out.put(b"\",\"violated-policies\":[");
+        out.extend_from_slice(b"\",\"code\":\"");
+        out.extend_from_slice(self.code().as_bytes());
+        out.extend_from_slice(b"\",\"violated-policies\":[");
         for (index, entry) in self.violated().enumerate() {
-            out.put(if index > 0 { b",\"" } else { b"\"" });
-            out.put(entry.policy().as_bytes());
-            out.put(b"\"");
+            out.extend_from_slice(if index > 0 { b",\"" } else { b"\"" });
+            out.extend_from_slice(entry.policy().as_bytes());
+            out.extend_from_slice(b"\"");
         }
     }
 
-    fn put_detail(&self, out: &mut impl Put) {
+    fn put_detail(&self, out: &mut Vec<u8>) {
         let Some(binding) = self.binding() else {
             return;
         };
-        out.put(b"policy ");
-        out.put(binding.policy().as_bytes());
+        out.extend_from_slice(b"policy ");
+        out.extend_from_slice(binding.policy().as_bytes());
         if self.cause() == RateLimitCause::Blocked {
-            out.put(b" blocks this client");
+            out.extend_from_slice(b" blocks this client");
             return;
         }
-        out.put(b" allows ");
-        out.put(Digits::of(u64::from(binding.state().limit)).text());
+        out.extend_from_slice(b" allows ");
+        out.extend_from_slice(Digits::of(u64::from(binding.state().limit)).text());
         match binding.quota().field_window() {
             Some(window) => {
-                out.put(b" in ");
-                out.put(Digits::of(window).text());
-                out.put(b" s");
+                out.extend_from_slice(b" in ");
+                out.extend_from_slice(Digits::of(window).text());
+                out.extend_from_slice(b" s");
             }
-            None => out.put(b" in a calendar month"),
+            None => out.extend_from_slice(b" in a calendar month"),
         }
-    }
-
-    fn put_retry(&self, out: &mut impl Put) {
-        let (Some(seconds), Some(reset)) = (self.refusal.retry_after, self.refusal.reset_time)
-        else {
-            out.put(
-                b"],\"error\":\"Too many requests. This request costs more than its limit allows.\"",
-            );
-            return;
-        };
-        let (seconds, reset) = (Digits::of(seconds), Digits::of(reset.as_millis()));
-        out.put(b"],\"error\":\"Too many requests. Try again in ");
-        out.put(seconds.text());
-        out.put(b" seconds.\",\"reset_time\":");
-        out.put(reset.text());
-        out.put(b",\"retry_after\":");
-        out.put(seconds.text());
     }
 }
 

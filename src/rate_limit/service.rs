@@ -65,9 +65,9 @@ where
             begin(&self.config, &mut request)
         };
         match advanced {
-            Advanced::Pass => ResponseFuture::pass(self.inner.call(request)),
+            Advanced::Pass => ResponseFuture::inner(self.inner.call(request), None),
             Advanced::Admitted(admitted) => {
-                ResponseFuture::admitted(self.inner.call(request), admitted)
+                ResponseFuture::inner(self.inner.call(request), Some(admitted))
             }
             Advanced::Refused(refused) => {
                 // Whatever readiness reserved is given back.
@@ -153,7 +153,7 @@ pub(super) fn with_principal(
             client.hand_on(head);
             Advanced::Pass
         }
-        Ok(()) => ask_store(config, head, client, own, Source::Store),
+        Ok(()) => ask_store(config, head, client, &mut own, Source::Store),
         Err(rejection) => {
             config.meters.unavailable.add_one();
             refuse(config, rejection)
@@ -165,12 +165,12 @@ fn ask_store(
     config: &Arc<Config>,
     head: &mut impl Head,
     client: &mut Client,
-    own: Statuses,
+    own: &mut Statuses,
     asked: Source,
 ) -> Advanced {
     let answer = config
         .store_of(asked)
-        .check_and_record(&config.charges(&own, asked));
+        .check_and_record(&config.charges(own, asked));
     // Read where it lies: the usual answer is known by now, and large.
     if let Some(verdict) = answer.known() {
         return decided(config, head, client, verdict, asked, own);
@@ -179,7 +179,7 @@ fn ask_store(
         Ok(answer) => with_answer(config, head, client, answer, asked, own),
         Err(later) => {
             client.hand_on(head);
-            Advanced::Wait(Box::new(Wait::Store(later, asked, own)))
+            Advanced::Wait(Box::new(Wait::Store(later, asked, std::mem::take(own))))
         }
     }
 }
@@ -191,7 +191,7 @@ pub(super) fn with_answer(
     client: &mut Client,
     answer: Result<Verdict, StoreError>,
     asked: Source,
-    own: Statuses,
+    own: &mut Statuses,
 ) -> Advanced {
     let fault = match answer {
         Ok(verdict) => return decided(config, head, client, &verdict, asked, own),
@@ -218,21 +218,21 @@ fn decided(
     client: &mut Client,
     verdict: &Verdict,
     asked: Source,
-    mut own: Statuses,
+    own: &mut Statuses,
 ) -> Advanced {
     let source = decide::answered(config, verdict, asked);
-    decide::note(config, &mut own, verdict, source);
+    decide::note(config, own, verdict, source);
     if !verdict.admitted {
         config.meters.limited.add_one();
         // The request goes nowhere: the table of its extensions is free for the answer's.
         let extensions = std::mem::take(head.extensions_mut());
-        return Advanced::Refused(limited(config, extensions, own));
+        return Advanced::Refused(limited(config, extensions, std::mem::take(own)));
     }
     config.meters.admitted.add_one();
     let earlier = head.extensions_mut().get_mut::<RateLimitStatus>();
-    let fields = RateLimitFields::render(config, earlier.as_deref(), &own);
-    let admitted = Admitted::new(config, source, &own, fields);
-    let older = config.settings.fields.legacy;
+    let fields = RateLimitFields::render(config, earlier.as_deref(), own);
+    let admitted = Admitted::new(config, source, own, fields);
+    let (own, older) = (std::mem::take(own), config.settings.fields.legacy);
     match earlier {
         Some(status) => status.extend(own, older),
         None => drop(

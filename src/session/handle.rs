@@ -14,7 +14,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use http::{Extensions, HeaderValue, header, request};
+use http::{Extensions, HeaderMap, HeaderValue, header};
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 use tokio::sync::Notify;
@@ -82,15 +82,15 @@ fn bearer(value: &HeaderValue) -> Option<SessionRef> {
 }
 
 impl Session {
-    pub(super) fn new(parts: &request::Parts, config: &Arc<Config>) -> Self {
-        let (fields, extensions) = (&parts.headers, &parts.extensions);
+    pub(super) fn new(
+        fields: &HeaderMap,
+        extensions: &Extensions,
+        is_passive: bool,
+        config: &Arc<Config>,
+    ) -> Self {
         let authorization = match config.accepts_bearer {
             true => fields.get(header::AUTHORIZATION).cloned(),
             false => None,
-        };
-        let is_passive = match &config.is_passive {
-            Some(is_passive) => is_passive(parts),
-            None => false,
         };
         let agent = fields.get(header::USER_AGENT).cloned();
         let ip = extensions.get::<ClientIp>().map(|ip| ip.0);

@@ -47,7 +47,7 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let outer = Session::of(request.extensions());
         if outer.is_some_and(|outer| outer.has_cookie(self.config.cookie.name())) {
             if self.config.said.nested.first() {
@@ -55,15 +55,17 @@ where
             }
             return ResponseFuture::pass(self.inner.call(request));
         }
-        let (request, session) = enter(request, &self.config);
+        let mut is_passive = false;
+        if let Some(decide) = &self.config.is_passive {
+            // Taking a request apart and joining it again is not free: only where a closure reads its parts.
+            let (parts, body) = request.into_parts();
+            is_passive = decide(&parts);
+            request = Request::from_parts(parts, body);
+        }
+        // The handle, as the visitor that it is; nothing is decoded, nothing asked.
+        let (fields, extensions) = (request.headers(), request.extensions());
+        let session = Session::new(fields, extensions, is_passive, &self.config);
+        request.extensions_mut().insert(session.visitor());
         ResponseFuture::new(self.inner.call(request), session)
     }
-}
-
-/// Puts the handle into the request, as the visitor that it is; nothing is decoded, nothing asked.
-fn enter<B>(request: Request<B>, config: &Arc<Config>) -> (Request<B>, Session) {
-    let (mut parts, body) = request.into_parts();
-    let session = Session::new(&parts, config);
-    parts.extensions.insert(session.visitor());
-    (Request::from_parts(parts, body), session)
 }

@@ -3,6 +3,7 @@
 mod addresses;
 mod cancelling;
 mod cluster;
+mod costs;
 mod deny;
 mod failover;
 mod faults;

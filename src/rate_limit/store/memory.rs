@@ -225,7 +225,7 @@ fn decide_all(
 ) -> Verdict {
     let mut verdict = Verdict {
         admitted: true,
-        states: SmallVec::new(),
+        states: SmallVec::with_capacity(charges.len()),
         now,
         source: Source::Store,
     };

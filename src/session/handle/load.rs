@@ -52,14 +52,11 @@ impl Shared {
             }));
         }
         if std::mem::take(&mut state.is_in_doubt) {
-            let me = Arc::clone(self);
-            return Asked::Later(StoreFuture::boxed(async move {
-                drop(me.turn.lock().await);
-                Ok(())
-            }));
+            return self.after_turn();
         }
         let renew = (!self.is_passive).then(|| self.sighting.clone());
         match self.config.store.load(at, Read { part, renew }).try_now() {
+            Ok(answer) if self.is_in_doubt(&answer) => self.after_turn(),
             Ok(answer) => match self.settle(state, at, part, answer) {
                 Ok(()) => Asked::Known,
                 Err(error) => Asked::Failed(error),
@@ -121,6 +118,21 @@ impl Shared {
         })))
     }
 
+    /// Says whether a login or rotation of this very request, on another thread, may be about to hear of its success:
+    /// then a superseded secret tells nothing yet.
+    fn is_in_doubt(&self, answer: &Result<Loaded, StoreError>) -> bool {
+        matches!(answer, Ok(Loaded::NotLive(NotLive::Superseded))) && self.turn.try_lock().is_err()
+    }
+
+    /// Asks again after whoever has the turn.
+    fn after_turn(self: &Arc<Self>) -> Asked {
+        let me = Arc::clone(self);
+        Asked::Later(StoreFuture::boxed(async move {
+            drop(me.turn.lock().await);
+            Ok(())
+        }))
+    }
+
     async fn wait(&self) {
         let loaded = self.loaded.notified();
         tokio::pin!(loaded);
@@ -174,9 +186,8 @@ impl Loading {
         if state.epoch != self.epoch && answer.is_ok() {
             return Ok(());
         }
-        // One may be about to hear of its success: whoever asks waits for it, and looks again.
-        let is_superseded = matches!(answer, Ok(Loaded::NotLive(NotLive::Superseded)));
-        if is_superseded && self.shared.turn.try_lock().is_err() {
+        // Whoever asks waits for it, and looks again.
+        if self.shared.is_in_doubt(&answer) {
             state.is_in_doubt = true;
             return Ok(());
         }

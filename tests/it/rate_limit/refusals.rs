@@ -31,6 +31,17 @@ async fn five_pass_and_the_sixth_is_told_when_to_come_back() {
 }
 
 #[tokio::test]
+async fn a_refusal_carries_its_cause_and_nothing_of_the_request() {
+    let app = App::new(payments(memory(&clock())));
+    for _ in 0..5 {
+        app.get("u1", "192.0.2.1").await;
+    }
+    let refused = app.get("u1", "192.0.2.1").await.extensions;
+    let cause = refused.get().map(RateLimitRejection::cause);
+    assert_eq!((cause, refused.len()), (Some(RateLimitCause::Limited), 1));
+}
+
+#[tokio::test]
 async fn a_window_slides_and_does_not_start_anew_at_its_boundary() {
     let clock = clock();
     let app = App::new(payments(memory(&clock)));

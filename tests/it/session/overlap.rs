@@ -1,7 +1,8 @@
 //! Calls of one request that overlap, and handles that outlive it.
 
-use std::future::poll_fn;
-use std::sync::Arc;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::{Arc, mpsc};
 use std::task::Poll;
 
 use axum::Router;
@@ -102,6 +103,97 @@ where
     let text = String::from_utf8(body.to_vec()).unwrap();
     let mut parts = text.split(',').map(str::to_owned);
     std::array::from_fn(|_| parts.next().unwrap())
+}
+
+/// Answers at once; the one who sets up a session while it is armed is held until told to go on, after the step was done.
+#[derive(Clone, Debug)]
+struct Holding {
+    store: MemoryStore,
+    armed: Arc<Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>>,
+}
+
+impl SessionStore for Holding {
+    fn load(&self, at: SessionRef, read: Read) -> StoreFuture<Loaded> {
+        self.store.load(at, read)
+    }
+
+    fn patch(&self, at: SessionRef, patch: &Patch) -> StoreFuture<Patched> {
+        self.store.patch(at, patch)
+    }
+
+    fn establish(&self, order: Establish) -> StoreFuture<Established> {
+        let answer = self.store.establish(order);
+        let armed = self.armed.lock().take();
+        if let Some((done, go_on)) = armed {
+            done.send(()).unwrap();
+            go_on.recv().unwrap();
+        }
+        answer
+    }
+
+    fn list(&self, of: Whose) -> StoreFuture<Listed> {
+        self.store.list(of)
+    }
+
+    fn assign_roles(&self, user: UserId, roles: Roles) -> StoreFuture<u64> {
+        self.store.assign_roles(user, roles)
+    }
+
+    fn revoke(&self, target: Target) -> StoreFuture<Revoked> {
+        self.store.revoke(target)
+    }
+}
+
+/// Reads while a login of the same request, on another thread, was done and has not heard of it yet.
+async fn read_beside_a_login(store: Holding, session: Session) -> String {
+    let (done, is_done) = mpsc::channel();
+    let (go_on, goes_on) = mpsc::channel();
+    *store.armed.lock() = Some((done, goes_on));
+    let other = session.clone();
+    let login = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        let login = other.login(Principal::new("u2"));
+        runtime.unwrap().block_on(login).unwrap();
+    });
+    is_done.recv().unwrap();
+    let mut reading = pin!(session.principal());
+    let early = poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx))).await;
+    go_on.send(()).unwrap();
+    let user = match early {
+        Poll::Ready(user) => user,
+        Poll::Pending => reading.await,
+    };
+    login.join().unwrap();
+    let user = user.unwrap().map(|user| user.id().to_owned());
+    format!("{user:?}")
+}
+
+#[tokio::test]
+async fn a_read_beside_a_login_on_another_thread_sees_the_user_who_logged_in() {
+    let store = Holding {
+        store: memory(&clock()),
+        armed: Arc::default(),
+    };
+    let beside = store.clone();
+    let routes = Router::new()
+        .route(
+            "/login",
+            get(async |session: Session| session.login(Principal::new("u1")).await.unwrap()),
+        )
+        .route(
+            "/both",
+            get(move |session: Session| read_beside_a_login(beside.clone(), session)),
+        )
+        .layer(SessionLayer::new(store));
+    let request = Request::get("/login").body(Body::empty()).unwrap();
+    let response = routes.clone().oneshot(request).await.unwrap();
+    let cookie = response.headers()["set-cookie"].to_str().unwrap();
+    let cookie = cookie.split(';').next().unwrap().to_owned();
+    let request = Request::get("/both").header("cookie", cookie);
+    let request = request.body(Body::empty()).unwrap();
+    let response = routes.oneshot(request).await.unwrap();
+    let body = axum::body::to_bytes(response.into_body(), 1_024).await;
+    assert_eq!(body.unwrap(), "Some(\"u2\")");
 }
 
 #[tokio::test]
