@@ -166,9 +166,10 @@ const BALANCED: [(&str, &str); 4] = [
     ),
 ];
 
-/// Waits for what comes by itself once all is well again.
+/// Waits for what comes by itself once all is well again: a lock whose process lost it lasts a minute, a job's lease half
+/// of one, and an event that was refused waits up to 80 seconds more.
 async fn at_last<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<T, String>) -> T {
-    let until = Instant::now() + Duration::from_secs(60);
+    let until = Instant::now() + Duration::from_secs(240);
     loop {
         match ask().await {
             Ok(found) => return found,
