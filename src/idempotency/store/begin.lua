@@ -38,5 +38,5 @@ local head = string.char(1, 1, tonumber(ARGV[7]), tonumber(ARGV[4])) .. ARGV[2] 
   .. struct.pack('>I8I8I8', created, now_ms + tonumber(ARGV[5]), now_ms + keep)
 -- Under a passed clock the server's own expiry only collects garbage, and must not come first.
 local spare = ARGV[1] == '' and 0 or 600000
-redis.call('SET', KEYS[1], head, 'PX', keep + spare)
+redis.call('SET', KEYS[1], head, 'PX', string.format('%.0f', keep + spare))
 return {0, fence, taken}

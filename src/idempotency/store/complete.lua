@@ -17,5 +17,5 @@ else
   return 0
 end
 local spare = ARGV[1] == '' and 0 or 600000
-redis.call('SET', KEYS[1], front .. struct.pack('>I8', now_ms + ttl) .. ARGV[7], 'PX', math.max(1, ttl + spare))
+redis.call('SET', KEYS[1], front .. struct.pack('>I8', now_ms + ttl) .. ARGV[7], 'PX', string.format('%.0f', math.max(1, ttl + spare)))
 return 1

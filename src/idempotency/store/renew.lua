@@ -14,6 +14,6 @@ local keep = tonumber(ARGV[5])
 if now_ms + keep > struct.unpack('>I8', head, 77) then
   redis.call('SETRANGE', KEYS[1], 76, struct.pack('>I8', now_ms + keep))
   local spare = ARGV[1] == '' and 0 or 600000
-  redis.call('PEXPIRE', KEYS[1], keep + spare)
+  redis.call('PEXPIRE', KEYS[1], string.format('%.0f', keep + spare))
 end
 return 1

@@ -26,9 +26,9 @@ if raw then
       a = string.sub(string.rep('\0', ahead) .. a, 1, 256) .. struct.pack('>I4', sum)
       changed = true
     end
-    local excess, at = d - (limit - cost), string.find(a, '%Z')
+    local at = string.find(a, '%Z')
+    local excess = d - (limit - cost)
     if asks and excess > 0 then
-      wait = window
       while at do
         at = at - (at - 1) % 4
         excess = excess - struct.unpack('>I4', a, at)
@@ -38,6 +38,8 @@ if raw then
         end
         at = string.find(a, '%Z', at + 4)
       end
+      -- More is said to be used than is counted: damage, and nothing would free it.
+      if excess > 0 then undecodable, wait, a, d = undecodable + 1, 0, nil, nil end
     end
   end
 end

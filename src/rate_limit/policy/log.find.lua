@@ -2,10 +2,11 @@
 -- a: the stamps; b: the first that still counts, from 0; c: how many there are; d: the newest.
 b, c, d = 0, 0, -1
 if raw then
-  if #raw == 0 or #raw % 8 ~= 0 then
-    undecodable = undecodable + 1
+  if #raw > 0 and #raw % 8 == 0 then d = struct.unpack('>I8', raw, #raw - 7) end
+  if d < 0 or d >= 2 ^ 53 then
+    undecodable, d = undecodable + 1, -1
   else
-    a, c, d = raw, #raw / 8, struct.unpack('>I8', raw, #raw - 7)
+    a, c = raw, #raw / 8
     if d > now + LEAD then
       local first = c - 1
       while first > 0 and struct.unpack('>I8', a, first * 8 - 7) > now do first = first - 1 end

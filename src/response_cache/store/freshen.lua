@@ -15,5 +15,5 @@ redis.call('HSET', KEYS[2], 'at', ARGV[4], 'due', ARGV[5], 'expires', ARGV[6], '
 redis.call('PEXPIRE', KEYS[2], ARGV[10])
 redis.call('HSET', KEYS[1], 'v:' .. ARGV[2], ARGV[4])
 local keep_ms = tonumber(ARGV[10]) + 60000
-if redis.call('PTTL', KEYS[1]) < keep_ms then redis.call('PEXPIRE', KEYS[1], keep_ms) end
+if redis.call('PTTL', KEYS[1]) < keep_ms then redis.call('PEXPIRE', KEYS[1], string.format('%.0f', keep_ms)) end
 return 1

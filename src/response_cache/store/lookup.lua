@@ -58,7 +58,7 @@ if marked == 0 and (want == 2 or (want == 1 and (state == 0 or due))) then
     local length = tonumber(ARGV[7])
     redis.call('HSET', KEYS[1], lease_field, string.format('%s|%.0f', ARGV[8], now + length))
     local keep_ms = math.ceil(length / 1000) + 60000
-    if redis.call('PTTL', KEYS[1]) < keep_ms then redis.call('PEXPIRE', KEYS[1], keep_ms) end
+    if redis.call('PTTL', KEYS[1]) < keep_ms then redis.call('PEXPIRE', KEYS[1], string.format('%.0f', keep_ms)) end
   end
 end
 return {now, highest, floor, ARGV[3], state, head, body, granted, held, marked, begun}

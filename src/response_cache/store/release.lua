@@ -29,6 +29,6 @@ if mark > 0 then
   if count >= MOST_MARKS then redis.call('HDEL', KEYS[1], first) end
   redis.call('HSET', KEYS[1], 'm:' .. ARGV[2], string.format('%.0f', now + mark))
   local keep_ms = math.ceil(mark / 1000) + 60000
-  if redis.call('PTTL', KEYS[1]) < keep_ms then redis.call('PEXPIRE', KEYS[1], keep_ms) end
+  if redis.call('PTTL', KEYS[1]) < keep_ms then redis.call('PEXPIRE', KEYS[1], string.format('%.0f', keep_ms)) end
 end
 return 1

@@ -58,5 +58,5 @@ redis.call('HSET', KEYS[2], 'at', ARGV[5], 'due', ARGV[6], 'expires', ARGV[7], '
 redis.call('PEXPIRE', KEYS[2], ARGV[11])
 redis.call('HSET', KEYS[1], 'names', ARGV[3], 'v:' .. ARGV[2], ARGV[5])
 if primary[4] then redis.call('HDEL', KEYS[1], 'm:' .. ARGV[2]) end
-if redis.call('PTTL', KEYS[1]) < keep_ms then redis.call('PEXPIRE', KEYS[1], keep_ms) end
+if redis.call('PTTL', KEYS[1]) < keep_ms then redis.call('PEXPIRE', KEYS[1], string.format('%.0f', keep_ms)) end
 return 1

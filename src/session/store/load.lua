@@ -16,7 +16,7 @@ else
   fields = { 'h', h, 'c', c, 'u', core[4] or '', 'r', core[5] or '' }
 end
 --> usual
-if is_usual and (seen == '' or (now_ms - last <= math.min(idle / 10, 60000)
+if is_usual and (keys > 0 or not wants_data) and (seen == '' or (now_ms - last <= math.min(idle / 10, 60000)
   and not (wants_data and keys > 0 and now_ms - used > math.min(extended / 10, 60000)))) then
   return { 0, now_ms, '', fields }
 end

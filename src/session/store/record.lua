@@ -97,7 +97,7 @@ local function has_data_run_out(s) return s.keys > 0 and s.used + s.extended <= 
 
 local function save(s)
   redis.call('HSET', s.key, 'h', header(s), 'c', s.c)
-  redis.call('PEXPIRE', s.key, ends(s) - now_ms + REMEMBERED)
+  redis.call('PEXPIRE', s.key, string.format('%.0f', ends(s) - now_ms + REMEMBERED))
 end
 
 local function bury(key, cause)
@@ -133,7 +133,7 @@ local function mark(index) redis.call('ZADD', index, now_ms + REMEMBERED + 1, '!
 
 local function expire_index(index)
   local latest = redis.call('ZREVRANGE', index, 0, 0, 'WITHSCORES')
-  if latest[2] then redis.call('PEXPIRE', index, latest[2] - now_ms + REMEMBERED) end
+  if latest[2] then redis.call('PEXPIRE', index, string.format('%.0f', latest[2] - now_ms + REMEMBERED)) end
 end
 
 -- Orders keys of one home by their bytes, whatever the server's locale.

@@ -227,7 +227,12 @@ async fn state_that_cannot_be_read_counts_as_empty_and_is_overwritten() {
         .await
         .unwrap();
     assert_eq!(keys.len(), 4);
-    let spoilers: [(&str, &[&str]); 4] = [
+    // As long as five stamps, as three numbers, and as sub-buckets of which more is used than is counted.
+    let sum = format!("{}\0\0\x1f\x7f{}", "\0".repeat(16), "\0".repeat(260));
+    let spoilers: [(&str, &[&str]); 7] = [
+        ("SET", &["forty bytes that are no stamps of a log."]),
+        ("SET", &["as long as three numbers"]),
+        ("SET", &[&sum]),
         ("SET", &["garbage"]),
         ("HSET", &["a", "b"]),
         ("RPUSH", &["x", "y"]),

@@ -373,6 +373,14 @@ async fn a_damaged_value_is_none_and_hinders_nothing() {
     };
     damage(b"d:a", &mut raw).await;
     damage(b"d:\xff", &mut raw).await;
+    // A cut-off that is no time cuts nothing off.
+    let home = key.iter().position(|byte| *byte == b'}').unwrap();
+    let _: () = redis::cmd("SET")
+        .arg([&key[..=home], b":cutoff"].concat())
+        .arg("x")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
     assert_eq!(browser.body("/get/a").await, "null");
     assert_eq!(browser.body("/get/b").await, "2");
     for path in ["/update/a", "/add/a/1", "/set/a/7"] {

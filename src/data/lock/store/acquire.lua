@@ -25,5 +25,5 @@ else
 end
 local text = string.format('%.0f', fence)
 redis.call('HSET', KEYS[1], 'owner', ARGV[2], 'fence', text, 'ends', now_ms + lease)
-redis.call('PEXPIRE', KEYS[1], lease + tonumber(ARGV[4]))
+redis.call('PEXPIRE', KEYS[1], string.format('%.0f', lease + tonumber(ARGV[4])))
 return {1, text}

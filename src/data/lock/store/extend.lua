@@ -7,5 +7,5 @@ if lock[1] ~= ARGV[2] or now_ms >= tonumber(lock[2]) then
 end
 local lease = tonumber(ARGV[3])
 redis.call('HSET', KEYS[1], 'ends', now_ms + lease)
-redis.call('PEXPIRE', KEYS[1], lease + tonumber(ARGV[4]))
+redis.call('PEXPIRE', KEYS[1], string.format('%.0f', lease + tonumber(ARGV[4])))
 return 1
