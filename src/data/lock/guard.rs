@@ -92,9 +92,16 @@ fn first_lease(config: &Config) -> Duration {
 
 fn give_back(runtime: &Handle, config: &Arc<Config>, key: &LockKey, owner: Owner) {
     let (config, key) = (Arc::clone(config), key.clone());
-    // Where it fails, the lock is free at its end.
+    // A store that is away is asked again for as long as the lease may last: then the lock is free at its end.
+    let until = monotonic() + config.lease;
     runtime.spawn(async move {
-        let _ = once_more(|| config.store.release(&key, owner)).await;
+        while let Err(error) = once_more(|| config.store.release(&key, owner)).await {
+            let again = monotonic() + Duration::from_secs(error.retry_after_secs());
+            if !error.is_unknown() || again >= until {
+                return;
+            }
+            sleep_until(again).await;
+        }
     });
 }
 
@@ -109,7 +116,8 @@ pub enum ReleaseOutcome {
 
 /// A lock that is held until it is released, dropped, or lost.
 ///
-/// Dropping it releases it in a task, best effort; where there is no runtime any more it is free at its end.
+/// Dropping it releases it in a task, which asks a store that is away again while the lease may last; where there is no
+/// runtime any more it is free at its end.
 #[must_use = "dropping the guard releases the lock"]
 pub struct LockGuard {
     held: Arc<Held>,

@@ -42,6 +42,7 @@ struct Moody {
 struct Mood {
     extends_fail: AtomicBool,
     extends_deny: AtomicBool,
+    releases_fail: AtomicBool,
     late_ms: AtomicU64,
     asked: AtomicUsize,
 }
@@ -87,6 +88,9 @@ impl LockStore for Moody {
     }
 
     fn release(&self, key: &LockKey, owner: Owner) -> StoreFuture<Owned> {
+        if self.mood.releases_fail.load(Ordering::SeqCst) {
+            return StoreFuture::ready(Err(StoreErrorKind::Unavailable.into()));
+        }
         self.inner.release(key, owner)
     }
 
@@ -200,6 +204,26 @@ async fn an_acquire_that_is_dropped_gives_back_what_it_got() {
     tokio::task::yield_now().await;
     drop(guard);
     assert!(next.await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_released_in_an_outage_is_released_after_it_and_not_at_its_end() {
+    let store = Moody::new();
+    let lock = Lock::new(store.clone(), "l").lease(MINUTE);
+    for is_dropped in [false, true] {
+        let guard = lock.try_acquire("k").await.unwrap();
+        store.mood.releases_fail.store(true, Ordering::SeqCst);
+        if is_dropped {
+            drop(guard);
+        } else {
+            guard.release().await.unwrap_err();
+        }
+        tokio::time::sleep(5 * SECOND).await;
+        assert!(lock.inspect("k").await.unwrap().is_some());
+        store.mood.releases_fail.store(false, Ordering::SeqCst);
+        tokio::time::sleep(5 * SECOND).await;
+        assert_eq!(lock.inspect("k").await.unwrap(), None);
+    }
 }
 
 #[tokio::test(start_paused = true)]
