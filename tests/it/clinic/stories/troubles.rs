@@ -14,6 +14,8 @@ pub(super) async fn store_outage(set: &SetUp) {
     let (pat, guest) = (login(set, "pat", 1).await, set.guest(2).await);
     let ended = login(set, "pat", 3).await;
     ended.post("/api/logout", &[], &json!({})).await;
+    let leaving = login(set, "ben", 5).await;
+    let token = leaving.cookie("id").unwrap();
     let normal = guest.browser.get("/api/health").await.json()["mode"].clone();
     set.order("/_test/fault", &json!({ "store": "down" })).await;
     let wished = wish("e1", "s60", "10:00");
@@ -45,6 +47,10 @@ pub(super) async fn store_outage(set: &SetUp) {
         let reply = anybody.post("/api/login", &[], &credentials).await;
         assert_eq!(reply.status.as_u16(), status, "{:?}", reply.body);
     }
+    // Who leaves in an outage gets no promise, and has left all the same.
+    let left = leaving.post("/api/logout", &[], &json!({})).await;
+    assert_eq!(told(&left), is(503, "STORE_UNAVAILABLE"));
+    assert_eq!(leaving.cookie("id"), None);
     reads(&anybody, "status", &json!("degraded")).await;
     reads(&anybody, "mode", &json!("fallback")).await;
     let metrics = anybody.get("/metrics").await;
@@ -62,10 +68,11 @@ pub(super) async fn store_outage(set: &SetUp) {
     let stats = root.get("/api/admin/cache/stats").await.json();
     assert!(stats["fallback"].as_u64().unwrap() > 0, "{stats}");
     assert_eq!(pat.get("/api/user/me").await.status, StatusCode::OK);
-    assert_eq!(
-        ended.get("/api/user/me").await.status,
-        StatusCode::UNAUTHORIZED
-    );
+    leaving.plant("id", &token);
+    for gone in [&ended, &leaving] {
+        let reply = gone.get("/api/user/me").await;
+        assert_eq!(told(&reply), is(401, "UNAUTHENTICATED"));
+    }
     assert_eq!(guest.pay("k", &wished).await.status, StatusCode::CREATED);
     // Slow to the point of silence is as good as down, and soon answered as fast.
     set.order("/_test/fault", &json!({ "delay_ms": 5_000 }))
