@@ -18,6 +18,8 @@ pub mod coming_from;
 pub mod counter;
 mod error;
 pub mod health;
+#[cfg(feature = "redis")]
+mod link;
 pub mod lock;
 mod names;
 pub mod once;
@@ -32,5 +34,7 @@ pub mod topic;
 pub(crate) use again::once_more;
 pub use check::{Check, Vitals};
 pub use error::{DataError, DataErrorKind};
+#[cfg(feature = "redis")]
+pub(crate) use link::subscribe_and_stay;
 pub use names::Names;
 pub(crate) use names::tell_contradiction;

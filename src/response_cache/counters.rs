@@ -2,18 +2,16 @@
 
 use std::collections::VecDeque;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::core::{ResponseCacheOutcome, telemetry};
+use crate::core::{ResponseCacheOutcome, Stripes, telemetry};
 
 use super::ready;
 use super::status::Reason;
 use super::store::Place;
 
-/// Threads count in stripes, so that they do not pass one cache line to and fro on every hit.
-const STRIPES: usize = 8;
 /// A look back is taken at every so many requests of one outcome on one stripe, so that hits pay nothing for it.
 const LOOK_EVERY: u64 = 128;
 /// Looks back lie at least so many requests apart, and so many are kept.
@@ -24,7 +22,7 @@ const RECENT: u64 = 1_000;
 
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    stripes: [Stripe; STRIPES],
+    stripes: Stripes<[AtomicU64; 9]>,
     refused: [AtomicU64; Reason::ALL.len()],
     pub(super) store_errors: AtomicU64,
     looks: Mutex<VecDeque<Shares>>,
@@ -33,10 +31,6 @@ pub(super) struct Counters {
     #[cfg(feature = "metrics")]
     evicted: AtomicU64,
 }
-
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Stripe([AtomicU64; 9]);
 
 /// How many requests there were, and how many of them needed no run of the inner service.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,13 +46,6 @@ pub(super) enum Level {
     Local,
     /// A shared store, or the inner service.
     Shared,
-}
-
-/// This thread's stripe.
-fn stripe() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local!(static OWN: usize = NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES);
-    OWN.with(|own| *own)
 }
 
 const fn index(outcome: ResponseCacheOutcome) -> usize {
@@ -125,7 +112,7 @@ impl Counters {
 
     pub(super) fn count_at(&self, outcome: ResponseCacheOutcome, level: Level) {
         let at = index(outcome);
-        let before = self.stripes[stripe()].0[at].fetch_add(1, Ordering::Relaxed);
+        let before = self.stripes.own()[at].fetch_add(1, Ordering::Relaxed);
         if before % LOOK_EVERY == LOOK_EVERY - 1 {
             self.look_back();
         }
@@ -139,7 +126,7 @@ impl Counters {
     pub(super) fn of(&self, outcome: ResponseCacheOutcome) -> u64 {
         let stripes = self.stripes.iter();
         stripes
-            .map(|stripe| stripe.0[index(outcome)].load(Ordering::Relaxed))
+            .map(|stripe| stripe[index(outcome)].load(Ordering::Relaxed))
             .sum()
     }
 

@@ -109,6 +109,9 @@ impl<V> Clone for Known<V> {
     }
 }
 
+/// Microseconds for which a copy counts as just used: threads that read one key do not write it for each other.
+const USED_EVERY: u64 = 1_000;
+
 struct Copy<V> {
     known: Known<V>,
     /// The number of the process's sight before the value was fetched.
@@ -191,7 +194,9 @@ impl LocalLevel {
                 // Good until then: the names need not be looked at again before the next hit.
                 copy.noted.fetch_max(seen, Ordering::AcqRel);
             }
-            copy.used.store(now, Ordering::Relaxed);
+            if now.saturating_sub(copy.used.load(Ordering::Relaxed)) >= USED_EVERY {
+                copy.used.store(now, Ordering::Relaxed);
+            }
             Some(take(&copy.known))
         })
     }

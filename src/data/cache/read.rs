@@ -413,7 +413,7 @@ where
             })
         };
         let hit = local.read(entry, now, &shared.sight, hit)??;
-        self.meter.hit_here(entry, hit.0.is_some());
+        self.meter.hit_here(hit.0.is_some());
         Some(hit)
     }
 

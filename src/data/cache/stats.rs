@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::backend::memory::EntryKey;
+use crate::core::Stripes;
 use crate::core::telemetry::Counter;
 
 /// Counts of a cache since it was made. A miss never counts as a hit.
@@ -48,16 +48,9 @@ impl CacheStats {
     }
 }
 
-/// Hits here are counted in several places, chosen by the key: threads that read different keys write no line in common.
-const STRIPES: usize = 8;
-
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Stripe(AtomicU64);
-
 #[derive(Debug)]
 pub(super) struct Meter {
-    local: [Stripe; STRIPES],
+    local: Stripes<AtomicU64>,
     pub(super) shared: AtomicU64,
     pub(super) absent: AtomicU64,
     pub(super) stale: AtomicU64,
@@ -80,7 +73,7 @@ impl Meter {
             Counter::new("keep_cache_reads_total", &labels)
         };
         Self {
-            local: Default::default(),
+            local: Stripes::default(),
             shared: AtomicU64::default(),
             absent: AtomicU64::default(),
             stale: AtomicU64::default(),
@@ -95,10 +88,9 @@ impl Meter {
     }
 
     /// Counts a read that this process answered: with a value, or by a remembered absence.
-    pub(super) fn hit_here(&self, entry: EntryKey, is_value: bool) {
-        let stripe = &self.local[entry.spread(STRIPES as u64) as usize];
+    pub(super) fn hit_here(&self, is_value: bool) {
         let (counter, told) = match is_value {
-            true => (&stripe.0, &self.told[0]),
+            true => (self.local.own(), &self.told[0]),
             false => (&self.absent, &self.told[2]),
         };
         counter.fetch_add(1, Ordering::Relaxed);
@@ -107,7 +99,7 @@ impl Meter {
 
     pub(super) fn read(&self, result: &'static str) {
         let (counter, told) = match result {
-            "local" => (&self.local[0].0, 0),
+            "local" => (self.local.own(), 0),
             "shared" => (&self.shared, 1),
             "absent" => (&self.absent, 2),
             "stale" => (&self.stale, 3),
@@ -127,7 +119,7 @@ impl Meter {
     pub(super) fn stats(&self, (entries, bytes): (usize, usize)) -> CacheStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         CacheStats {
-            local_hits: self.local.iter().map(|stripe| read(&stripe.0)).sum(),
+            local_hits: self.local.iter().map(read).sum(),
             shared_hits: read(&self.shared),
             absent: read(&self.absent),
             stale: read(&self.stale),

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -78,7 +79,7 @@ impl<T: DeserializeOwned + Send + 'static> Worker<T> {
 
     /// Sets how many batches are worked on at once (4), at least 1.
     pub fn concurrency(mut self, batches: usize) -> Self {
-        self.concurrency = batches.max(1);
+        self.concurrency = batches.clamp(1, Semaphore::MAX_PERMITS / 2);
         self
     }
 
@@ -171,6 +172,9 @@ impl<T: DeserializeOwned + Send + 'static> Worker<T> {
 struct Crew<T> {
     shared: Arc<Shared<T>>,
     tasks: JoinSet<()>,
+    /// The slots for work, and the one that the next batch will have.
+    slots: Arc<Semaphore>,
+    next: Option<OwnedSemaphorePermit>,
     concurrency: usize,
     batch: usize,
     drain: Duration,
@@ -199,6 +203,8 @@ impl<T: DeserializeOwned + Send + 'static> Crew<T> {
                 dead: AtomicU64::new(0),
             }),
             tasks: JoinSet::new(),
+            slots: Arc::new(Semaphore::new(worker.concurrency)),
+            next: None,
             concurrency: worker.concurrency,
             batch: worker.batch,
             drain: worker.drain,
@@ -206,11 +212,16 @@ impl<T: DeserializeOwned + Send + 'static> Crew<T> {
         }
     }
 
-    /// Waits for a free slot.
+    /// Waits for a free slot. A batch whose work is done has none: its ack goes out beside the next lease. But as many
+    /// acks as there are slots may be on their way, no more.
     async fn slot(&mut self) {
         while self.tasks.try_join_next().is_some() {}
-        while self.tasks.len() >= self.concurrency {
+        while self.tasks.len() >= 2 * self.concurrency {
             let _ended = self.tasks.join_next().await;
+        }
+        if self.next.is_none() {
+            // It is never closed.
+            self.next = Arc::clone(&self.slots).acquire_owned().await.ok();
         }
     }
 
@@ -223,8 +234,9 @@ impl<T: DeserializeOwned + Send + 'static> Crew<T> {
         let (shared, number) = (Arc::clone(&self.shared), self.started);
         let kept = (batch.token, batch.ids());
         shared.unsettled.lock().insert(number, kept);
+        let slot = self.next.take();
         self.tasks.spawn(async move {
-            shared.work_off(batch).await;
+            shared.work_off(batch, slot).await;
             shared.unsettled.lock().remove(&number);
         });
     }
@@ -246,7 +258,7 @@ impl<T: DeserializeOwned + Send + 'static> Crew<T> {
 }
 
 impl<T: DeserializeOwned + Send + 'static> Shared<T> {
-    async fn work_off(&self, batch: Batch<T>) {
+    async fn work_off(&self, batch: Batch<T>, slot: Option<OwnedSemaphorePermit>) {
         let (token, ends) = (batch.token, Arc::clone(&batch.ends));
         let jobs: Vec<_> = batch.jobs.iter().map(|job| (job.id, job.attempt)).collect();
         let failures = Arc::clone(&batch.failures);
@@ -263,6 +275,7 @@ impl<T: DeserializeOwned + Send + 'static> Shared<T> {
                 }
             }
         };
+        drop(slot);
         seconds!("keep_queue_run_seconds", monotonic() - started, "queue" => self.queue.name().to_owned());
         let failed = match done {
             Ok(()) => failures.lock().drain(..).collect(),

@@ -302,6 +302,42 @@ fn parking() -> std::sync::Mutex<Vec<u32>> {
 }
 
 #[tokio::test]
+async fn a_waiter_that_comes_after_the_last_has_left_waits_for_no_connection() {
+    let server = RedisServer::start().await;
+    let handle = || server.store_with("keep");
+    let (lock, other) = (
+        Lock::new(handle().await, "l"),
+        Lock::new(handle().await, "l"),
+    );
+    let mut raw = server.raw().await;
+    let mut connections = Vec::new();
+    for key in 0..6 {
+        let guard = lock.try_acquire(key).await.unwrap();
+        let release = async {
+            let channel = format!("*{{l:{key}}}*");
+            loop {
+                let mut listeners = redis::cmd("PUBSUB");
+                listeners.arg("CHANNELS").arg(&channel);
+                let listeners: Vec<String> = listeners.query_async(&mut raw).await.unwrap();
+                if !listeners.is_empty() {
+                    break;
+                }
+            }
+            guard.release().await.unwrap();
+        };
+        let (waited, ()) = tokio::join!(other.acquire(key, MINUTE), release);
+        waited.unwrap().release().await.unwrap();
+        let mut stats = redis::cmd("INFO");
+        let stats: String = stats.arg("stats").query_async(&mut raw).await.unwrap();
+        let line = stats
+            .lines()
+            .find(|line| line.starts_with("total_connections_received"));
+        connections.push(line.unwrap().to_owned());
+    }
+    assert_eq!(connections[0], connections[5]);
+}
+
+#[tokio::test]
 async fn each_step_is_one_command_and_a_waiter_is_woken_by_the_release() {
     let (server, prefix) = (shared().await, fresh_prefix());
     let store = server.store_with(&prefix).await;

@@ -4,14 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 use tower_keep::backend::memory::MemoryStore;
 use tower_keep::backend::redis::RedisStore;
-use tower_keep::core::{Clock, ManualClock};
+use tower_keep::core::{Clock, Key, ManualClock, NoticeCallback, StoreFuture, Subscription};
+use tower_keep::data::queue::store::{
+    Claim, Leased, Listed, Listing, NewJob, QueueName, Rules, Settle, Settled, Token,
+};
 use tower_keep::data::queue::{
-    Backoff, Batch, Digest, EnqueueOutcome, Job, JobError, JobState, Priority, Queue,
-    QueueErrorKind, Retry, WorkReport,
+    Backoff, Batch, Depth, Digest, EnqueueOutcome, Job, JobError, JobId, JobState, Priority, Queue,
+    QueueErrorKind, QueueStore, Retry, WorkReport,
 };
 use tower_keep::{HOUR, MINUTE, SECOND};
 
@@ -428,4 +431,119 @@ async fn a_recipient_without_a_name_is_one_like_any_other() {
         [2]
     );
     assert!(queue.lease_from("", 9).await.unwrap().is_none());
+}
+
+/// A store whose acks wait at a gate.
+#[derive(Clone, Debug)]
+struct SlowAck {
+    inner: MemoryStore,
+    gate: Arc<Semaphore>,
+}
+
+impl QueueStore for SlowAck {
+    fn enqueue(
+        &self,
+        queue: &QueueName,
+        jobs: Vec<NewJob>,
+        rules: &Rules,
+    ) -> StoreFuture<Vec<EnqueueOutcome>> {
+        self.inner.enqueue(queue, jobs, rules)
+    }
+
+    fn lease(&self, queue: &QueueName, claim: Claim, rules: &Rules) -> StoreFuture<Leased> {
+        self.inner.lease(queue, claim, rules)
+    }
+
+    fn ack(&self, queue: &QueueName, token: Token, ids: Vec<JobId>) -> StoreFuture<Vec<Settled>> {
+        let (own, queue) = (self.clone(), queue.clone());
+        StoreFuture::boxed(async move {
+            own.gate.acquire().await.unwrap().forget();
+            own.inner.ack(&queue, token, ids).await
+        })
+    }
+
+    fn nack(
+        &self,
+        queue: &QueueName,
+        token: Token,
+        jobs: Vec<(JobId, Settle)>,
+        rules: &Rules,
+    ) -> StoreFuture<Vec<Settled>> {
+        self.inner.nack(queue, token, jobs, rules)
+    }
+
+    fn extend(
+        &self,
+        queue: &QueueName,
+        token: Token,
+        ids: Vec<JobId>,
+        lease: Duration,
+    ) -> StoreFuture<Vec<Settled>> {
+        self.inner.extend(queue, token, ids, lease)
+    }
+
+    fn cancel(
+        &self,
+        queue: &QueueName,
+        recipient: &Key,
+        ids: Vec<JobId>,
+    ) -> StoreFuture<Vec<JobId>> {
+        self.inner.cancel(queue, recipient, ids)
+    }
+
+    fn list(&self, queue: &QueueName, listing: Listing, rules: &Rules) -> StoreFuture<Vec<Listed>> {
+        self.inner.list(queue, listing, rules)
+    }
+
+    fn count(
+        &self,
+        queue: &QueueName,
+        recipient: Option<&Key>,
+        rules: &Rules,
+    ) -> StoreFuture<Depth> {
+        self.inner.count(queue, recipient, rules)
+    }
+
+    fn revive(&self, queue: &QueueName, ids: Vec<JobId>, rules: &Rules) -> StoreFuture<Vec<JobId>> {
+        self.inner.revive(queue, ids, rules)
+    }
+
+    fn subscribe(&self, queue: &QueueName, callback: NoticeCallback) -> StoreFuture<Subscription> {
+        QueueStore::subscribe(&self.inner, queue, callback)
+    }
+
+    fn contradicts(&self, name: &str, what: &str) -> bool {
+        QueueStore::contradicts(&self.inner, name, what)
+    }
+}
+
+#[tokio::test]
+async fn work_goes_on_beside_an_ack_but_no_more_acks_wait_than_there_are_slots() {
+    let gate = Arc::new(Semaphore::new(0));
+    let (inner, gated) = (MemoryStore::new(), Arc::clone(&gate));
+    let queue: Queue<u32> = Queue::new(SlowAck { inner, gate: gated }, "q");
+    let jobs = (0..6).map(|number| Job::to(number, number));
+    queue.enqueue_many(jobs).await.unwrap();
+    let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (begun, at_once, peak) = (Arc::new(AtomicUsize::new(0)), running, Arc::clone(&most));
+    let count = Arc::clone(&begun);
+    let worker = queue.worker(move |_: Batch<u32>| {
+        let (count, running, peak) = (Arc::clone(&count), Arc::clone(&at_once), Arc::clone(&peak));
+        async move {
+            count.fetch_add(1, Ordering::SeqCst);
+            peak.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            tokio::task::yield_now().await;
+            running.fetch_sub(1, Ordering::SeqCst);
+            Ok::<(), JobError>(())
+        }
+    });
+    let work = tokio::spawn(worker.concurrency(1).batch(1).run_until_idle());
+    // With the acks held back: the one whose ack waits, and the next.
+    for _ in 0..1_000 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(begun.load(Ordering::SeqCst), 2);
+    gate.add_permits(6);
+    let report = work.await.unwrap().unwrap();
+    assert_eq!((report.delivered, most.load(Ordering::SeqCst)), (6, 1));
 }

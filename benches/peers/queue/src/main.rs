@@ -1,6 +1,6 @@
 //! 100,000 jobs drained from Redis by one worker: tower-keep beside apalis-redis and plain GETs, in turn, in one run.
 //!   bench-queue redis://127.0.0.1:7399/     empties that server: give it one of its own
-//! BENCH_N: jobs (100,000); BENCH_ROUNDS: rounds (3). Both workers take 5 and 100 jobs at a time,
+//! BENCH_N: jobs (100,000); BENCH_ROUNDS: rounds (3); BENCH_SUBJECT: keep or apalis alone. Both workers take 5 and 100 jobs at a time,
 //! each recipient has that many.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +22,10 @@ fn setting(name: &str, default: u64) -> u64 {
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or(default)
+}
+
+fn is_wanted(subject: &str) -> bool {
+    std::env::var("BENCH_SUBJECT").map_or(true, |wanted| wanted == subject)
 }
 
 fn rate(number: u64, since: Instant) -> f64 {
@@ -155,13 +159,20 @@ async fn main() {
         for _ in 0..rounds {
             gets.push(get(&url, jobs / 4).await);
             empty(&url).await;
-            ours.push(keep(&url, jobs, batch).await);
-            empty(&url).await;
-            theirs.push(apalis(&url, jobs, batch).await);
-            empty(&url).await;
+            if is_wanted("keep") {
+                ours.push(keep(&url, jobs, batch).await);
+                empty(&url).await;
+            }
+            if is_wanted("apalis") {
+                theirs.push(apalis(&url, jobs, batch).await);
+                empty(&url).await;
+            }
         }
         let plain = median(gets.clone());
         for (name, rates) in [("tower-keep", ours), ("apalis-redis 1.0", theirs)] {
+            if rates.is_empty() {
+                continue;
+            }
             let (enqueued, drained): (Vec<f64>, Vec<f64>) = rates.into_iter().unzip();
             let (enqueued, drained) = (median(enqueued), median(drained));
             println!(

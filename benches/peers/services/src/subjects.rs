@@ -75,7 +75,9 @@ async fn count(url: &str, connection: &MultiplexedConnection) {
             }),
             subject("keep incr", move |number| {
                 let counter = incr.clone();
-                async move { drop(black_box(counter.incr(of(number), 1, ttl::METRIC).await.unwrap())) }
+                async move {
+                    black_box(counter.incr(of(number), 1, ttl::METRIC).await.unwrap());
+                }
             }),
             subject("keep series, two buckets", move |number| {
                 let series = series.clone();
@@ -175,11 +177,15 @@ async fn lock(url: &str, connection: &MultiplexedConnection) {
             floor(),
             subject("keep acquire", move |number| {
                 let taken = one.acquire(&named(number), owner(number), LEASE, Asking::Once);
-                async move { drop(black_box(taken.await.unwrap())) }
+                async move {
+                    black_box(taken.await.unwrap());
+                }
             }),
             subject("rslock 0.10 lock", move |number| {
                 let rslock = rslock.clone();
-                async move { drop(black_box(rslock.lock(format!("rs:{number}").as_str(), LEASE).await.unwrap())) }
+                async move {
+                    black_box(rslock.lock(format!("rs:{number}").as_str(), LEASE).await.unwrap());
+                }
             }),
         ],
     )
@@ -191,7 +197,9 @@ async fn lock(url: &str, connection: &MultiplexedConnection) {
             floor(),
             subject("keep extend", move |number| {
                 let extended = two.extend(&named(held + number % 1_000), owner(0), LEASE);
-                async move { drop(black_box(extended.await.unwrap())) }
+                async move {
+                    black_box(extended.await.unwrap());
+                }
             }),
         ],
     )
@@ -202,7 +210,9 @@ async fn lock(url: &str, connection: &MultiplexedConnection) {
             floor(),
             subject("keep release", move |number| {
                 let released = three.release(&named(number), owner(number));
-                async move { drop(black_box(released.await.unwrap())) }
+                async move {
+                    black_box(released.await.unwrap());
+                }
             }),
         ],
     )
@@ -223,7 +233,9 @@ async fn topic(url: &str, connection: &MultiplexedConnection) {
             }),
             subject("keep publish", move |number| {
                 let (topic, text) = (published.clone(), text.clone());
-                async move { drop(black_box(topic.publish(number % 100, &text).await.unwrap())) }
+                async move {
+                    black_box(topic.publish(number % 100, &text).await.unwrap());
+                }
             }),
         ],
     )
@@ -271,7 +283,9 @@ async fn once(url: &str, connection: &MultiplexedConnection) {
             }),
             subject("keep put", move |number| {
                 let tokens = put.clone();
-                async move { drop(black_box(tokens.put(format!("token {number}"), &"x".repeat(60)).await.unwrap())) }
+                async move {
+                    black_box(tokens.put(format!("a token that nobody guesses {number:>015}"), &"x".repeat(60)).await.unwrap());
+                }
             }),
         ],
     )
@@ -286,7 +300,9 @@ async fn once(url: &str, connection: &MultiplexedConnection) {
             }),
             subject("keep take", move |number| {
                 let tokens = take.clone();
-                async move { drop(black_box(tokens.take(format!("token {number}")).await.unwrap())) }
+                async move {
+                    black_box(tokens.take(format!("a token that nobody guesses {number:>015}")).await.unwrap());
+                }
             }),
         ],
     )
@@ -314,7 +330,9 @@ async fn cache(url: &str, connection: &MultiplexedConnection) {
                 }),
                 subject("keep get, local level off", move |number| {
                     let users = read.clone();
-                    async move { drop(black_box(users.get(&(number % 1_000)).await.unwrap().unwrap())) }
+                    async move {
+                    black_box(users.get(&(number % 1_000)).await.unwrap().unwrap());
+                }
                 }),
             ],
         )

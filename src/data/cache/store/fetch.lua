@@ -3,7 +3,7 @@
 --   '!' the longest life in ms, else prefixes and tags), then record and lease of each look-up.
 -- ARGV: per look-up token or '' for none, lease ms, '1' to take over, '1' also where fresh, number of prefixes, prefixes.
 -- Reply: {now ms, then per look-up 0 no lease | 1 given | 2 busy, record or nil}.
-local reply, at = {string.format('%.0f', now_ms)}, 2
+local reply, at = {now_ms}, 2
 
 local function next_stamp()
   local time = redis.call('TIME')
@@ -26,22 +26,26 @@ for place = 2, #KEYS, 2 do
   local prefixes = tonumber(ARGV[at + 4])
   if raw then
     local stamp, due, ends, length, from = string.match(raw, '^(%d+) %d+ (%d+) %d+ (%d+) (%d+) ()')
-    local members = {''}
-    for i = at + 5, at + 4 + prefixes do
-      members[#members + 1] = ARGV[i]
-    end
-    if stamp then
-      -- At most 16 tags and 4 aliases; these are never raised.
-      for tag in string.gmatch(string.sub(raw, from, from + tonumber(length) - 1), '%S+') do
-        if string.sub(tag, 1, 1) == 't' then
-          members[#members + 1] = tag
+    local alive = stamp and now_ms < tonumber(ends)
+    if alive then
+      local own, scores = tonumber(stamp), nil
+      if length == '0' then
+        scores = redis.call('ZMSCORE', KEYS[1], '', unpack(ARGV, at + 5, at + 4 + prefixes))
+      else
+        local members = {'', unpack(ARGV, at + 5, at + 4 + prefixes)}
+        -- At most 16 tags and 4 aliases; these are never raised.
+        for tag in string.gmatch(string.sub(raw, from, from + tonumber(length) - 1), '%S+') do
+          if string.sub(tag, 1, 1) == 't' then
+            members[#members + 1] = tag
+          end
         end
+        scores = redis.call('ZMSCORE', KEYS[1], unpack(members))
       end
-    end
-    local scores, alive = redis.call('ZMSCORE', KEYS[1], unpack(members)), stamp ~= nil
-    alive = alive and scores[1] and now_ms < tonumber(ends)
-    for i = 1, #members do
-      alive = alive and not (scores[i] and tonumber(scores[i]) >= tonumber(stamp))
+      -- Without the group's own stamp all are lost.
+      alive = scores[1]
+      for _, score in ipairs(scores) do
+        alive = alive and not (score and tonumber(score) >= own)
+      end
     end
     if not alive then
       raw = false

@@ -2,12 +2,13 @@
 -- KEYS: the counters, one per change; then the marks of events and of the batch that changes refer to by place.
 -- ARGV: 2 number of changes, 3 place of the batch's mark or 0, 4 mark ms; then per change:
 --   by, ttl ms, '1' sliding, lowest or '', highest or '', place of the event's mark or 0.
--- Reply: {value, ms left, '1' applied} per change, flat.
+-- Reply: {value, ms left, 1 applied | 0} per change, flat.
 local EXACT = 9007199254740992 -- Lua's own numbers are exact below
-local changes, batch, reply = tonumber(ARGV[2]), tonumber(ARGV[3]), {}
+local seen = ARGV[3] ~= '0' and redis.call('SET', KEYS[tonumber(ARGV[3])], '', 'NX', 'PX', ARGV[4]) == false
 
--- Compares whole numbers as text: Lua's own numbers are not exact over 2^53.
+-- Compares whole numbers as text, beyond what is exact.
 local function less(a, b)
+  a, b = tostring(a), tostring(b)
   local na, nb = string.sub(a, 1, 1) == '-', string.sub(b, 1, 1) == '-'
   if na ~= nb then
     return na
@@ -18,42 +19,49 @@ local function less(a, b)
   return a ~= b and (a < b) ~= na
 end
 
-local seen = batch > 0 and redis.call('SET', KEYS[batch], '', 'NX', 'PX', ARGV[4]) == false
-for i = 1, changes do
-  local at, key = 5 + (i - 1) * 6, KEYS[i]
+local reply, last, at = {}, 0, 5
+for i = 1, tonumber(ARGV[2]) do
+  local key, event = KEYS[i], ARGV[at + 5] ~= '0' and KEYS[tonumber(ARGV[at + 5])]
   local old = redis.call('HMGET', key, 'v', 'e')
-  local value, ends = old[1] or '0', tonumber(old[2] or '0')
+  local value, ends = old[1] or 0, old[2] and tonumber(old[2]) or 0
   if now_ms >= ends then
     if old[1] then
       redis.call('DEL', key)
     end
-    value, ends = '0', 0
+    value, ends = 0, 0
   end
-  local event, applied = tonumber(ARGV[at + 5]), '0'
-  if not seen and not (event > 0 and redis.call('EXISTS', KEYS[event]) == 1) then
-    local next = redis.pcall('HINCRBY', key, 'v', ARGV[at])
-    local text = type(next) ~= 'table' and (next > -EXACT and next < EXACT and string.format('%.0f', next)
-      or redis.call('HGET', key, 'v'))
+  local applied = 0
+  if not seen and not (event and redis.call('EXISTS', event) == 1) then
+    local sum = redis.pcall('HINCRBY', key, 'v', ARGV[at])
+    local counts = type(sum) == 'number'
+    if counts and (sum <= -EXACT or sum >= EXACT) then
+      sum = redis.call('HGET', key, 'v')
+    end
     local low, high = ARGV[at + 3], ARGV[at + 4]
-    if text and not (low ~= '' and less(text, low)) and not (high ~= '' and less(high, text)) then
-      applied, value = '1', text
-      local ttl = tonumber(ARGV[at + 1])
+    if counts and (low ~= '' or high ~= '') then
+      local exact = redis.call('HGET', key, 'v')
+      counts = not (low ~= '' and less(exact, low)) and not (high ~= '' and less(high, exact))
+    elseif not counts then
+      sum = nil
+    end
+    if counts then
+      applied, value = 1, sum
       if ends == 0 or ARGV[at + 2] == '1' then
+        local ttl = tonumber(ARGV[at + 1])
         ends = now_ms + ttl
-        redis.call('HSET', key, 'e', string.format('%.0f', ends))
-        redis.call('PEXPIRE', key, string.format('%.0f', ttl + 3600000))
+        redis.call('HSET', key, 'e', ends)
+        redis.call('PEXPIRE', key, ttl + 3600000)
       end
-      if event > 0 then
-        redis.call('SET', KEYS[event], '', 'PX', ARGV[4])
+      if event then
+        redis.call('SET', event, '', 'PX', ARGV[4])
       end
     elseif ends == 0 then
       redis.call('DEL', key)
-    elseif text then
+    elseif sum then
       redis.call('HSET', key, 'v', value)
     end
   end
-  reply[#reply + 1] = value
-  reply[#reply + 1] = string.format('%.0f', math.max(ends - now_ms, 0))
-  reply[#reply + 1] = applied
+  reply[last + 1], reply[last + 2], reply[last + 3] = value, ends > now_ms and ends - now_ms or 0, applied
+  last, at = last + 3, at + 6
 end
 return reply

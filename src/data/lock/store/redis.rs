@@ -7,6 +7,7 @@ use crate::backend::redis::{RedisStore, Reply, Script};
 use crate::core::{
     KeyBuilder, NoticeCallback, StoreError, StoreErrorKind, StoreFuture, Subscription,
 };
+use crate::data::subscribe_and_stay;
 
 static ACQUIRE: Script = Script::named("lock.acquire", include_str!("acquire.lua"));
 static EXTEND: Script = Script::named("lock.extend", include_str!("extend.lua"));
@@ -65,7 +66,7 @@ impl LockStore for RedisStore {
     }
 
     fn subscribe(&self, key: &LockKey, callback: NoticeCallback) -> StoreFuture<Subscription> {
-        Self::subscribe(self, &channel_of(self, key), callback)
+        subscribe_and_stay(self, &channel_of(self, key), callback)
     }
 }
 

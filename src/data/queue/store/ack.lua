@@ -3,16 +3,28 @@
 -- Reply: {1 done | 0 lost | 2 gone, ...}.
 local reply, ids = {}, {}
 for index = 9, #ARGV do
-  ids[#ids + 1] = ARGV[index]
+  ids[index - 8] = ARGV[index]
 end
-load_all(ids)
-for _, id in ipairs(ids) do
-  local job = load(id)
+if #ids == 0 then
+  return reply
+end
+-- What is done goes in one command per key.
+local packed, count, done, seats, seen = redis.call('HMGET', JOBS, unpack(ids)), 0, {}, {}, {}
+for index, id in ipairs(ids) do
+  local job = packed[index] and not seen[id] and cmsgpack.unpack(packed[index])
   local code = held(job, ARGV[8])
   if code == 1 then
-    forget(id, job)
+    close_digest(id, job)
+    count, seen[id] = count + 1, true
+    done[count], seats[count] = id, seat(id, job)
   end
-  reply[#reply + 1] = code
+  reply[index] = code
 end
-flush()
+if count > 0 then
+  redis.call('ZREM', LEASED, unpack(done))
+  redis.call('ZREM', WHO, unpack(seats))
+  redis.call('ZREM', EXPIRY, unpack(done))
+  redis.call('HDEL', ITEMS, unpack(done))
+  redis.call('HDEL', JOBS, unpack(done))
+end
 return reply

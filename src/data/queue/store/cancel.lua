@@ -10,5 +10,4 @@ for index = 9, #ARGV do
     reply[#reply + 1] = id
   end
 end
-flush()
 return reply

@@ -2,18 +2,17 @@
 -- KEYS and ARGV[2..7]: queue.lua. ARGV: 8 recipient or ''.
 -- Reply: {ready, delayed, leased, dead, due time of the oldest ready one or ''}.
 sweep()
-flush()
 if ARGV[8] ~= '' then
   local function of(state)
     local start = ARGV[8] .. '\0' .. state
-    return ask('ZLEXCOUNT', WHO, '[' .. start, '(' .. start .. '\255')
+    return redis.call('ZLEXCOUNT', WHO, '[' .. start, '(' .. start .. '\255')
   end
   return {of('b'), of('c'), of('a'), 0, ''}
 end
 local oldest
 -- Without aging each priority has a band of its own; with aging the first of all has waited longest, or nearly.
 for rank = 0, aging > 0 and 0 or 2 do
-  local id = ask('ZRANGEBYSCORE', READY, string.format('%.0f', rank * 100000000000000), '+inf', 'LIMIT', 0, 1)[1]
+  local id = redis.call('ZRANGEBYSCORE', READY, string.format('%.0f', rank * 100000000000000), '+inf', 'LIMIT', 0, 1)[1]
   if id then
     local due = load(id)[DUE]
     oldest = math.min(oldest or due, due)

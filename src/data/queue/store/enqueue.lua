@@ -29,12 +29,12 @@ end
 
 -- The digest that collects under a name, as far as it counts here: number of items, their bytes.
 local function collecting(name)
-  local id = field(DIGEST, name)
+  local id = redis.call('HGET', DIGEST, name)
   local job = id and load(id)
   return job and now_ms < job[EXPIRES] and {items = job[COUNT], bytes = job[BYTES]}
 end
 
--- How many numbers are taken together: as many as there will be new jobs.
+-- How many numbers are drawn together: as many as there will be new jobs.
 local expected = 0
 
 -- Goes through the jobs in order as they will be added, and counts those that are none yet.
@@ -97,7 +97,7 @@ end
 
 -- Adds the item to an open digest; one without room is closed and due.
 local function join(new)
-  local id = field(DIGEST, new.to .. '\0' .. new.digest)
+  local id = redis.call('HGET', DIGEST, new.to .. '\0' .. new.digest)
   if not id then
     return nil
   end
@@ -112,7 +112,7 @@ local function join(new)
   local size = #new.item + 32
   local has_space = job[BYTES] + size <= tonumber(ARGV[11])
   if has_space then
-    put(ITEMS, id, field(ITEMS, id) .. framed(new.item))
+    redis.call('HSET', ITEMS, id, redis.call('HGET', ITEMS, id) .. framed(new.item))
     job[COUNT], job[BYTES] = job[COUNT] + 1, job[BYTES] + size
   end
   if not has_space or job[COUNT] >= new.most then
@@ -121,32 +121,53 @@ local function join(new)
     set_due(job, math.min(now_ms, job[DUE]))
     settle_in(id, job)
   else
-    keep(id, job)
+    redis.call('HSET', JOBS, id, cmsgpack.pack(job))
   end
   return has_space and id or nil
 end
 
-local last_number, left = 0, 0
+local last_number, drawn = 0, 0
 local function next_number()
-  if left == 0 then
-    left = math.max(expected, 1)
-    expected, last_number = 0, redis.call('INCRBY', LAST, left)
+  if drawn == 0 then
+    drawn = math.max(expected, 1)
+    expected, last_number = 0, redis.call('INCRBY', LAST, drawn)
   end
-  left = left - 1
-  return last_number - left
+  drawn = drawn - 1
+  return last_number - drawn
+end
+
+-- New jobs go out together, one command per key, before anything is read that they may change.
+local added = {[ITEMS] = {}, [JOBS] = {}, [EXPIRY] = {}, [READY] = {}, [DELAYED] = {}, [WHO] = {}}
+local function send_added()
+  for key, words in pairs(added) do
+    if #words > 0 then
+      redis.call((key == ITEMS or key == JOBS) and 'HSET' or 'ZADD', key, unpack(words))
+      added[key] = {}
+    end
+  end
+end
+
+local function add(key, first, second)
+  local words = added[key]
+  words[#words + 1] = first
+  words[#words + 1] = second
 end
 
 local function insert(new)
   local id = string.format('%016x', next_number())
   local collects = new.digest ~= '' and new.most > 1
-  local job = {new.to, new.rank, 'c', 0, 0, 0, 0, '', '', '', 1, #new.item + 32}
+  local job = {new.to, new.rank, 'b', 0, 0, 0, 0, '', '', '', 1, #new.item + 32}
   set_due(job, collects and new.due + new.window or new.due)
   if collects then
     job[JOINS] = new.digest
-    put(DIGEST, new.to .. '\0' .. new.digest, id)
+    redis.call('HSET', DIGEST, new.to .. '\0' .. new.digest, id)
   end
-  put(ITEMS, id, framed(new.item))
-  settle_in(id, job)
+  job[STATE], job[PLACE] = place_of(job)
+  add(ITEMS, id, framed(new.item))
+  add(EXPIRY, job[EXPIRES], id)
+  add(ORDER[job[STATE]], job[PLACE], id)
+  add(WHO, 0, seat(id, job))
+  add(JOBS, id, cmsgpack.pack(job))
   return id
 end
 
@@ -157,7 +178,7 @@ local function again(id, job, new)
   close_digest(id, job)
   leave(id, job)
   job[RANK], job[COUNT], job[BYTES] = new.rank, 1, #new.item + 32
-  put(ITEMS, id, framed(new.item))
+  redis.call('HSET', ITEMS, id, framed(new.item))
   set_due(job, new.due)
   settle_in(id, job)
   return 2
@@ -167,7 +188,6 @@ local before = alarm()
 if not has_room() then
   sweep()
   if not has_room() then
-    flush()
     return false
   end
 end
@@ -176,6 +196,9 @@ for index = 1, count do
   local new = wish(index)
   local code = 1
   local id, job
+  if new.once ~= '' or new.digest ~= '' then
+    send_added()
+  end
   if new.once ~= '' then
     id, job = known(new.once)
   end
@@ -188,13 +211,13 @@ for index = 1, count do
     end
     if new.once ~= '' then
       local til = string.format('%.0f', now_ms + tonumber(ARGV[10]))
-      put(ONCE, new.once, id .. ' ' .. til)
-      put(REMEMBER, new.once, til)
+      redis.call('HSET', ONCE, new.once, id .. ' ' .. til)
+      redis.call('ZADD', REMEMBER, til, new.once)
     end
   end
   reply[#reply + 1] = code
   reply[#reply + 1] = id
 end
+send_added()
 ring(before)
-flush()
 return reply

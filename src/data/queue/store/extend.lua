@@ -12,5 +12,4 @@ for index = 10, #ARGV do
   end
   reply[#reply + 1] = code
 end
-flush()
 return reply

@@ -8,7 +8,7 @@ local recipient = ARGV[12]
 -- The ready ones of a recipient and rank, in order.
 local function ready_of(to, rank)
   local start = to .. '\0b'
-  return ask('ZRANGEBYLEX', WHO, '[' .. start .. rank, '(' .. start .. (rank + 1), 'LIMIT', 0, most)
+  return redis.call('ZRANGEBYLEX', WHO, '[' .. start .. rank, '(' .. start .. (rank + 1), 'LIMIT', 0, most)
 end
 
 local function first_of(to)
@@ -25,13 +25,13 @@ end
 -- Of the first ready job of all; those that expired are buried on the way.
 local function first()
   for _ = 0, AT_ONCE do
-    local id = ask('ZRANGE', READY, 0, 0)[1]
+    local id = redis.call('ZRANGE', READY, 0, 0)[1]
     if not id then
       return {}
     end
     local job = load(id)
     if not job then
-      put(READY, id, false)
+      redis.call('ZREM', READY, id)
     elseif now_ms < job[EXPIRES] then
       recipient = job[TO]
       return ready_of(recipient, job[RANK])
@@ -44,39 +44,48 @@ end
 
 sweep()
 local til = now_ms + tonumber(ARGV[10])
-local members, ids, taken = recipient ~= '' and first_of(recipient) or first(), {}, {}
+local members, ids = recipient ~= '' and first_of(recipient) or first(), {}
 for index, member in ipairs(members) do
   ids[index] = string.sub(member, -16)
 end
-load_all(ids)
-local leased = {}
+-- What is leased moves in one command per key.
+local packed = #ids > 0 and redis.call('HMGET', JOBS, unpack(ids)) or {}
+local count, leased, seats, ends, sits, jobs, taken = 0, {}, {}, {}, {}, {}, {}
 for index, id in ipairs(ids) do
-  local job = load(id)
+  local job = packed[index] and cmsgpack.unpack(packed[index])
   if not job then
-    put(WHO, members[index], false)
+    redis.call('ZREM', WHO, members[index])
   elseif now_ms >= job[EXPIRES] then
     expire(id, job)
   else
     bytes = bytes + job[BYTES]
-    if #taken >= most or (bytes > tonumber(ARGV[11]) and #taken > 0) then
+    if count >= most or (bytes > tonumber(ARGV[11]) and count > 0) then
       break
     end
-    leave(id, job)
     close_digest(id, job)
-    job[TRIES], job[TOKEN] = job[TRIES] + 1, ARGV[8]
-    enter(id, job, 'a', til)
-    leased[#leased + 1] = id
-    taken[#taken + 1] = {id, job[RANK], job[TRIES], string.format('%.0f', job[DUE])}
+    job[STATE], job[PLACE], job[TRIES], job[TOKEN] = 'a', til, job[TRIES] + 1, ARGV[8]
+    local first = 2 * count + 1
+    ends[first], ends[first + 1] = til, id
+    sits[first], sits[first + 1] = 0, seat(id, job)
+    jobs[first], jobs[first + 1] = id, cmsgpack.pack(job)
+    count = count + 1
+    leased[count], seats[count], taken[count] = id, members[index], {id, job[RANK], job[TRIES], job[DUE]}
   end
 end
-flush()
-for index, items in ipairs(items_of(leased)) do
-  taken[index][5] = items
+if count > 0 then
+  redis.call('ZREM', READY, unpack(leased))
+  redis.call('ZREM', WHO, unpack(seats))
+  redis.call('ZADD', LEASED, unpack(ends))
+  redis.call('ZADD', WHO, unpack(sits))
+  redis.call('HSET', JOBS, unpack(jobs))
+  for index, items in ipairs(redis.call('HMGET', ITEMS, unpack(leased))) do
+    taken[index][5] = items
+  end
 end
 local ready = redis.call('ZCARD', READY)
 local next_due = ''
 if ready > 0 then
-  next_due = string.format('%.0f', now_ms)
+  next_due = now_ms
 else
   local due = tonumber(redis.call('ZRANGE', DELAYED, 0, 0, 'WITHSCORES')[2])
   local ends = tonumber(redis.call('ZRANGE', LEASED, 0, 0, 'WITHSCORES')[2])
@@ -84,7 +93,7 @@ else
     next_due = string.format('%.0f', math.min(due or ends, ends or due))
   end
 end
-local reply = {string.format('%.0f', now_ms), string.format('%.0f', til), next_due, recipient,
+local reply = {now_ms, til, next_due, recipient,
   swept[1], swept[2], swept[3], swept[4],
   ready, redis.call('ZCARD', DELAYED), redis.call('ZCARD', LEASED), redis.call('ZCARD', DEAD)}
 for _, job in ipairs(taken) do

@@ -2,7 +2,6 @@
 -- KEYS and ARGV[2..7]: queue.lua. ARGV: 8 'of' | 'ids' | 'dead', then recipient and most | ids | most.
 -- Reply: {{id, recipient, state, rank, attempts, due, error, items}, ...}.
 sweep()
-flush()
 local ids = {}
 if ARGV[8] == 'of' then
   local start = ARGV[9]
@@ -18,16 +17,11 @@ else
     ids[#ids + 1] = ARGV[index]
   end
 end
-load_all(ids)
-local reply, shown = {}, {}
+local reply = {}
 for _, id in ipairs(ids) do
   local job = load(id)
   if job then
-    shown[#shown + 1] = id
-    reply[#reply + 1] = {id, job[TO], job[STATE], job[RANK], job[TRIES], string.format('%.0f', job[DUE]), job[ERROR]}
+    reply[#reply + 1] = {id, job[TO], job[STATE], job[RANK], job[TRIES], string.format('%.0f', job[DUE]), job[ERROR], redis.call('HGET', ITEMS, id)}
   end
-end
-for index, items in ipairs(items_of(shown)) do
-  reply[index][8] = items
 end
 return reply

@@ -27,5 +27,4 @@ for index = 9, #ARGV, 4 do
   reply[#reply + 1] = code
 end
 ring(before)
-flush()
 return reply

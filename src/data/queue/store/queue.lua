@@ -12,136 +12,48 @@ local ORDER = {a = LEASED, b = READY, c = DELAYED, d = DEAD}
 local AT_ONCE = 100
 local swept = {0, 0, 0, 0} -- leases that ended, died, expired, dropped
 
--- Writes are gathered, the last word on each member counts, and they go out in one command per key and kind: a call of
--- the server costs more than all that Lua does between two of them. So a sorted set is read by `ask`; jobs and the
--- fields of hashes are seen as they will be. Every script ends with `flush`.
-local HASH = {[ITEMS] = true, [JOBS] = true, [ONCE] = true, [DIGEST] = true}
-local gathered, is_gathered = {}, false
-local loaded, changed = {}, {}
-local MOST_WORDS = 1000
-
-local function put(key, member, value)
-  local members = gathered[key]
-  if not members then
-    members = {}
-    gathered[key] = members
-  end
-  members[member], is_gathered = value, true
-end
-
-local function keep(id, job)
-  loaded[id], changed[id], is_gathered = job, job, true
-end
-
-local function send(command, key, words)
-  for first = 1, #words, MOST_WORDS do
-    redis.call(command, key, unpack(words, first, math.min(first + MOST_WORDS - 1, #words)))
-  end
-end
-
-local function flush()
-  if not is_gathered then
-    return
-  end
-  for id, job in pairs(changed) do
-    put(JOBS, id, cmsgpack.pack(job))
-  end
-  for key, members in pairs(gathered) do
-    local is_hash, set, gone, at, left = HASH[key], {}, {}, 0, 0
-    for member, value in pairs(members) do
-      if value == false then
-        left = left + 1
-        gone[left] = member
-      else
-        -- A score that is a whole number goes to the server exactly.
-        set[at + 1], set[at + 2] = is_hash and member or value, is_hash and value or member
-        at = at + 2
-      end
-    end
-    send(is_hash and 'HDEL' or 'ZREM', key, gone)
-    send(is_hash and 'HSET' or 'ZADD', key, set)
-  end
-  gathered, changed, is_gathered = {}, {}, false
-end
-
-local function ask(...)
-  flush()
-  return redis.call(...)
-end
-
--- A field of a hash; `false` where there is none.
-local function field(key, name)
-  local value = gathered[key] and gathered[key][name]
-  if value == nil then
-    return redis.call('HGET', key, name)
-  end
-  return value
-end
-
--- The fields of a hash, as the server has them.
-local function fields(key, names)
-  local values = {}
-  for first = 1, #names, MOST_WORDS do
-    local last = math.min(first + MOST_WORDS - 1, #names)
-    for index, value in ipairs(redis.call('HMGET', key, unpack(names, first, last))) do
-      values[first + index - 1] = value
-    end
-  end
-  return values
-end
-
-local function items_of(ids)
-  flush()
-  return fields(ITEMS, ids)
-end
-
-local function load_all(ids)
-  local unknown = {}
-  for _, id in ipairs(ids) do
-    if loaded[id] == nil then
-      unknown[#unknown + 1] = id
-    end
-  end
-  for index, packed in ipairs(fields(JOBS, unknown)) do
-    loaded[unknown[index]] = packed and cmsgpack.unpack(packed)
-  end
-end
-
 local function load(id)
-  if loaded[id] == nil then
-    load_all({id})
-  end
-  return loaded[id]
+  local packed = redis.call('HGET', JOBS, id)
+  return packed and cmsgpack.unpack(packed)
 end
 
+-- Most jobs of one call have one place.
+local place, place_text
 local function seat(id, job)
-  return job[TO] .. '\0' .. job[STATE] .. job[RANK] .. string.format('%016.0f', job[PLACE]) .. id
+  if job[PLACE] ~= place then
+    place, place_text = job[PLACE], string.format('%016.0f', job[PLACE])
+  end
+  return job[TO] .. '\0' .. job[STATE] .. job[RANK] .. place_text .. id
 end
 
-local function enter(id, job, state, place)
-  job[STATE], job[PLACE] = state, place
-  put(ORDER[state], id, place)
+local function enter(id, job, state, at)
+  job[STATE], job[PLACE] = state, at
+  redis.call('ZADD', ORDER[state], at, id)
   if state ~= 'd' then
-    put(WHO, seat(id, job), 0)
+    redis.call('ZADD', WHO, 0, seat(id, job))
   end
-  keep(id, job)
+  redis.call('HSET', JOBS, id, cmsgpack.pack(job))
 end
 
 local function leave(id, job)
-  put(ORDER[job[STATE]], id, false)
+  redis.call('ZREM', ORDER[job[STATE]], id)
   if job[STATE] ~= 'd' then
-    put(WHO, seat(id, job), false)
+    redis.call('ZREM', WHO, seat(id, job))
   end
 end
 
--- Where its due time says.
-local function settle_in(id, job)
-  put(EXPIRY, id, job[EXPIRES])
+-- The order that its due time says, and its place there.
+local function place_of(job)
   if job[DUE] <= now_ms then
-    enter(id, job, 'b', job[DUE] + job[RANK] * (aging > 0 and aging or 100000000000000))
-  else
-    enter(id, job, 'c', job[DUE])
+    return 'b', job[DUE] + job[RANK] * (aging > 0 and aging or 100000000000000)
   end
+  return 'c', job[DUE]
+end
+
+local function settle_in(id, job)
+  -- A number that is whole goes to the server exactly.
+  redis.call('ZADD', EXPIRY, job[EXPIRES], id)
+  enter(id, job, place_of(job))
 end
 
 local function set_due(job, due)
@@ -150,7 +62,7 @@ end
 
 local function close_digest(id, job)
   if job[JOINS] ~= '' then
-    put(DIGEST, job[TO] .. '\0' .. job[JOINS], false)
+    redis.call('HDEL', DIGEST, job[TO] .. '\0' .. job[JOINS])
     job[JOINS] = ''
   end
 end
@@ -158,10 +70,9 @@ end
 local function forget(id, job)
   leave(id, job)
   close_digest(id, job)
-  put(EXPIRY, id, false)
-  put(ITEMS, id, false)
-  put(JOBS, id, false)
-  loaded[id], changed[id] = false, nil
+  redis.call('ZREM', EXPIRY, id)
+  redis.call('HDEL', ITEMS, id)
+  redis.call('HDEL', JOBS, id)
 end
 
 local function bury(id, job, why)
@@ -170,17 +81,17 @@ local function bury(id, job, why)
   if why ~= '' then
     job[ERROR] = why
   end
-  put(EXPIRY, id, false)
+  redis.call('ZREM', EXPIRY, id)
   enter(id, job, 'd', now_ms)
 end
 
 local function over(order)
-  return ask('ZRANGEBYSCORE', order, '-inf', now_ms, 'LIMIT', 0, AT_ONCE)
+  return redis.call('ZRANGEBYSCORE', order, '-inf', now_ms, 'LIMIT', 0, AT_ONCE)
 end
 
 -- The job of an id that was given once, while it lives and for as long as the id is remembered.
 local function known(once)
-  local kept = field(ONCE, once)
+  local kept = redis.call('HGET', ONCE, once)
   if not kept then
     return nil
   end
@@ -194,13 +105,12 @@ end
 
 -- Calls `act` on the jobs of an order; what is no job any more (evicted, against the documentation) is taken out of it.
 local function each(ids, order, act)
-  load_all(ids)
   for _, id in ipairs(ids) do
     local job = load(id)
     if job then
       act(id, job)
     else
-      put(order, id, false)
+      redis.call('ZREM', order, id)
     end
   end
 end
@@ -227,7 +137,7 @@ end
 local function expire(id, job)
   if job[STATE] == 'a' then
     -- Looked at again when its lease ends.
-    put(EXPIRY, id, false)
+    redis.call('ZREM', EXPIRY, id)
   else
     bury(id, job, 'expired')
     swept[3] = swept[3] + 1
@@ -241,14 +151,14 @@ end
 
 local function forget_ids()
   for _, once in ipairs(over(REMEMBER)) do
-    local id = string.match(field(ONCE, once) or '', '^(%x+) ')
+    local id = string.match(redis.call('HGET', ONCE, once) or '', '^(%x+) ')
     local job = id and load(id)
     if job and job[STATE] ~= 'd' then
       -- The id is known for as long as its job lives: look again when that may be over.
-      put(REMEMBER, once, math.max(job[EXPIRES], now_ms + 1000))
+      redis.call('ZADD', REMEMBER, string.format('%.0f', math.max(job[EXPIRES], now_ms + 1000)), once)
     else
-      put(REMEMBER, once, false)
-      put(ONCE, once, false)
+      redis.call('ZREM', REMEMBER, once)
+      redis.call('HDEL', ONCE, once)
     end
   end
 end
@@ -257,12 +167,12 @@ local function sweep()
   each(over(LEASED), LEASED, reclaim)
   each(over(DELAYED), DELAYED, promote)
   each(over(EXPIRY), EXPIRY, expire)
-  local dead = ask('ZCARD', DEAD)
+  local dead = redis.call('ZCARD', DEAD)
   if dead > 0 then
-    local old = ask('ZRANGEBYSCORE', DEAD, '-inf', now_ms - tonumber(ARGV[7]), 'LIMIT', 0, AT_ONCE)
+    local old = redis.call('ZRANGEBYSCORE', DEAD, '-inf', now_ms - tonumber(ARGV[7]), 'LIMIT', 0, AT_ONCE)
     local spare = dead - tonumber(ARGV[6])
     if spare > #old then
-      old = ask('ZRANGE', DEAD, 0, math.min(spare, AT_ONCE) - 1)
+      old = redis.call('ZRANGE', DEAD, 0, math.min(spare, AT_ONCE) - 1)
     end
     each(old, DEAD, drop)
   end
@@ -271,8 +181,8 @@ end
 
 -- What an idle worker waits for: something ready, else the first due time.
 local function alarm()
-  local first = ask('ZRANGE', DELAYED, 0, 0, 'WITHSCORES')
-  return {ask('ZCARD', READY) > 0, tonumber(first[2])}
+  local first = redis.call('ZRANGE', DELAYED, 0, 0, 'WITHSCORES')
+  return {redis.call('ZCARD', READY) > 0, tonumber(first[2])}
 end
 
 local function ring(before)
@@ -297,11 +207,11 @@ local function held(job, token)
 end
 
 local function waiting()
-  return ask('HLEN', JOBS) - ask('ZCARD', DEAD)
+  return redis.call('HLEN', JOBS) - redis.call('ZCARD', DEAD)
 end
 
 local function seats(recipient)
-  return ask('ZLEXCOUNT', WHO, '[' .. recipient .. '\0', '(' .. recipient .. '\1')
+  return redis.call('ZLEXCOUNT', WHO, '[' .. recipient .. '\0', '(' .. recipient .. '\1')
 end
 
 -- Whether `new` more jobs fit, `of` them by recipient.

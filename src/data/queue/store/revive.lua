@@ -22,5 +22,4 @@ for _, id in ipairs(ids) do
   settle_in(id, job)
 end
 ring(before)
-flush()
 return ids

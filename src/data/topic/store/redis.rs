@@ -7,8 +7,8 @@ use crate::backend::redis::{RedisStore, Reply, Script};
 use crate::core::{
     KeyBuilder, NoticeCallback, StoreError, StoreErrorKind, StoreFuture, Subscription, Timestamp,
 };
-use crate::data::Names;
 use crate::data::topic::event::EventId;
+use crate::data::{Names, subscribe_and_stay};
 
 static PUBLISH: Script = Script::named("topic.publish", include_str!("publish.lua"));
 static READ: Script = Script::named("topic.read", include_str!("read.lua"));
@@ -46,7 +46,7 @@ impl TopicStore for RedisStore {
     }
 
     fn subscribe(&self, key: &TopicKey, callback: NoticeCallback) -> StoreFuture<Subscription> {
-        Self::subscribe(self, &channel(self, key), callback)
+        subscribe_and_stay(self, &channel(self, key), callback)
     }
 
     fn contradicts(&self, name: &str, what: &str) -> bool {
