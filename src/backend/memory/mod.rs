@@ -27,6 +27,7 @@
 mod hash;
 mod notices;
 mod part;
+mod rows;
 mod shard;
 mod size;
 mod store;

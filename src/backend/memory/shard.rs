@@ -6,6 +6,7 @@ use std::mem::size_of;
 use hashbrown::HashTable;
 
 use super::hash::EntryKey;
+use super::rows::Rows;
 use crate::core::{StoreError, StoreErrorKind};
 
 /// A value that a table keeps.
@@ -40,7 +41,7 @@ impl From<Full> for StoreError {
 
 pub(super) struct Shard<V> {
     index: HashTable<u32>,
-    rows: Vec<Row<V>>,
+    rows: Rows<Row<V>>,
     hand: usize,
     /// Rows that inserts still have to look at.
     unlooked: usize,
@@ -95,7 +96,7 @@ impl<V: Entry> Shard<V> {
     pub(super) const fn new() -> Self {
         Self {
             index: HashTable::new(),
-            rows: Vec::new(),
+            rows: Rows::new(),
             hand: 0,
             unlooked: 0,
             evicted: 0,
@@ -172,10 +173,6 @@ impl<V: Entry> Shard<V> {
         } else {
             Delta::default()
         };
-        if self.rows.len() == self.rows.capacity() {
-            // Growing by half: doubling would leave up to half of the rows empty, less would copy them too often.
-            self.rows.reserve_exact((self.rows.len() / 2).max(4));
-        }
         let (at, weight) = (self.rows.len(), weigh(&value));
         self.rows.push(Row {
             key,
@@ -286,9 +283,8 @@ impl<V: Entry> Shard<V> {
     }
 
     fn give_back(&mut self) {
-        let (len, capacity) = (self.rows.len(), self.rows.capacity());
+        let (len, capacity) = (self.rows.len(), self.index.capacity());
         if capacity > 64 && len < capacity / 4 {
-            self.rows.shrink_to(capacity / 2);
             let rows = &self.rows;
             self.index
                 .shrink_to(capacity / 2, |at| rows[*at as usize].key.row);
