@@ -98,68 +98,63 @@ impl Runs {
         mut answer: Answer,
         ttl: Duration,
     ) -> (Written, AnswerContent) {
-        let first = self.write(store, id, nonce, &mut answer, ttl).await;
-        let written = match first {
-            Ok(owned) => owned,
-            Err(_) => {
-                // In a box: what succeeds at once pays for no room of timers.
-                let again = Box::pin(self.write_again(store, id, nonce, &mut answer, ttl));
-                match tokio::time::timeout(Duration::from_millis(900), again).await {
-                    Ok(Ok(owned)) => owned,
-                    _ => {
-                        self.backlog.complete(store, id, nonce, answer.clone(), ttl);
-                        return (Written::Later, answer.content);
-                    }
-                }
-            }
+        let written = match self.write(store, id, nonce, &answer, ttl).await {
+            Ok(owned) => Some(owned),
+            // In a box: what succeeds at once pays for no room of what else there is to try.
+            Err(error) => Box::pin(self.insist(store, id, nonce, (&mut answer, ttl), error)).await,
         };
-        let written = if written == Owned::Yes {
-            Written::Yes
-        } else {
-            Written::Lost
+        let written = match written {
+            Some(Owned::Yes) => Written::Yes,
+            Some(Owned::Lost) => Written::Lost,
+            None => {
+                self.backlog.complete(store, id, nonce, answer.clone(), ttl);
+                Written::Later
+            }
         };
         (written, answer.content)
     }
 
-    async fn write_again(
+    /// After a failure: less, where there is no room; else again, twice, within a second.
+    async fn insist(
         &self,
         store: &Arc<dyn IdempotencyStore>,
         id: RecordId,
         nonce: Nonce,
-        answer: &mut Answer,
-        ttl: Duration,
-    ) -> Result<Owned, StoreError> {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        if let Ok(owned) = self.write(store, id, nonce, answer, ttl).await {
-            return Ok(owned);
+        (answer, ttl): (&mut Answer, Duration),
+        error: StoreError,
+    ) -> Option<Owned> {
+        let first = shrink(store, id, nonce, (answer, ttl), Err(error)).await;
+        if let Ok(owned) = first {
+            return Some(owned);
         }
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        self.write(store, id, nonce, answer, ttl).await
+        let again = async {
+            for pause in [100, 300] {
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+                let written = self.write(store, id, nonce, answer, ttl).await;
+                if let Ok(owned) = shrink(store, id, nonce, (answer, ttl), written).await {
+                    return Some(owned);
+                }
+            }
+            None
+        };
+        let again = tokio::time::timeout(Duration::from_millis(900), again).await;
+        again.ok().flatten()
     }
 
-    async fn write(
+    fn write(
         &self,
         store: &Arc<dyn IdempotencyStore>,
         id: RecordId,
         nonce: Nonce,
-        answer: &mut Answer,
+        answer: &Answer,
         ttl: Duration,
-    ) -> Result<Owned, StoreError> {
+    ) -> Timed<Owned> {
         #[cfg(feature = "metrics")]
         seconds!(
             "keep_idempotency_answer_bytes",
             answer.content.weight() as f64
         );
-        let complete = store.complete(&id, nonce, answer.clone(), ttl);
-        let mut written = timed("complete", complete).await;
-        while let Err(error) = &written
-            && no_room(error)
-            && let Some(less) = answer.content.shrunk()
-        {
-            answer.content = less;
-            written = store.complete(&id, nonce, answer.clone(), ttl).await;
-        }
-        written
+        timed("complete", store.complete(&id, nonce, answer.clone(), ttl))
     }
 
     /// Releases a claim of which nobody knows whether it was won: up to three times, in the background.
@@ -229,6 +224,24 @@ impl Runs {
             abandoned,
         }
     }
+}
+
+/// Writes less and less of an answer for as long as it finds no room.
+async fn shrink(
+    store: &Arc<dyn IdempotencyStore>,
+    id: RecordId,
+    nonce: Nonce,
+    (answer, ttl): (&mut Answer, Duration),
+    mut written: Result<Owned, StoreError>,
+) -> Result<Owned, StoreError> {
+    while let Err(error) = &written
+        && no_room(error)
+        && let Some(less) = answer.content.shrunk()
+    {
+        answer.content = less;
+        written = store.complete(&id, nonce, answer.clone(), ttl).await;
+    }
+    written
 }
 
 /// Measures a step of the store; without the feature it costs no look at a clock.

@@ -2,6 +2,7 @@
 
 mod answers;
 mod clinic;
+mod costs;
 mod faults;
 mod leaving;
 mod outages;

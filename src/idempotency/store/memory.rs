@@ -292,3 +292,50 @@ fn write(
     slot.set(kept, expires_at.as_micros())
         .map_err(|full| StoreError::with_source(StoreErrorKind::TooLarge, full))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use http::{HeaderMap, HeaderValue, StatusCode};
+
+    use super::*;
+    use crate::idempotency::record::{AnswerContent, Fingerprint, StoredAnswer};
+
+    #[tokio::test]
+    async fn a_usual_record_accounts_for_less_than_half_a_kilobyte_and_its_body() {
+        let (store, nonce) = (MemoryStore::new(), Nonce([1; 16]));
+        let fingerprint = Fingerprint {
+            rule: 1,
+            hash: [2; 32],
+        };
+        let id = RecordId::from_bytes([3; 32]);
+        let claim = Claim {
+            nonce,
+            fingerprint,
+            lease: Duration::from_secs(30),
+            keep: Duration::from_secs(600),
+            at_lease_end: LeaseEnd::Reexecute,
+        };
+        store.begin(&id, &claim).await.unwrap();
+        let claimed = store.size().bytes;
+        let mut fields = HeaderMap::new();
+        fields.insert("content-type", HeaderValue::from_static("application/json"));
+        let body = Bytes::from(vec![b'{'; 200]);
+        let answer = Answer {
+            fingerprint,
+            content: AnswerContent::Full(Arc::new(StoredAnswer {
+                status: StatusCode::CREATED,
+                fields,
+                body: body.clone(),
+                trailers: None,
+            })),
+        };
+        let ttl = Duration::from_secs(600);
+        store.complete(&id, nonce, answer, ttl).await.unwrap();
+        let answered = store.size().bytes;
+        assert!(claimed <= 432, "{claimed}");
+        assert!(answered <= 512, "{answered}");
+    }
+}
