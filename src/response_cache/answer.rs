@@ -9,6 +9,7 @@ use super::body::ResponseBody;
 use super::config::Config;
 use super::entry::{Entry, Flags, Head};
 use super::feed::Reader;
+use super::fields::ROOM;
 use super::freshness::{self, MICROS};
 use super::policy;
 use super::range::{self, Part};
@@ -26,7 +27,7 @@ pub(super) struct Asked<'a> {
     pub(super) conditions: Option<&'a HeaderMap>,
 }
 
-/// Answers a hit: nothing is written but what changes with the second.
+/// Answers a hit: nothing is written but what changes with the second. Its extensions are the caller's to put.
 pub(super) fn hit<R>(
     entry: &Entry,
     asked: Asked<'_>,
@@ -48,7 +49,6 @@ pub(super) fn hit<R>(
         config,
         HeaderMap::clone(&head.fields),
         written,
-        outcome,
     )
 }
 
@@ -64,14 +64,10 @@ pub(super) fn stored<R>(
     let head = entry.head();
     let age = age::value(age_seconds(head, now));
     let written = (Some(age), config.status.value(said));
-    finish(
-        entry,
-        asked,
-        config,
-        HeaderMap::clone(&head.fields),
-        written,
-        outcome,
-    )
+    let fields = HeaderMap::clone(&head.fields);
+    let mut response = finish(entry, asked, config, fields, written);
+    response.extensions_mut().insert(outcome);
+    response
 }
 
 fn age_seconds(head: &Head, now: u64) -> u64 {
@@ -89,7 +85,9 @@ pub(super) fn fetched<R>(
 ) -> Response<ResponseBody<R>> {
     fields.remove(AGE);
     let written = (None, config.status.value(said));
-    finish(entry, asked, config, fields, written, outcome)
+    let mut response = finish(entry, asked, config, fields, written);
+    response.extensions_mut().insert(outcome);
+    response
 }
 
 /// Answers with a body that is still on its way to somebody else.
@@ -118,14 +116,12 @@ fn finish<R>(
     config: &Config,
     mut fields: HeaderMap,
     (age, said): (Option<HeaderValue>, HeaderValue),
-    outcome: ResponseCacheOutcome,
 ) -> Response<ResponseBody<R>> {
     fill(&mut fields, config, age, said);
     let (status, body) = shape(entry, asked, &mut fields);
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = fields;
-    response.extensions_mut().insert(outcome);
     response
 }
 
@@ -134,11 +130,24 @@ fn fill(fields: &mut HeaderMap, config: &Config, age: Option<HeaderValue>, said:
     if config.status.is_hidden() {
         fields.remove(CACHE_STATUS);
     }
-    if let (Some(value), Some(age)) = (fields.get_mut(AGE), age) {
-        *value = age;
+    let (mut age, mut said) = (age, Some(said));
+    // They lead the map, unless somebody took a field out: no need to look for them.
+    for (name, value) in fields.iter_mut().take(ROOM) {
+        let written = match *name {
+            AGE => age.take(),
+            _ if *name == CACHE_STATUS => said.take(),
+            _ => None,
+        };
+        if let Some(written) = written {
+            *value = written;
+        }
     }
-    if let Some(value) = fields.get_mut(CACHE_STATUS) {
-        *value = said;
+    for (name, written) in [(AGE, age), (CACHE_STATUS, said)] {
+        if let Some(written) = written
+            && let Some(value) = fields.get_mut(name)
+        {
+            *value = written;
+        }
     }
 }
 

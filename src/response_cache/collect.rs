@@ -155,12 +155,9 @@ where
         Collected::Whole(trailers, right && size <= LARGEST_TRAILERS)
     }
 
-    /// Returns the bytes as one exact allocation, so that no buffer of a connection is kept alive.
-    pub(super) fn bytes(&self) -> Bytes {
-        match &self.chunks[..] {
-            [one] => Bytes::copy_from_slice(one),
-            many => Bytes::from(many.concat()),
-        }
+    /// Returns the bytes as they came.
+    pub(super) fn chunks(&self) -> &[Bytes] {
+        &self.chunks
     }
 
     /// Makes the body of an answer that is not stored after all: what came so far, then the rest.
@@ -247,8 +244,8 @@ where
         Poll::Pending
     }
 
-    pub(super) fn bytes(&self) -> Bytes {
-        self.collector.bytes()
+    pub(super) fn chunks(&self) -> &[Bytes] {
+        self.collector.chunks()
     }
 
     /// Tells who reads how it ended; only now they get the last bytes. Cut joiners get an error instead.

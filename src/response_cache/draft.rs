@@ -45,7 +45,7 @@ impl Draft {
     ) -> Self {
         let id = EntryId::draw();
         let config = &exchange.setup.config;
-        let mut stored = stored_fields(fields, &plan.hidden, config.replay_set_cookie, received);
+        let mut stored = stored_fields(fields, &plan, config.replay_set_cookie, received);
         put_downstream(&mut stored, fields, plan.flags, config);
         let head = Head {
             id,
@@ -85,7 +85,7 @@ impl Draft {
         {
             self.head.flags.set(Flags::OWN_ETAG, true);
             self.fields.remove(&header::ETAG);
-            self.fields.push(header::ETAG, tag.as_bytes());
+            self.fields.push(&header::ETAG, tag.as_bytes());
         }
         self.head.fields = self.fields.finish();
         // The tags that the handler set then are not said again by a 304.
@@ -104,10 +104,10 @@ impl Draft {
         head
     }
 
-    /// Ends the draft with its body.
+    /// Ends the draft with a copy of its body.
     pub(super) fn entry(
         mut self,
-        body: Bytes,
+        body: &[Bytes],
         trailers: Option<Box<HeaderMap>>,
     ) -> (Ticket, Arc<Entry>) {
         let fields = &mut self.fields;
@@ -115,17 +115,19 @@ impl Draft {
             fields.remove(&header::CONTENT_LENGTH);
         } else if answer::has_length(self.head.status) && !fields.has(&header::CONTENT_LENGTH) {
             // Whoever sends it would add it to every single answer.
-            fields.push(header::CONTENT_LENGTH, Digits::of(body.len() as u64).text());
+            let length = body.iter().map(Bytes::len).sum::<usize>();
+            fields.push(&header::CONTENT_LENGTH, Digits::of(length as u64).text());
         }
         self.head.trailers = trailers;
         let by_policy_alone = self.head.flags.has(Flags::OWN_CACHE_CONTROL);
         let has_validator = fields.has(&header::ETAG) || fields.has(&header::LAST_MODIFIED);
         if by_policy_alone && !has_validator && self.head.status == StatusCode::OK {
-            let tag = own_etag(fields, &body);
-            fields.push(header::ETAG, tag.as_bytes());
+            let tag = own_etag(fields, body);
+            fields.push(&header::ETAG, tag.as_bytes());
             self.head.flags.set(Flags::OWN_ETAG, true);
         }
-        self.head.fields = self.fields.finish();
+        let (fields, body) = self.fields.finish_with(body);
+        self.head.fields = fields;
         (self.ticket, Arc::new(Entry::new(self.head, body)))
     }
 }
@@ -133,33 +135,34 @@ impl Draft {
 /// Copies what may be stored.
 fn stored_fields(
     fields: &HeaderMap,
-    hidden: &[HeaderName],
+    Plan { hidden, seen, .. }: &Plan,
     cookies: bool,
     received: u64,
 ) -> Gathered {
-    let connection = fields.contains_key(header::CONNECTION);
     let now = freshness::seconds_of(received);
     // Without a readable one: when it came.
-    let dated = !hidden.contains(&header::DATE) && freshness::date_seconds(fields, now).is_some();
+    let dated = seen.date
+        && !hidden.contains(&header::DATE)
+        && freshness::date_seconds(fields, now).is_some();
     let is_kept = |name: &HeaderName| {
         (cookies || *name != header::SET_COOKIE)
             && (dated || *name != header::DATE)
-            && ((!connection && is_plain(name)) || revalidate::is_storable(name, fields))
+            && ((!seen.connection && is_plain(name)) || revalidate::is_storable(name, fields))
             && !hidden.contains(name)
     };
     let bytes = fields.values().map(HeaderValue::len).sum::<usize>();
-    // Exactly enough for the usual answer: Date and Content-Length are added where they are not there.
-    let (date, length) = (!dated, !fields.contains_key(header::CONTENT_LENGTH));
+    // Enough for the usual answer: Date and Content-Length are added where they are not there.
+    let (date, length) = (!dated, !seen.content_length);
     let lines = fields.len() + usize::from(date) + usize::from(length);
     let bytes = bytes + DATE_BYTES * usize::from(date) + LENGTH_BYTES * usize::from(length);
     let mut stored = Gathered::with_room(lines, bytes);
     for (name, value) in fields {
         if is_kept(name) {
-            stored.push(name.clone(), value.as_bytes());
+            stored.push(name, value.as_bytes());
         }
     }
     if !dated && let Some(date) = date_of(received / MICROS) {
-        stored.push(header::DATE, date.as_bytes());
+        stored.push(&header::DATE, date.as_bytes());
     }
     stored
 }
@@ -173,7 +176,7 @@ fn put_downstream(stored: &mut Gathered, fields: &HeaderMap, flags: Flags, confi
     let own = flags.has(Flags::OWN_CACHE_CONTROL);
     if own {
         stored.remove(&header::CACHE_CONTROL);
-        stored.push(header::CACHE_CONTROL, config.downstream.as_bytes());
+        stored.push(&header::CACHE_CONTROL, config.downstream.as_bytes());
     }
     if config.private() {
         let said = if own {
@@ -182,7 +185,7 @@ fn put_downstream(stored: &mut Gathered, fields: &HeaderMap, flags: Flags, confi
             Directives::of(fields.get_all(header::CACHE_CONTROL))
         };
         if !said.private {
-            stored.push(header::CACHE_CONTROL, b"private");
+            stored.push(&header::CACHE_CONTROL, b"private");
         }
     }
 }
@@ -218,14 +221,14 @@ fn date_of(second: u64) -> Option<HeaderValue> {
 }
 
 /// A strong tag of ours: 128 bits of SHA-256 over everything that a client would notice.
-fn own_etag(fields: &Gathered, body: &Bytes) -> HeaderValue {
+fn own_etag(fields: &Gathered, body: &[Bytes]) -> HeaderValue {
     let mut sha = Sha256::new();
     for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING] {
         let value = fields.get(&name).unwrap_or_default();
         sha.update((value.len() as u64).to_be_bytes());
         sha.update(value);
     }
-    sha.update(body);
+    body.iter().for_each(|chunk| sha.update(chunk));
     let tag = format!("\"{}\"", base64url(&sha.finalize()[..16]));
     HeaderValue::try_from(tag).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
 }

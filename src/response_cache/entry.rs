@@ -244,6 +244,8 @@ pub struct Entry {
     body: Bytes,
     /// The bytes it accounts for.
     weight: usize,
+    /// Bytes that lie in the body's allocation, of a head that was there before.
+    beside: usize,
     /// The version of the stamps that it was last judged live at.
     checked: AtomicU64,
 }
@@ -258,6 +260,7 @@ impl Entry {
             head,
             body,
             weight,
+            beside: 0,
             checked,
         }
     }
@@ -265,7 +268,13 @@ impl Entry {
     /// Returns the same body under a new head.
     #[must_use]
     pub fn with_head(&self, head: Head) -> Self {
-        Self::new(head, self.body.clone())
+        let beside = match self.beside {
+            0 => self.head.fields.text_bytes(),
+            beside => beside,
+        };
+        let mut entry = Self::new(head, self.body.clone());
+        (entry.beside, entry.weight) = (beside, entry.weight + beside);
+        entry
     }
 
     /// Returns the head.

@@ -22,7 +22,7 @@ use super::stamps::Verdict;
 use super::status::{Forward, Said};
 use super::store::{Lease, Place, Ticket};
 
-/// A request and its answer to be.
+/// A request and its answer to be; in a box, as it moves from hand to hand.
 pub(super) struct Exchange {
     pub(super) setup: Arc<Setup>,
     pub(super) ask: Ask,
@@ -31,13 +31,13 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    pub(super) fn new<B>(setup: &Arc<Setup>, mut ask: Ask, request: &Request<B>) -> Self {
+    pub(super) fn new<B>(setup: &Arc<Setup>, mut ask: Ask, request: &Request<B>) -> Box<Self> {
         ask.visitor = request.extensions().get::<Visitor>().cloned();
-        let mut exchange = Self {
+        let mut exchange = Box::new(Self {
             setup: Arc::clone(setup),
             ask,
             fields: request.headers().clone(),
-        };
+        });
         if let Some(outside) = request.extensions().get::<CacheOutside>() {
             exchange.ask.nested = outside.fetched.contains(&exchange.name());
         }
@@ -51,9 +51,13 @@ impl Exchange {
 
     /// Marks a request that goes inwards: a layer that stands twice around one service must not wait for itself.
     pub(super) fn mark_fetch(&self, extensions: &mut Extensions) {
-        let mut outside = extensions.remove::<CacheOutside>().unwrap_or_default();
-        outside.fetched.push(self.name());
-        extensions.insert(outside);
+        let name = self.name();
+        if let Some(outside) = extensions.get_mut::<CacheOutside>() {
+            outside.fetched.push(name);
+        } else {
+            let fetched = std::iter::once(name).collect();
+            extensions.insert(CacheOutside { fetched });
+        }
     }
 
     pub(super) fn cache(&self) -> &Arc<Cache> {
@@ -123,7 +127,14 @@ impl Exchange {
 
     pub(super) fn stored<R>(&self, entry: &Entry, now: u64) -> Response<ResponseBody<R>> {
         self.ask.mark_personal();
-        hit(&self.setup, self.asked(), entry, now, self.level())
+        hit(
+            &self.setup,
+            self.asked(),
+            entry,
+            now,
+            self.level(),
+            Extensions::new(),
+        )
     }
 
     pub(super) fn collapsed<R>(&self, entry: &Entry) -> Response<ResponseBody<R>> {
@@ -189,13 +200,14 @@ pub(super) fn ticket_of(looked: &Looked) -> Ticket {
     }
 }
 
-/// Answers from a stored response that is usable as it is.
+/// Answers from a stored response that is usable as it is; `spare` is where it puts its extensions.
 pub(super) fn hit<R>(
     setup: &Setup,
     asked: Asked<'_>,
     entry: &Entry,
     now: u64,
     level: Level,
+    spare: Extensions,
 ) -> Response<ResponseBody<R>> {
     // What was made stale by an invalidation is so within its lifetime, too.
     let live = setup.cache.stamps.judge(entry) == Verdict::Live;
@@ -206,5 +218,8 @@ pub(super) fn hit<R>(
         ResponseCacheOutcome::StaleHit
     };
     setup.cache.counters.count_at(outcome, level);
-    answer::hit(entry, asked, &setup.config, now, outcome)
+    let mut response = answer::hit(entry, asked, &setup.config, now, outcome);
+    *response.extensions_mut() = spare;
+    response.extensions_mut().insert(outcome);
+    response
 }

@@ -1,10 +1,10 @@
-//! Stored fields: as text in one allocation until somebody needs a map of them, which a miss never does.
+//! Stored fields: as text until somebody needs a map of them, which a miss never does.
 
 use std::ops::Deref;
 use std::sync::OnceLock;
 
-use bytes::Bytes;
-use http::header::{AGE, HeaderMap};
+use bytes::{Buf, Bytes};
+use http::header::{self, AGE, HeaderMap};
 use http::{HeaderName, HeaderValue};
 
 use crate::core::fields::CACHE_STATUS;
@@ -13,9 +13,133 @@ use crate::core::fields::CACHE_STATUS;
 /// Cache-Status, so that a hit need not grow it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fields {
-    map: OnceLock<HeaderMap>,
-    lines: Box<[(HeaderName, usize)]>,
-    values: Bytes,
+    map: OnceLock<Box<HeaderMap>>,
+    lines: Lines,
+}
+
+/// Lines as text, one behind the other: a number for the name, the value's length, the name if it has no number, the
+/// value. The text lies in one allocation with the body.
+#[derive(Clone, Debug, Default)]
+struct Lines {
+    count: u32,
+    /// The bytes of all values.
+    values: u32,
+    text: Bytes,
+}
+
+/// Names that are told by a number.
+static NUMBERED: [HeaderName; 14] = [
+    header::CONTENT_TYPE,
+    header::CONTENT_LENGTH,
+    header::CACHE_CONTROL,
+    header::ETAG,
+    header::DATE,
+    header::LAST_MODIFIED,
+    header::EXPIRES,
+    header::VARY,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LANGUAGE,
+    header::LOCATION,
+    header::LINK,
+    header::ACCESS_CONTROL_ALLOW_ORIGIN,
+    header::SERVER,
+];
+/// The name is written out.
+const UNNUMBERED: u8 = u8::MAX;
+
+const fn number_of(name: &HeaderName) -> u8 {
+    match *name {
+        header::CONTENT_TYPE => 0,
+        header::CONTENT_LENGTH => 1,
+        header::CACHE_CONTROL => 2,
+        header::ETAG => 3,
+        header::DATE => 4,
+        header::LAST_MODIFIED => 5,
+        header::EXPIRES => 6,
+        header::VARY => 7,
+        header::CONTENT_ENCODING => 8,
+        header::CONTENT_LANGUAGE => 9,
+        header::LOCATION => 10,
+        header::LINK => 11,
+        header::ACCESS_CONTROL_ALLOW_ORIGIN => 12,
+        header::SERVER => 13,
+        _ => UNNUMBERED,
+    }
+}
+
+/// One line, read where it lies.
+#[derive(Clone, Copy)]
+struct Line<'a> {
+    number: u8,
+    name: &'a [u8],
+    value: &'a [u8],
+    /// Where the value begins in the text.
+    at: usize,
+    /// Where the next line begins.
+    end: usize,
+}
+
+impl Line<'_> {
+    fn is(&self, name: &HeaderName) -> bool {
+        let number = number_of(name);
+        self.number == number && (number != UNNUMBERED || self.name == name.as_str().as_bytes())
+    }
+
+    /// The name; it was one before.
+    fn name(&self) -> Option<HeaderName> {
+        let numbered = NUMBERED.get(usize::from(self.number)).cloned();
+        numbered.or_else(|| HeaderName::from_lowercase(self.name).ok())
+    }
+}
+
+fn lines(text: &[u8]) -> impl Iterator<Item = Line<'_>> {
+    let mut next = 0;
+    std::iter::from_fn(move || {
+        let line = line(text, next)?;
+        next = line.end;
+        Some(line)
+    })
+}
+
+fn line(text: &[u8], start: usize) -> Option<Line<'_>> {
+    let mut rest = text.get(start..)?;
+    let number = rest.try_get_u8().ok()?;
+    let length = read_length(&mut rest)?;
+    let named = if number == UNNUMBERED {
+        read_length(&mut rest)?
+    } else {
+        0
+    };
+    let (name, rest) = rest.split_at_checked(named)?;
+    let value = rest.get(..length)?;
+    let at = text.len() - rest.len();
+    Some(Line {
+        number,
+        name,
+        value,
+        at,
+        end: at + length,
+    })
+}
+
+fn put_length(text: &mut Vec<u8>, mut length: usize) {
+    while length >= 0x80 {
+        text.push((length & 0x7F) as u8 | 0x80);
+        length >>= 7;
+    }
+    text.push(length as u8);
+}
+
+fn read_length(rest: &mut &[u8]) -> Option<usize> {
+    let mut length = 0;
+    for shift in (0..28).step_by(7) {
+        let byte = rest.try_get_u8().ok()?;
+        length |= usize::from(byte & 0x7F) << shift;
+        if byte & 0x80 == 0 {
+            return Some(length);
+        }
+    }
+    None
 }
 
 impl Fields {
@@ -23,8 +147,13 @@ impl Fields {
     pub(super) fn size(&self) -> (usize, usize) {
         match self.map.get() {
             Some(map) => (map.values().map(HeaderValue::len).sum(), map.len()),
-            None => (self.values.len(), self.lines.len() + ROOM),
+            None => (self.lines.values as usize, self.lines.count as usize + ROOM),
         }
+    }
+
+    /// The bytes that lie before the body in its allocation.
+    pub(super) fn text_bytes(&self) -> usize {
+        self.lines.text.len()
     }
 
     /// Returns the first value of a field, without making the map.
@@ -32,27 +161,27 @@ impl Fields {
         if let Some(map) = self.map.get() {
             return map.get(name).cloned();
         }
-        let mut all = self.all();
-        all.find(|(own, _)| *own == name).map(|(_, value)| value)
+        let line = lines(&self.lines.text).find(|line| line.is(name))?;
+        Some(self.lines.value(&line))
+    }
+}
+
+impl Lines {
+    fn value(&self, line: &Line<'_>) -> HeaderValue {
+        // It was a value before.
+        HeaderValue::from_maybe_shared(self.text.slice(line.at..line.end))
+            .unwrap_or_else(|_| HeaderValue::from_static(""))
     }
 
-    fn all(&self) -> impl Iterator<Item = (&HeaderName, HeaderValue)> {
-        let mut at = 0;
-        self.lines.iter().map(move |(name, length)| {
-            let value = self.values.slice(at..at + length);
-            at += length;
-            // It was a value before.
-            let value = HeaderValue::from_maybe_shared(value);
-            (name, value.unwrap_or_else(|_| HeaderValue::from_static("")))
-        })
-    }
-
-    fn to_map(&self) -> HeaderMap {
-        let mut map = room(self.lines.len());
-        for (name, value) in self.all() {
-            map.append(name, value);
+    fn to_map(&self) -> Box<HeaderMap> {
+        let mut map = room(self.count as usize);
+        for line in lines(&self.text) {
+            if let Some(name) = line.name() {
+                map.append(name, self.value(&line));
+            }
         }
-        map
+        // A map that was made by insertion is half empty; its clone is not.
+        Box::new(map.clone())
     }
 }
 
@@ -60,21 +189,21 @@ impl Deref for Fields {
     type Target = HeaderMap;
 
     fn deref(&self) -> &HeaderMap {
-        self.map.get_or_init(|| self.to_map())
+        self.map.get_or_init(|| self.lines.to_map())
     }
 }
 
 impl From<HeaderMap> for Fields {
     fn from(map: HeaderMap) -> Self {
         Self {
-            map: OnceLock::from(map),
+            map: OnceLock::from(Box::new(map)),
             ..Self::default()
         }
     }
 }
 
 /// The fields that every hit gets.
-const ROOM: usize = 2;
+pub(super) const ROOM: usize = 2;
 
 /// Makes a map for about `more` fields, led by room for the two that every hit gets.
 pub(super) fn room(more: usize) -> HeaderMap {
@@ -87,60 +216,83 @@ pub(super) fn room(more: usize) -> HeaderMap {
 /// Fields while they are gathered.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Gathered {
-    lines: Vec<(HeaderName, usize)>,
-    values: Vec<u8>,
+    count: u32,
+    values: u32,
+    text: Vec<u8>,
 }
 
 impl Gathered {
-    pub(super) fn with_room(lines: usize, bytes: usize) -> Self {
+    /// Makes room for so many lines with values of so many bytes.
+    pub(super) fn with_room(lines: usize, values: usize) -> Self {
         Self {
-            lines: Vec::with_capacity(lines),
-            values: Vec::with_capacity(bytes),
+            text: Vec::with_capacity(lines * 4 + values),
+            ..Self::default()
         }
     }
 
     /// Adds a line. Its value is copied: no buffer of a connection is kept alive.
-    pub(super) fn push(&mut self, name: HeaderName, value: &[u8]) {
-        self.lines.push((name, value.len()));
-        self.values.extend_from_slice(value);
+    pub(super) fn push(&mut self, name: &HeaderName, value: &[u8]) {
+        let number = number_of(name);
+        self.text.push(number);
+        put_length(&mut self.text, value.len());
+        if number == UNNUMBERED {
+            put_length(&mut self.text, name.as_str().len());
+            self.text.extend_from_slice(name.as_str().as_bytes());
+        }
+        self.text.extend_from_slice(value);
+        self.count += 1;
+        self.values += value.len() as u32;
     }
 
     pub(super) fn has(&self, name: &HeaderName) -> bool {
-        self.lines.iter().any(|(own, _)| own == name)
+        self.get(name).is_some()
     }
 
     /// Returns the first value of a field.
     pub(super) fn get(&self, name: &HeaderName) -> Option<&[u8]> {
-        let mut at = 0;
-        for (own, length) in &self.lines {
-            if own == name {
-                return self.values.get(at..at + length);
-            }
-            at += length;
-        }
-        None
+        let line = lines(&self.text).find(|line| line.is(name));
+        line.map(|line| line.value)
     }
 
     pub(super) fn remove(&mut self, name: &HeaderName) {
         if !self.has(name) {
             return;
         }
-        let (mut kept, mut at) = (Self::default(), 0);
-        for (own, length) in &self.lines {
-            if own != name {
-                kept.push(own.clone(), &self.values[at..at + length]);
+        let mut kept = Self::default();
+        let mut start = 0;
+        for line in lines(&self.text) {
+            if !line.is(name) {
+                kept.text.extend_from_slice(&self.text[start..line.end]);
+                kept.count += 1;
+                kept.values += line.value.len() as u32;
             }
-            at += length;
+            start = line.end;
         }
         *self = kept;
     }
 
+    /// Ends it without a body.
     pub(super) fn finish(self) -> Fields {
-        Fields {
-            map: OnceLock::new(),
-            lines: self.lines.into_boxed_slice(),
-            values: Bytes::from(self.values.into_boxed_slice()),
+        self.finish_with(&[]).0
+    }
+
+    /// Ends it, and copies a body behind the text: one exact allocation for both.
+    pub(super) fn finish_with(self, body: &[Bytes]) -> (Fields, Bytes) {
+        let length = body.iter().map(Bytes::len).sum::<usize>();
+        let mut all = Vec::with_capacity(self.text.len() + length);
+        all.extend_from_slice(&self.text);
+        for chunk in body {
+            all.extend_from_slice(chunk);
         }
+        let mut text = Bytes::from(all);
+        let body = text.split_off(self.text.len());
+        let lines = Lines {
+            count: self.count,
+            values: self.values,
+            text,
+        };
+        let map = OnceLock::new();
+        (Fields { map, lines }, body)
     }
 }
 
@@ -152,12 +304,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_number_is_its_name() {
+        for (at, name) in NUMBERED.iter().enumerate() {
+            assert_eq!(usize::from(number_of(name)), at);
+        }
+        assert_eq!(number_of(&AGE), UNNUMBERED);
+    }
+
+    #[test]
     fn text_and_map_say_the_same_and_repeated_lines_keep_their_order() {
         let mut gathered = Gathered::with_room(1, 1);
-        gathered.push(LINK, b"<a>");
-        gathered.push(ETAG, b"\"\xff\"");
-        gathered.push(LINK, b"");
-        gathered.push(CONTENT_TYPE, b"a/b");
+        gathered.push(&LINK, b"<a>");
+        gathered.push(&ETAG, b"\"\xff\"");
+        gathered.push(&LINK, b"");
+        gathered.push(&CONTENT_TYPE, b"a/b");
         assert_eq!(gathered.get(&CONTENT_TYPE), Some(&b"a/b"[..]));
         assert!(gathered.has(&LINK) && !gathered.has(&AGE));
         let mut more = gathered.clone();
@@ -180,13 +340,35 @@ mod tests {
         assert_eq!((other.value(&ETAG), other.len()), (None, 5));
     }
 
+    #[test]
+    fn a_body_lies_behind_its_fields_in_one_allocation() {
+        let mut gathered = Gathered::with_room(2, 9);
+        gathered.push(&ETAG, b"\"1\"");
+        gathered.push(&HeaderName::from_static("x-a"), &[b'v'; 300]);
+        let chunks = [Bytes::from_static(b"he"), Bytes::from_static(b"llo")];
+        let (fields, body) = gathered.finish_with(&chunks);
+        assert_eq!(
+            (&body[..], fields.get("x-a").unwrap().len()),
+            (&b"hello"[..], 300)
+        );
+        let text = &fields.lines.text;
+        assert_eq!(text.as_ptr().wrapping_add(text.len()), body.as_ptr());
+    }
+
+    #[test]
+    fn a_stored_head_takes_little_room() {
+        use crate::response_cache::entry::Entry;
+        assert!(size_of::<Fields>() <= 56, "{}", size_of::<Fields>());
+        assert!(size_of::<Entry>() <= 424, "{}", size_of::<Entry>());
+    }
+
     proptest! {
         #[test]
-        fn what_is_gathered_is_what_a_map_would_have(lines in prop::collection::vec((0_usize..4, "[ -~]{0,9}"), 0..12)) {
-            let names = [CONTENT_TYPE, ETAG, LINK, HeaderName::from_static("x-a")];
+        fn what_is_gathered_is_what_a_map_would_have(lines in prop::collection::vec((0_usize..5, "[ -~]{0,200}"), 0..12)) {
+            let names = [CONTENT_TYPE, ETAG, LINK, HeaderName::from_static("x-a"), AGE];
             let (mut gathered, mut map) = (Gathered::default(), room(0));
             for (at, value) in &lines {
-                gathered.push(names[*at].clone(), value.as_bytes());
+                gathered.push(&names[*at], value.as_bytes());
                 map.append(&names[*at], value.parse().unwrap());
             }
             prop_assert_eq!(&*gathered.finish(), &map);

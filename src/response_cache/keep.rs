@@ -76,7 +76,7 @@ impl Exchange {
         let mut collector = Collector::new(body, self.setup.config.max_body, expected);
         match collector.poll_first(cx) {
             Some(Collected::Whole(trailers, true)) if self.may_keep(&draft) => {
-                let body = collector.bytes();
+                let body = collector.chunks();
                 Fetched::Answer(self.kept(fetch, draft, parts, body, trailers))
             }
             Some(ended) => {
@@ -104,7 +104,7 @@ impl Exchange {
         fetch: &mut Fetch,
         draft: Draft,
         mut parts: response::Parts,
-        body: Bytes,
+        body: &[Bytes],
         trailers: Option<Box<HeaderMap>>,
     ) -> Response<ResponseBody<R>> {
         let keep = draft.keep;
@@ -127,7 +127,11 @@ impl Exchange {
     }
 
     /// Lets a task pull the rest, while the client and those who join read at their own pace.
-    pub(super) fn pulled<R>(self, fetch: Fetch, unread: Unread<R>) -> Response<ResponseBody<R>>
+    pub(super) fn pulled<R>(
+        self: Box<Self>,
+        fetch: Fetch,
+        unread: Unread<R>,
+    ) -> Response<ResponseBody<R>>
     where
         R: http_body::Body<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
@@ -161,7 +165,7 @@ impl Exchange {
     }
 
     /// Pulls a body to its end, stores it, and only then lets those who read have its end.
-    async fn pull<R>(self, mut fetch: Fetch, draft: Draft, mut pull: Pull<R>)
+    async fn pull<R>(self: Box<Self>, mut fetch: Fetch, draft: Draft, mut pull: Pull<R>)
     where
         R: http_body::Body<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
@@ -174,7 +178,7 @@ impl Exchange {
         match ended {
             Collected::Whole(trailers, true) if self.may_keep(&draft) => {
                 let keep = draft.keep;
-                let (ticket, entry) = draft.entry(pull.bytes(), trailers.clone());
+                let (ticket, entry) = draft.entry(pull.chunks(), trailers.clone());
                 if keep {
                     self.cache().put(&self.ask, ticket, &entry);
                 }

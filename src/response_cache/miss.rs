@@ -91,7 +91,7 @@ pin_project! {
 }
 
 struct State {
-    exchange: Exchange,
+    exchange: Box<Exchange>,
     fetch: Fetch,
     lease: LeaseHold,
     asked: u64,
@@ -99,7 +99,7 @@ struct State {
 }
 
 impl<F> Fetching<F> {
-    pub(super) fn new(call: F, exchange: Exchange, fetch: Fetch, lease: LeaseHold) -> Self {
+    pub(super) fn new(call: F, exchange: Box<Exchange>, fetch: Fetch, lease: LeaseHold) -> Self {
         let asked = fetch.ticket.map_or(0, |ticket| ticket.at);
         let state = Some(State {
             exchange,

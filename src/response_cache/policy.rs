@@ -144,6 +144,7 @@ pub(super) struct Plan {
     pub(super) names: Names,
     pub(super) targets: Vec<Target>,
     pub(super) hidden: SmallVec<[http::HeaderName; 1]>,
+    pub(super) seen: Seen,
     /// Stored though one visitor's session was touched: the route is private, or the answer said public.
     pub(super) personal_too: bool,
 }
@@ -201,6 +202,7 @@ pub(super) fn plan(offer: &Offer<'_>) -> Result<Plan, Reason> {
         targets,
         personal_too: config.private() || is_public(config, &said, own),
         hidden: said.hidden,
+        seen,
     })
 }
 

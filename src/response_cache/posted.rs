@@ -34,7 +34,7 @@ pub(super) fn as_get<B>(
     uri: Option<&Uri>,
     site: &Key,
     signals: Signals,
-) -> Option<Exchange> {
+) -> Option<Box<Exchange>> {
     let config = &setup.config;
     if *request.method() != Method::POST || config.private() {
         return None;
@@ -50,10 +50,12 @@ pub(super) fn as_get<B>(
     // The conditions were the POST's own, and are the handler's to evaluate.
     ask.forget_conditions();
     ask.visitor = request.extensions().get::<Visitor>().cloned();
-    (!ask.demands.no_store).then(|| Exchange {
-        setup: Arc::clone(setup),
-        ask,
-        fields: HeaderMap::new(),
+    (!ask.demands.no_store).then(|| {
+        Box::new(Exchange {
+            setup: Arc::clone(setup),
+            ask,
+            fields: HeaderMap::new(),
+        })
     })
 }
 
@@ -100,7 +102,7 @@ pub(super) fn answers_get<R>(
 
 /// Stores the answer if the rules for GET let it, and passes it on.
 pub(super) async fn kept<R>(
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
     response: Response<R>,
     times: (u64, u64),
 ) -> Response<ResponseBody<R>>

@@ -41,7 +41,7 @@ pub(super) enum Step {
 
 /// One request on its way.
 pub(super) struct Run<S> {
-    pub(super) exchange: Exchange,
+    pub(super) exchange: Box<Exchange>,
     pub(super) inner: Inner<S>,
     pub(super) uri: Uri,
     pub(super) version: Version,
@@ -53,7 +53,7 @@ pub(super) struct Run<S> {
 
 impl<S: Clone> Run<S> {
     pub(super) fn new<B>(
-        exchange: Exchange,
+        exchange: Box<Exchange>,
         inner: S,
         request: Request<B>,
         leading: &Arc<Leading>,
@@ -203,7 +203,7 @@ impl<S> Run<S> {
     }
 
     async fn look(&mut self, want: Want) -> Result<Looked, crate::core::StoreError> {
-        let Exchange { setup, ask, fields } = &mut self.exchange;
+        let Exchange { setup, ask, fields } = &mut *self.exchange;
         setup.cache.look(ask, fields, want).await
     }
 

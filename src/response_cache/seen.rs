@@ -16,6 +16,8 @@ pub(super) struct Seen {
     pub(super) validator: bool,
     /// Date or Age.
     pub(super) age: bool,
+    pub(super) date: bool,
+    pub(super) connection: bool,
     /// The size of the header block.
     pub(super) block: usize,
 }
@@ -30,7 +32,9 @@ impl Seen {
                 header::CONTENT_TYPE => seen.content_type = true,
                 header::CONTENT_LENGTH => seen.content_length = true,
                 header::ETAG | header::LAST_MODIFIED => seen.validator = true,
-                header::DATE | header::AGE => seen.age = true,
+                header::DATE => (seen.age, seen.date) = (true, true),
+                header::AGE => seen.age = true,
+                header::CONNECTION => seen.connection = true,
                 header::VARY | header::CONTENT_ENCODING | header::ACCESS_CONTROL_ALLOW_ORIGIN => {
                     seen.varies = true
                 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use tower_service::Service;
 
-use crate::core::{Body, Principal, ResponseCacheOutcome, Visitor, take_ready};
+use crate::core::{Body, Principal, ResponseCacheOutcome, Visitor, emptied, take_ready};
 
 use super::ask::Ask;
 use super::body::{BoxError, ResponseBody};
@@ -179,7 +179,7 @@ impl<S> ResponseCache<S> {
         };
         match setup.cache.try_now(&mut ask, request.headers()) {
             Tried::Hit(entry, now) => {
-                let response = answer(setup, &ask, &request, &entry, now);
+                let response = answer(setup, &ask, request, &entry, now);
                 Span::begin(Some(ask.key.local)).end(response.extensions().get());
                 ResponseFuture::hit(response)
             }
@@ -256,7 +256,7 @@ impl<S> ResponseCache<S> {
                     named.name(ask.key.local);
                     let tried = setup.cache.try_now(&mut ask, request.headers());
                     if let Tried::Hit(entry, now) = tried {
-                        return Ok(answer(&setup, &ask, &request, &entry, now));
+                        return Ok(answer(&setup, &ask, request, &entry, now));
                     }
                     let exchange = Exchange::new(&setup, ask, &request);
                     let run = Box::new(Run::new(exchange, inner, request, &own));
@@ -279,7 +279,7 @@ impl<S> ResponseCache<S> {
 fn answer<B, R>(
     setup: &Setup,
     ask: &Ask,
-    request: &Request<B>,
+    mut request: Request<B>,
     entry: &Entry,
     now: u64,
 ) -> Response<ResponseBody<R>> {
@@ -288,8 +288,9 @@ fn answer<B, R>(
     {
         visitor.mark_personal();
     }
+    let spare = emptied(request.extensions_mut());
     let asked = ask.asked(request.headers());
-    exchange::hit(setup, asked, entry, now, Level::Local)
+    exchange::hit(setup, asked, entry, now, Level::Local, spare)
 }
 
 /// The way of a request that nothing here could answer at once.

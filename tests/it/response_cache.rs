@@ -5,6 +5,7 @@ mod cluster;
 mod coherence;
 mod collapse;
 mod corpus;
+mod costs;
 mod example;
 mod flat;
 mod handle;

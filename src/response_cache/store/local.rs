@@ -21,12 +21,14 @@ const NAMES_AND_MARKS: usize = 8 * 1_024 * 1_024;
 /// Hits beyond this make nothing dearer to evict.
 const MOST_HITS: u32 = 255;
 
+type Marks = SmallVec<[(Hash128, u64); 1]>;
+
 /// All that is kept for one key.
 #[derive(Default)]
 pub(super) struct Row {
     pub(super) names: Names,
-    /// Until when its variants are known as uncacheable.
-    marks: SmallVec<[(Hash128, u64); 1]>,
+    /// Until when its variants are known as uncacheable; hardly any are.
+    marks: Option<Box<Marks>>,
     pub(super) variants: SmallVec<[(Hash128, Arc<Entry>); 1]>,
     used: Cell<u64>,
     hits: Cell<u32>,
@@ -42,25 +44,32 @@ impl Row {
 
     /// Until when a variant is known as uncacheable; 0 if it is not.
     pub(super) fn marked_until(&self, selector: Hash128) -> u64 {
-        let mark = self.marks.iter().find(|(own, _)| *own == selector);
+        let mark = self.marks().iter().find(|(own, _)| *own == selector);
         mark.map_or(0, |(_, until)| *until)
     }
 
     /// Notes a variant as uncacheable; what is stored of it is gone.
     pub(super) fn mark(&mut self, selector: Hash128, until: u64) {
         self.variants.retain(|(own, _)| *own != selector);
-        self.unmark(selector);
-        if self.marks.len() == MOST_VARIANTS {
-            let first = self.marks.iter().enumerate();
+        let marks = self.marks.get_or_insert_default();
+        marks.retain(|(own, _)| *own != selector);
+        if marks.len() == MOST_VARIANTS {
+            let first = marks.iter().enumerate();
             if let Some((at, _)) = first.min_by_key(|(_, (_, until))| *until) {
-                self.marks.remove(at);
+                marks.remove(at);
             }
         }
-        self.marks.push((selector, until));
+        marks.push((selector, until));
     }
 
     pub(super) fn unmark(&mut self, selector: Hash128) {
-        self.marks.retain(|(own, _)| *own != selector);
+        if let Some(marks) = &mut self.marks {
+            marks.retain(|(own, _)| *own != selector);
+        }
+    }
+
+    fn marks(&self) -> &[(Hash128, u64)] {
+        self.marks.as_deref().map_or(&[], |marks| marks)
     }
 
     /// Notes a use, for eviction.
@@ -94,7 +103,7 @@ impl Row {
             .variants
             .iter()
             .map(|(_, entry)| entry.head().expires_at);
-        let marks = self.marks.iter().map(|(_, until)| *until);
+        let marks = self.marks().iter().map(|(_, until)| *until);
         let last = entries.chain(marks).max();
         last.unwrap_or(0).saturating_add(LINGER)
     }
@@ -106,7 +115,8 @@ impl memory::Entry for Row {
             .variants
             .iter()
             .map(|(_, entry)| entry.weight() + OVERHEAD);
-        let marks = self.marks.len() * size_of::<(Hash128, u64)>();
+        let boxed = self.marks.as_ref().map_or(0, |_| size_of::<Marks>());
+        let marks = size_of_val(self.marks()) + boxed;
         size_of::<Self>() + self.names.as_text().len() + marks + variants.sum::<usize>()
     }
 

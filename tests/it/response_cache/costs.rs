@@ -1,0 +1,71 @@
+//! What a request costs in this process: allocations and bytes that stay, counted, never timed.
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::routing::get;
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::{Request, header};
+use tower::ServiceExt as _;
+use tower_keep::backend::memory::MemoryStore;
+use tower_keep::response_cache::ResponseCacheLayer;
+use tower_keep::ttl::HOUR;
+
+const REQUESTS: u64 = 1_000;
+const BODY: &[u8] = &[b'x'; 1_024];
+
+fn bare() -> Router {
+    let handler = || async {
+        let fields = [
+            (header::CONTENT_TYPE, "application/json"),
+            (header::CACHE_CONTROL, "public, max-age=3600"),
+            (header::ETAG, "\"abcdef0123456789\""),
+        ];
+        (fields, Bytes::from_static(BODY))
+    };
+    Router::new().route("/item/{id}", get(handler))
+}
+
+fn ask(app: &Router, id: u64) {
+    let request = Request::get(format!("/item/{id}"))
+        .header(header::HOST, "example.org")
+        .body(Body::empty())
+        .unwrap();
+    let response = app.clone().oneshot(request).now_or_never();
+    let body = response.expect("known at once").unwrap().into_body();
+    let body = to_bytes(body, 2_000).now_or_never();
+    assert_eq!(body.expect("known at once").unwrap(), BODY);
+}
+
+/// Allocations of one request, and bytes that stay after it.
+fn cost(app: &Router, id: impl Fn(u64) -> u64) -> (f64, f64) {
+    // What is made once is made before.
+    (0..100).for_each(|n| ask(app, id(n)));
+    let counted =
+        allocation_counter::measure(|| (100..100 + REQUESTS).for_each(|n| ask(app, id(n))));
+    let each = |all: f64| all / REQUESTS as f64;
+    (
+        each(counted.count_total as f64),
+        each(counted.bytes_current as f64),
+    )
+}
+
+#[tokio::test]
+async fn a_miss_and_a_hit_allocate_little_and_an_entry_stays_small() {
+    let layer = ResponseCacheLayer::new(MemoryStore::new()).ttl(HOUR);
+    let (bare, app) = (bare(), bare().layer(layer));
+    let (allocations, _) = cost(&bare, |n| n);
+    let (miss, stays) = cost(&app, |n| n);
+    let (hit, nothing) = cost(&app, |_| 1);
+    let added = miss - allocations;
+    assert!(added <= MOST_OF_A_MISS, "{added} for a miss");
+    let added = hit - allocations;
+    assert!(added <= MOST_OF_A_HIT, "{added} for a hit");
+    let beside = stays - BODY.len() as f64;
+    assert!(beside <= 800.0, "{beside} bytes beside the body");
+    assert!(nothing < 1.0, "{nothing} bytes of a hit");
+}
+
+/// With the features for telemetry on, and the growth of tables included.
+const MOST_OF_A_MISS: f64 = 34.0;
+const MOST_OF_A_HIT: f64 = 6.0;
