@@ -4,6 +4,7 @@ mod answers;
 mod app;
 mod cancelled;
 mod cluster;
+mod costs;
 mod events;
 mod example;
 mod faults;

@@ -109,8 +109,11 @@ where
 #[derive(Clone, Debug)]
 struct Holding {
     store: MemoryStore,
-    armed: Arc<Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>>,
+    armed: Arc<Mutex<Option<Armed>>>,
 }
+
+/// Tells that the step was done, and hears when to go on.
+type Armed = (mpsc::Sender<()>, mpsc::Receiver<()>);
 
 impl SessionStore for Holding {
     fn load(&self, at: SessionRef, read: Read) -> StoreFuture<Loaded> {
