@@ -1,5 +1,6 @@
 //! One load per key and process: a task of its own, and those who wait for it.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -89,6 +90,9 @@ pub(super) enum Want {
     Refresh,
 }
 
+/// The loads that run.
+pub(super) type Flights<V> = HashMap<FlightKey, Arc<Flight<V>>>;
+
 pub(super) struct Flight<V> {
     /// The process's sight when it began.
     pub(super) noted: u64,
@@ -123,8 +127,18 @@ impl<V> State<V> {
         ats: SmallVec<[FlightKey; 1]>,
         names: impl Fn(IsOld<'_>) -> bool,
     ) -> Entered<V> {
-        let sight = &self.group.shared.sight;
         let mut flights = self.flights.lock();
+        self.enter_among(&mut flights, ats, names)
+    }
+
+    /// The same for who enters for several keys, and is not to be mixed up with others who enter for the same ones.
+    pub(super) fn enter_among(
+        self: &Arc<Self>,
+        flights: &mut Flights<V>,
+        ats: SmallVec<[FlightKey; 1]>,
+        names: impl Fn(IsOld<'_>) -> bool,
+    ) -> Entered<V> {
+        let sight = &self.group.shared.sight;
         for at in &ats {
             let flight = flights.get(at).or_else(|| {
                 // Who takes either takes a value.

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use super::cached::Cached;
 use super::codec::Shape;
 use super::error::LoadError;
-use super::flight::{Answer, Flight, FlightKey, Loader, Want};
+use super::flight::{Answer, Flights, Loader, Want};
 use super::group::{CacheGroup, InvalidateOutcome};
 use super::loaded::Loaded;
 use super::local::{Local, LocalLevel};
@@ -66,7 +66,7 @@ pub(super) struct State<V> {
     pub(super) config: Config<V>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) local: Option<LocalLevel>,
-    pub(super) flights: Mutex<HashMap<FlightKey, Arc<Flight<V>>>>,
+    pub(super) flights: Mutex<Flights<V>>,
     /// Until when, in UTC microseconds, a stale value answers without a load: its loader has failed.
     pub(super) failed: Mutex<HashMap<Key, u64>>,
     pub(super) meter: Meter,

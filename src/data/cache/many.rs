@@ -166,32 +166,37 @@ where
         let mut found: HashMap<&CacheKey, Option<Cached<V>>> = HashMap::new();
         let mut waits: HashMap<&CacheKey, (Arc<Flight<V>>, bool)> = HashMap::new();
         let mut leads = Vec::new();
-        for key in keys {
-            if found.contains_key(key) || waits.contains_key(key) {
-                continue;
-            }
-            if let Some(known) = self.known_here(key) {
-                self.meter.read(known.counts_as("local"));
-                let is_due = self.is_due(key, &known);
-                found.insert(key, self.cached(known, CacheOutcome::LocalHit));
-                if !is_due {
+        {
+            // Of two batches of the same keys one leads all, and the other joins: a part for each would be two calls of the
+            // loader, and other processes would find a part of it free.
+            let mut flights = self.flights.lock();
+            for key in keys {
+                if found.contains_key(key) || waits.contains_key(key) {
                     continue;
                 }
-            }
-            let at = FlightKey {
-                key: key.key.clone(),
-                want: Want::Either,
-            };
-            match self.enter(smallvec![at], names_of_load(key)) {
-                // Behind its reader it runs already.
-                Entered::Joined(_) if found.contains_key(key) => {}
-                Entered::Joined(flight) => drop(waits.insert(key, (flight, true))),
-                Entered::Led(told, landing) => {
-                    if !found.contains_key(key) {
-                        waits.insert(key, (Arc::clone(&landing.own), false));
+                if let Some(known) = self.known_here(key) {
+                    self.meter.read(known.counts_as("local"));
+                    let is_due = self.is_due(key, &known);
+                    found.insert(key, self.cached(known, CacheOutcome::LocalHit));
+                    if !is_due {
+                        continue;
                     }
-                    let key = key.clone();
-                    leads.push(Lead { key, told, landing });
+                }
+                let at = FlightKey {
+                    key: key.key.clone(),
+                    want: Want::Either,
+                };
+                match self.enter_among(&mut flights, smallvec![at], names_of_load(key)) {
+                    // Behind its reader it runs already.
+                    Entered::Joined(_) if found.contains_key(key) => {}
+                    Entered::Joined(flight) => drop(waits.insert(key, (flight, true))),
+                    Entered::Led(told, landing) => {
+                        if !found.contains_key(key) {
+                            waits.insert(key, (Arc::clone(&landing.own), false));
+                        }
+                        let key = key.clone();
+                        leads.push(Lead { key, told, landing });
+                    }
                 }
             }
         }
