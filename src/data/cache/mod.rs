@@ -62,6 +62,7 @@ mod flight;
 mod group;
 mod handle;
 mod loaded;
+mod loading;
 mod local;
 mod many;
 mod policy;

@@ -1,32 +1,27 @@
 //! How a read goes: local copy, one flight per key, the store, the loader, the fill.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use smallvec::smallvec;
-use tokio::time::Instant;
 
 use super::cached::{CacheOutcome, Cached};
 use super::codec;
-use super::error::LoadError;
 use super::fill::Landed;
 use super::flight::{
-    Answer, Entered, Flight, FlightKey, Landing, Loader, LoaderError, Loading, Told, Want,
-    names_of_load, tell, tell_early,
+    Answer, Entered, Flight, FlightKey, Landing, Loader, Told, Want, names_of_load, tell,
+    tell_early,
 };
 use super::handle::State;
-use super::loaded::Loaded;
 use super::local::Known;
 use super::store::{Ask, Fetched, LeaseToken, LeaseWish, Leased, Lookup, Record};
 use super::target::CacheKey;
-use crate::core::telemetry::{count, seconds, warn};
+use crate::core::telemetry::count;
 use crate::core::ttl::SECOND;
-use crate::core::{Segments, StoreError, StoreErrorKind, monotonic};
+use crate::core::{Segments, StoreError, StoreErrorKind};
 use crate::data::DataError;
 
 /// How long one waits for another process that loads; then it takes over.
@@ -250,85 +245,6 @@ where
         })
     }
 
-    pub(super) async fn load(
-        &self,
-        key: &CacheKey,
-        loader: Loader<V>,
-        told: &Told<V>,
-        start: &Start<V>,
-        want: Want,
-    ) -> Result<Option<Loaded<V>>, LoadError> {
-        let stale = start.stale.as_ref().filter(|_| want != Want::Refresh);
-        let soft = stale.map(|_| self.config.soft);
-        let serve_stale = || {
-            if let Some(stale) = stale {
-                self.tell_stale_once(told, stale);
-            }
-        };
-        self.run(Some(key), loader, soft, serve_stale).await
-    }
-
-    /// Runs a loader to its end or the hard timeout; after the soft one it may serve stale what it has.
-    pub(super) async fn run<T: Send + 'static>(
-        &self,
-        key: Option<&CacheKey>,
-        loading: Loading<T>,
-        soft: Option<Duration>,
-        serve_stale: impl FnOnce(),
-    ) -> Result<T, LoadError> {
-        self.meter.loads.fetch_add(1, Ordering::Relaxed);
-        let began = monotonic();
-        let ended = self.ended(loading, began, soft, serve_stale).await;
-        let (answer, result) = match ended {
-            None => (Err(LoadError::TimedOut), "timeout"),
-            Some(Err(Panicked)) => (Err(LoadError::Panicked), "panic"),
-            Some(Ok(Err(error))) => (Err(LoadError::Failed(error)), "error"),
-            Some(Ok(Ok(loaded))) => (Ok(loaded), "ok"),
-        };
-        if answer.is_err() {
-            self.meter.load_errors.fetch_add(1, Ordering::Relaxed);
-            let hashed = key.map(|key| crate::core::digest22(key.key.as_str().as_bytes()));
-            let _ = &hashed;
-            warn!(cache = %self.label, key = hashed, result, "a load failed");
-        }
-        let _ = result;
-        count!("keep_cache_loads_total", 1, "cache" => self.label.clone(), "result" => result);
-        seconds!("keep_cache_load_seconds", began.elapsed().as_secs_f64(), "cache" => self.label.clone());
-        answer
-    }
-
-    /// What a load ends with; `None` at the hard timeout.
-    async fn ended<T: Send + 'static>(
-        &self,
-        mut loading: Loading<T>,
-        began: Instant,
-        soft: Option<Duration>,
-        serve_stale: impl FnOnce(),
-    ) -> Option<Result<Result<T, LoaderError>, Panicked>> {
-        // Not where a stale value waits: a loader that holds the thread would hold that back, too.
-        if soft.is_none()
-            && let Poll::Ready(ended) = first_look(&mut loading).await
-        {
-            return Some(ended);
-        }
-        // A task of its own: a panic ends it alone.
-        let mut task = tokio::spawn(loading);
-        let early = match soft {
-            Some(soft) => tokio::time::timeout(soft, &mut task).await.ok(),
-            None => None,
-        };
-        let ended = match early {
-            Some(ended) => Ok(ended),
-            None => {
-                serve_stale();
-                let rest = self.config.hard.saturating_sub(began.elapsed());
-                let ended = tokio::time::timeout(rest, &mut task).await;
-                ended.inspect_err(|_| task.abort())
-            }
-        };
-        Some(ended.ok()?.map_err(|_| Panicked))
-    }
-
     pub(super) async fn fetch(
         &self,
         key: &CacheKey,
@@ -470,18 +386,3 @@ where
         failed.insert(key.key.clone(), until);
     }
 }
-
-/// Polls a load once where it is awaited: one that is done at once needs no task of its own. A panic is an end, too.
-async fn first_look<T>(loading: &mut Loading<T>) -> Poll<Result<Result<T, LoaderError>, Panicked>> {
-    let poll = |context: &mut Context<'_>| {
-        // What a panic leaves half done is never looked at again: the load is dropped.
-        let polled = catch_unwind(AssertUnwindSafe(|| loading.as_mut().poll(context)));
-        Poll::Ready(match polled {
-            Ok(polled) => polled.map(Ok),
-            Err(_) => Poll::Ready(Err(Panicked)),
-        })
-    };
-    std::future::poll_fn(poll).await
-}
-
-struct Panicked;

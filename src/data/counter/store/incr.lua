@@ -50,7 +50,7 @@ for i = 1, tonumber(ARGV[2]) do
         local ttl = tonumber(ARGV[at + 1])
         ends = now_ms + ttl
         redis.call('HSET', key, 'e', ends)
-        redis.call('PEXPIRE', key, ttl + 3600000)
+        redis.call('PEXPIRE', key, string.format('%.0f', ttl + 3600000))
       end
       if event then
         redis.call('SET', event, '', 'PX', ARGV[4])
