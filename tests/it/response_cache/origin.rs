@@ -220,7 +220,7 @@ pub fn gated(
     (origin, gate)
 }
 
-/// Lets other tasks run until `done`, at most for five seconds.
+/// Lets other tasks run until `done`, at most for a minute.
 pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
     let waiting = async {
         while !done() {
@@ -228,7 +228,7 @@ pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
         }
     };
     assert!(
-        tokio::time::timeout(secs(5), waiting).await.is_ok(),
+        tokio::time::timeout(secs(60), waiting).await.is_ok(),
         "never: {what}"
     );
 }
