@@ -458,8 +458,8 @@ const ROOM: usize = 2;
 
 fn read_fields(rest: &mut Bytes) -> Option<HeaderMap> {
     let count = read_length(rest)?;
-    // A field takes two bytes at least: a forged count cannot make us reserve more than is there.
-    let mut fields = HeaderMap::try_with_capacity(count.min(rest.len() / 2) + ROOM).ok()?;
+    // A forged count reserves little, and a count of lines that repeat a name is no capacity that a map need have.
+    let mut fields = HeaderMap::with_capacity(count.min(1_024) + ROOM);
     for _ in 0..count {
         let length = read_length(rest)?;
         let name = http::HeaderName::from_lowercase(rest.get(..length)?).ok()?;

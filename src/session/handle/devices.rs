@@ -17,6 +17,8 @@ impl Session {
     pub async fn list(&self) -> Result<Vec<SessionInfo>, SessionRejection> {
         let shared = self.ask();
         shared.check_answered()?;
+        // Behind a login that is under way, which would leave this one asking with an old secret.
+        let _turn = shared.turn.lock().await;
         let at = shared.asking()?;
         match shared.answered(shared.config.store.list(Whose::Session(at)).await)? {
             Listed::Sessions(records) => {
@@ -44,13 +46,11 @@ impl Session {
     /// 401 without a user; the store cannot answer.
     pub async fn revoke(&self, id: SessionId) -> Result<bool, SessionRejection> {
         let shared = self.ask();
-        let at = shared.asking()?;
-        if at.id == id {
+        if shared.asking()?.id == id {
             return Ok(shared.end_own(EndCause::Logout).await?);
         }
-        let ended = shared
-            .revoke(at, Target::One(Whose::Session(at), id))
-            .await?;
+        let one = |at| Target::One(Whose::Session(at), id);
+        let (_, ended) = shared.revoke(one).await?;
         Ok(!ended.is_empty())
     }
 
@@ -62,8 +62,7 @@ impl Session {
     /// 401 without a user; the store cannot answer.
     pub async fn revoke_others(&self) -> Result<u64, SessionRejection> {
         let shared = self.ask();
-        let at = shared.asking()?;
-        let ended = shared.revoke(at, Target::Others(at)).await?;
+        let (_, ended) = shared.revoke(Target::Others).await?;
         shared.began_now();
         Ok(ended.len() as u64)
     }
@@ -76,8 +75,8 @@ impl Session {
     /// 401 without a user; the store cannot answer.
     pub async fn revoke_all(&self) -> Result<u64, SessionRejection> {
         let shared = self.ask();
-        let at = shared.asking()?;
-        let ended = shared.revoke(at, Target::All(Whose::Session(at))).await?;
+        let all = |at| Target::All(Whose::Session(at));
+        let (at, ended) = shared.revoke(all).await?;
         shared.own_was_ended(at);
         shared.began_now();
         Ok(ended.len() as u64)
@@ -90,16 +89,17 @@ impl Shared {
         self.reference().ok_or(SessionRejection::LoginRequired)
     }
 
+    /// In the name of the session as it is when its turn has come: a login before it gave it another secret.
     async fn revoke(
         self: &Arc<Self>,
-        at: SessionRef,
-        target: Target,
-    ) -> Result<Vec<EndedSession>, SessionRejection> {
+        target: impl FnOnce(SessionRef) -> Target,
+    ) -> Result<(SessionRef, Vec<EndedSession>), SessionRejection> {
         let _turn = self.turn.lock().await;
-        match self.answered(self.config.store.revoke(target).await)? {
+        let at = self.asking()?;
+        match self.answered(self.config.store.revoke(target(at)).await)? {
             Revoked::Done(ended) => {
                 self.config.tell_ended(ended.clone());
-                Ok(ended)
+                Ok((at, ended))
             }
             Revoked::NoUser => Err(SessionRejection::LoginRequired),
             Revoked::NotLive(why) => {

@@ -71,6 +71,7 @@ impl Session {
     pub async fn is_live(&self) -> Result<bool, SessionError> {
         let shared = self.ask();
         shared.check_answered()?;
+        let _turn = shared.turn.lock().await;
         let Some(at) = shared.reference() else {
             return Ok(false);
         };

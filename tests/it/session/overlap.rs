@@ -172,6 +172,25 @@ async fn read_beside_a_login(store: Holding, session: Session) -> String {
 }
 
 #[tokio::test]
+async fn who_lists_or_revokes_beside_a_login_asks_with_its_new_secret() {
+    left_by(|session: Session| async move {
+        session.login(Principal::new("u")).await.unwrap();
+        let (login, list, live, others) = tokio::join!(
+            session.login(Principal::new("u")),
+            session.list(),
+            session.is_live(),
+            session.revoke_others(),
+        );
+        login.unwrap();
+        assert_eq!(list.unwrap().len(), 1);
+        assert!(live.unwrap());
+        assert_eq!(others.unwrap(), 0);
+        "ok"
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_read_beside_a_login_on_another_thread_sees_the_user_who_logged_in() {
     let store = Holding {
         store: memory(&clock()),
