@@ -140,7 +140,8 @@ where
         self.with(|config| config.missing_for = time)
     }
 
-    /// Waits this long for a loader while a stale value is at hand (500 ms), and this long at all (10 s).
+    /// Waits this long for a loader while a stale value is at hand (500 ms), and this long at all (10 s). A loader that holds
+    /// its thread is ended by neither: what blocks belongs into `spawn_blocking`.
     pub fn load_timeout(self, soft: Duration, hard: Duration) -> Self {
         self.with(|config| (config.soft, config.hard) = (soft.min(hard), hard))
     }

@@ -94,7 +94,11 @@ impl Shared {
             self.is_running.store(false, Ordering::Release);
             return;
         };
-        runtime.spawn(tick(Arc::downgrade(self), self.every));
+        let ticking = Ticking {
+            shared: Arc::downgrade(self),
+            is_over: false,
+        };
+        runtime.spawn(tick(ticking, self.every));
     }
 
     async fn flush(&self) -> Result<(), StoreError> {
@@ -150,10 +154,26 @@ impl Shared {
     }
 }
 
-async fn tick(shared: Weak<Shared>, every: Duration) {
+/// A task that flushes. Where its runtime ends under it, the next `add` starts another on its own.
+struct Ticking {
+    shared: Weak<Shared>,
+    is_over: bool,
+}
+
+impl Drop for Ticking {
+    fn drop(&mut self) {
+        if !self.is_over
+            && let Some(shared) = self.shared.upgrade()
+        {
+            shared.is_running.store(false, Ordering::Release);
+        }
+    }
+}
+
+async fn tick(mut ticking: Ticking, every: Duration) {
     loop {
         tokio::time::sleep(every).await;
-        let Some(shared) = shared.upgrade() else {
+        let Some(shared) = ticking.shared.upgrade() else {
             return;
         };
         if let Err(error) = shared.flush().await {
@@ -164,6 +184,7 @@ async fn tick(shared: Weak<Shared>, every: Duration) {
         shared.is_running.store(false, Ordering::Release);
         let is_idle = shared.waiting.lock().keys() == 0;
         if is_idle || shared.is_running.swap(true, Ordering::AcqRel) {
+            ticking.is_over = true;
             return;
         }
     }

@@ -81,7 +81,9 @@ impl Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         if self.unsettled {
-            give_back(&self.runtime, &self.config, &self.key, self.owner);
+            // Once: in an outage there are as many attempts as callers, and hardly one of them has a lock.
+            let tries = Duration::ZERO;
+            give_back(&self.runtime, &self.config, &self.key, self.owner, tries);
         }
     }
 }
@@ -90,10 +92,10 @@ fn first_lease(config: &Config) -> Duration {
     config.lease.min(config.hold_at_most)
 }
 
-fn give_back(runtime: &Handle, config: &Arc<Config>, key: &LockKey, owner: Owner) {
+/// Releases in a task; a store that is away is asked again for `tries`.
+fn give_back(runtime: &Handle, config: &Arc<Config>, key: &LockKey, owner: Owner, tries: Duration) {
     let (config, key) = (Arc::clone(config), key.clone());
-    // A store that is away is asked again for as long as the lease may last: then the lock is free at its end.
-    let until = monotonic() + config.lease;
+    let until = monotonic() + tries;
     runtime.spawn(async move {
         while let Err(error) = once_more(|| config.store.release(&key, owner)).await {
             let again = monotonic() + Duration::from_secs(error.retry_after_secs());
@@ -191,7 +193,9 @@ impl Drop for LockGuard {
         let held = &self.held;
         seconds!("keep_lock_held_seconds", monotonic() - held.since, "lock" => held.config.name.to_string());
         if !self.released {
-            give_back(&self.runtime, &held.config, &held.key, held.owner);
+            // For as long as the lease may last: then the lock is free at its end.
+            let tries = first_lease(&held.config);
+            give_back(&self.runtime, &held.config, &held.key, held.owner, tries);
         }
     }
 }

@@ -105,6 +105,27 @@ async fn what_was_added_is_flushed_by_itself_and_at_shutdown() {
     }
 }
 
+#[test]
+fn counts_go_out_although_the_runtime_that_was_to_flush_them_has_gone() {
+    let store = MemoryStore::new();
+    let metrics = Counter::new(store, "metrics").flush_every(Duration::from_millis(5));
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap()
+    };
+    runtime().block_on(async { metrics.add("hits", 1, ttl::METRIC).unwrap() });
+    runtime().block_on(async {
+        metrics.add("hits", 1, ttl::METRIC).unwrap();
+        let arrived = async {
+            while metrics.value("hits").await.unwrap() != 2 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(60), arrived).await;
+        waited.expect("they arrive");
+    });
+}
+
 #[tokio::test]
 async fn the_buffer_is_bounded_by_keys() {
     let metrics = Counter::new(MemoryStore::new(), "metrics").flush_every(HOUR);
