@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::aio::{MultiplexedConnection, PubSub};
+use redis::io::tcp::socket2::{SockRef, TcpKeepalive};
 use redis::{AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, RedisError};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -196,14 +197,52 @@ pub(super) async fn connect(
 
 async fn reach(address: &ConnectionAddr) -> Result<Box<dyn Stream>, RedisError> {
     match address {
-        ConnectionAddr::Tcp(host, port) => {
-            let stream = TcpStream::connect((host.as_str(), *port)).await?;
-            // Commands of many callers share the connection: none waits until another's is acknowledged.
-            stream.set_nodelay(true)?;
-            Ok(Box::new(stream))
-        }
+        ConnectionAddr::Tcp(host, port) => Ok(Box::new(dial(host, *port).await?)),
         #[cfg(unix)]
         ConnectionAddr::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
         _ => Err(away("the address is of no known kind")),
+    }
+}
+
+async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect((host, port)).await?;
+    // Commands of many callers share the connection: none waits until another's is acknowledged.
+    stream.set_nodelay(true)?;
+    SockRef::from(&stream).set_tcp_keepalive(&keepalive())?;
+    Ok(stream)
+}
+
+/// What the system asks where nothing moves: a link that nobody uses, and that is cut silently, ends within a minute. It
+/// also keeps those on the way, who forget idle links, from cutting it.
+fn keepalive() -> TcpKeepalive {
+    let asked = TcpKeepalive::new().with_time(Duration::from_secs(30));
+    // Elsewhere the system decides.
+    #[cfg(any(
+        target_os = "linux",
+        target_os = "macos",
+        target_os = "windows",
+        target_os = "freebsd"
+    ))]
+    let asked = asked.with_interval(Duration::from_secs(10)).with_retries(3);
+    asked
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_link_on_which_nothing_moves_is_asked_for_within_a_minute() {
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = server.local_addr().unwrap().port();
+        let stream = dial("127.0.0.1", port).await.unwrap();
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap());
+        let (first, next) = (
+            socket.tcp_keepalive_time().unwrap(),
+            socket.tcp_keepalive_interval().unwrap(),
+        );
+        let asked = socket.tcp_keepalive_retries().unwrap();
+        assert_eq!(first + next * asked, Duration::from_secs(60));
     }
 }
