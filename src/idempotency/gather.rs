@@ -8,6 +8,8 @@ use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::Body;
 
+use crate::core::FRAMES_AT_ONCE;
+
 /// What was read so far.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
@@ -43,9 +45,11 @@ impl Gathered {
     where
         B: Body<Data = Bytes>,
     {
-        while let Some(frame) = ready!(body.as_mut().poll_frame(cx)) {
-            let Ok(frame) = frame else {
-                return Poll::Ready(End::Failed);
+        for _ in 0..FRAMES_AT_ONCE {
+            let frame = match ready!(body.as_mut().poll_frame(cx)) {
+                Some(Ok(frame)) => frame,
+                Some(Err(_)) => return Poll::Ready(End::Failed),
+                None => return Poll::Ready(End::Whole),
             };
             match frame.into_data() {
                 Ok(data) if self.first.is_empty() => self.first = data,
@@ -60,10 +64,11 @@ impl Gathered {
                 return Poll::Ready(End::TooLarge);
             }
             if body.is_end_stream() {
-                break;
+                return Poll::Ready(End::Whole);
             }
         }
-        Poll::Ready(End::Whole)
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn append(&mut self, data: &[u8]) {

@@ -310,7 +310,7 @@ impl From<AnswerContent> for Content {
 pub struct StoredAnswer {
     /// The status.
     pub status: StatusCode,
-    /// The fields, repeated ones and values that are not UTF-8 included.
+    /// The fields, repeated ones and values that are not UTF-8 included; those marked sensitive stay so.
     pub fields: HeaderMap,
     /// The body.
     pub body: Bytes,
@@ -376,13 +376,20 @@ fn write_length(out: &mut Vec<u8>, mut length: usize) {
     out.push(length as u8);
 }
 
+/// Stands before the name of a field whose value is sensitive; no name begins so.
+const SENSITIVE: u8 = b':';
+
 fn write_fields(out: &mut Vec<u8>, fields: &HeaderMap) {
     write_length(out, fields.len());
     for (name, value) in fields {
-        for part in [name.as_str().as_bytes(), value.as_bytes()] {
-            write_length(out, part.len());
-            out.extend_from_slice(part);
+        let (name, is_sensitive) = (name.as_str().as_bytes(), value.is_sensitive());
+        write_length(out, name.len() + usize::from(is_sensitive));
+        if is_sensitive {
+            out.push(SENSITIVE);
         }
+        out.extend_from_slice(name);
+        write_length(out, value.len());
+        out.extend_from_slice(value.as_bytes());
     }
 }
 
@@ -462,10 +469,13 @@ fn read_fields(rest: &mut Bytes) -> Option<HeaderMap> {
     let mut fields = HeaderMap::with_capacity(count.min(1_024) + ROOM);
     for _ in 0..count {
         let length = read_length(rest)?;
-        let name = http::HeaderName::from_lowercase(rest.get(..length)?).ok()?;
+        let line = rest.get(..length)?;
+        let is_sensitive = line.first() == Some(&SENSITIVE);
+        let name = http::HeaderName::from_lowercase(&line[usize::from(is_sensitive)..]).ok()?;
         rest.advance(length);
         let length = read_length(rest)?;
-        let value = http::HeaderValue::from_maybe_shared(take(rest, length)?).ok()?;
+        let mut value = http::HeaderValue::from_maybe_shared(take(rest, length)?).ok()?;
+        value.set_sensitive(is_sensitive);
         fields.try_append(name, value).ok()?;
     }
     Some(fields)

@@ -18,7 +18,7 @@ use super::config::Config;
 use super::gather::{End, Gathered};
 use super::policy;
 use super::record::{AnswerContent, StoredAnswer, TombstoneReason};
-use crate::core::Body;
+use crate::core::{Body, monotonic};
 
 /// A body of unknown size is waited for this long.
 const UNKNOWN_SIZE_WAIT: Duration = Duration::from_secs(5);
@@ -106,7 +106,7 @@ impl<R: HttpBody<Data = Bytes>> Future for Settling<'_, R> {
                 let most = reading.config.max_response_body;
                 match reading.gathered.poll_fill(body.as_mut(), most, cx) {
                     Poll::Ready(end) => end,
-                    Poll::Pending if over.as_mut().poll(cx).is_ready() => End::TooLarge,
+                    Poll::Pending if is_past(over.as_mut(), cx) => End::TooLarge,
                     Poll::Pending => return Poll::Pending,
                 }
             }
@@ -119,6 +119,11 @@ impl<R: HttpBody<Data = Bytes>> Future for Settling<'_, R> {
             StateOwn::Over => Poll::Pending,
         }
     }
+}
+
+/// Says whether the time is over, also where the body has used up the task's turn, so that no timer would say it.
+fn is_past(timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> bool {
+    timer.deadline() <= monotonic() || timer.poll(cx).is_ready()
 }
 
 impl Reading<'_> {

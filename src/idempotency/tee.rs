@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
+use tokio::task::consume_budget;
 
 use super::answer::{self, Verdict};
 use super::config::Config;
@@ -197,14 +198,16 @@ impl<B: HttpBody<Data = Bytes> + Send + 'static> Drop for Tee<B> {
         };
         runtime.spawn(async move {
             let read = async {
-                while let Some(frame) = body.frame().await {
+                while let Some(frame) = body.frame().await.map(Result::ok) {
                     match frame {
-                        Ok(frame) => rest.copy(&frame),
-                        Err(_) => rest.give_up(),
+                        Some(frame) => rest.copy(&frame),
+                        None => rest.give_up(),
                     }
                     if rest.keep.is_none() {
                         return;
                     }
+                    // A body that always has one more frame lets the limit be seen.
+                    consume_budget().await;
                 }
                 rest.end();
             };

@@ -15,6 +15,7 @@ use tokio::time::{Sleep, sleep};
 use super::body::{BoxError, ResponseBody};
 use super::entry::Head;
 use super::feed::{End, Feed, RestOf, Room, Source, Stream};
+use crate::core::{FRAMES_AT_ONCE, monotonic};
 
 /// Larger trailers are not kept.
 const LARGEST_TRAILERS: usize = 4 * 1_024;
@@ -112,7 +113,7 @@ where
         cx: &mut Context<'_>,
         mut feeding: Option<(&Feed, &mut Share)>,
     ) -> Poll<Collected> {
-        loop {
+        for _ in 0..FRAMES_AT_ONCE {
             if self.body.is_end_stream() {
                 return Poll::Ready(self.whole(None));
             }
@@ -122,6 +123,7 @@ where
                 Some(Ok(frame)) => frame,
             };
             let data = match frame.into_data() {
+                Ok(data) if data.is_empty() => continue,
                 Ok(data) => data,
                 Err(frame) => return Poll::Ready(self.whole(frame.into_trailers().ok())),
             };
@@ -141,6 +143,8 @@ where
                 return Poll::Ready(Collected::NoRoom);
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn whole(&self, trailers: Option<HeaderMap>) -> Collected {
@@ -236,7 +240,10 @@ where
             let alone = self
                 .alone
                 .get_or_insert_with(|| Box::pin(sleep(WITHOUT_READER)));
-            ready!(alone.as_mut().poll(cx));
+            // A body may have used up the task's turn, so that no timer would say that it is over.
+            if alone.deadline() > monotonic() {
+                ready!(alone.as_mut().poll(cx));
+            }
             return Poll::Ready(None);
         }
         // Somebody has joined meanwhile.
@@ -267,7 +274,7 @@ where
 
     fn poll_window(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let feed = &self.feed.0;
-        loop {
+        for _ in 0..FRAMES_AT_ONCE {
             match feed.room(cx.waker()) {
                 Room::Yes => {}
                 Room::NotYet => return Poll::Pending,
@@ -278,7 +285,9 @@ where
                 Some(Err(error)) => End::Failed(Some(error.into())),
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
-                        feed.push(data, false);
+                        if !data.is_empty() {
+                            feed.push(data, false);
+                        }
                         continue;
                     }
                     Err(frame) => End::Done(frame.into_trailers().ok().map(Box::new)),
@@ -287,5 +296,7 @@ where
             feed.end(end, false);
             return Poll::Ready(());
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }

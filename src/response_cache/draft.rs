@@ -158,7 +158,7 @@ fn stored_fields(
     let mut stored = Gathered::with_room(lines, bytes);
     for (name, value) in fields {
         if is_kept(name) {
-            stored.push(name, value.as_bytes());
+            stored.push_value(name, value);
         }
     }
     if !dated && let Some(date) = date_of(received / MICROS) {

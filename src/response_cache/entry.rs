@@ -182,7 +182,7 @@ impl Head {
 
     fn weight(&self) -> usize {
         let trailers = self.trailers.iter().flat_map(|fields| fields.iter());
-        let trailers = trailers.map(|(_, value)| value.len() + PER_LINE);
+        let trailers = trailers.map(|(name, value)| name.as_str().len() + value.len() + PER_LINE);
         let (bytes, lines) = self.fields.size();
         trailers.sum::<usize>()
             + bytes

@@ -17,13 +17,13 @@ pub(super) struct Fields {
     lines: Lines,
 }
 
-/// Lines as text, one behind the other: a number for the name, the value's length, the name if it has no number, the
-/// value. The text lies in one allocation with the body.
+/// Lines as text, one behind the other: a number for the name, with a bit for a sensitive value; the value's length, the
+/// name if it has no number, the value. The text lies in one allocation with the body.
 #[derive(Clone, Debug, Default)]
 struct Lines {
     count: u32,
-    /// The bytes of all values.
-    values: u32,
+    /// See [`Fields::size`].
+    bytes: u32,
     text: Bytes,
 }
 
@@ -45,7 +45,9 @@ static NUMBERED: [HeaderName; 14] = [
     header::SERVER,
 ];
 /// The name is written out.
-const UNNUMBERED: u8 = u8::MAX;
+const UNNUMBERED: u8 = 0x7F;
+/// The bit of a sensitive value.
+const SENSITIVE: u8 = 0x80;
 
 const fn number_of(name: &HeaderName) -> u8 {
     match *name {
@@ -67,10 +69,19 @@ const fn number_of(name: &HeaderName) -> u8 {
     }
 }
 
+/// The bytes of a name that is written out.
+fn written_out(name: &HeaderName) -> usize {
+    match number_of(name) {
+        UNNUMBERED => name.as_str().len(),
+        _ => 0,
+    }
+}
+
 /// One line, read where it lies.
 #[derive(Clone, Copy)]
 struct Line<'a> {
     number: u8,
+    is_sensitive: bool,
     name: &'a [u8],
     value: &'a [u8],
     /// Where the value begins in the text.
@@ -90,6 +101,11 @@ impl Line<'_> {
         let numbered = NUMBERED.get(usize::from(self.number)).cloned();
         numbered.or_else(|| HeaderName::from_lowercase(self.name).ok())
     }
+
+    /// See [`Fields::size`].
+    const fn size(&self) -> usize {
+        self.value.len() + 2 * self.name.len()
+    }
 }
 
 fn lines(text: &[u8]) -> impl Iterator<Item = Line<'_>> {
@@ -103,7 +119,8 @@ fn lines(text: &[u8]) -> impl Iterator<Item = Line<'_>> {
 
 fn line(text: &[u8], start: usize) -> Option<Line<'_>> {
     let mut rest = text.get(start..)?;
-    let number = rest.try_get_u8().ok()?;
+    let first = rest.try_get_u8().ok()?;
+    let (number, is_sensitive) = (first & !SENSITIVE, first & SENSITIVE != 0);
     let length = read_length(&mut rest)?;
     let named = if number == UNNUMBERED {
         read_length(&mut rest)?
@@ -115,6 +132,7 @@ fn line(text: &[u8], start: usize) -> Option<Line<'_>> {
     let at = text.len() - rest.len();
     Some(Line {
         number,
+        is_sensitive,
         name,
         value,
         at,
@@ -143,11 +161,17 @@ fn read_length(rest: &mut &[u8]) -> Option<usize> {
 }
 
 impl Fields {
-    /// The bytes of all values, and the number of lines.
+    /// The bytes of all values and of names that are written out, the latter in text and map, where there are both; and
+    /// the number of lines.
     pub(super) fn size(&self) -> (usize, usize) {
         match self.map.get() {
-            Some(map) => (map.values().map(HeaderValue::len).sum(), map.len()),
-            None => (self.lines.values as usize, self.lines.count as usize + ROOM),
+            Some(map) => {
+                let times = 1 + usize::from(self.lines.count > 0);
+                let line =
+                    |(name, value): (_, &HeaderValue)| value.len() + times * written_out(name);
+                (map.iter().map(line).sum(), map.len())
+            }
+            None => (self.lines.bytes as usize, self.lines.count as usize + ROOM),
         }
     }
 
@@ -169,8 +193,10 @@ impl Fields {
 impl Lines {
     fn value(&self, line: &Line<'_>) -> HeaderValue {
         // It was a value before.
-        HeaderValue::from_maybe_shared(self.text.slice(line.at..line.end))
-            .unwrap_or_else(|_| HeaderValue::from_static(""))
+        let mut value = HeaderValue::from_maybe_shared(self.text.slice(line.at..line.end))
+            .unwrap_or_else(|_| HeaderValue::from_static(""));
+        value.set_sensitive(line.is_sensitive);
+        value
     }
 
     fn to_map(&self) -> Box<HeaderMap> {
@@ -217,7 +243,7 @@ pub(super) fn room(more: usize) -> HeaderMap {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Gathered {
     count: u32,
-    values: u32,
+    bytes: u32,
     text: Vec<u8>,
 }
 
@@ -232,16 +258,26 @@ impl Gathered {
 
     /// Adds a line. Its value is copied: no buffer of a connection is kept alive.
     pub(super) fn push(&mut self, name: &HeaderName, value: &[u8]) {
-        let number = number_of(name);
-        self.text.push(number);
+        self.put(name, value, number_of(name));
+    }
+
+    /// The same for a value that may be sensitive.
+    pub(super) fn push_value(&mut self, name: &HeaderName, value: &HeaderValue) {
+        let mark = if value.is_sensitive() { SENSITIVE } else { 0 };
+        self.put(name, value.as_bytes(), number_of(name) | mark);
+    }
+
+    fn put(&mut self, name: &HeaderName, value: &[u8], first: u8) {
+        self.text.push(first);
         put_length(&mut self.text, value.len());
-        if number == UNNUMBERED {
-            put_length(&mut self.text, name.as_str().len());
+        let named = written_out(name);
+        if named > 0 {
+            put_length(&mut self.text, named);
             self.text.extend_from_slice(name.as_str().as_bytes());
         }
         self.text.extend_from_slice(value);
         self.count += 1;
-        self.values += value.len() as u32;
+        self.bytes += (value.len() + 2 * named) as u32;
     }
 
     pub(super) fn has(&self, name: &HeaderName) -> bool {
@@ -264,7 +300,7 @@ impl Gathered {
             if !line.is(name) {
                 kept.text.extend_from_slice(&self.text[start..line.end]);
                 kept.count += 1;
-                kept.values += line.value.len() as u32;
+                kept.bytes += line.size() as u32;
             }
             start = line.end;
         }
@@ -288,7 +324,7 @@ impl Gathered {
         let body = text.split_off(self.text.len());
         let lines = Lines {
             count: self.count,
-            values: self.values,
+            bytes: self.bytes,
             text,
         };
         let map = OnceLock::new();
@@ -329,7 +365,8 @@ mod tests {
         assert_eq!(fields.size(), (9, 6));
         let lines: Vec<_> = fields.get_all(LINK).iter().collect();
         assert_eq!(lines, ["<a>", ""]);
-        assert_eq!(fields.size(), (10, 6), "the room for Age has a digit");
+        let room = 1 + 2 * (AGE.as_str().len() + CACHE_STATUS.as_str().len());
+        assert_eq!(fields.size(), (9 + room, 6), "Age has a digit");
         assert_eq!(
             fields.value(&CONTENT_TYPE),
             fields.get(CONTENT_TYPE).cloned()
@@ -353,6 +390,40 @@ mod tests {
         );
         let text = &fields.lines.text;
         assert_eq!(text.as_ptr().wrapping_add(text.len()), body.as_ptr());
+    }
+
+    #[test]
+    fn a_name_of_any_length_is_counted_as_often_as_it_is_kept() {
+        let name = HeaderName::from_bytes(&[b'n'; 15_000]).unwrap();
+        let mut gathered = Gathered::default();
+        gathered.push(&ETAG, b"\"1\"");
+        gathered.push(&name, b"v");
+        let mut less = gathered.clone();
+        less.remove(&name);
+        assert_eq!(less.finish().size(), (3, 3));
+        let fields = gathered.finish();
+        assert_eq!(fields.size(), (30_004, 4));
+        assert_eq!(fields.len(), 4, "as a map");
+        assert!((30_004..30_100).contains(&fields.size().0));
+    }
+
+    #[test]
+    fn what_is_sensitive_stays_so_in_text_and_map() {
+        let mut secret = HeaderValue::from_static("s");
+        secret.set_sensitive(true);
+        let mut gathered = Gathered::default();
+        for name in [&ETAG, &HeaderName::from_static("x-a")] {
+            gathered.push_value(name, &secret);
+        }
+        gathered.push_value(&LINK, &HeaderValue::from_static("<a>"));
+        assert_eq!(gathered.get(&ETAG), Some(&b"s"[..]));
+        let fields = gathered.finish();
+        for is_map in [false, true] {
+            let found = [ETAG, LINK, HeaderName::from_static("x-a")]
+                .map(|name| fields.value(&name).unwrap().is_sensitive());
+            assert_eq!(found, [true, false, true], "{is_map}");
+            assert_eq!(fields.len(), 5);
+        }
     }
 
     #[test]

@@ -14,6 +14,8 @@ use super::vary::Names;
 const FORMAT: u8 = 1;
 /// The second byte: how the body is coded; 0 is plain.
 const PLAIN: u8 = 0;
+/// Stands before the name of a field whose value is sensitive; no name begins so.
+const SENSITIVE: u8 = b':';
 
 /// Writes a head as bytes, format 1.
 pub(super) fn encode(head: &Head) -> Vec<u8> {
@@ -55,8 +57,12 @@ pub(super) fn encode(head: &Head) -> Vec<u8> {
 }
 
 fn put(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
+    put_length(out, bytes.len());
     out.extend_from_slice(bytes);
+}
+
+fn put_length(out: &mut Vec<u8>, length: usize) {
+    out.extend_from_slice(&(length as u32).to_be_bytes());
 }
 
 fn put_fields<'a>(
@@ -67,7 +73,12 @@ fn put_fields<'a>(
     out.extend_from_slice(&[0; 4]);
     let mut count = 0_u32;
     for (name, value) in fields {
-        put(out, name.as_str().as_bytes());
+        let (name, is_sensitive) = (name.as_str().as_bytes(), value.is_sensitive());
+        put_length(out, name.len() + usize::from(is_sensitive));
+        if is_sensitive {
+            out.push(SENSITIVE);
+        }
+        out.extend_from_slice(name);
         put(out, value.as_bytes());
         count += 1;
     }
@@ -137,8 +148,11 @@ impl<'a> Reader<'a> {
         // Each takes at least nine bytes: damage claims no room that is not there.
         let mut fields = make(count.min(self.0.len() / 8).min(64));
         for _ in 0..count {
-            let name = HeaderName::from_bytes(self.take()?).ok()?;
-            let value = HeaderValue::from_bytes(self.take()?).ok()?;
+            let line = self.take()?;
+            let is_sensitive = line.first() == Some(&SENSITIVE);
+            let name = HeaderName::from_bytes(&line[usize::from(is_sensitive)..]).ok()?;
+            let mut value = HeaderValue::from_bytes(self.take()?).ok()?;
+            value.set_sensitive(is_sensitive);
             fields.try_append(name, value).ok()?;
         }
         Some(fields)
@@ -155,6 +169,9 @@ mod tests {
         let mut fields = room(2);
         fields.append("x-a", HeaderValue::from_bytes(b"\xff1").unwrap());
         fields.append("x-a", HeaderValue::from_static("2"));
+        let mut secret = HeaderValue::from_static("3");
+        secret.set_sensitive(true);
+        fields.append("x-b", secret);
         let mut head = Head {
             id: EntryId(7),
             lifetime: 60,
@@ -181,6 +198,8 @@ mod tests {
             (back.id, back.refresh_after, back.stale_if_error),
             (head.id, Some(3), None)
         );
+        let sensitive = ["x-a", "x-b"].map(|name| back.fields[name].is_sensitive());
+        assert_eq!(sensitive, [false, true]);
         assert_eq!(
             (&*back.fields, &back.said, &back.trailers),
             (&*head.fields, &head.said, &head.trailers)

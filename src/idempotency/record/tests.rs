@@ -29,8 +29,12 @@ fn whole(content: &AnswerContent) -> Bytes {
 }
 
 fn fields() -> impl Strategy<Value = HeaderMap> {
-    let value = prop::collection::vec(any::<u8>(), 0..200)
-        .prop_filter_map("a value", |bytes| HeaderValue::from_bytes(&bytes).ok());
+    let value = (prop::collection::vec(any::<u8>(), 0..200), any::<bool>());
+    let value = value.prop_filter_map("a value", |(bytes, is_sensitive)| {
+        let mut value = HeaderValue::from_bytes(&bytes).ok()?;
+        value.set_sensitive(is_sensitive);
+        Some(value)
+    });
     prop::collection::vec(("x-[a-z]{1,3}", value), 0..6).prop_map(|pairs| {
         let mut fields = HeaderMap::new();
         for (name, value) in pairs {
@@ -38,6 +42,11 @@ fn fields() -> impl Strategy<Value = HeaderMap> {
         }
         fields
     })
+}
+
+/// What `==` of two values does not see.
+fn sensitive(fields: &HeaderMap) -> Vec<bool> {
+    fields.values().map(HeaderValue::is_sensitive).collect()
 }
 
 proptest! {
@@ -52,6 +61,8 @@ proptest! {
         prop_assert_eq!(record.head, head(State::Answered));
         let Content::Full(read) = record.content else { panic!("{record:?}") };
         prop_assert_eq!(&*read, &stored);
+        prop_assert_eq!(sensitive(&read.fields), sensitive(&stored.fields));
+        prop_assert_eq!(read.trailers.as_ref().map(sensitive), stored.trailers.as_ref().map(sensitive));
         // No copy: the body is a slice of what was read.
         prop_assert!(read.body.is_empty() || bytes.as_ptr_range().contains(&read.body.as_ptr()));
     }
@@ -67,6 +78,21 @@ proptest! {
         let cut = Record::decode(&bytes.into(), Timestamp::EPOCH);
         prop_assert!(matches!(cut.content, Content::Unreadable), "a cut record is never an answer");
     }
+}
+
+#[test]
+fn fields_are_written_as_ever_and_a_sensitive_one_behind_a_colon() {
+    let mut fields = HeaderMap::new();
+    fields.insert("x-a", HeaderValue::from_static("1"));
+    let mut secret = HeaderValue::from_static("2");
+    secret.set_sensitive(true);
+    fields.insert("x-b", secret);
+    let mut out = Vec::new();
+    write_fields(&mut out, &fields);
+    assert_eq!(out, b"\x02\x03x-a\x011\x04:x-b\x012");
+    let read = read_fields(&mut Bytes::from(out)).unwrap();
+    assert_eq!(sensitive(&read), [false, true]);
+    assert!(read_fields(&mut Bytes::from_static(b"\x01\x01:\x00")).is_none());
 }
 
 #[test]

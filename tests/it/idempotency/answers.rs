@@ -1,10 +1,14 @@
 //! What is kept of an answer, for how long, and how it comes back.
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::sync::Notify;
 use tower::{Layer, ServiceExt, service_fn};
@@ -49,6 +53,7 @@ fn fields() -> HeaderMap {
         ("x-twice", &b"a"[..]),
         ("x-twice", b"b"),
         ("x-latin", b"caf\xe9"),
+        ("x-secret", b"s3cret"),
         ("etag", b"\"v1\""),
         ("connection", b"x-own, close"),
         ("x-own", b"1"),
@@ -87,7 +92,9 @@ fn fields() -> HeaderMap {
         ("cache-control", b"public, max-age=60"),
     ] {
         let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
-        fields.append(name, HeaderValue::from_bytes(value).unwrap());
+        let mut value = HeaderValue::from_bytes(value).unwrap();
+        value.set_sensitive(name == "x-secret");
+        fields.append(name, value);
     }
     fields
 }
@@ -100,7 +107,7 @@ async fn comes_back(app: App) {
     );
     let again = app.post("k", "{}").await;
     let mut expected = HeaderMap::new();
-    for name in ["x-twice", "x-latin", "etag"] {
+    for name in ["x-twice", "x-latin", "x-secret", "etag"] {
         for value in fields().get_all(name) {
             expected.append(HeaderName::from_static(name), value.clone());
         }
@@ -108,6 +115,8 @@ async fn comes_back(app: App) {
     expected.insert("idempotency-replayed", HeaderValue::from_static("true"));
     expected.insert("cache-control", HeaderValue::from_static("no-store"));
     assert_eq!(again.headers, expected);
+    let is_sensitive = |name| again.headers[name].is_sensitive();
+    assert!(is_sensitive("x-secret") && !is_sensitive("etag"));
     assert_eq!(&again.body[..], b"\xff\x00abc");
     assert_eq!(app.runs(), 1);
 }
@@ -331,10 +340,9 @@ async fn stream(
 ) -> (StatusCode, Result<Bytes, ()>) {
     let inner = service_fn(move |_: Inner| {
         let frames = frames().into_iter();
-        let frames =
-            frames.map(|frame| frame.map(|text| http_body::Frame::data(Bytes::from(text))));
+        let frames = frames.map(|frame| frame.map(|text| Frame::data(Bytes::from(text))));
         let body = StreamBody::new(futures_util::stream::iter(frames));
-        async move { Ok::<_, std::convert::Infallible>(Response::new(body)) }
+        async move { Ok::<_, Infallible>(Response::new(body)) }
     });
     let response = layer
         .layer(inner)
@@ -371,6 +379,43 @@ async fn a_body_of_unknown_size_beyond_the_limit_goes_out_whole_and_is_not_kept(
         (StatusCode::OK, Ok(Bytes::from("abcdefghij")))
     );
     assert_eq!(stream(&layer, large).await.0, StatusCode::CONFLICT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_always_has_one_more_empty_frame_is_waited_for_no_longer_than_others() {
+    const FRAMES: usize = 1_000_000;
+    for uses_up_its_turn in [false, true] {
+        let layer = layer(memory(&clock()));
+        let taken = Arc::<AtomicUsize>::default();
+        let own = Arc::clone(&taken);
+        let service = layer.layer(service_fn(move |_: Inner| {
+            let taken = Arc::clone(&own);
+            let frames = futures_util::stream::poll_fn(move |cx| {
+                if uses_up_its_turn {
+                    for _ in 0..4 {
+                        ready!(tokio::task::coop::poll_proceed(cx)).made_progress();
+                    }
+                }
+                let more = taken.fetch_add(1, Ordering::SeqCst) < FRAMES;
+                let frame = more.then(|| Ok::<_, Infallible>(Frame::data(Bytes::new())));
+                Poll::Ready(frame)
+            });
+            async move { Ok::<_, Infallible>(Response::new(StreamBody::new(frames))) }
+        }));
+        let taken = || taken.load(Ordering::SeqCst);
+        let sent = tokio::spawn(service.clone().oneshot(post("/pay", "k", "{}")));
+        while taken() == 0 {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::advance(5 * SECOND - Duration::from_millis(10)).await;
+        assert!(taken() < FRAMES && !sent.is_finished(), "others work");
+        tokio::time::advance(SECOND).await;
+        let first = sent.await.unwrap().unwrap();
+        assert!(taken() < FRAMES, "it is not waited for to its end");
+        assert_eq!(first.status(), StatusCode::OK);
+        let again = service.oneshot(post("/pay", "k", "{}")).await.unwrap();
+        assert_eq!(again.status(), StatusCode::CONFLICT);
+    }
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -116,6 +117,42 @@ async fn a_hundred_megabytes_pass_through_with_flat_memory() {
         assert_eq!(alive.now.load(Ordering::SeqCst), 0);
         assert_eq!(cache.handle().stats().unfinished_bytes, 0);
     }
+}
+
+#[tokio::test]
+async fn a_body_that_always_has_one_more_empty_frame_lets_others_work_and_takes_no_room() {
+    const NOTHING: usize = 1_000_000;
+    let taken = Arc::<AtomicUsize>::default();
+    let own = Arc::clone(&taken);
+    let origin = Origin::new(move |_, _| {
+        let taken = Arc::clone(&own);
+        let frames = stream::poll_fn(move |_| {
+            let frame = match taken.fetch_add(1, Ordering::SeqCst) {
+                NOTHING => "end",
+                before if before < NOTHING => "",
+                _ => return Poll::Ready(None),
+            };
+            let frame = Frame::data(Bytes::from_static(frame.as_bytes()));
+            Poll::Ready(Some(Ok::<_, Infallible>(frame)))
+        });
+        let body = StreamBody::new(frames).map_err(|never| match never {});
+        let response = Response::builder().header("cache-control", "max-age=60");
+        let response = response.body(body.boxed_unsync()).unwrap();
+        Box::pin(async { Ok(response) })
+    });
+    let cache = cache();
+    let app = App::new(&cache, &origin);
+    let response = app.try_call(request("GET", "/a", &[])).await.unwrap();
+    tokio::task::yield_now().await;
+    assert!(taken.load(Ordering::SeqCst) < NOTHING, "others work");
+    let (mut body, mut frames) = (response.into_body(), Vec::new());
+    while let Some(frame) = body.frame().await {
+        frames.push(frame.unwrap().into_data().unwrap());
+    }
+    assert_eq!(frames, ["end"]);
+    let again = app.try_call(request("GET", "/a", &[])).await.unwrap();
+    assert_eq!(again.into_body().collect().await.unwrap().to_bytes(), "end");
+    assert_eq!(origin.calls(), 1);
 }
 
 #[tokio::test]
