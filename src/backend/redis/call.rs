@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use redis::{Arg, Cmd};
 
+use super::node::Words;
 use super::reply::Reply;
 use super::script::Script;
 use super::slots::Slot;
@@ -93,7 +94,11 @@ impl Call {
             } = self;
             let with_source = || with_source_text(&command, script);
             let began = monotonic();
-            let answer = inner.call(&command, slot, timeout, &with_source).await;
+            let words = Words::Script {
+                call: &command,
+                with_source: &with_source,
+            };
+            let answer = inner.call(words, slot, timeout).await;
             seconds!("keep_store_op_seconds", began.elapsed().as_secs_f64(), "op" => script.name);
             decode(Reply::from_value(answer?)?)
         })

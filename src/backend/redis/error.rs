@@ -30,10 +30,9 @@ pub(super) fn meaning(error: &RedisError) -> Meaning {
         ErrorKind::Server(
             ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::TryAgain,
         ) => Meaning::Elsewhere,
-        // Somebody's script holds up the server; or too few replicas are left for it to take a write.
-        ErrorKind::Extension if matches!(error.code(), Some("BUSY" | "NOREPLICAS")) => {
-            Meaning::Away
-        }
+        // Somebody's script holds up the server.
+        ErrorKind::Extension if error.code() == Some("BUSY") => Meaning::Away,
+        _ if lacks_replicas(error) => Meaning::Away,
         ErrorKind::Server(_) | ErrorKind::Extension if is_out_of_memory(error) => {
             Meaning::Refused(StoreErrorKind::Full)
         }
@@ -52,6 +51,11 @@ pub(super) fn ends_connection(error: &RedisError) -> bool {
         || error.is_unrecoverable_error()
         || error.kind() == ErrorKind::Server(ServerErrorKind::MasterDown)
         || is_read_only(error)
+}
+
+/// Too few replicas are left for the server to take a write.
+pub(super) fn lacks_replicas(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Extension && error.code() == Some("NOREPLICAS")
 }
 
 /// A replica takes no write. Before Redis 7 a script comes that far, and the refusal is inside its error.

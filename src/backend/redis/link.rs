@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::PubSub;
-use redis::{Cmd, RedisError, Value};
+use redis::{RedisError, Value};
 
 use super::address::Address;
 use super::cluster::Cluster;
 use super::error;
 use super::meter::Meter;
-use super::node::{Node, Refusal, Request};
+use super::node::{Node, Refusal, Request, Words};
 use super::sentinel::Sentinels;
 use super::server::Origin;
 use super::slots::{Slot, slot_of};
@@ -42,17 +42,15 @@ impl Link {
         Ok(Self { topology, meter })
     }
 
-    /// Sends one command within `timeout` to the node that has `slot` (any, without one).
+    /// Sends `words` within `timeout` to the node that has `slot` (any, without one).
     pub(super) async fn call(
         &self,
-        command: &Cmd,
+        words: Words<'_>,
         slot: Option<Slot>,
         timeout: Duration,
-        with_source: &(dyn Fn() -> Cmd + Send + Sync),
     ) -> Result<Value, StoreError> {
         let request = Request {
-            command,
-            with_source,
+            words,
             timeout,
             asking: false,
         };

@@ -26,6 +26,7 @@ mod cluster;
 mod error;
 mod gate;
 mod link;
+mod look;
 mod meter;
 mod node;
 mod notices;
@@ -37,6 +38,7 @@ mod slots;
 mod store;
 
 pub use call::Call;
+pub use look::Look;
 pub use reply::Reply;
 pub use script::Script;
 pub use store::{RedisStore, RedisStoreBuilder};

@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use redis::aio::PubSub;
-use redis::{Cmd, ConnectionAddr, RedisError, Value};
+use redis::{Cmd, ConnectionAddr, Pipeline, RedisError, Value};
 
 use super::error::{self, Meaning};
 use super::gate::{Gate, Ticket};
@@ -27,11 +27,22 @@ pub(super) struct Node {
     meter: Arc<Meter>,
 }
 
-/// One command, ready to be sent to any node.
+/// What is sent, the same to any node.
+#[derive(Clone, Copy)]
+pub(super) enum Words<'a> {
+    Command(&'a Cmd),
+    Script {
+        call: &'a Cmd,
+        /// The same with the script's text, for a node that does not know it.
+        with_source: &'a (dyn Fn() -> Cmd + Send + Sync),
+    },
+    /// Commands that only read, answered together; by `Nil` where a script must be asked instead.
+    Look(&'a Pipeline),
+}
+
+/// A caller's words, ready to be sent to any node.
 pub(super) struct Request<'a> {
-    pub(super) command: &'a Cmd,
-    /// The same with the script's text, for a node that does not know it.
-    pub(super) with_source: &'a (dyn Fn() -> Cmd + Send + Sync),
+    pub(super) words: Words<'a>,
     /// How long the caller waits in all.
     pub(super) timeout: Duration,
     /// The node is about to take over the slot: it serves the command only when told so.
@@ -100,11 +111,17 @@ impl Node {
         };
         let before = self.server.current().map(|(_, generation)| generation);
         let mut sent = pin!(async {
-            match self.send(request.command, request.asking).await {
-                Err(error) if matches!(error::meaning(&error), Meaning::NoScript) => {
-                    self.send(&(request.with_source)(), request.asking).await
+            match (
+                self.send(request.words, request.asking).await,
+                request.words,
+            ) {
+                (Err(error), Words::Script { with_source, .. })
+                    if matches!(error::meaning(&error), Meaning::NoScript) =>
+                {
+                    let whole = with_source();
+                    self.send(Words::Command(&whole), request.asking).await
                 }
-                answer => answer,
+                (answer, _) => answer,
             }
         });
         let answer = match tokio::time::timeout(rest, sent.as_mut()).await {
@@ -199,18 +216,37 @@ impl Node {
         self.look(answer.and_then(Value::extract_error), generation)
     }
 
-    async fn send(&self, command: &Cmd, asking: bool) -> Result<Value, RedisError> {
+    async fn send(&self, words: Words<'_>, asking: bool) -> Result<Value, RedisError> {
+        if asking && matches!(words, Words::Look(_)) {
+            // A key that has not arrived yet would look as if there were none. A script is told to try again.
+            return Ok(Value::Nil);
+        }
         let (mut connection, generation) = self.server.connection().await?;
         self.meter.sent();
         count!("keep_redis_commands_total", 1);
-        let answer = if asking {
-            // Both go out together: the permission holds for the very next command only.
-            let mut both = redis::pipe();
-            both.cmd("ASKING").add_command(command.clone());
-            let answers = connection.send_packed_commands(&both, 1, 1).await;
-            answers.map(|answers| answers.into_iter().next().unwrap_or(Value::Nil))
-        } else {
-            connection.send_packed_command(command).await
+        let answer = match words {
+            Words::Command(command) | Words::Script { call: command, .. } if asking => {
+                // Both go out together: the permission holds for the very next command only.
+                let mut both = redis::pipe();
+                both.cmd("ASKING").add_command(command.clone());
+                let answers = connection.send_packed_commands(&both, 1, 1).await;
+                answers.map(|answers| answers.into_iter().next().unwrap_or(Value::Nil))
+            }
+            Words::Command(command) | Words::Script { call: command, .. } => {
+                connection.send_packed_command(command).await
+            }
+            Words::Look(commands) => {
+                let answers = connection.send_packed_commands(commands, 0, commands.len());
+                match answers
+                    .await
+                    .map(Value::Array)
+                    .and_then(Value::extract_error)
+                {
+                    // What refuses GETEX does not refuse a script that reads.
+                    Err(error) if error::lacks_replicas(&error) => Ok(Value::Nil),
+                    answers => answers,
+                }
+            }
         };
         self.look(answer.and_then(Value::extract_error), generation)
     }

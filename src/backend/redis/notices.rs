@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::error::away;
+use super::node::Words;
 use super::store::{Inner, RedisStore};
 use crate::backend::channels::{Change, Channels};
 use crate::core::telemetry::{count, debug, warn};
@@ -114,7 +115,7 @@ impl RedisStore {
         command.arg(b"PUBLISH").arg(channel).arg(&payload[..]);
         StoreFuture::boxed(async move {
             inner
-                .call(&command, None, inner.timeout, &Cmd::new)
+                .call(Words::Command(&command), None, inner.timeout)
                 .await
                 .map(drop)
         })

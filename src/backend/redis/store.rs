@@ -10,6 +10,8 @@ use redis::{Cmd, Value};
 use super::call::Call;
 use super::error;
 use super::link::Link;
+use super::look::Look;
+use super::node::Words;
 use super::notices::listen_again;
 use super::reply::Reply;
 use super::script::Script;
@@ -89,6 +91,12 @@ impl RedisStore {
         )
     }
 
+    /// Starts a look at `key`, and others in its slot; `name` is its label in `keep_store_op_seconds`.
+    pub fn look(&self, name: &'static str, key: &str) -> Look {
+        let now = self.inner.clock.as_ref().map(|clock| clock.now_micros());
+        Look::new(Arc::clone(&self.inner), name, key.as_bytes(), now)
+    }
+
     /// Returns the clock that was passed, if one was; else the server's TIME rules.
     #[must_use]
     pub fn clock(&self) -> Option<Arc<dyn Clock>> {
@@ -113,7 +121,7 @@ impl RedisStore {
         self.inner.beside.one(make)
     }
 
-    /// Returns the number of commands sent so far by this handle and its clones.
+    /// Returns the number of commands sent so far by this handle and its clones; a [`Look`] counts as one.
     #[must_use]
     pub fn commands(&self) -> u64 {
         self.inner.link.sent()
@@ -193,10 +201,8 @@ impl RedisStore {
         StoreFuture::boxed(async move {
             let mut command = Cmd::new();
             command.arg(b"PING");
-            inner
-                .call(&command, None, inner.timeout, &Cmd::new)
-                .await
-                .map(drop)
+            let words = Words::Command(&command);
+            inner.call(words, None, inner.timeout).await.map(drop)
         })
     }
 }
@@ -218,18 +224,17 @@ fn probed(info: &[u8]) -> Probed {
 }
 
 impl Inner {
-    /// Sends a command within `timeout`, on a cluster to the node that has `slot`.
+    /// Sends `words` within `timeout`, on a cluster to the node that has `slot`.
     pub(super) async fn call(
         self: &Arc<Self>,
-        command: &Cmd,
+        words: Words<'_>,
         slot: Option<Slot>,
         timeout: Duration,
-        with_source: &(dyn Fn() -> Cmd + Send + Sync),
     ) -> Result<Value, StoreError> {
         if self.is_deaf.load(Ordering::Relaxed) {
             listen_again(self);
         }
-        self.link.call(command, slot, timeout, with_source).await
+        self.link.call(words, slot, timeout).await
     }
 }
 

@@ -9,7 +9,7 @@ mod pending;
 
 use std::time::Duration;
 
-use self::decode::{established, listed, loaded, patched, revoked};
+use self::decode::{established, glanced, listed, loaded, patched, revoked};
 use self::moving::Fields;
 use self::pending::after_pending;
 
@@ -49,7 +49,7 @@ static REVOKE: Script = script!("revoke.lua");
 impl SessionStore for RedisStore {
     fn load(&self, at: SessionRef, read: Read) -> StoreFuture<Loaded> {
         let home = at.id.home();
-        after_pending(self, [home; 2], move |store| send_load(store, at, &read))
+        after_pending(self, [home; 2], move |store| look_or_load(store, at, read))
     }
 
     fn patch(&self, at: SessionRef, patch: &Patch) -> StoreFuture<Patched> {
@@ -114,6 +114,34 @@ fn send_load(store: &RedisStore, at: SessionRef, read: &Read) -> StoreFuture<Loa
         .arg(flag(part == Part::Whole))
         .arg(seen.as_ref().map_or(&[][..], |seen| seen.as_slice()))
         .run(move |reply| loaded(reply, at.id, part))
+}
+
+/// Looks at a session without a script, which is asked where there is anything to decide or to write: `glanced` knows.
+///
+/// The session is read first and the cut-off, which only grows, after it: a session that the later cut-off does not
+/// end was live when it was read. No replica is believed (GETEX).
+fn look_or_load(store: &RedisStore, at: SessionRef, read: Read) -> StoreFuture<Loaded> {
+    let session = session_key(store, at.id);
+    let look = store.look("session.look", &session);
+    let look = match read.part {
+        Part::Whole => look.command(["HGETALL", &session]),
+        Part::Core => look.command(["HMGET", &session, "h", "t", "c", "u", "r"]),
+    };
+    let look = look.command(["GETEX", &cut_off_key(store, at.id.home())]);
+    let store = store.clone();
+    StoreFuture::boxed(async move {
+        let seen = match look.ask().await {
+            Ok(seen) => seen,
+            Err(error) if error.is_unknown() => return Err(error),
+            // A server that takes no writes now refuses GETEX; the script reads on.
+            Err(_refused) => None,
+        };
+        let live = seen.and_then(|(now, answers)| glanced(now / 1_000, answers, at, &read).ok()?);
+        match live {
+            Some(live) => Ok(Loaded::Live(Box::new(live))),
+            None => send_load(&store, at, &read).await,
+        }
+    })
 }
 
 fn send_patch(store: &RedisStore, at: SessionRef, patch: &Patch) -> StoreFuture<Patched> {

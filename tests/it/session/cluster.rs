@@ -20,6 +20,34 @@ async fn a_cluster_keeps_the_promises_of_a_session_store() {
 }
 
 #[tokio::test]
+async fn a_session_that_was_cut_off_does_not_come_back_while_its_slot_moves() {
+    let (cluster, clock) = (RedisCluster::start(3, false).await, clock());
+    let store = cluster.store(&clock).await;
+    let app = App::new(SessionLayer::new(store.clone()));
+    let browser = app.browser();
+    browser.get("/set/cart/1").await;
+    assert_eq!(browser.body("/get/cart").await, "1");
+    let old = browser.copy();
+    SessionLayer::new(store.clone())
+        .directory()
+        .revoke_everyone()
+        .await
+        .unwrap();
+    let key = cluster
+        .key_like("*:session:{*}:??????????????????????")
+        .await;
+    let (slot, from) = cluster.home(&key).await;
+    // The session has arrived at the other node, the cut-off that ends it has not.
+    cluster
+        .half_move_slot(slot, from, (from + 1) % 3, &key)
+        .await;
+    for _ in 0..3 {
+        let reply = old.get("/get/cart").await;
+        assert!(reply.status == 503 || &*reply.body == "null", "{reply:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_login_moves_the_cart_to_the_home_of_its_user_in_three_calls() {
     let (cluster, clock) = (RedisCluster::start(3, false).await, clock());
     let store = cluster.store(&clock).await;

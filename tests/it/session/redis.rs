@@ -62,6 +62,93 @@ async fn each_path_sends_the_commands_it_should() {
     }
 }
 
+/// How often a command was called, and how often it failed.
+async fn calls(raw: &mut redis::aio::MultiplexedConnection, command: &str) -> u64 {
+    let info: String = redis::cmd("INFO")
+        .arg("commandstats")
+        .query_async(raw)
+        .await
+        .unwrap();
+    let start = format!("cmdstat_{command}:calls=");
+    let line = info.lines().find_map(|line| line.strip_prefix(&start));
+    let number = line.and_then(|line| line.split(',').next());
+    number.map_or(0, |number| number.parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_read_starts_a_script_only_where_activity_is_due() {
+    let server = RedisServer::start().await;
+    let clock = clock();
+    let store = server.store(&clock).await;
+    let app = App::new(SessionLayer::new(store.clone()));
+    let (browser, mut raw) = (app.browser(), server.raw().await);
+    browser.get("/set/a/1").await;
+    clock.advance(Duration::from_secs(61));
+    // Teaches the server the script.
+    browser.get("/get/a").await;
+    let (scripts, sent) = (calls(&mut raw, "evalsha").await, store.commands());
+    for _ in 0..5 {
+        assert_eq!(browser.body("/get/a").await, "1");
+        clock.advance(Duration::from_secs(12));
+    }
+    assert_eq!(calls(&mut raw, "evalsha").await, scripts);
+    assert_eq!(store.commands() - sent, 5);
+    // A minute has passed, to the millisecond; then it is over.
+    assert_eq!(browser.body("/get/a").await, "1");
+    assert_eq!(store.commands() - sent, 6);
+    clock.advance(Duration::from_millis(1));
+    for _ in 0..3 {
+        assert_eq!(browser.body("/get/a").await, "1");
+    }
+    // Looked at, recorded; and looked at twice.
+    assert_eq!(store.commands() - sent, 6 + 2 + 2);
+}
+
+#[tokio::test]
+async fn a_server_that_was_demoted_is_not_believed() {
+    let server = RedisServer::start().await;
+    let clock = clock();
+    let store = server.store(&clock).await;
+    let app = App::new(SessionLayer::new(store.clone()));
+    let (browser, mut raw) = (app.browser(), server.raw().await);
+    browser.get("/set/a/1").await;
+    assert_eq!(browser.body("/get/a").await, "1");
+    let replicate = |of: [&'static str; 2]| redis::cmd("REPLICAOF").arg(&of).to_owned();
+    let _: () = replicate(["127.0.0.1", "1"])
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    assert_eq!(browser.status("/get/a").await, 503);
+    let _: () = replicate(["NO", "ONE"])
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    let began = Instant::now();
+    while browser.status("/get/a").await != 200 {
+        assert!(began.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(browser.body("/get/a").await, "1");
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_writes_still_tells_of_sessions() {
+    let server = RedisServer::start().await;
+    let clock = clock();
+    let store = server.store(&clock).await;
+    let app = App::new(SessionLayer::new(store.clone()));
+    let (browser, mut raw) = (app.browser(), server.raw().await);
+    browser.get("/set/a/1").await;
+    // More replicas are asked for than there are: NOREPLICAS.
+    let set = redis::cmd("CONFIG")
+        .arg(&["SET", "min-replicas-to-write", "1"])
+        .to_owned();
+    let _: () = set.query_async(&mut raw).await.unwrap();
+    assert_eq!(browser.body("/get/a").await, "1");
+    assert_eq!(browser.status("/set/a/2").await, 503);
+    assert_eq!(browser.body("/get/a").await, "1");
+}
+
 #[tokio::test]
 async fn nothing_in_the_store_opens_a_session() {
     let server = RedisServer::start().await;

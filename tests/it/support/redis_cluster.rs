@@ -141,6 +141,18 @@ impl RedisCluster {
         let _: String = moving.query_async(&mut raw).await.unwrap();
     }
 
+    /// The one key of the whole cluster that is like this.
+    pub async fn key_like(&self, pattern: &str) -> String {
+        let mut found = Vec::new();
+        for node in &self.nodes[..self.primaries] {
+            let ask = redis::cmd("KEYS").arg(pattern).to_owned();
+            let keys: Vec<String> = ask.query_async(&mut node.raw().await).await.unwrap();
+            found.extend(keys);
+        }
+        assert_eq!(found.len(), 1, "{found:?}");
+        found.remove(0)
+    }
+
     /// The number of keys on each primary.
     pub async fn sizes(&self) -> Vec<u64> {
         let mut sizes = Vec::new();

@@ -9,11 +9,13 @@ use crate::core::telemetry::count;
 use crate::core::{Principal, StoreError, StoreErrorKind, Timestamp};
 use crate::session::store::{
     AuthStamp, Data, DataEntry, Done, EndCause, EndedSession, EstablishCause, Established, Listed,
-    Live, Loaded, NotLive, Part, Patched, Revoked, Seen, SessionId, SessionRecord, UserId, Value,
+    Live, Loaded, NotLive, Part, Patched, Read, Revoked, Seen, SessionId, SessionRecord,
+    SessionRef, UserId, Value,
 };
 
 /// Verifiers twice, eleven numbers and a format byte, as `record.lua` packs them.
 const HEADER_BYTES: usize = 161;
+const HEADER_FORMAT: u8 = 1;
 const CORE_BYTES: usize = 39;
 const CORE_FORMAT: u8 = 1;
 const ID_CHARS: usize = 22;
@@ -36,6 +38,101 @@ pub(super) fn loaded(reply: Reply, id: SessionId, part: Part) -> Result<Loaded, 
         data: (part == Part::Whole).then(|| entries.into_iter().collect::<Data>()),
         renewed,
     })))
+}
+
+/// What a look tells of a session that is as it nearly always is: live for whoever asks, of this version, with nothing
+/// to record. `None` for everything else, which `load.lua` decides.
+pub(super) fn glanced(
+    now_ms: u64,
+    mut answers: impl Iterator<Item = Reply>,
+    at: SessionRef,
+    read: &Read,
+) -> Result<Option<Live>, StoreError> {
+    let fields = answers.next().unwrap_or(Reply::Nil);
+    let Some((told, entries)) = (match read.part {
+        Part::Whole => unmarked(fields)?,
+        Part::Core => core(fields)?,
+    }) else {
+        return Ok(None);
+    };
+    let cut_off = match answers.next().unwrap_or(Reply::Nil) {
+        Reply::Nil => None,
+        text => match text.int() {
+            Ok(at) => Some(at.unsigned_abs()),
+            Err(_damaged) => return Ok(None),
+        },
+    };
+    let is_right = told.header.first() == Some(&HEADER_FORMAT)
+        && told.header.get(1..33) == Some(at.verifier.as_bytes());
+    let (true, Ok(record), Ok(times)) = (is_right, told.record(at.id), times(&told.header)) else {
+        return Ok(None);
+    };
+    let [
+        ..,
+        created,
+        _,
+        last,
+        absolute,
+        idle,
+        extended,
+        used,
+        _,
+        keys,
+        _,
+    ] = times;
+    let has_data = keys > 0;
+    let is_live = last.saturating_add(idle) > now_ms
+        && absolute > now_ms
+        && cut_off.is_none_or(|cut_off| created > cut_off)
+        && !(has_data && used.saturating_add(extended) <= now_ms);
+    let reads_data = read.part == Part::Whole && has_data;
+    let is_due = read.renew.is_some()
+        && (is_due(now_ms, last, idle) || reads_data && is_due(now_ms, used, extended));
+    if !is_live || is_due {
+        return Ok(None);
+    }
+    let entries = if has_data { entries } else { Vec::new() };
+    Ok(Some(Live {
+        now: Timestamp::from_millis(now_ms),
+        record,
+        data: (read.part == Part::Whole).then(|| entries.into_iter().collect::<Data>()),
+        renewed: None,
+    }))
+}
+
+/// As in `record.lua`: a tenth of the lifetime has passed, or a minute.
+fn is_due(now_ms: u64, recorded: u64, lifetime: u64) -> bool {
+    let since = now_ms.saturating_sub(recorded);
+    since > 60_000 || since.saturating_mul(10) > lifetime
+}
+
+/// All fields of a session; `None` where it has ended, is frozen, or is not there.
+fn unmarked(fields: Reply) -> Result<Option<(Told, Vec<DataEntry>)>, StoreError> {
+    let Reply::Array(fields) = fields else {
+        return Ok(None);
+    };
+    let is_mark = |name: &Reply| matches!(name, Reply::Bytes(name) if name == "t");
+    if fields.iter().step_by(2).any(is_mark) {
+        return Ok(None);
+    }
+    hash(Reply::Array(fields)).map(Some)
+}
+
+/// The fields `h`, `t`, `c`, `u`, `r`; `None` where it has ended, is frozen, or is not there.
+fn core(fields: Reply) -> Result<Option<(Told, Vec<DataEntry>)>, StoreError> {
+    let mut fields = fields.array()?.into_iter();
+    let mut next = || fields.next().unwrap_or(Reply::Nil).opt_bytes();
+    let (header, mark, core, user, roles) = (next()?, next()?, next()?, next()?, next()?);
+    let (Some(header), None, Some(core)) = (header, mark, core) else {
+        return Ok(None);
+    };
+    let told = Told {
+        header,
+        user: user.unwrap_or_default(),
+        roles: roles.unwrap_or_default(),
+        core,
+    };
+    Ok(Some((told, Vec::new())))
 }
 
 pub(super) fn patched(reply: Reply) -> Result<Patched, StoreError> {

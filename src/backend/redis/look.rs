@@ -1,0 +1,92 @@
+//! Commands that only read, sent together: one round trip, and no script to start.
+
+use std::sync::Arc;
+use std::vec;
+
+use redis::{Cmd, Pipeline};
+
+use super::node::Words;
+use super::reply::Reply;
+use super::slots::Slot;
+use super::store::Inner;
+use crate::core::telemetry::seconds;
+use crate::core::{StoreError, StoreErrorKind, monotonic};
+
+/// A look under construction; made by [`RedisStore::look`](super::RedisStore::look).
+///
+/// Each command is a step of its own, done in order, and others may write between them. So a look serves where its
+/// answers still tell what was true at one instant; where they do not, or tell of anything to be done, a script is
+/// asked, which costs the server several times as much. A replica answers reads with what it has: a look that must
+/// come from a primary has a `GETEX` instead of a `GET` among its commands, which replicas refuse.
+#[must_use]
+pub struct Look {
+    inner: Arc<Inner>,
+    name: &'static str,
+    commands: Pipeline,
+    slot: Option<Slot>,
+    /// The passed clock in microseconds; without one the server's TIME is asked for first.
+    now: Option<u64>,
+}
+
+impl Look {
+    pub(super) fn new(inner: Arc<Inner>, name: &'static str, key: &[u8], now: Option<u64>) -> Self {
+        let mut commands = Pipeline::with_capacity(4);
+        if now.is_none() {
+            commands.cmd("TIME");
+        }
+        let slot = inner.link.slot_of(key);
+        Self {
+            inner,
+            name,
+            commands,
+            slot,
+            now,
+        }
+    }
+
+    /// Appends a command that writes nothing, on keys that share the first one's slot.
+    pub fn command<'a>(mut self, parts: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut command = Cmd::with_capacity(4, 128);
+        for part in parts {
+            command.arg(part);
+        }
+        self.commands.add_command(command);
+        self
+    }
+
+    /// Sends the look: the time in microseconds, and the answers in order. `None` where a script must be
+    /// asked: a cluster is moving the keys, and some may not have arrived; or too few replicas are left for a `GETEX`.
+    ///
+    /// Counts as one command: it is one round trip.
+    ///
+    /// # Errors
+    /// The first of its commands that failed, or the server cannot be reached.
+    pub async fn ask(self) -> Result<Option<(u64, vec::IntoIter<Reply>)>, StoreError> {
+        let began = monotonic();
+        let (words, timeout) = (Words::Look(&self.commands), self.inner.timeout);
+        let answer = self.inner.call(words, self.slot, timeout).await;
+        seconds!("keep_store_op_seconds", began.elapsed().as_secs_f64(), "op" => self.name);
+        let mut answers = match Reply::from_value(answer?)? {
+            Reply::Nil => return Ok(None),
+            answers => answers.array()?.into_iter(),
+        };
+        let now = match self.now {
+            Some(now) => now,
+            None => micros(answers.next())?,
+        };
+        Ok(Some((now, answers)))
+    }
+}
+
+/// What TIME answers: seconds and microseconds.
+fn micros(time: Option<Reply>) -> Result<u64, StoreError> {
+    let mut parts = time.unwrap_or(Reply::Nil).array()?.into_iter();
+    let mut next = || parts.next().unwrap_or(Reply::Nil).int();
+    let (seconds, micros) = (next()?, next()?);
+    let now = seconds
+        .checked_mul(1_000_000)
+        .and_then(|whole| whole.checked_add(micros));
+    now.and_then(|now| u64::try_from(now).ok()).ok_or_else(|| {
+        StoreError::with_source(StoreErrorKind::Failed, "the server's time is no time")
+    })
+}
