@@ -4,6 +4,8 @@ mod contract;
 mod details;
 mod faults;
 mod forms;
+mod knowing;
+mod leases;
 mod live;
 mod load;
 mod once;

@@ -423,34 +423,48 @@ async fn a_warmed_cache_answers_the_first_visitor() {
 
 #[tokio::test]
 async fn sigterm_lets_a_running_booking_end_and_does_not_wait_for_ever() {
-    for (millis, answered) in [(1_000, true), (120_000, false)] {
-        let mut clinic = alone();
-        let guest = Guest::new(&clinic, 1).await;
-        fault(&guest.browser, json!({ "provider_delay_ms": millis })).await;
-        let (browser, address) = (guest.browser.clone(), guest.address.clone());
-        let booking = tokio::spawn(async move {
-            let headers = [
-                ("idempotency-key", "k"),
-                ("x-forwarded-for", address.as_str()),
-            ];
-            let path = "/api/create-payment-intent";
-            let wish = wish("e1", "s60", "10:00").to_string();
-            let reply = browser.try_send(Method::POST, path, &headers, Some(wish));
-            reply.await.is_some_and(|reply| reply.status == 201)
-        });
-        soon(async {
-            while slot(&guest.browser, "e1", "s60", "10:00").await != "held" {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
-        clinic.signal("TERM");
-        let ended = tokio::task::spawn_blocking(move || clinic.wait().code());
-        let ended = tokio::time::timeout(Duration::from_secs(100), ended).await;
-        assert_eq!(
-            ended.expect("an end well before the provider's").unwrap(),
-            Some(0)
-        );
-        assert_eq!(booking.await.unwrap(), answered, "{millis}");
+    // Nobody's ten seconds are over early; on a busy machine they may be noticed late, but not each time.
+    let mut quickest = Duration::MAX;
+    for _ in 0..3 {
+        let (short, long) = tokio::join!(ended_over(4_000), ended_over(120_000));
+        assert_eq!((short.0, long.0), (true, false));
+        assert!(long.1 >= Duration::from_secs(10), "{:?}", long.1);
+        quickest = quickest.min(long.1);
+        if quickest < Duration::from_secs(15) {
+            return;
+        }
     }
+    panic!("it waited for {quickest:?}");
+}
+
+/// Ends a practice over a booking for which the provider takes so long: whether that was answered, and how long the
+/// practice took to end.
+async fn ended_over(provider_millis: u64) -> (bool, Duration) {
+    let mut clinic = alone();
+    let guest = Guest::new(&clinic, 1).await;
+    let slow = json!({ "provider_delay_ms": provider_millis });
+    fault(&guest.browser, slow).await;
+    let (browser, address) = (guest.browser.clone(), guest.address.clone());
+    let booking = tokio::spawn(async move {
+        let headers = [
+            ("idempotency-key", "k"),
+            ("x-forwarded-for", address.as_str()),
+        ];
+        let path = "/api/create-payment-intent";
+        let wish = wish("e1", "s60", "10:00").to_string();
+        let reply = browser.try_send(Method::POST, path, &headers, Some(wish));
+        reply.await.is_some_and(|reply| reply.status == 201)
+    });
+    soon(async {
+        while slot(&guest.browser, "e1", "s60", "10:00").await != "held" {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let told = Instant::now();
+    clinic.signal("TERM");
+    let ended = tokio::task::spawn_blocking(move || (clinic.wait().code(), told.elapsed()));
+    let (code, took) = ended.await.unwrap();
+    assert_eq!(code, Some(0));
+    (booking.await.unwrap(), took)
 }
