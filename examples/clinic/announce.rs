@@ -3,7 +3,7 @@
 //!
 //! Try it: `curl -N 'localhost:8080/api/events?topic=slots:e1'`, and book a slot beside it.
 //!
-//! Proof: `live_and_notices`
+//! Proof: `whoever_asks_after_an_event_was_answered_sees_what_it_changed_though_telling_takes_long`
 
 use std::convert::Infallible;
 

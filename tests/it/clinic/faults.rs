@@ -423,18 +423,15 @@ async fn a_warmed_cache_answers_the_first_visitor() {
 
 #[tokio::test]
 async fn sigterm_lets_a_running_booking_end_and_does_not_wait_for_ever() {
-    // Nobody's ten seconds are over early; on a busy machine they may be noticed late, but not each time.
-    let mut quickest = Duration::MAX;
+    // Nobody's ten seconds are over early. On a busy machine they may be noticed late, but not each time.
     for _ in 0..3 {
-        let (short, long) = tokio::join!(ended_over(4_000), ended_over(120_000));
-        assert_eq!((short.0, long.0), (true, false));
-        assert!(long.1 >= Duration::from_secs(10), "{:?}", long.1);
-        quickest = quickest.min(long.1);
-        if quickest < Duration::from_secs(15) {
+        let (short, long) = tokio::join!(ended_over(5_000), ended_over(120_000));
+        assert!(!long.0 && long.1 >= Duration::from_secs(10), "{long:?}");
+        if short.0 && long.1 < Duration::from_secs(15) {
             return;
         }
     }
-    panic!("it waited for {quickest:?}");
+    panic!("it lets no booking end, or waits for ever");
 }
 
 /// Ends a practice over a booking for which the provider takes so long: whether that was answered, and how long the
