@@ -13,6 +13,7 @@ mod pages;
 mod people;
 mod process;
 mod quotas;
+mod real_time;
 mod screen;
 mod slowness;
 mod stories;

@@ -60,6 +60,24 @@ async fn without_trusted_hops_nobody_chooses_an_address() {
 }
 
 #[tokio::test]
+async fn a_session_tells_the_whole_address_of_its_client_and_a_mapped_one_as_ipv4() {
+    let clinic = alone();
+    let credentials = json!({ "email": "pat@clinic.test", "password": "test" });
+    for (address, shown) in [
+        ("::ffff:203.0.113.7", "203.0.113.7"),
+        ("[2001:DB8:0:1::1]:443", "2001:db8:0:1::1"),
+    ] {
+        let browser = Browser::new(clinic.address());
+        let from = [("x-forwarded-for", address)];
+        browser.post("/api/login", &from, &credentials).await;
+        let list = browser.get("/api/user/sessions").await.json();
+        let mut sessions = list.as_array().unwrap().iter();
+        let own = sessions.find(|one| one["current"] == true).unwrap();
+        assert_eq!(own["ip"], shown);
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_hangs_up_and_asks_again_has_one_reservation() {
     let clinic = alone();
     let guest = Guest::new(&clinic, 1).await;

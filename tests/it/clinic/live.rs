@@ -4,8 +4,46 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::people::{refused, signed_in, told};
-use super::{DAY, Guest, Two, advance, alone, text, wish};
-use crate::support::Browser;
+use super::{DAY, Guest, Two, advance, alone, hooked, text, wish};
+use crate::support::{Browser, Program, RedisServer};
+
+const STATUS: &str = "/api/events?topic=expert:e1:status";
+
+async fn says(expert: &Browser, status: &str) {
+    let wish = json!({ "status": status });
+    let said = expert.post("/api/experts/me/status", &[], &wish).await;
+    assert_eq!(said.status, StatusCode::NO_CONTENT);
+}
+
+/// The end of an event of this minute and second.
+fn at(time: &str) -> String {
+    format!("T00:{time}Z\"}}\n\n")
+}
+
+/// What a stream gave: the id, the name and the data of each event.
+fn events(stream: &str) -> Vec<(String, String, Value)> {
+    let events = stream.split_terminator("\n\n");
+    let events = events.filter(|event| event.contains("event: "));
+    let read = |event: &str| {
+        let field = |name: &str| {
+            let found = event.lines().find_map(|line| line.strip_prefix(name));
+            found.unwrap_or_else(|| panic!("no {name}in {event:?}"))
+        };
+        let data = serde_json::from_str(field("data: ")).unwrap();
+        (field("id: ").to_owned(), field("event: ").to_owned(), data)
+    };
+    events.map(read).collect()
+}
+
+fn statuses(events: &[(String, String, Value)]) -> Vec<String> {
+    let of = |(_, name, data): &(String, String, Value)| match name.as_str() {
+        "status" => text(data, "status"),
+        _ => format!("{name} {data}"),
+    };
+    events.iter().map(of).collect()
+}
+
+const GAP: &str = "gap {\"missed\":true}";
 
 #[tokio::test]
 async fn a_booking_is_seen_by_whoever_looks_and_a_reconnect_misses_nothing() {
@@ -70,12 +108,7 @@ async fn a_page_says_where_the_events_ended_though_none_of_them_is_kept_any_more
         Browser::new(clinic.address()),
         signed_in(&clinic, "ana").await,
     );
-    let says = async |status: &str| {
-        let wish = json!({ "status": status });
-        let said = ana.post("/api/experts/me/status", &[], &wish).await;
-        assert_eq!(said.status, StatusCode::NO_CONTENT);
-    };
-    says("busy").await;
+    says(&ana, "busy").await;
     advance(&looking, 301).await;
     let page = looking.get("/").await;
     let (_, rest) = page
@@ -85,8 +118,8 @@ async fn a_page_says_where_the_events_ended_though_none_of_them_is_kept_any_more
     let id = rest.split_once('"').unwrap().0;
     assert!(!id.is_empty());
     // Between the page and its stream.
-    says("online").await;
-    let path = format!("/api/events?topic=expert:e1:status&last_event_id={id}");
+    says(&ana, "online").await;
+    let path = format!("{STATUS}&last_event_id={id}");
     let seen = looking
         .open(&path)
         .await
@@ -96,17 +129,96 @@ async fn a_page_says_where_the_events_ended_though_none_of_them_is_kept_any_more
     assert!(!seen.contains("gap") && !seen.contains("busy"), "{seen}");
 }
 
+#[tokio::test]
+async fn an_event_is_kept_for_five_minutes_and_whoever_comes_back_later_is_told_that_it_missed_some()
+ {
+    let redis = RedisServer::start().await;
+    for store in ["memory:", &redis.tcp_url()] {
+        let clinic = Program::start("clinic", &hooked(&["--store", store]));
+        let looking = Browser::new(clinic.address());
+        let ana = signed_in(&clinic, "ana").await;
+        let mut stream = looking.open(STATUS).await;
+        stream.until(":").await;
+        says(&ana, "busy").await;
+        let seen = events(stream.until(&at("00:00")).await).remove(0).0;
+        drop(stream);
+        says(&ana, "online").await;
+        advance(&looking, 299).await;
+        says(&ana, "offline").await;
+        let mut stream = looking.resume(STATUS, &seen).await;
+        let missed = events(stream.until(&at("04:59")).await);
+        assert_eq!(statuses(&missed), ["online", "offline"]);
+        drop(stream);
+
+        advance(&looking, 2).await;
+        says(&ana, "busy").await;
+        let in_query = format!("{STATUS}&last_event_id={seen}");
+        let mut streams = [
+            looking.resume(STATUS, &seen).await,
+            looking.open(&in_query).await,
+        ];
+        for stream in &mut streams {
+            stream.until(&at("05:01")).await;
+        }
+        // And nothing else comes before what happens next.
+        advance(&looking, 1).await;
+        says(&ana, "online").await;
+        for stream in &mut streams {
+            let given = events(stream.until(&at("05:02")).await);
+            assert_eq!(statuses(&given), [GAP, "offline", "busy", "online"]);
+            // Whoever comes back from the gap misses nothing more.
+            let mut rest = looking.resume(STATUS, &given[0].0).await;
+            assert_eq!(events(rest.until(&at("05:02")).await), given[1..]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_topic_keeps_its_last_256_events_and_whoever_has_seen_none_of_them_is_told_that_it_missed_some()
+ {
+    let redis = RedisServer::start().await;
+    for store in ["memory:", &redis.tcp_url()] {
+        let clinic = Program::start("clinic", &hooked(&["--store", store]));
+        let looking = Browser::new(clinic.address());
+        let ana = signed_in(&clinic, "ana").await;
+        let mut stream = looking.open(STATUS).await;
+        stream.until(":").await;
+        says(&ana, "busy").await;
+        let seen = events(stream.until(&at("00:00")).await).remove(0).0;
+        drop(stream);
+        for number in 0..255 {
+            let status = ["offline", "busy", "online"][number.min(2)];
+            says(&ana, status).await;
+        }
+        advance(&looking, 1).await;
+        says(&ana, "online").await;
+        let mut stream = looking.resume(STATUS, &seen).await;
+        let all = events(stream.until(&at("00:01")).await);
+        assert_eq!(all.len(), 256);
+        assert_eq!(statuses(&all)[..3], ["offline", "busy", "online"]);
+        drop(stream);
+
+        advance(&looking, 1).await;
+        says(&ana, "busy").await;
+        let mut stream = looking.resume(STATUS, &seen).await;
+        let kept = events(stream.until(&at("00:02")).await);
+        assert_eq!(kept.len(), 257);
+        assert_eq!(statuses(&kept)[..3], [GAP, "busy", "online"]);
+        // In the place of the one that is gone; and of the others none.
+        assert_eq!(kept[0].0, all[0].0);
+        assert_eq!(kept[1..256], all[1..]);
+        assert_eq!(statuses(&kept)[256], "busy");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_happens_at_one_process_is_seen_at_the_other_and_streams_end_with_their_process() {
     let two = Two::start().await;
     let [one, other] = &two.clinics;
     let looking = Browser::new(other.address());
-    let mut stream = looking.open("/api/events?topic=expert:e1:status").await;
+    let mut stream = looking.open(STATUS).await;
     stream.until(":").await;
-    let ana = signed_in(one, "ana").await;
-    let busy = json!({ "status": "busy" });
-    let said = ana.post("/api/experts/me/status", &[], &busy).await;
-    assert_eq!(said.status, StatusCode::NO_CONTENT);
+    says(&signed_in(one, "ana").await, "busy").await;
     let seen = stream.until("\"busy\"").await;
     assert!(seen.contains("event: status"), "{seen}");
     other.signal("TERM");

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use http::Method;
 use serde_json::{Value, json};
 
-use super::people::signed_in;
+use super::people::{refused, signed_in, told};
 use super::{Guest, alone, wish};
 use crate::support::{Browser, Reply};
 
@@ -208,4 +208,60 @@ async fn all_that_admins_do_is_one_quota_and_what_weighs_more_has_others_inside(
         assert_eq!(reply.status, 200, "{path}: {reply:?}");
         tells(&reply, &[policy]);
     }
+}
+
+#[tokio::test]
+async fn an_ipv6_address_counts_by_its_64_and_a_mapped_one_as_the_ipv4_address_that_it_is() {
+    let clinic = alone();
+    let guest = Guest::new(&clinic, 1).await.browser;
+    let mut users = Vec::new();
+    for user in ["pat", "ana", "ben", "root", "adm2"] {
+        users.push(signed_in(&clinic, user).await);
+    }
+    let wrong = json!({ "email": "pat@clinic.test", "password": "no" });
+    let login = async |address: &str| {
+        let from = [("x-forwarded-for", address)];
+        guest.post("/api/login", &from, &wrong).await
+    };
+    // Each with how often its client has come by then.
+    for (number, (address, times)) in [
+        ("2001:db8:0:1::1", 1),
+        ("2001:db8:0:1:ffff:ffff:ffff:ffff", 2),
+        ("[2001:DB8:0:1:8000::]:443", 3),
+        ("2001:db8:0:2::1", 1),
+        ("2001:db8::ffff:0:0:1", 1),
+        ("2001:db8:1:1::1", 1),
+        ("2001:db8:0:2::", 2),
+        ("203.0.113.7", 1),
+        ("::ffff:203.0.113.7", 2),
+        ("[::ffff:cb00:7107]", 3),
+        ("::ffff:203.0.113.8", 1),
+        ("203.0.113.8", 2),
+        ("203.0.113.9", 1),
+        ("::1", 1),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let from = [("x-forwarded-for", address)];
+        assert_eq!(left(&login(address).await, "ip"), 10 - times, "{address}");
+        // Without a key, so that it costs nothing but the address.
+        let nameless = wish("e9", "s60", "10:00");
+        let paid = guest.post("/api/create-payment-intent", &from, &nameless);
+        assert_eq!(left(&paid.await, "ip"), 20 - times, "{address}");
+        let user = &users[number % users.len()];
+        let path = "/api/identity/verification";
+        let shown = user.post(path, &from, &json!({})).await;
+        assert_eq!(left(&shown, "ip"), 10 - times, "{address}");
+    }
+    for host in 4..=11 {
+        let reply = login(&format!("2001:db8:0:1::{host}")).await;
+        let promised = match host {
+            11 => refused(429, "ip"),
+            _ => refused(401, "INVALID_CREDENTIALS"),
+        };
+        assert_eq!(told(&reply), promised, "{host}");
+    }
+    let neighbour = login("2001:db8:0:2::4").await;
+    assert_eq!(told(&neighbour), refused(401, "INVALID_CREDENTIALS"));
 }

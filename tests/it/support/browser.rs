@@ -59,9 +59,11 @@ pub struct Stream {
 impl Stream {
     /// Reads until `mark` has come, and returns everything so far.
     pub async fn until(&mut self, mark: &str) -> &str {
+        // For all of it: an event stream is never silent for long.
+        let patience = std::time::Duration::from_secs(60);
+        let deadline = tokio::time::Instant::now() + patience;
         while !self.text.contains(mark) {
-            let patience = std::time::Duration::from_secs(20);
-            let frame = tokio::time::timeout(patience, self.body.frame()).await;
+            let frame = tokio::time::timeout_at(deadline, self.body.frame()).await;
             let frame = frame.unwrap_or_else(|_| panic!("no {mark} in {:?}", self.text));
             let frame = frame.expect("the stream goes on").unwrap();
             let data = frame.into_data().unwrap_or_default();
@@ -118,8 +120,20 @@ impl Browser {
 
     /// Opens an answer that goes on, such as an event stream.
     pub async fn open(&self, path: &str) -> Stream {
-        let request = Request::get(format!("http://{}{path}", self.server))
+        self.listen(path, None).await
+    }
+
+    /// Opens an event stream again, as a browser does by itself that has seen the event `last`.
+    pub async fn resume(&self, path: &str, last: &str) -> Stream {
+        self.listen(path, Some(last)).await
+    }
+
+    async fn listen(&self, path: &str, last: Option<&str>) -> Stream {
+        let mut request = Request::get(format!("http://{}{path}", self.server))
             .header(header::COOKIE, self.cookie_line());
+        if let Some(last) = last {
+            request = request.header("last-event-id", last);
+        }
         let request = request.body(Full::default()).unwrap();
         let response = self.client.request(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK, "{path}");
