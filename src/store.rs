@@ -23,6 +23,8 @@ use crate::backend::fallback::Fallback;
 use crate::backend::fault::FaultStore;
 use crate::backend::health::StoreHealth;
 use crate::backend::memory::MemoryStore;
+#[cfg(feature = "redis-tls")]
+use crate::backend::redis::Trust;
 use crate::core::Clock;
 use crate::data::cache::CacheStore;
 use crate::data::counter::CounterStore;
@@ -75,6 +77,9 @@ impl<T> Store for T where
 /// - `redis://…`, `redis+unix:///path`, `redis+sentinel://…`, `redis+cluster://…` (feature `redis`, see
 ///   [`RedisStore::builder`](crate::backend::redis::RedisStore::builder)): a Redis server, with a memory store behind it for what may be
 ///   decided locally. Opens also while the server is away, and joins it when it is there.
+/// - `rediss://…`, `rediss+sentinel://…`, `rediss+cluster://…` (feature `redis-tls`): the same, all by
+///   TLS. Trusted are the platform's roots, or those that `SSL_CERT_FILE` names, or what
+///   `StoreBuilder::root_certificates` was given.
 ///
 /// # Errors
 /// The URL cannot be understood, or names an engine whose feature is off.
@@ -89,6 +94,8 @@ pub fn builder(url: &str) -> StoreBuilder {
         clock: None,
         #[cfg(feature = "redis")]
         timeout: None,
+        #[cfg(feature = "redis-tls")]
+        trust: Trust::default(),
         #[cfg(feature = "conformance")]
         faults: None,
     }
@@ -106,6 +113,8 @@ pub struct StoreBuilder {
     clock: Option<Arc<dyn Clock>>,
     #[cfg(feature = "redis")]
     timeout: Option<Duration>,
+    #[cfg(feature = "redis-tls")]
+    trust: Trust,
     #[cfg(feature = "conformance")]
     faults: Option<crate::backend::fault::Faults>,
 }
@@ -129,6 +138,27 @@ impl StoreBuilder {
             let _ = longest;
             self
         }
+    }
+
+    /// Trusts the Redis servers that show a certificate by one of these roots (PEM), and no others. Memory has no use for
+    /// them; with the URL of a Redis in the clear [`open`](Self::open) fails.
+    #[cfg(feature = "redis-tls")]
+    pub fn root_certificates(mut self, pem: impl AsRef<[u8]>) -> Self {
+        self.trust.root_certificates(pem.as_ref());
+        self
+    }
+
+    /// Shows this certificate to Redis servers that ask for one: its chain and its private key, both PEM. See
+    /// [`RedisStoreBuilder::client_certificate`](crate::backend::redis::RedisStoreBuilder::client_certificate).
+    #[cfg(feature = "redis-tls")]
+    pub fn client_certificate(
+        mut self,
+        chain_pem: impl AsRef<[u8]>,
+        key_pem: impl AsRef<[u8]>,
+    ) -> Self {
+        self.trust
+            .client_certificate(chain_pem.as_ref(), key_pem.as_ref());
+        self
     }
 
     /// Puts a line before the store that fails by order, and behind it what stands in during an outage: for tests of
@@ -158,6 +188,8 @@ impl StoreBuilder {
             "redis" | "redis+unix" | "unix" | "redis+sentinel" | "redis+cluster" => {
                 self.open_redis().await
             }
+            #[cfg(feature = "redis-tls")]
+            "rediss" | "rediss+sentinel" | "rediss+cluster" => self.open_redis().await,
             _ => Err(OpenError::unknown(&self.url)),
         }
     }
@@ -184,6 +216,8 @@ impl StoreBuilder {
         if let Some(longest) = self.timeout {
             builder = builder.timeout(longest);
         }
+        #[cfg(feature = "redis-tls")]
+        let builder = builder.trust(self.trust.clone());
         let primary = builder.open().await.map_err(OpenError::refused)?;
         #[cfg(feature = "conformance")]
         if let Some(faults) = &self.faults {
@@ -221,7 +255,8 @@ impl OpenError {
             _ => " for a URL without a scheme".to_owned(),
         };
         let what = format!(
-            "no store{of_scheme}: use memory: or, with the feature redis, redis://host:port/db"
+            "no store{of_scheme}: use memory: or, with the feature redis, redis://host:port/db, or, \
+             with the feature redis-tls, rediss://host:port/db"
         );
         Self { what, source: None }
     }

@@ -140,12 +140,15 @@ pub fn parse(
     }))
 }
 
-const STORES: [&str; 5] = [
+const STORES: [&str; 8] = [
     "memory:",
     "redis://",
     "redis+unix:",
     "redis+sentinel://",
     "redis+cluster://",
+    "rediss://",
+    "rediss+sentinel://",
+    "rediss+cluster://",
 ];
 
 const DATABASES: [&str; 3] = ["sqlite:", "postgres://", "postgresql://"];

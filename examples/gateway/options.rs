@@ -24,7 +24,7 @@ const OWN: [(&str, &str, &str); 10] = [
     (
         "--store",
         "URL",
-        "memory:, redis://…, redis+sentinel://… or redis+cluster://… [memory:]",
+        "memory:, redis://…, redis+sentinel://… or redis+cluster://…, by TLS rediss… [memory:]",
     ),
     (
         "--store-timeout",

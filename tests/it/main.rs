@@ -21,6 +21,7 @@ mod queue;
 mod rate_limit;
 mod redis;
 mod redis_sets;
+mod redis_tls;
 mod reservation;
 mod response_cache;
 mod session;

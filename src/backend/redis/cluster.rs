@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use redis::aio::PubSub;
-use redis::{Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, RedisError, ServerErrorKind, Value};
+use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 use tokio::sync::watch;
 
+use super::address::Endpoint;
 use super::asking::first_answer;
 use super::error::{self, away};
 use super::gate::Gate;
@@ -28,7 +29,7 @@ pub(super) struct Cluster {
     /// The nodes of the URL.
     seeds: Vec<Arc<Node>>,
     /// How to pass a node's door: all have the same.
-    door: ConnectionInfo,
+    door: Endpoint,
     map: RwLock<Map>,
     /// Who may wait for a map that is not known yet.
     gate: Gate,
@@ -92,8 +93,8 @@ const NOBODY: u16 = u16::MAX;
 impl Cluster {
     /// `patience` is the handle's timeout.
     pub(super) fn new(
-        door: ConnectionInfo,
-        seeds: Vec<ConnectionInfo>,
+        door: Endpoint,
+        seeds: Vec<Endpoint>,
         patience: Duration,
         meter: Arc<Meter>,
     ) -> Self {
@@ -336,8 +337,7 @@ impl Cluster {
         }
         let seed = self.seeds.iter().find(|node| node.is_at(host, port));
         nodes.push(seed.cloned().unwrap_or_else(|| {
-            let address = ConnectionAddr::Tcp(host.to_owned(), port);
-            let origin = Origin::Fixed(self.door.clone().set_addr(address));
+            let origin = Origin::Fixed(self.door.at(host.to_owned(), port));
             let meter = Arc::clone(&self.meter);
             Arc::new(Node::new(origin, self.gate.patience(), meter))
         }));

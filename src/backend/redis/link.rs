@@ -14,6 +14,7 @@ use super::node::{Node, Refusal, Request, Words};
 use super::sentinel::Sentinels;
 use super::server::Origin;
 use super::slots::{Slot, slot_of};
+use super::tls::Tls;
 use crate::core::{StoreError, StoreErrorKind};
 
 pub(super) struct Link {
@@ -27,11 +28,16 @@ enum Topology {
 }
 
 impl Link {
-    /// Understands the address; nothing is sent. `patience` is the handle's timeout.
-    pub(super) fn new(url: &str, patience: Duration) -> Result<Self, RedisError> {
+    /// Understands the address; nothing is sent. `tls` is how a URL that asks for it wants servers to be greeted,
+    /// `patience` is the handle's timeout.
+    pub(super) fn new(
+        url: &str,
+        tls: Option<&Tls>,
+        patience: Duration,
+    ) -> Result<Self, RedisError> {
         let meter = Arc::<Meter>::default();
         let one = |origin| Topology::One(Arc::new(Node::new(origin, patience, Arc::clone(&meter))));
-        let topology = match Address::parse(url)? {
+        let topology = match Address::parse(url, tls)? {
             Address::Server(address) => one(Origin::Fixed(address)),
             Address::Sentinels(address) => one(Origin::Sentinels(Sentinels::new(address))),
             Address::Cluster { door, nodes } => {

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, ConnectionAddr, ConnectionInfo, RedisError, Value};
+use redis::{Cmd, RedisError, Value};
 
-use super::address::SentinelsAddress;
+use super::address::{Endpoint, SentinelsAddress};
 use super::asking::first_answer;
 use super::error::away;
 use super::server::connect;
@@ -34,7 +34,7 @@ impl Sentinels {
     ///
     /// The next attempt begins with another: this one may be behind, and lead where no primary is any more. Where it
     /// led right, [`Sentinels::trust`] says so.
-    pub(super) async fn primary(&self) -> Result<(ConnectionInfo, usize), RedisError> {
+    pub(super) async fn primary(&self) -> Result<(Endpoint, usize), RedisError> {
         let count = self.address.sentinels.len();
         let first = self.first.fetch_add(1, Ordering::Relaxed) % count;
         let all = (0..count).map(|place| (first + place) % count);
@@ -51,7 +51,7 @@ impl Sentinels {
     }
 }
 
-async fn ask(address: &SentinelsAddress, index: usize) -> Result<ConnectionInfo, RedisError> {
+async fn ask(address: &SentinelsAddress, index: usize) -> Result<Endpoint, RedisError> {
     let (mut connection, driver) = connect(&address.sentinels[index]).await?;
     let question = async move {
         let mut question = Cmd::new();
@@ -67,10 +67,7 @@ async fn ask(address: &SentinelsAddress, index: usize) -> Result<ConnectionInfo,
         Value::Nil => return Err(away("the sentinel does not know that name")),
         answer => redis::from_redis_value(answer)?,
     };
-    Ok(address
-        .server
-        .clone()
-        .set_addr(ConnectionAddr::Tcp(host, port)))
+    Ok(address.server.at(host, port))
 }
 
 /// Fails where the server is not (or no longer) a primary: sentinels may be behind, and a replica takes no write.

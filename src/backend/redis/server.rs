@@ -9,21 +9,22 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use redis::aio::{MultiplexedConnection, PubSub};
 use redis::io::tcp::socket2::{SockRef, TcpKeepalive};
-use redis::{AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, RedisError};
+use redis::{AsyncConnectionConfig, ConnectionAddr, RedisError};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
 
+use super::address::Endpoint;
 use super::error::{self, away};
 use super::sentinel::{Sentinels, check_role};
 
-/// The longest that one attempt to connect may take, name lookup and first words included.
+/// The longest that one attempt to connect may take, name lookup, the greeting of TLS and first words included.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where a node is.
 pub(super) enum Origin {
-    Fixed(ConnectionInfo),
+    Fixed(Endpoint),
     /// To be asked for at each connection.
     Sentinels(Sentinels),
 }
@@ -145,9 +146,10 @@ impl Server {
     }
 
     async fn open_listener(&self) -> Result<PubSub, RedisError> {
-        let open = async |address: &ConnectionInfo| {
-            let stream = reach(address.addr()).await?;
-            PubSub::new(address.redis_settings(), stream).await
+        let open = async |address: &Endpoint| {
+            let stream = reach(address).await?;
+            let made = PubSub::new(address.redis_settings(), stream).await;
+            made.map_err(|error| address.explained(error))
         };
         match &self.origin {
             Origin::Fixed(address) => open(address).await,
@@ -184,20 +186,27 @@ impl Server {
 
 /// Reaches a server and passes its door: password, database.
 pub(super) async fn connect(
-    address: &ConnectionInfo,
+    address: &Endpoint,
 ) -> Result<(MultiplexedConnection, Driver), RedisError> {
     let settings = address.redis_settings();
     // Each call has its own timeout; the driver's would count from another moment.
     let config = AsyncConnectionConfig::new().set_response_timeout(None);
-    let stream = reach(address.addr()).await?;
+    let stream = reach(address).await?;
     let made = MultiplexedConnection::new_with_config(settings, stream, config);
-    let (connection, driver) = made.await?;
+    let made = made.await.map_err(|error| address.explained(error));
+    let (connection, driver) = made?;
     Ok((connection, Box::pin(driver)))
 }
 
-async fn reach(address: &ConnectionAddr) -> Result<Box<dyn Stream>, RedisError> {
-    match address {
-        ConnectionAddr::Tcp(host, port) => Ok(Box::new(dial(host, *port).await?)),
+async fn reach(address: &Endpoint) -> Result<Box<dyn Stream>, RedisError> {
+    match address.addr() {
+        ConnectionAddr::Tcp(host, port) => {
+            let stream = dial(host, *port).await?;
+            match &address.tls {
+                Some(tls) => Ok(Box::new(tls.greet(host, stream).await?)),
+                None => Ok(Box::new(stream)),
+            }
+        }
         #[cfg(unix)]
         ConnectionAddr::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
         _ => Err(away("the address is of no known kind")),

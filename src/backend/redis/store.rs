@@ -16,6 +16,7 @@ use super::notices::listen_again;
 use super::reply::Reply;
 use super::script::Script;
 use super::slots::Slot;
+use super::tls::{Tls, Trust};
 use crate::backend::beside::Beside;
 use crate::backend::health::{Probed, StoreMode, StoreStats};
 use crate::core::{Clock, KeyBuilder, StoreError, StoreErrorKind, StoreFuture, base64url};
@@ -59,13 +60,15 @@ impl RedisStore {
     /// - `redis+cluster://[user:password@]host:port,host:port`: a cluster that these nodes belong to. Steps whose keys
     ///   lie on several nodes are refused (`Failed`): see each part for what it does there.
     ///
-    /// `rediss://` is refused: there is no TLS yet.
+    /// With the feature `redis-tls`, `rediss://…`, `rediss+sentinel://…` and `rediss+cluster://…` reach every server by
+    /// TLS: see [the module's page](crate::backend::redis#tls).
     pub fn builder(url: &str) -> RedisStoreBuilder {
         RedisStoreBuilder {
             url: url.to_owned(),
             prefix: DEFAULT_PREFIX.to_owned(),
             timeout: DEFAULT_TIMEOUT,
             clock: None,
+            trust: Trust::default(),
         }
     }
 
@@ -255,6 +258,7 @@ pub struct RedisStoreBuilder {
     prefix: String,
     timeout: Duration,
     clock: Option<Arc<dyn Clock>>,
+    trust: Trust,
 }
 
 impl RedisStoreBuilder {
@@ -276,18 +280,47 @@ impl RedisStoreBuilder {
         self
     }
 
+    /// Trusts the servers that show a certificate by one of these roots (PEM, one or several), and no others: the
+    /// platform's roots are left out. Called again, it trusts those as well.
+    #[cfg(feature = "redis-tls")]
+    pub fn root_certificates(mut self, pem: impl AsRef<[u8]>) -> Self {
+        self.trust.root_certificates(pem.as_ref());
+        self
+    }
+
+    /// Shows this certificate to servers that ask for one: the chain, its own certificate first, and the private key
+    /// (PKCS#8, PKCS#1 or SEC1, without a password), both PEM.
+    #[cfg(feature = "redis-tls")]
+    pub fn client_certificate(
+        mut self,
+        chain_pem: impl AsRef<[u8]>,
+        key_pem: impl AsRef<[u8]>,
+    ) -> Self {
+        self.trust
+            .client_certificate(chain_pem.as_ref(), key_pem.as_ref());
+        self
+    }
+
+    #[cfg(feature = "redis-tls")]
+    pub(crate) fn trust(mut self, trust: Trust) -> Self {
+        self.trust = trust;
+        self
+    }
+
     /// Makes the handle. The server may be away: the first call connects.
     ///
     /// # Errors
-    /// [`StoreErrorKind::Failed`] if the URL or the prefix cannot be used.
+    /// [`StoreErrorKind::Failed`] if the URL, the prefix or a certificate cannot be used, or certificates are given for
+    /// a URL that asks for no TLS.
     pub async fn open(self) -> Result<RedisStore, StoreError> {
         let is_plain = |byte: u8| byte.is_ascii_graphic() && !b":{}".contains(&byte);
         if self.prefix.is_empty() || !self.prefix.bytes().all(is_plain) {
             let why = "a prefix is plain ASCII without colons and braces";
             return Err(StoreError::with_source(StoreErrorKind::Failed, why));
         }
-        let link = Link::new(&self.url, self.timeout)
-            .map_err(|error| error::with_source(StoreErrorKind::Failed, error))?;
+        let unusable = |error| error::with_source(StoreErrorKind::Failed, error);
+        let tls = Tls::of(&self.url, self.trust).await.map_err(unusable)?;
+        let link = Link::new(&self.url, tls.as_ref(), self.timeout).map_err(unusable)?;
         Ok(RedisStore {
             inner: Arc::new(Inner {
                 link,

@@ -5,6 +5,7 @@
     reason = "a harness offers more than every test file uses"
 )]
 
+pub mod authority;
 pub mod browser;
 pub mod chromium;
 pub mod http;
@@ -17,6 +18,7 @@ pub mod redis_cluster;
 pub mod redis_sentinel;
 pub mod sql;
 
+pub use authority::Authority;
 pub use browser::{Browser, Reply};
 pub use postgres::PostgresServer;
 pub use program::Program;

@@ -1,5 +1,6 @@
 //! An example program, built by cargo beside the tests, started with options of its own.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -27,6 +28,13 @@ impl Program {
     pub fn start_as_shipped(example: &str, arguments: &[&str]) -> Self {
         let mut command = command(example, arguments);
         command.env_remove("CLINIC_LIMIT_TIMEOUT_MS");
+        Self::begin(command, example)
+    }
+
+    /// Starts `example` with a variable of its environment set.
+    pub fn start_with(example: &str, arguments: &[&str], variable: (&str, &OsStr)) -> Self {
+        let mut command = command(example, arguments);
+        command.env(variable.0, variable.1);
         Self::begin(command, example)
     }
 

@@ -11,6 +11,7 @@ use tokio::sync::OnceCell;
 use tower_keep::backend::redis::{RedisStore, RedisStoreBuilder};
 use tower_keep::core::ManualClock;
 
+use super::authority::Authority;
 use super::launch::{Launch, Port, Process, wait_until};
 
 /// A private server; killed and its folder removed on drop.
@@ -44,6 +45,13 @@ impl RedisServer {
         }
     }
 
+    /// Starts a server whose port speaks TLS only, with these options besides.
+    pub async fn start_tls(authority: &Authority, names: &[&str], more: &[&str]) -> Self {
+        let options = authority.options(names, more);
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        Self::start_with(&options).await
+    }
+
     /// The URL on the unix socket.
     pub fn url(&self) -> String {
         format!("redis+unix://{}", self.socket().display())
@@ -52,6 +60,11 @@ impl RedisServer {
     /// The URL on TCP.
     pub fn tcp_url(&self) -> String {
         format!("redis://127.0.0.1:{}/", self.port.number)
+    }
+
+    /// The URL by TLS, under this name.
+    pub fn tls_url(&self, host: &str) -> String {
+        format!("rediss://{host}:{}/", self.port.number)
     }
 
     pub fn address(&self) -> std::net::SocketAddr {
@@ -121,18 +134,25 @@ pub async fn raw(url: &str) -> ::redis::aio::MultiplexedConnection {
 fn launch(folder: &Path, port: &Port, options: &[String]) -> Process {
     let socket = folder.join("redis.sock");
     let _ = std::fs::remove_file(&socket);
+    let number = port.number.to_string();
+    // A server with a certificate speaks in the clear on its unix socket only.
+    let (plain, tls) = match options.iter().any(|option| option == "--tls-cert-file") {
+        true => ("0", Some(["--tls-port", &number])),
+        false => (number.as_str(), None),
+    };
     let mut arguments: Vec<String> = [
         "--unixsocket",
         &socket.display().to_string(),
         "--bind",
         "127.0.0.1",
         "--port",
-        &port.number.to_string(),
+        plain,
         "--dir",
         &folder.display().to_string(),
     ]
     .map(str::to_owned)
     .to_vec();
+    arguments.extend(tls.iter().flatten().map(|part| (*part).to_owned()));
     arguments.extend(options.iter().cloned());
     let mut process = Process::start(Launch {
         program: "redis-server",

@@ -6,6 +6,7 @@ use redis::aio::MultiplexedConnection;
 use tower_keep::backend::redis::RedisStore;
 use tower_keep::core::ManualClock;
 
+use super::authority::Authority;
 use super::launch::Port;
 use super::redis::{RedisServer, fresh_prefix};
 
@@ -16,12 +17,29 @@ const SLOTS: u16 = 16_384;
 pub struct RedisCluster {
     pub nodes: Vec<RedisServer>,
     primaries: usize,
+    scheme: &'static str,
     _bus_ports: Vec<Port>,
 }
 
 impl RedisCluster {
     /// Starts a cluster, with one replica for each primary if so wanted, and waits until all nodes serve.
     pub async fn start(primaries: usize, with_replicas: bool) -> Self {
+        let options = ["--save", ""].map(str::to_owned);
+        Self::start_with(primaries, with_replicas, &options, "redis+cluster").await
+    }
+
+    /// Starts a cluster whose nodes speak TLS only, with clients and with each other.
+    pub async fn start_tls(primaries: usize, authority: &Authority) -> Self {
+        let options = authority.options(&["127.0.0.1"], &["--tls-cluster", "yes"]);
+        Self::start_with(primaries, false, &options, "rediss+cluster").await
+    }
+
+    async fn start_with(
+        primaries: usize,
+        with_replicas: bool,
+        common: &[String],
+        scheme: &'static str,
+    ) -> Self {
         let count = if with_replicas {
             2 * primaries
         } else {
@@ -32,7 +50,6 @@ impl RedisCluster {
         for bus_port in &bus_ports {
             let number = bus_port.number.to_string();
             let options = [
-                ["--save", ""],
                 ["--cluster-enabled", "yes"],
                 ["--cluster-config-file", "nodes.conf"],
                 ["--cluster-node-timeout", "600"],
@@ -40,11 +57,14 @@ impl RedisCluster {
                 ["--repl-diskless-sync-delay", "0"],
                 ["--cluster-port", &number],
             ];
-            nodes.push(RedisServer::start_with(options.as_flattened()).await);
+            let common = common.iter().map(String::as_str);
+            let options: Vec<&str> = common.chain(options.into_iter().flatten()).collect();
+            nodes.push(RedisServer::start_with(&options).await);
         }
         let cluster = Self {
             nodes,
             primaries,
+            scheme,
             _bus_ports: bus_ports,
         };
         cluster.join().await;
@@ -95,7 +115,7 @@ impl RedisCluster {
             .iter()
             .map(|node| node.address().to_string())
             .collect();
-        format!("redis+cluster://{}", places.join(","))
+        format!("{}://{}", self.scheme, places.join(","))
     }
 
     /// Opens a handle with a fresh prefix and this clock.
