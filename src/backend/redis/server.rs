@@ -236,10 +236,12 @@ fn keepalive() -> TcpKeepalive {
     asked
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
+    #[cfg(target_os = "linux")]
     use super::*;
 
+    #[cfg(target_os = "linux")]
     #[tokio::test]
     async fn a_link_on_which_nothing_moves_is_asked_for_within_a_minute() {
         let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
