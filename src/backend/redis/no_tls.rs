@@ -7,7 +7,7 @@ use super::address::{is_tls, unusable};
 
 /// Nothing can be given.
 #[derive(Clone, Default)]
-pub(crate) struct Trust;
+pub(crate) struct Trust {}
 
 /// There is none.
 #[derive(Clone, Debug)]
