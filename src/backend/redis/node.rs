@@ -110,20 +110,7 @@ impl Node {
             is_over: false,
         };
         let before = self.server.current().map(|(_, generation)| generation);
-        let mut sent = pin!(async {
-            match (
-                self.send(request.words, request.asking).await,
-                request.words,
-            ) {
-                (Err(error), Words::Script { with_source, .. })
-                    if matches!(error::meaning(&error), Meaning::NoScript) =>
-                {
-                    let whole = with_source();
-                    self.send(Words::Command(&whole), request.asking).await
-                }
-                (answer, _) => answer,
-            }
-        });
+        let mut sent = pin!(self.send_or_teach(request.words, request.asking));
         let answer = match tokio::time::timeout(rest, sent.as_mut()).await {
             Ok(answer) => Some(answer),
             Err(_elapsed) => last_look(sent).await,
@@ -214,6 +201,19 @@ impl Node {
         let (mut connection, generation) = self.server.connection().await?;
         let answer = connection.send_packed_command(command).await;
         self.look(answer.and_then(Value::extract_error), generation)
+    }
+
+    /// Sends a script's text after its digest where the node does not know it.
+    async fn send_or_teach(&self, words: Words<'_>, asking: bool) -> Result<Value, RedisError> {
+        match (self.send(words, asking).await, words) {
+            (Err(error), Words::Script { with_source, .. })
+                if matches!(error::meaning(&error), Meaning::NoScript) =>
+            {
+                let whole = with_source();
+                self.send(Words::Command(&whole), asking).await
+            }
+            (answer, _) => answer,
+        }
     }
 
     async fn send(&self, words: Words<'_>, asking: bool) -> Result<Value, RedisError> {
