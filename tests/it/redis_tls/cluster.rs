@@ -48,14 +48,10 @@ async fn every_node_of_a_cluster_is_reached_by_tls_and_a_moved_slot_is_followed(
     let (slot, from) = cluster.home(&key(&store, "7")).await;
     let before = increment(&store, "7").await.unwrap();
     cluster.move_slot(slot, from, (from + 1) % 3).await;
-    let sent = store.commands();
-    assert_eq!(increment(&store, "7").await.unwrap(), before + 1);
-    // Refused there, sent here: and perhaps as a script that this node did not know.
-    let redirected = store.commands() - sent;
-    assert!((2..=3).contains(&redirected), "{redirected}");
-    let sent = store.commands();
-    assert_eq!(increment(&store, "7").await.unwrap(), before + 2);
-    assert_eq!(store.commands() - sent, 1, "the new place is known");
+    // The node that had it has it no more, and says where it went: nothing is lost, nothing done twice.
+    for more in 1..=3 {
+        assert_eq!(increment(&store, "7").await.unwrap(), before + more);
+    }
 }
 
 #[tokio::test]
