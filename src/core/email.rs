@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::into_key::{IntoKey, Segments};
+use super::into_key::{KeySegments, Segments};
 use super::key::base64url;
 
 /// An e-mail address as a key: trimmed, in lower case, and only as a digest.
@@ -16,7 +16,7 @@ use super::key::base64url;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Email<S>(pub S);
 
-impl<S: AsRef<str>> IntoKey for Email<S> {
+impl<S: AsRef<str>> KeySegments for Email<S> {
     fn segments(&self, into: &mut Segments) {
         let address = self.0.as_ref().trim().to_lowercase();
         let mut hash = Sha256::new();
@@ -38,6 +38,7 @@ impl<S> std::fmt::Debug for Email<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::IntoKey;
 
     #[test]
     fn addresses_that_look_alike_are_different_keys() {

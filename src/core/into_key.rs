@@ -63,7 +63,7 @@ const INLINE: usize = 96;
 
 impl Segments {
     /// Takes in the segments of `key`.
-    pub fn of(key: &(impl IntoKey + ?Sized)) -> Self {
+    pub fn of(key: &(impl KeySegments + ?Sized)) -> Self {
         let mut segments = Self::default();
         key.segments(&mut segments);
         segments
@@ -144,14 +144,54 @@ impl fmt::Write for Plain<'_> {
     }
 }
 
-/// What can be a key: texts, whole numbers, and tuples of up to four of them; each part is one segment.
+/// What the segments of a key are taken from: texts, whole numbers, tuples of up to four of them, and types of your own.
+///
+/// ```
+/// use tower_keep::core::{IntoKey, KeySegments, Segments};
+///
+/// struct Seat {
+///     hall: String,
+///     number: u32,
+/// }
+///
+/// impl KeySegments for Seat {
+///     fn segments(&self, into: &mut Segments) {
+///         (&self.hall, self.number).segments(into);
+///     }
+/// }
+///
+/// let seat = Seat { hall: "a:b".into(), number: 7 };
+/// assert_eq!(seat.to_key(), ("a:b", 7_u32).into_key());
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no key: use a text, a whole number, or a tuple of up to four of them"
 )]
-pub trait IntoKey {
+pub trait KeySegments {
     /// Appends the segments of this part.
     fn segments(&self, into: &mut Segments);
+}
 
+/// What can be a key: whatever has [`KeySegments`]. These alone decide, since what is at hand is looked for by them before
+/// a key is made; so there is nothing here that a type of your own could say otherwise.
+///
+/// ```compile_fail,E0119
+/// use tower_keep::core::{IntoKey, Key, KeySegments, Segments};
+///
+/// struct Mine;
+///
+/// impl KeySegments for Mine {
+///     fn segments(&self, into: &mut Segments) {
+///         into.push("a");
+///     }
+/// }
+///
+/// impl IntoKey for Mine {
+///     fn to_key(&self) -> Key {
+///         Key::of(["b"])
+///     }
+/// }
+/// ```
+pub trait IntoKey: KeySegments {
     /// Makes the key.
     fn to_key(&self) -> Key {
         Segments::of(self).to_key()
@@ -166,19 +206,21 @@ pub trait IntoKey {
     }
 }
 
-impl IntoKey for str {
+impl<T: KeySegments + ?Sized> IntoKey for T {}
+
+impl KeySegments for str {
     fn segments(&self, into: &mut Segments) {
         into.push(self);
     }
 }
 
-impl IntoKey for String {
+impl KeySegments for String {
     fn segments(&self, into: &mut Segments) {
         into.push(self);
     }
 }
 
-impl<T: IntoKey + ?Sized> IntoKey for &T {
+impl<T: KeySegments + ?Sized> KeySegments for &T {
     fn segments(&self, into: &mut Segments) {
         (**self).segments(into);
     }
@@ -186,7 +228,7 @@ impl<T: IntoKey + ?Sized> IntoKey for &T {
 
 macro_rules! whole_numbers {
     ($($number:ty)*) => {$(
-        impl IntoKey for $number {
+        impl KeySegments for $number {
             fn segments(&self, into: &mut Segments) {
                 into.push_number(self);
             }
@@ -197,7 +239,7 @@ whole_numbers!(u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize);
 
 macro_rules! tuples {
     ($(($($part:ident)+))*) => {$(
-        impl<$($part: IntoKey),+> IntoKey for ($($part,)+) {
+        impl<$($part: KeySegments),+> KeySegments for ($($part,)+) {
             #[allow(non_snake_case)]
             fn segments(&self, into: &mut Segments) {
                 let ($($part,)+) = self;

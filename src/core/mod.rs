@@ -42,7 +42,7 @@ pub use clock::{Clock, ManualClock, NotATimestamp, SystemClock, Timestamp};
 pub(crate) use digits::{Digits, number_field};
 pub use email::Email;
 pub(crate) use interned::interned_field;
-pub use into_key::{IntoKey, Key, Segments};
+pub use into_key::{IntoKey, Key, KeySegments, Segments};
 pub use key::{KeyBuilder, LONGEST_SEGMENT, base64url, digest22};
 pub use latency::Latency;
 pub use notice::{Notice, NoticeCallback, Subscription};

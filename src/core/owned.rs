@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::into_key::{IntoKey, Segments};
+use super::into_key::{KeySegments, Segments};
 use super::principal::Principal;
 
 /// A key of one owner's data. It cannot be made for another's.
@@ -63,7 +63,7 @@ impl<K> Owned<K> {
     }
 }
 
-impl<K: IntoKey> IntoKey for Owned<K> {
+impl<K: KeySegments> KeySegments for Owned<K> {
     fn segments(&self, into: &mut Segments) {
         into.push(&self.owner);
         self.key.segments(into);
@@ -88,6 +88,7 @@ impl std::error::Error for NotTheOwner {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::IntoKey;
 
     #[test]
     fn an_owner_is_a_segment_of_its_own() {

@@ -135,48 +135,174 @@ impl Once {
     }
 }
 
-/// A counter that is looked up once, at its first use: for the hot path. Nothing without the feature `metrics`.
+/// A counter that is looked up once: for the hot path. Nothing without the feature `metrics`.
 #[allow(dead_code)]
 pub(crate) struct Counter {
     name: &'static str,
-    labels: Vec<(&'static str, std::sync::Arc<str>)>,
     #[cfg(feature = "metrics")]
-    handle: std::sync::OnceLock<metrics::Counter>,
+    key: metrics::Key,
+    /// By the address of a process-wide recorder: the one that records nothing, and the one that is installed.
+    #[cfg(feature = "metrics")]
+    handles: [std::sync::OnceLock<(usize, metrics::Counter)>; 2],
 }
 
 #[allow(dead_code)]
 impl Counter {
     /// Names a counter and its labels.
     pub(crate) fn new(name: &'static str, labels: &[(&'static str, &str)]) -> Self {
+        #[cfg(feature = "metrics")]
+        let label = |(label, value): &(&'static str, &str)| {
+            let value = std::sync::Arc::<str>::from(*value);
+            metrics::Label::new(*label, metrics::SharedString::from_shared(value))
+        };
+        #[cfg(not(feature = "metrics"))]
+        let _ = labels;
         Self {
             name,
-            labels: labels
-                .iter()
-                .map(|(label, value)| (*label, std::sync::Arc::from(*value)))
-                .collect(),
             #[cfg(feature = "metrics")]
-            handle: std::sync::OnceLock::new(),
+            key: metrics::Key::from_parts(name, labels.iter().map(label).collect::<Vec<_>>()),
+            #[cfg(feature = "metrics")]
+            handles: Default::default(),
         }
     }
 
-    /// Adds one.
+    /// Adds one, where the recorder of this moment counts: it may come later than the first use, or be a thread's own.
     pub(crate) fn add_one(&self) {
         #[cfg(feature = "metrics")]
-        self.handle
-            .get_or_init(|| {
-                let labels: Vec<metrics::Label> = self
-                    .labels
-                    .iter()
-                    .map(|(label, value)| metrics::Label::new(*label, value.to_string()))
-                    .collect();
-                metrics::counter!(self.name, labels)
-            })
-            .increment(1);
+        metrics::with_recorder(|recorder| {
+            let found = || recorder.register_counter(&self.key, &recorders::METADATA);
+            let own = recorders::address(recorder);
+            if recorders::is_of_all(own) {
+                for handle in &self.handles {
+                    let (of, counter) = handle.get_or_init(|| (own, found()));
+                    if *of == own {
+                        return counter.increment(1);
+                    }
+                }
+            }
+            found().increment(1);
+        });
+    }
+}
+
+/// Which recorder counts for all threads: its handles are good for ever. One that a thread has of its own may be gone at
+/// any time, and another be in its place.
+#[cfg(feature = "metrics")]
+mod recorders {
+    use std::cell::Cell;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+
+    use metrics::{Level, Metadata, Recorder};
+
+    pub(super) static METADATA: Metadata<'static> =
+        Metadata::new("tower_keep", Level::INFO, Some("tower_keep"));
+    static OF_ALL: AtomicUsize = AtomicUsize::new(0);
+
+    thread_local! {
+        /// The last one that this thread found to be its own.
+        static OWN: Cell<usize> = const { Cell::new(0) };
+    }
+
+    pub(super) fn address(recorder: &dyn Recorder) -> usize {
+        std::ptr::from_ref(recorder).cast::<()>().addr()
+    }
+
+    /// Says whether the recorder at `address`, which counts here, counts for all threads.
+    pub(super) fn is_of_all(address: usize) -> bool {
+        OF_ALL.load(Ordering::Relaxed) == address
+            || (OWN.get() != address && is_seen_by_others(address))
+    }
+
+    /// Asks a thread that has none of its own.
+    #[cold]
+    fn is_seen_by_others(own: usize) -> bool {
+        let asked = thread::Builder::new().spawn(|| metrics::with_recorder(|of| address(of)));
+        let seen = asked.ok().and_then(|asked| asked.join().ok());
+        let is_of_all = seen == Some(own);
+        if is_of_all {
+            OF_ALL.store(own, Ordering::Relaxed);
+        } else {
+            OWN.set(own);
+        }
+        is_of_all
     }
 }
 
 impl std::fmt::Debug for Counter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Counter({})", self.name)
+    }
+}
+
+#[cfg(all(test, feature = "metrics"))]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use metrics::{Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+
+    use super::Counter;
+
+    /// Counts, and counts how often it was asked for a counter.
+    #[derive(Default)]
+    struct Sheet {
+        count: Arc<AtomicU64>,
+        asked: AtomicU64,
+    }
+
+    impl Sheet {
+        fn read(&self) -> (u64, u64) {
+            let read = |number: &AtomicU64| number.load(Ordering::SeqCst);
+            (read(&self.count), read(&self.asked))
+        }
+    }
+
+    impl Recorder for Sheet {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> metrics::Counter {
+            if key.name() != "keep_n" {
+                return metrics::Counter::noop();
+            }
+            assert_eq!(key.labels().count(), 1);
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            metrics::Counter::from_arc(Arc::clone(&self.count))
+        }
+
+        fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+            Gauge::noop()
+        }
+
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::noop()
+        }
+    }
+
+    /// The only test of this binary that installs a recorder for all threads; it minds no other counter.
+    #[test]
+    fn it_counts_where_the_recorder_of_the_moment_does_and_looks_it_up_once() {
+        let counter = Counter::new("keep_n", &[("a", "b")]);
+        let add = |times| (0..times).for_each(|_| counter.add_one());
+        let scoped = || {
+            // In the same place each time.
+            let sheet = Sheet::default();
+            metrics::with_local_recorder(&sheet, || add(2));
+            assert_eq!(sheet.read(), (2, 2));
+        };
+        add(3);
+        scoped();
+        scoped();
+        let all: &'static Sheet = Box::leak(Box::default());
+        assert!(metrics::set_global_recorder(all).is_ok());
+        add(100);
+        assert_eq!(all.read(), (100, 1));
+        scoped();
+        scoped();
+        add(1);
+        std::thread::scope(|threads| threads.spawn(|| add(1)).join()).unwrap();
+        assert_eq!(all.read(), (102, 1));
     }
 }

@@ -10,9 +10,11 @@ use crate::core::{NoticeCallback, StoreFuture, Subscription};
 #[derive(Debug, Default)]
 struct Link(OnceLock<Subscription>);
 
-/// Subscribes to `channel`, and lets the link stay.
+/// Subscribes to `channel` of `part`, and lets the link stay: by a channel of the same part, since the user may be
+/// allowed no other.
 pub(crate) fn subscribe_and_stay(
     store: &RedisStore,
+    part: &str,
     channel: &str,
     callback: NoticeCallback,
 ) -> StoreFuture<Subscription> {
@@ -23,7 +25,7 @@ pub(crate) fn subscribe_and_stay(
     if link.0.get().is_some() {
         return own;
     }
-    let silent = store.channel("link").finish();
+    let silent = store.channel(part).plain("link").finish();
     let silent = store.subscribe(&silent, Arc::new(|_| {}));
     StoreFuture::boxed(async move {
         // Both at once: one command. Of two that are first at once, the second leaves.

@@ -20,6 +20,7 @@ mod notices;
 mod queue;
 mod rate_limit;
 mod redis;
+mod redis_rights;
 mod redis_sets;
 mod redis_tls;
 mod reservation;

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::cached::{CacheOutcome, Cached};
 use super::error::LoadError;
-use super::fill::{Landed, give_back};
+use super::fill::Landed;
 use super::flight::{Entered, Flight, FlightKey, Landing, Loader, Told, Want, tell};
 use super::group::{ANY_KEY, ANY_PREFIX, ANY_TAG};
 use super::handle::{Cache, State};
@@ -20,7 +20,7 @@ use super::loaded::Loaded;
 use super::local::Known;
 use super::read::{Start, WAIT_FOR_OTHERS};
 use super::sight::IsOld;
-use super::store::{Ask, Fetched, Item, LeaseToken, LeaseWish, Leased, Lookup};
+use super::store::{Ask, Fetched, LeaseToken, LeaseWish, Leased, Lookup};
 use super::target::CacheKey;
 use crate::core::ttl::SECOND;
 use crate::core::{IntoKey, Key, StoreError};
@@ -329,15 +329,6 @@ where
         }
         count("miss");
         Some(start(None, self.group.shared.sight.now()))
-    }
-
-    async fn give_back_all(&self, leases: &[CacheKey], token: Option<LeaseToken>) {
-        let Some(token) = token.filter(|_| !leases.is_empty()) else {
-            return;
-        };
-        let item = |lease: &CacheKey| Item::new(lease.clone(), give_back(token));
-        // Else they end by themselves.
-        let _ = self.write(leases.iter().map(item).collect()).await;
     }
 
     /// The lease on an alias lies on a key that never has a record.

@@ -33,6 +33,10 @@ struct Lead<V> {
     landing: Landing<V>,
 }
 
+/// What this process has.
+type Found<'k, V> = HashMap<&'k CacheKey, Option<Cached<V>>>;
+/// Loads that are waited for, and whether others lead them.
+type Waits<'k, V> = HashMap<&'k CacheKey, (Arc<Flight<V>>, bool)>;
 type Loads<V> = HashMap<CacheKey, Loaded<V>>;
 type LoadedMany<V> = Result<Loads<V>, Arc<dyn Error + Send + Sync>>;
 type LoadMany<V> =
@@ -163,43 +167,12 @@ where
         loader: LoadMany<V>,
     ) -> Result<Vec<Option<Cached<V>>>, LoadError> {
         self.begin().await;
-        let mut found: HashMap<&CacheKey, Option<Cached<V>>> = HashMap::new();
-        let mut waits: HashMap<&CacheKey, (Arc<Flight<V>>, bool)> = HashMap::new();
-        let mut leads = Vec::new();
-        {
-            // Of two batches of the same keys one leads all, and the other joins: a part for each would be two calls of the
-            // loader, and other processes would find a part of it free.
-            let mut flights = self.flights.lock();
-            for key in keys {
-                if found.contains_key(key) || waits.contains_key(key) {
-                    continue;
-                }
-                if let Some(known) = self.known_here(key) {
-                    self.meter.read(known.counts_as("local"));
-                    let is_due = self.is_due(key, &known);
-                    found.insert(key, self.cached(known, CacheOutcome::LocalHit));
-                    if !is_due {
-                        continue;
-                    }
-                }
-                let at = FlightKey {
-                    key: key.key.clone(),
-                    want: Want::Either,
-                };
-                match self.enter_among(&mut flights, smallvec![at], names_of_load(key)) {
-                    // Behind its reader it runs already.
-                    Entered::Joined(_) if found.contains_key(key) => {}
-                    Entered::Joined(flight) => drop(waits.insert(key, (flight, true))),
-                    Entered::Led(told, landing) => {
-                        if !found.contains_key(key) {
-                            waits.insert(key, (Arc::clone(&landing.own), false));
-                        }
-                        let key = key.clone();
-                        leads.push(Lead { key, told, landing });
-                    }
-                }
-            }
-        }
+        let (mut found, mut seen) = (Found::new(), HashSet::new());
+        let wanted = keys.iter().filter(|key| seen.insert(*key));
+        let wanted: Vec<_> = wanted
+            .filter(|key| self.is_wanted(key, &mut found))
+            .collect();
+        let (waits, leads) = self.enter_all(&wanted, &mut found);
         if !leads.is_empty() {
             let state = Arc::clone(self);
             tokio::spawn(async move { state.fly_many(leads, loader).await });
@@ -214,6 +187,56 @@ where
             .collect())
     }
 
+    /// Looks for a key in this process; says whether it is to be loaded: it is not there, or due.
+    fn is_wanted<'k>(&self, key: &'k CacheKey, found: &mut Found<'k, V>) -> bool {
+        let Some(known) = self.known_here(key) else {
+            return true;
+        };
+        self.meter.read(known.counts_as("local"));
+        let is_due = self.is_due(key, &known);
+        found.insert(key, self.cached(known, CacheOutcome::LocalHit));
+        is_due
+    }
+
+    /// Joins the loads that run, and leads all others.
+    fn enter_all<'k>(
+        self: &Arc<Self>,
+        wanted: &[&'k CacheKey],
+        found: &mut Found<'k, V>,
+    ) -> (Waits<'k, V>, Vec<Lead<V>>) {
+        let (mut waits, mut leads) = (Waits::new(), Vec::new());
+        if wanted.is_empty() {
+            return (waits, leads);
+        }
+        // Of two batches of the same keys one leads all, and the other joins: a part for each would be two calls of the
+        // loader, and other processes would find a part of it free.
+        let mut flights = self.flights.lock();
+        for key in wanted.iter().copied() {
+            // Whoever has loaded it since it was looked for may have left the list already.
+            if !found.contains_key(key) && !self.is_wanted(key, found) {
+                continue;
+            }
+            let is_here = found.contains_key(key);
+            let at = FlightKey {
+                key: key.key.clone(),
+                want: Want::Either,
+            };
+            match self.enter_among(&mut flights, smallvec![at], names_of_load(key)) {
+                // Behind its reader it runs already.
+                Entered::Joined(_) if is_here => {}
+                Entered::Joined(flight) => drop(waits.insert(key, (flight, true))),
+                Entered::Led(told, landing) => {
+                    if !is_here {
+                        waits.insert(key, (Arc::clone(&landing.own), false));
+                    }
+                    let key = key.clone();
+                    leads.push(Lead { key, told, landing });
+                }
+            }
+        }
+        (waits, leads)
+    }
+
     async fn fly_many(self: &Arc<Self>, leads: Vec<Lead<V>>, loader: LoadMany<V>) {
         let missing = match self.lease_many(leads).await {
             missing if missing.is_empty() => return,
@@ -223,9 +246,8 @@ where
         let mut loads = match self.load_many(keys, loader, &missing).await {
             Ok(loads) => loads,
             Err(error) => {
+                self.fail_many(&missing).await;
                 for (lead, start) in missing {
-                    self.note_failure(&lead.key);
-                    self.give_back(&lead.key, start.token).await;
                     if let Some(stale) = &start.stale {
                         self.tell_stale_once(&lead.told, stale);
                     }
@@ -250,6 +272,19 @@ where
             lead.landing.land();
             tell(&lead.told, Ok(answer));
         }
+    }
+
+    /// Remembers that loads have failed, and gives their leases back.
+    async fn fail_many(&self, missing: &[(Lead<V>, Start<V>)]) {
+        let (mut leases, mut token) = (Vec::new(), None);
+        for (lead, start) in missing {
+            self.note_failure(&lead.key);
+            if start.token.is_some() {
+                token = start.token;
+                leases.push(lead.key.clone());
+            }
+        }
+        self.give_back_all(&leases, token).await;
     }
 
     /// Asks the store for all; answers what it has, and returns what is to be loaded.
@@ -319,7 +354,7 @@ where
             key: lead.key.clone(),
             ask,
         };
-        let (mut missing, mut busy) = (Vec::new(), Vec::new());
+        let (mut missing, mut busy, mut paused) = (Vec::new(), Vec::new(), Vec::new());
         let asked = self.fetch_many(leads.iter().map(lookup).collect()).await;
         let (fetched, noted) = match asked {
             Ok(asked) => asked,
@@ -343,9 +378,9 @@ where
             match (known, token) {
                 (Some(known), None) if is_fresh => drop(known),
                 (Some(stale), None) => self.tell_stale_once(&lead.told, &stale),
-                (Some(stale), token) if !is_fresh && !self.may_load(&lead.key, now) => {
+                (Some(stale), Some(_)) if !is_fresh && !self.may_load(&lead.key, now) => {
                     self.tell_stale_once(&lead.told, &stale);
-                    self.give_back(&lead.key, token).await;
+                    paused.push(lead);
                 }
                 (None, None) => busy.push(lead),
                 (stale, token) => {
@@ -362,6 +397,9 @@ where
                 }
             }
         }
+        // Given back before they land.
+        let leases: Vec<CacheKey> = paused.iter().map(|lead| lead.key.clone()).collect();
+        self.give_back_all(&leases, Some(token)).await;
         (missing, busy)
     }
 

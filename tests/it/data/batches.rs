@@ -1,15 +1,15 @@
 //! Caches: batches, secondary keys, warming, comparing, compression, leases that are given back.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tower_keep::backend::memory::MemoryStore;
 use tower_keep::backend::redis::RedisStore;
-use tower_keep::core::{Email, IntoKey, Key, ManualClock};
+use tower_keep::core::{Clock, Email, IntoKey, Key, ManualClock, SystemClock};
 use tower_keep::data::cache::{
     Cache, CacheOutcome, LoadError, Loaded, Local, Tag, Target, Verified, WarmReport,
 };
@@ -166,6 +166,101 @@ async fn a_batch_whose_loader_fails_is_an_error_but_for_what_is_stale() {
     clock.advance(30 * SECOND);
     let source = Squares::default();
     assert_eq!(read(&cache, &source, &[1, 2]).await, [Some(1), Some(4)]);
+}
+
+#[tokio::test]
+async fn a_batch_that_fails_gives_all_its_leases_back_by_one_command() {
+    let (server, prefix) = (shared().await, fresh_prefix());
+    let (clock, keys) = (clock(), (0..20).collect::<Vec<u64>>());
+    let store = || server.builder(&prefix).clock(clock.clone());
+    let here = store().open().await.unwrap();
+    let there = store().open().await.unwrap();
+    let life = || Lifetime::new(Ttl::secs(10)).stale_for(Ttl::secs(100));
+    let cache = |store: &RedisStore| {
+        let cache: Cache<u64, u64> = Cache::new(store.clone(), "square", life());
+        cache.local(Local::off())
+    };
+    let (first, second) = (cache(&here), cache(&there));
+    let failing = |_| async { Err::<Vec<(u64, u64)>, _>(io::Error::other("no")) };
+    // The server knows the scripts from now on.
+    first.get_many_or_load(&[50], failing).await.unwrap_err();
+    let before = here.commands();
+    first.get_many_or_load(&keys, failing).await.unwrap_err();
+    assert_eq!(here.commands() - before, 2, "a fetch, and all leases back");
+    let source = Squares::default();
+    let wanted: Vec<_> = keys.iter().map(|key| Some(key * key)).collect();
+    assert_eq!(read(&second, &source, &keys).await, wanted);
+    assert_eq!(
+        source.asked(),
+        std::slice::from_ref(&keys),
+        "nobody holds them"
+    );
+    // Stale values whose loader has just failed are given, and leased to nobody either.
+    clock.advance(10 * SECOND);
+    first.get_many_or_load(&keys, failing).await.unwrap();
+    let before = here.commands();
+    let stale = first.get_many_or_load(&keys, failing).await.unwrap();
+    assert!(stale.iter().all(Option::is_some));
+    // Behind the answer; one more command on the same connection comes after it.
+    while here.commands() - before < 2 {
+        tokio::task::yield_now().await;
+    }
+    first.get(&99).await.unwrap();
+    assert_eq!(here.commands() - before, 3, "a fetch, and all leases back");
+    assert_eq!(read(&second, &source, &keys).await, wanted);
+    assert_eq!(source.asked(), [keys], "nobody holds them");
+}
+
+/// A clock that stops whoever reads it next, once.
+#[derive(Debug, Default)]
+struct Stopping(Mutex<Option<Stop>>);
+
+#[derive(Debug)]
+struct Stop {
+    stopped: mpsc::Sender<()>,
+    go_on: mpsc::Receiver<()>,
+    was_told: Arc<AtomicBool>,
+}
+
+impl Clock for Stopping {
+    fn now_micros(&self) -> u64 {
+        let stop = self.0.lock().take();
+        if let Some(stop) = stop {
+            stop.stopped.send(()).unwrap();
+            let told = stop.go_on.recv_timeout(10 * SECOND);
+            stop.was_told.store(told.is_ok(), Ordering::SeqCst);
+        }
+        SystemClock.now_micros()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_of_what_is_here_holds_up_no_other_key() {
+    let clock = Arc::new(Stopping::default());
+    let store = MemoryStore::builder().clock(Arc::clone(&clock)).build();
+    let cache: Cache<u64, u64> = Cache::new(store, "square", ttl::USER);
+    let source = Squares::default();
+    let here = [Some(1), Some(4), Some(9)];
+    assert_eq!(read(&cache, &source, &[1, 2, 3]).await, here);
+    let ((stopped, at_stop), (tell, go_on)) = (mpsc::channel(), mpsc::channel());
+    let was_told = Arc::<AtomicBool>::default();
+    *clock.0.lock() = Some(Stop {
+        stopped,
+        go_on,
+        was_told: Arc::clone(&was_told),
+    });
+    let batch = {
+        let (cache, source) = (cache.clone(), source.clone());
+        tokio::spawn(async move { read(&cache, &source, &[1, 2, 3]).await })
+    };
+    let at_stop = move || at_stop.recv_timeout(10 * SECOND);
+    tokio::task::spawn_blocking(at_stop).await.unwrap().unwrap();
+    assert_eq!(read(&cache, &source, &[4]).await, [Some(16)]);
+    // Fails where nobody waits any more.
+    let _ = tell.send(());
+    assert_eq!(batch.await.unwrap(), here);
+    assert!(was_told.load(Ordering::SeqCst), "it was waited for");
+    assert_eq!(source.asked(), [vec![1, 2, 3], vec![4]]);
 }
 
 #[tokio::test]

@@ -138,6 +138,22 @@ async fn what_is_counted_and_logged_names_services_and_nobody() {
 }
 
 #[tokio::test]
+async fn reads_are_counted_where_the_recorder_of_the_moment_counts() {
+    let users: Cache<u64, u64> = Cache::new(MemoryStore::new(), "user", ttl::USER);
+    let read = || users.get_or_load(&7, |_| async { Ok::<_, io::Error>(49_u64) });
+    read().await.unwrap();
+    read().await.unwrap();
+    for reads in [1, 2] {
+        let metered = Metered::start();
+        for _ in 0..reads {
+            read().await.unwrap();
+        }
+        let name = "keep_cache_reads_total{cache=user.user,result=local}";
+        assert_eq!(metered.counter(name), reads, "{}", metered.scrape());
+    }
+}
+
+#[tokio::test]
 async fn an_outage_is_counted_and_told_without_a_secret() {
     let (metered, (log, _logging)) = (Metered::start(), Log::start());
     let mut server = RedisServer::start().await;

@@ -66,7 +66,7 @@ impl LockStore for RedisStore {
     }
 
     fn subscribe(&self, key: &LockKey, callback: NoticeCallback) -> StoreFuture<Subscription> {
-        subscribe_and_stay(self, &channel_of(self, key), callback)
+        subscribe_and_stay(self, "lock", &channel_of(self, key), callback)
     }
 }
 

@@ -46,7 +46,7 @@ impl TopicStore for RedisStore {
     }
 
     fn subscribe(&self, key: &TopicKey, callback: NoticeCallback) -> StoreFuture<Subscription> {
-        subscribe_and_stay(self, &channel(self, key), callback)
+        subscribe_and_stay(self, "topic", &channel(self, key), callback)
     }
 
     fn contradicts(&self, name: &str, what: &str) -> bool {
