@@ -14,7 +14,7 @@ use tower_keep::data::lock::Lock;
 
 use crate::support::RedisServer;
 
-/// What is sent beside scripts.
+/// What is sent beside scripts and what parts send as it is.
 const OWN: [&str; 7] = [
     "eval",
     "evalsha",
@@ -102,7 +102,7 @@ async fn a_user_with_the_rights_of_the_readme_runs_every_part() {
 #[tokio::test]
 async fn no_right_of_the_readme_is_one_too_many() {
     let mut needed: BTreeSet<String> = OWN.map(str::to_owned).into();
-    scripts(Path::new("src"), &mut needed);
+    sent(Path::new("src"), &mut needed);
     let named: BTreeSet<String> = rights()
         .iter()
         .filter_map(|word| word.strip_prefix('+'))
@@ -111,22 +111,24 @@ async fn no_right_of_the_readme_is_one_too_many() {
     assert_eq!(named, needed);
 }
 
-/// Gathers the commands of all scripts under `folder`.
-fn scripts(folder: &Path, commands: &mut BTreeSet<String>) {
+/// Gathers the commands of all scripts under `folder`, and those that are sent as they are.
+fn sent(folder: &Path, commands: &mut BTreeSet<String>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            scripts(&path, commands);
-        } else if path.extension().is_some_and(|kind| kind == "lua") {
-            let text = std::fs::read_to_string(&path).unwrap();
-            for call in text.split("call(").skip(1) {
-                // What stands there without quotes is chosen of words that others name, too.
-                let name = call
-                    .strip_prefix('\'')
-                    .and_then(|call| call.split('\'').next());
-                commands.extend(name.map(str::to_lowercase));
-            }
+            sent(&path, commands);
+            continue;
         }
+        // A script's word that stands there without quotes is chosen of words that others name, too.
+        let (before, end) = match path.extension().and_then(|kind| kind.to_str()) {
+            Some("lua") => ("call('", '\''),
+            Some("rs") => (".command([\"", '"'),
+            _ => continue,
+        };
+        let text = std::fs::read_to_string(&path).unwrap();
+        let names = text.split(before).skip(1);
+        let names = names.filter_map(|call| call.split(end).next());
+        commands.extend(names.map(str::to_lowercase));
     }
 }
 

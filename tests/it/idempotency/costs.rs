@@ -10,7 +10,7 @@ use tower::ServiceExt as _;
 use tower_keep::backend::memory::MemoryStore;
 use tower_keep::idempotency::{IdempotencyLayer, Preset, Scope};
 
-const REQUESTS: u64 = 1_000;
+use crate::support::cost::cost;
 
 fn bare() -> Router {
     let handler = || async {
@@ -45,25 +45,12 @@ fn pay(app: &Router, key: u64) {
     );
 }
 
-/// Allocations of one request, and bytes that stay after it.
-fn cost(app: &Router, key: impl Fn(u64) -> u64) -> (f64, f64) {
-    // What is made once is made before.
-    (0..100).for_each(|n| pay(app, key(n)));
-    let counted =
-        allocation_counter::measure(|| (100..100 + REQUESTS).for_each(|n| pay(app, key(n))));
-    let each = |all: f64| all / REQUESTS as f64;
-    (
-        each(counted.count_total as f64),
-        each(counted.bytes_current as f64),
-    )
-}
-
 #[tokio::test]
 async fn a_first_run_and_a_replay_allocate_little_and_a_record_stays_small() {
     let (bare, app) = (bare(), guarded());
-    let (allocations, _) = cost(&bare, |n| n);
-    let (first, stays) = cost(&app, |n| n);
-    let (replay, nothing) = cost(&app, |_| 1);
+    let (allocations, _) = cost(|n| pay(&bare, n));
+    let (first, stays) = cost(|n| pay(&app, n));
+    let (replay, nothing) = cost(|_| pay(&app, 1));
     let added = first - allocations;
     assert!(added <= MOST_OF_A_RUN, "{added} for a first run");
     let added = replay - allocations;

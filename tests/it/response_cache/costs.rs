@@ -11,7 +11,8 @@ use tower_keep::backend::memory::MemoryStore;
 use tower_keep::response_cache::ResponseCacheLayer;
 use tower_keep::ttl::HOUR;
 
-const REQUESTS: u64 = 1_000;
+use crate::support::cost::cost;
+
 const BODY: &[u8] = &[b'x'; 1_024];
 
 fn bare() -> Router {
@@ -37,26 +38,13 @@ fn ask(app: &Router, id: u64) {
     assert_eq!(body.expect("known at once").unwrap(), BODY);
 }
 
-/// Allocations of one request, and bytes that stay after it.
-fn cost(app: &Router, id: impl Fn(u64) -> u64) -> (f64, f64) {
-    // What is made once is made before.
-    (0..100).for_each(|n| ask(app, id(n)));
-    let counted =
-        allocation_counter::measure(|| (100..100 + REQUESTS).for_each(|n| ask(app, id(n))));
-    let each = |all: f64| all / REQUESTS as f64;
-    (
-        each(counted.count_total as f64),
-        each(counted.bytes_current as f64),
-    )
-}
-
 #[tokio::test]
 async fn a_miss_and_a_hit_allocate_little_and_an_entry_stays_small() {
     let layer = ResponseCacheLayer::new(MemoryStore::new()).ttl(HOUR);
     let (bare, app) = (bare(), bare().layer(layer));
-    let (allocations, _) = cost(&bare, |n| n);
-    let (miss, stays) = cost(&app, |n| n);
-    let (hit, nothing) = cost(&app, |_| 1);
+    let (allocations, _) = cost(|n| ask(&bare, n));
+    let (miss, stays) = cost(|n| ask(&app, n));
+    let (hit, nothing) = cost(|_| ask(&app, 1));
     let added = miss - allocations;
     assert!(added <= MOST_OF_A_MISS, "{added} for a miss");
     let added = hit - allocations;

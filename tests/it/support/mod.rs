@@ -8,6 +8,7 @@
 pub mod authority;
 pub mod browser;
 pub mod chromium;
+pub mod cost;
 pub mod http;
 pub mod launch;
 pub mod postgres;
