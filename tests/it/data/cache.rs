@@ -341,6 +341,79 @@ async fn a_local_hit_is_no_command_a_shared_hit_one_and_a_miss_two() {
     assert_eq!(source.loads(), 1);
 }
 
+/// How often the server ran a script that it knew.
+async fn scripts(server: &RedisServer) -> u64 {
+    let info: String = redis::cmd("INFO")
+        .arg("commandstats")
+        .query_async(&mut server.raw().await)
+        .await
+        .unwrap();
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+    let number = line.and_then(|line| line.split(',').next());
+    number.map_or(0, |number| number.parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_read_that_loads_nothing_starts_no_script_unless_the_record_has_tags() {
+    let (server, clock) = (RedisServer::start().await, clock());
+    let store = server.store(&clock).await;
+    let of = |name| Cache::<u64, String>::new(store.clone(), name, ttl::USER).local(Local::off());
+    let (users, rooms) = (of("user"), of("room"));
+    for cache in [&users, &rooms] {
+        cache.put(&7, "x".to_owned()).await.unwrap();
+    }
+    let tag = Tag::new("floor", "2");
+    // Teaches the server the script.
+    users
+        .get_or_load(&8, |_| async { Err::<String, _>(io::Error::other("none")) })
+        .await
+        .unwrap_err();
+    let (before, sent) = (scripts(&server).await, store.commands());
+    for _ in 0..3 {
+        assert_eq!(*users.get(&7).await.unwrap().unwrap(), "x");
+        assert!(users.get(&9).await.unwrap().is_none());
+    }
+    assert_eq!(scripts(&server).await - before, 0);
+    assert_eq!(store.commands() - sent, 6);
+    let tagged = Loaded::new("y".to_owned()).tag(tag.clone());
+    rooms
+        .get_or_load(&8, |_| async { Ok::<_, io::Error>(tagged) })
+        .await
+        .unwrap();
+    let sent = store.commands();
+    assert_eq!(*rooms.get(&8).await.unwrap().unwrap(), "y");
+    assert_eq!(store.commands() - sent, 2, "looked at, and found tagged");
+    for _ in 0..3 {
+        assert_eq!(*rooms.get(&8).await.unwrap().unwrap(), "y");
+        assert_eq!(*rooms.get(&7).await.unwrap().unwrap(), "x");
+    }
+    assert_eq!(
+        store.commands() - sent,
+        2 + 6,
+        "asked by the script from then on"
+    );
+}
+
+#[tokio::test]
+async fn a_cache_believes_no_demoted_server_and_one_that_takes_no_writes() {
+    let (server, clock) = (RedisServer::start().await, clock());
+    let store = server.store(&clock).await;
+    let users = Cache::<u64, String>::new(store, "user", ttl::USER).local(Local::off());
+    users.put(&7, "x".to_owned()).await.unwrap();
+    let mut raw = server.raw().await;
+    let mut order = async |words: &[&str]| {
+        let order = redis::cmd(words[0]).arg(&words[1..]).to_owned();
+        order.query_async::<()>(&mut raw).await.unwrap();
+    };
+    order(&["CONFIG", "SET", "min-replicas-to-write", "1"]).await;
+    assert_eq!(*users.get(&7).await.unwrap().unwrap(), "x");
+    order(&["CONFIG", "SET", "min-replicas-to-write", "0"]).await;
+    order(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    users.get(&7).await.unwrap_err();
+}
+
 #[tokio::test]
 async fn absence_is_remembered_and_no_secret_is_kept() {
     let clock = clock();

@@ -1,9 +1,12 @@
 //! Cached records on Redis: a string each, stamps in one sorted set per group, the group as hash tag.
 
+mod look;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use self::look::{Tagged, look};
 use super::{
     Ask, CacheKey, CacheStore, Fetched, Fill, Item, LeaseToken, Leased, Lookup, Record, Right,
     Target, Written, notice,
@@ -22,26 +25,19 @@ static INVALIDATE: Script = Script::named("cache.invalidate", include_str!("inva
 
 impl CacheStore for RedisStore {
     fn fetch(&self, group: &Arc<str>, lookups: Vec<Lookup>) -> StoreFuture<Vec<Fetched>> {
-        if lookups.is_empty() {
-            return StoreFuture::ok(Vec::new());
+        match lookups.as_slice() {
+            [] => StoreFuture::ok(Vec::new()),
+            [one] if one.ask == Ask::Read && !Tagged::of(self).has(group) => {
+                let (store, group) = (self.clone(), Arc::clone(group));
+                StoreFuture::boxed(async move {
+                    match look(&store, &group, &lookups[0].key).await? {
+                        Some(found) => Ok(vec![found]),
+                        None => fetch(&store, &group, &lookups).await,
+                    }
+                })
+            }
+            _ => fetch(self, group, &lookups),
         }
-        let mut keys = vec![stamps_of(self, group)];
-        for lookup in &lookups {
-            keys.extend(keys_of(self, group, &lookup.key));
-        }
-        let mut call = self.script(&FETCH, &keys);
-        for lookup in &lookups {
-            call = match lookup.ask {
-                Ask::Read => call.arg("").arg("").arg("").arg(""),
-                Ask::Lease(wish) => call
-                    .arg(text(wish.token))
-                    .num(u64::try_from(wish.lasts.as_millis()).unwrap_or(u64::MAX / 4))
-                    .num(u8::from(wish.take_over))
-                    .num(u8::from(wish.force)),
-            };
-            call = prefixed(call, &lookup.key);
-        }
-        call.run(fetched)
     }
 
     fn write(&self, group: &Arc<str>, items: Vec<Item>, sender: &str) -> StoreFuture<Vec<Written>> {
@@ -118,17 +114,38 @@ impl CacheStore for RedisStore {
     }
 }
 
+fn fetch(store: &RedisStore, group: &str, lookups: &[Lookup]) -> StoreFuture<Vec<Fetched>> {
+    let mut keys = vec![stamps_of(store, group)];
+    for lookup in lookups {
+        keys.extend(keys_of(store, group, &lookup.key));
+    }
+    let mut call = store.script(&FETCH, &keys);
+    for lookup in lookups {
+        call = match lookup.ask {
+            Ask::Read => call.arg("").arg("").arg("").arg(""),
+            Ask::Lease(wish) => call
+                .arg(text(wish.token))
+                .num(u64::try_from(wish.lasts.as_millis()).unwrap_or(u64::MAX / 4))
+                .num(u8::from(wish.take_over))
+                .num(u8::from(wish.force)),
+        };
+        call = prefixed(call, &lookup.key);
+    }
+    call.run(fetched)
+}
+
 fn stamps_of(store: &RedisStore, group: &str) -> String {
     store.key("cache").tag([group]).plain("stamps").finish()
 }
 
 /// Record and lease.
 fn keys_of(store: &RedisStore, group: &str, key: &CacheKey) -> [String; 2] {
-    let own = |kind: &str| {
-        let start = store.key("cache").tag([group]).plain(kind);
-        start.plain(&key.entity).plain(key.key.as_str()).finish()
-    };
-    [own("record"), own("lease")]
+    ["record", "lease"].map(|kind| own_key(store, group, key, kind))
+}
+
+fn own_key(store: &RedisStore, group: &str, key: &CacheKey, kind: &str) -> String {
+    let start = store.key("cache").tag([group]).plain(kind);
+    start.plain(&key.entity).plain(key.key.as_str()).finish()
 }
 
 fn alias_of(store: &RedisStore, group: &str, alias: &str) -> String {
