@@ -170,6 +170,29 @@ async fn a_client_that_leaves_anywhere_in_the_body_does_not_stop_the_copy() {
 }
 
 #[tokio::test]
+async fn a_copy_of_a_body_that_always_has_one_more_empty_frame_lets_others_work() {
+    let mut pieces = vec![Some(""); 100_000];
+    pieces.push(Some("abcdefghij"));
+    let large = Large::new(memory(&clock()), 10, pieces.leak());
+    drop(large.send().await);
+    let mut copied = std::pin::pin!(large.layer.drain(20 * SECOND));
+    let mut turns = 0;
+    let left = loop {
+        tokio::select! {
+            biased;
+            left = copied.as_mut() => break left,
+            () = tokio::task::yield_now() => turns += 1,
+        }
+    };
+    assert_eq!(left.abandoned, 0);
+    assert!(turns > 100, "{turns} turns");
+    assert_eq!(
+        large.again().await,
+        (201, Bytes::from("abcdefghij"), kept())
+    );
+}
+
+#[tokio::test]
 async fn a_body_that_is_not_what_it_said_leaves_the_tombstone() {
     let wrong: [(u64, &'static [Option<&'static str>]); 3] = [
         (10, &[Some("abcdef"), None]),
