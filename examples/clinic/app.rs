@@ -12,6 +12,7 @@ mod staff;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 use tower::ServiceBuilder;
@@ -105,6 +106,8 @@ pub fn app<D: Records>(app: App) -> Router {
         .merge(open)
         .merge(webhooks::router::<D>(&app))
         .merge(hooks::router::<D>(&app))
+        // Before whatever guards a route: a method that it does not take is no request to it.
+        .method_not_allowed_fallback(async || StatusCode::METHOD_NOT_ALLOWED)
         .layer(
             ServiceBuilder::new()
                 .layer(from_fn(problem::finish))

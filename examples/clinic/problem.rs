@@ -7,7 +7,7 @@
 
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use serde_json::{Value, json};
@@ -28,14 +28,24 @@ pub async fn finish(request: Request, next: Next) -> Response {
     if (status.is_client_error() || status.is_server_error()) && !head && !said {
         response = complete(response, &id, is_page).await;
     }
+    let is_keepable = may_be_kept(response.headers());
     let headers = response.headers_mut();
-    headers
-        .entry(header::CACHE_CONTROL)
-        .or_insert(HeaderValue::from_static("no-store"));
+    if !is_keepable {
+        let nobody = HeaderValue::from_static("no-store");
+        headers.insert(header::CACHE_CONTROL, nobody);
+    }
     if let Ok(value) = HeaderValue::try_from(id) {
         headers.insert("x-request-id", value);
     }
     response
+}
+
+/// What our cache has answered says itself how long it may be kept, and assets do. What a session adds to all that it
+/// answers would let a browser keep it.
+fn may_be_kept(headers: &HeaderMap) -> bool {
+    headers.get(header::CACHE_CONTROL).is_some_and(|said| {
+        headers.contains_key("cache-status") || said.as_bytes().starts_with(b"public")
+    })
 }
 
 /// Gives a refusal our codes and members. What is no problem document yet (axum's own 404 and 405) becomes one.
@@ -150,7 +160,7 @@ fn own_code(code: &str) -> &str {
     }
 }
 
-fn retry_after(headers: &axum::http::HeaderMap) -> Option<u64> {
+fn retry_after(headers: &HeaderMap) -> Option<u64> {
     headers
         .get(header::RETRY_AFTER)?
         .to_str()

@@ -2,6 +2,7 @@
 
 mod contract;
 mod details;
+mod exact;
 mod faults;
 mod forms;
 mod knowing;

@@ -20,7 +20,6 @@ use crate::state::App;
 
 #[derive(Deserialize)]
 pub struct Invalidation {
-    #[serde(default)]
     tags: Vec<String>,
     prefix: Option<String>,
 }
