@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use self::given::{Given, random_secret};
+use self::given::{DATABASES, Given, STORES, random_secret};
 
 /// What `--help` prints.
 pub const USAGE: &str = "\
@@ -139,19 +139,6 @@ pub fn parse(
         test_hooks,
     }))
 }
-
-const STORES: [&str; 8] = [
-    "memory:",
-    "redis://",
-    "redis+unix:",
-    "redis+sentinel://",
-    "redis+cluster://",
-    "rediss://",
-    "rediss+sentinel://",
-    "rediss+cluster://",
-];
-
-const DATABASES: [&str; 3] = ["sqlite:", "postgres://", "postgresql://"];
 
 const NAMES: [&str; 9] = [
     "--listen",

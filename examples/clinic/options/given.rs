@@ -2,7 +2,7 @@
 //!
 //! Try it: `CLINIC_LISTEN=127.0.0.1:8081 cargo run --example clinic -- --listen 127.0.0.1:8082`
 //!
-//! Proof: `options_that_cannot_be_are_refused_with_exit_2_and_help_is_told`
+//! Proof: `every_option_has_a_variable_and_wins_over_it`
 
 /// The command line first, then the environment, then the default.
 pub struct Given<'a> {
@@ -23,6 +23,21 @@ impl Given<'_> {
             .unwrap_or_else(default)
     }
 }
+
+/// How the name of a store begins.
+pub const STORES: [&str; 8] = [
+    "memory:",
+    "redis://",
+    "redis+unix:",
+    "redis+sentinel://",
+    "redis+cluster://",
+    "rediss://",
+    "rediss+sentinel://",
+    "rediss+cluster://",
+];
+
+/// How the name of a database begins.
+pub const DATABASES: [&str; 3] = ["sqlite:", "postgres://", "postgresql://"];
 
 /// A secret that nobody else has: for one process by itself.
 pub fn random_secret() -> String {
