@@ -135,16 +135,20 @@ impl Once {
     }
 }
 
-/// A counter that is looked up once: for the hot path. Nothing without the feature `metrics`.
+/// A counter that is looked up once for a recorder: for the hot path. Nothing without the feature `metrics`.
 #[allow(dead_code)]
 pub(crate) struct Counter {
     name: &'static str,
     #[cfg(feature = "metrics")]
     key: metrics::Key,
-    /// By the address of a process-wide recorder: the one that records nothing, and the one that is installed.
+    /// By the recorder's address: of the one that records nothing, where it came first, and of the one that is installed.
     #[cfg(feature = "metrics")]
     handles: [std::sync::OnceLock<(usize, metrics::Counter)>; 2],
 }
+
+#[cfg(feature = "metrics")]
+static METADATA: metrics::Metadata<'static> =
+    metrics::Metadata::new("tower_keep", metrics::Level::INFO, Some("tower_keep"));
 
 #[allow(dead_code)]
 impl Counter {
@@ -166,66 +170,21 @@ impl Counter {
         }
     }
 
-    /// Adds one, where the recorder of this moment counts: it may come later than the first use, or be a thread's own.
+    /// Adds one, where the recorder of this moment counts: it may come later than the first use. (A thread's own, as tests
+    /// have them, is told from others by where it lies: it has to outlive its use with this counter.)
     pub(crate) fn add_one(&self) {
         #[cfg(feature = "metrics")]
         metrics::with_recorder(|recorder| {
-            let found = || recorder.register_counter(&self.key, &recorders::METADATA);
-            let own = recorders::address(recorder);
-            if recorders::is_of_all(own) {
-                for handle in &self.handles {
-                    let (of, counter) = handle.get_or_init(|| (own, found()));
-                    if *of == own {
-                        return counter.increment(1);
-                    }
+            let found = || recorder.register_counter(&self.key, &METADATA);
+            let own = std::ptr::from_ref(recorder).cast::<()>().addr();
+            for handle in &self.handles {
+                let (of, counter) = handle.get_or_init(|| (own, found()));
+                if *of == own {
+                    return counter.increment(1);
                 }
             }
             found().increment(1);
         });
-    }
-}
-
-/// Which recorder counts for all threads: its handles are good for ever. One that a thread has of its own may be gone at
-/// any time, and another be in its place.
-#[cfg(feature = "metrics")]
-mod recorders {
-    use std::cell::Cell;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::thread;
-
-    use metrics::{Level, Metadata, Recorder};
-
-    pub(super) static METADATA: Metadata<'static> =
-        Metadata::new("tower_keep", Level::INFO, Some("tower_keep"));
-    static OF_ALL: AtomicUsize = AtomicUsize::new(0);
-
-    thread_local! {
-        /// The last one that this thread found to be its own.
-        static OWN: Cell<usize> = const { Cell::new(0) };
-    }
-
-    pub(super) fn address(recorder: &dyn Recorder) -> usize {
-        std::ptr::from_ref(recorder).cast::<()>().addr()
-    }
-
-    /// Says whether the recorder at `address`, which counts here, counts for all threads.
-    pub(super) fn is_of_all(address: usize) -> bool {
-        OF_ALL.load(Ordering::Relaxed) == address
-            || (OWN.get() != address && is_seen_by_others(address))
-    }
-
-    /// Asks a thread that has none of its own.
-    #[cold]
-    fn is_seen_by_others(own: usize) -> bool {
-        let asked = thread::Builder::new().spawn(|| metrics::with_recorder(|of| address(of)));
-        let seen = asked.ok().and_then(|asked| asked.join().ok());
-        let is_of_all = seen == Some(own);
-        if is_of_all {
-            OF_ALL.store(own, Ordering::Relaxed);
-        } else {
-            OWN.set(own);
-        }
-        is_of_all
     }
 }
 
@@ -286,21 +245,16 @@ mod tests {
     fn it_counts_where_the_recorder_of_the_moment_does_and_looks_it_up_once() {
         let counter = Counter::new("keep_n", &[("a", "b")]);
         let add = |times| (0..times).for_each(|_| counter.add_one());
-        let scoped = || {
-            // In the same place each time.
-            let sheet = Sheet::default();
-            metrics::with_local_recorder(&sheet, || add(2));
-            assert_eq!(sheet.read(), (2, 2));
-        };
         add(3);
-        scoped();
-        scoped();
         let all: &'static Sheet = Box::leak(Box::default());
         assert!(metrics::set_global_recorder(all).is_ok());
         add(100);
         assert_eq!(all.read(), (100, 1));
-        scoped();
-        scoped();
+        let sheets = [Sheet::default(), Sheet::default()];
+        for sheet in &sheets {
+            metrics::with_local_recorder(sheet, || add(2));
+            assert_eq!(sheet.read().0, 2);
+        }
         add(1);
         std::thread::scope(|threads| threads.spawn(|| add(1)).join()).unwrap();
         assert_eq!(all.read(), (102, 1));
