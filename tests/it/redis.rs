@@ -11,6 +11,9 @@ use crate::support::redis::shared;
 use crate::support::{Proxy, RedisServer};
 
 static INCREMENT: Script = Script::new("return redis.call('INCR', KEYS[1])");
+static TWO_KINDS: Script = Script::new(
+    "redis.call('HSET', KEYS[1], 'f', 'v') redis.call('ZADD', KEYS[2], '1700000000000001', 'm') return 1",
+);
 static NOW: Script = Script::new("return string.format('%.0f', now)");
 static ECHO: Script = Script::new("return ARGV[2]");
 static WRONG: Script =
@@ -66,6 +69,31 @@ async fn a_passed_clock_reaches_the_script_and_without_one_the_server_rules() {
     assert_eq!(ask(shared().await.store(&clock).await).await, 7_000_000);
     let by_server = ask(shared().await.store_with("b").await).await;
     assert!(by_server > 1_700_000_000_000_000);
+}
+
+#[tokio::test]
+async fn a_look_is_answered_alike_in_both_versions_of_the_protocol() {
+    let url = shared().await.tcp_url();
+    for version in ["", "?protocol=resp3"] {
+        let builder = RedisStore::builder(&format!("{url}{version}"));
+        let store = builder.prefix("looked").open().await.unwrap();
+        let key = |name| store.key("t").tag(["a"]).plain(name).finish();
+        let (hash, scores, text) = (key("hash"), key("scores"), key("text"));
+        let fill = store.script(&TWO_KINDS, &[&hash, &scores]);
+        fill.run(|_| Ok(())).await.unwrap();
+        let look = store.look("test.look", &hash).command(["HGETALL", &hash]);
+        let look = look.command(["ZMSCORE", &scores, "m", "none"]);
+        let look = look.command(["GETEX", &text]);
+        let (now, answers) = look.ask().await.unwrap().unwrap();
+        assert!(now > 1_700_000_000_000_000);
+        let text = |text: &'static str| Reply::Bytes(text.into());
+        let expected = [
+            Reply::Array(vec![text("f"), text("v")]),
+            Reply::Array(vec![text("1700000000000001"), Reply::Nil]),
+            Reply::Nil,
+        ];
+        assert_eq!(answers.collect::<Vec<_>>(), expected, "{version}");
+    }
 }
 
 #[tokio::test]

@@ -100,6 +100,23 @@ async fn a_user_with_the_rights_of_the_readme_runs_every_part() {
 }
 
 #[tokio::test]
+async fn a_user_who_may_not_look_reads_by_scripts_and_no_read_asks_in_vain_first() {
+    let mut few = rights();
+    few.extend(["-getex"]);
+    let mut server = Server::start(&few).await;
+    let store = server.store(&clock()).await;
+    let key = store.key("session").segment("k").finish();
+    for _ in 0..5 {
+        let look = store.look("test.look", &key).command(["GETEX", &key]);
+        assert!(look.ask().await.unwrap().is_none());
+    }
+    let stats = store.stats();
+    assert_eq!((stats.commands, stats.errors), (1, 0));
+    let refused: Vec<::redis::Value> = server.ask(&["ACL", "LOG"]).await;
+    assert_eq!(refused.len(), 1, "{refused:?}");
+}
+
+#[tokio::test]
 async fn no_right_of_the_readme_is_one_too_many() {
     let mut needed: BTreeSet<String> = OWN.map(str::to_owned).into();
     sent(Path::new("src"), &mut needed);

@@ -13,7 +13,7 @@ use super::asking::first_answer;
 use super::error::{self, away};
 use super::gate::Gate;
 use super::meter::Meter;
-use super::node::{Node, Refusal, Request};
+use super::node::{Node, Refusal, Request, Words};
 use super::server::{CONNECT_TIMEOUT, Origin};
 use super::slots::{Range, SLOTS, Slot, parse_slots};
 use crate::core::telemetry::{count, debug};
@@ -144,6 +144,10 @@ impl Cluster {
                 }
             };
             match self.redirected(&node, &error) {
+                // A key that has not arrived yet would look as if there were none. A script is told to try again.
+                Some((_, true)) if matches!(request.words, Words::Look(..)) => {
+                    return Ok(Value::Nil);
+                }
                 Some((other, asking)) => {
                     (node, request.asking) = (other, asking);
                     redirections += 1;

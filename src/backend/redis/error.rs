@@ -54,8 +54,20 @@ pub(super) fn ends_connection(error: &RedisError) -> bool {
 }
 
 /// Too few replicas are left for the server to take a write.
-pub(super) fn lacks_replicas(error: &RedisError) -> bool {
+fn lacks_replicas(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Extension && error.code() == Some("NOREPLICAS")
+}
+
+/// The server takes no write now: too few replicas are left, or it cannot save.
+pub(super) fn takes_no_write(error: &RedisError) -> bool {
+    lacks_replicas(error) || error.code() == Some("MISCONF")
+}
+
+/// The server does not run this command, for this user or at all.
+pub(super) fn is_never_run(error: &RedisError) -> bool {
+    let is_unknown = |detail: &str| detail.starts_with("unknown command");
+    error.code() == Some("NOPERM")
+        || error.code() == Some("ERR") && error.detail().is_some_and(is_unknown)
 }
 
 /// A replica takes no write. Before Redis 7 a script comes that far, and the refusal is inside its error.
@@ -135,6 +147,30 @@ mod tests {
         ];
         for line in lines {
             assert_eq!(refused_as(line), Some(StoreErrorKind::Failed), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_command_that_is_not_run_is_told_from_what_was_asked() {
+        let no_write = [
+            "MISCONF Redis is configured to save RDB snapshots",
+            "NOREPLICAS Not enough good replicas to write.",
+        ];
+        let never = [
+            "NOPERM this user has no permissions to run the 'getex' command",
+            "ERR unknown command 'GETEX', with args beginning with: 'a'",
+        ];
+        let others = [
+            "WRONGTYPE Operation against a key holding the wrong kind of value",
+            "READONLY You can't write against a read only replica.",
+            "ERR syntax error",
+            "MOVED 3999 127.0.0.1:6381",
+            "LOADING Redis is loading the dataset in memory",
+        ];
+        for line in no_write.iter().chain(&never).chain(&others) {
+            let error = said(line);
+            assert_eq!(takes_no_write(&error), no_write.contains(line), "{line}");
+            assert_eq!(is_never_run(&error), never.contains(line), "{line}");
         }
     }
 

@@ -1,9 +1,12 @@
 //! Commands that only read, sent together: one round trip, and no script to start.
 
 use std::sync::Arc;
+use std::time::Duration;
 use std::vec;
 
+use parking_lot::Mutex;
 use redis::{Cmd, Pipeline};
+use tokio::time::Instant;
 
 use super::node::Words;
 use super::reply::Reply;
@@ -11,6 +14,27 @@ use super::slots::Slot;
 use super::store::Inner;
 use crate::core::telemetry::seconds;
 use crate::core::{StoreError, StoreErrorKind, monotonic};
+
+/// Where a server does not run a command of a look (the user may not, or it is too old), scripts are asked for so long:
+/// each read would else ask in vain first.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(10);
+
+/// Whether the servers of a handle take looks.
+#[derive(Debug, Default)]
+pub(super) struct Looks {
+    refused: Mutex<Option<Instant>>,
+}
+
+impl Looks {
+    pub(super) fn were_refused(&self) {
+        *self.refused.lock() = Some(monotonic());
+    }
+
+    fn are_taken(&self) -> bool {
+        let refused = *self.refused.lock();
+        refused.is_none_or(|at| monotonic().duration_since(at) >= LOOK_AGAIN_AFTER)
+    }
+}
 
 /// A look under construction; made by [`RedisStore::look`](super::RedisStore::look).
 ///
@@ -55,15 +79,20 @@ impl Look {
     }
 
     /// Sends the look: the time in microseconds, and the answers in order. `None` where a script must be
-    /// asked: a cluster is moving the keys, and some may not have arrived; or too few replicas are left for a `GETEX`.
+    /// asked: a cluster is moving the keys, and some may not have arrived; or the server takes no writes now; or it
+    /// does not run one of the commands, and then no look is sent for 10 s.
     ///
     /// Counts as one command: it is one round trip.
     ///
     /// # Errors
     /// The first of its commands that failed, or the server cannot be reached.
     pub async fn ask(self) -> Result<Option<(u64, vec::IntoIter<Reply>)>, StoreError> {
+        let looks = &self.inner.looks;
+        if !looks.are_taken() {
+            return Ok(None);
+        }
         let began = monotonic();
-        let (words, timeout) = (Words::Look(&self.commands), self.inner.timeout);
+        let (words, timeout) = (Words::Look(&self.commands, looks), self.inner.timeout);
         let answer = self.inner.call(words, self.slot, timeout).await;
         seconds!("keep_store_op_seconds", began.elapsed().as_secs_f64(), "op" => self.name);
         let mut answers = match Reply::from_value(answer?)? {
@@ -89,4 +118,20 @@ fn micros(time: Option<Reply>) -> Result<u64, StoreError> {
     now.and_then(|now| u64::try_from(now).ok()).ok_or_else(|| {
         StoreError::with_source(StoreErrorKind::Failed, "the server's time is no time")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_refused_a_look_is_looked_at_again_after_a_while() {
+        let looks = Looks::default();
+        assert!(looks.are_taken());
+        looks.were_refused();
+        tokio::time::advance(LOOK_AGAIN_AFTER - Duration::from_millis(1)).await;
+        assert!(!looks.are_taken());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(looks.are_taken());
+    }
 }

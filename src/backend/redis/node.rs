@@ -12,6 +12,7 @@ use redis::{Cmd, ConnectionAddr, Pipeline, RedisError, Value};
 
 use super::error::{self, Meaning};
 use super::gate::{Gate, Ticket};
+use super::look::Looks;
 use super::meter::Meter;
 use super::server::{Generation, Origin, Server};
 use crate::core::telemetry::count;
@@ -37,7 +38,7 @@ pub(super) enum Words<'a> {
         with_source: &'a (dyn Fn() -> Cmd + Send + Sync),
     },
     /// Commands that only read, answered together; by `Nil` where a script must be asked instead.
-    Look(&'a Pipeline),
+    Look(&'a Pipeline, &'a Looks),
 }
 
 /// A caller's words, ready to be sent to any node.
@@ -217,10 +218,6 @@ impl Node {
     }
 
     async fn send(&self, words: Words<'_>, asking: bool) -> Result<Value, RedisError> {
-        if asking && matches!(words, Words::Look(_)) {
-            // A key that has not arrived yet would look as if there were none. A script is told to try again.
-            return Ok(Value::Nil);
-        }
         let (mut connection, generation) = self.server.connection().await?;
         self.meter.sent();
         count!("keep_redis_commands_total", 1);
@@ -235,7 +232,7 @@ impl Node {
             Words::Command(command) | Words::Script { call: command, .. } => {
                 connection.send_packed_command(command).await
             }
-            Words::Look(commands) => {
+            Words::Look(commands, looks) => {
                 let answers = connection.send_packed_commands(commands, 0, commands.len());
                 match answers
                     .await
@@ -243,7 +240,11 @@ impl Node {
                     .and_then(Value::extract_error)
                 {
                     // What refuses GETEX does not refuse a script that reads.
-                    Err(error) if error::lacks_replicas(&error) => Ok(Value::Nil),
+                    Err(error) if error::takes_no_write(&error) => Ok(Value::Nil),
+                    Err(error) if error::is_never_run(&error) => {
+                        looks.were_refused();
+                        Ok(Value::Nil)
+                    }
                     answers => answers,
                 }
             }

@@ -24,6 +24,15 @@ impl Reply {
             redis::Value::Int(number) => Self::Int(number),
             redis::Value::BulkString(bytes) => Self::Bytes(bytes.into()),
             redis::Value::SimpleString(text) => Self::Bytes(text.into()),
+            // RESP3, where the URL asks for it, has types of their own for fields with values and for scores.
+            redis::Value::Map(pairs) => Self::Array(
+                pairs
+                    .into_iter()
+                    .flat_map(|(name, value)| [name, value])
+                    .map(Self::from_value)
+                    .collect::<Result<_, _>>()?,
+            ),
+            redis::Value::Double(number) => Self::Bytes(number.to_string().into()),
             redis::Value::Okay => Self::Bytes(Bytes::from_static(b"OK")),
             redis::Value::Array(values) => Self::Array(
                 values
@@ -31,7 +40,7 @@ impl Reply {
                     .map(Self::from_value)
                     .collect::<Result<_, _>>()?,
             ),
-            _ => return Err(unexpected("a value of RESP2")),
+            _ => return Err(unexpected("a value of a known kind")),
         })
     }
 

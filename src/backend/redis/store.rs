@@ -10,7 +10,7 @@ use redis::{Cmd, Value};
 use super::call::Call;
 use super::error;
 use super::link::Link;
-use super::look::Look;
+use super::look::{Look, Looks};
 use super::node::Words;
 use super::notices::listen_again;
 use super::reply::Reply;
@@ -38,6 +38,8 @@ pub(super) struct Inner {
     clock: Option<Arc<dyn Clock>>,
     /// The task that hears notices is gone with its runtime: the next call starts another.
     pub(super) is_deaf: AtomicBool,
+    /// Whether reads may look before they ask a script.
+    pub(super) looks: Looks,
     /// What parts keep for all clones of the handle, one value per type.
     beside: Beside,
 }
@@ -328,6 +330,7 @@ impl RedisStoreBuilder {
                 timeout: self.timeout,
                 clock: self.clock,
                 is_deaf: AtomicBool::new(false),
+                looks: Looks::default(),
                 beside: Beside::default(),
             }),
         })
