@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::unbounded_channel;
 use tower_keep::backend::fallback::Fallback;
 use tower_keep::backend::health::{StoreHealth, StoreMode};
@@ -44,6 +46,69 @@ async fn until_done(store: &RedisStore, tag: &str) -> (i64, Vec<StoreErrorKind>)
         assert!(started.elapsed() < Duration::from_secs(20), "{failures:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// A node that has all slots but one, which `other` has, and sends everybody there to ask.
+async fn node_that_gives_away_to(other: u16) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let own = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(give_away(stream, own, other));
+        }
+    });
+    own
+}
+
+async fn give_away(stream: TcpStream, own: u16, other: u16) -> std::io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut lines = BufReader::new(read).lines();
+    while let Some(line) = lines.next_line().await? {
+        // An array of texts: for each its length, and itself.
+        let count: usize = line.trim_start_matches('*').parse().unwrap();
+        let mut words = Vec::new();
+        for _ in 0..count {
+            let _length = lines.next_line().await?;
+            words.extend(lines.next_line().await?);
+        }
+        let answer = match words[0].as_str() {
+            "CLUSTER" => {
+                let range = |first, last, port: u16| {
+                    format!("*3\r\n:{first}\r\n:{last}\r\n*2\r\n$9\r\n127.0.0.1\r\n:{port}\r\n")
+                };
+                format!(
+                    "*2\r\n{}{}",
+                    range(0, 16_382, own),
+                    range(16_383, 16_383, other)
+                )
+            }
+            "CLIENT" => "+OK\r\n".to_owned(),
+            _ => format!("-ASK 1 127.0.0.1:{other}\r\n"),
+        };
+        write.write_all(answer.as_bytes()).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn looks_that_ask_nobody_say_nothing_of_a_node_that_is_silent() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let other = silent.local_addr().unwrap().port();
+    let node = node_that_gives_away_to(other).await;
+    let store = RedisStore::builder(&format!("redis+cluster://127.0.0.1:{node}"))
+        .timeout(Duration::from_millis(200));
+    let store = store.clock(clock()).open().await.unwrap();
+    let key = key(&store, "t", "n");
+    for _ in 0..40 {
+        let look = store.look("test.look", &key).command(["GETEX", &key]);
+        assert!(look.ask().await.unwrap().is_none(), "a script is asked");
+        let asked = increment(&store, "t").await;
+        assert!(asked.is_err());
+        if store.stats().breaker_open {
+            return;
+        }
+    }
+    panic!("the silent node is asked for ever");
 }
 
 #[tokio::test]
