@@ -4,10 +4,11 @@ use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
 
+use futures_util::future::join_all;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::pages::{filled, form, leads_to};
+use super::pages::{filled, form, leads_to, page};
 use super::people::{refused, signed_in, told};
 use super::{DAY, Guest, advance, alone, hooked, soon, tell, text, wish};
 use crate::support::program::command;
@@ -597,4 +598,202 @@ async fn a_body_may_have_64_kib_and_not_a_byte_more() {
     let long = "x".repeat(65_536);
     let event = tell(&guest.browser, &long, "succeeded", "pay_none", 0).await;
     assert_eq!(told(&event), refused(413, "BODY_TOO_LARGE"));
+}
+
+#[tokio::test]
+async fn events_say_what_has_changed_and_nothing_else() {
+    let clinic = alone();
+    let guest = Guest::new(&clinic, 1).await;
+    let ana = signed_in(&clinic, "ana").await;
+    let looking = Browser::new(clinic.address());
+    let mut slots = looking.open("/api/events?topic=slots:e1").await;
+    let mut status = looking.open("/api/events?topic=expert:e1:status").await;
+    for stream in [&mut slots, &mut status] {
+        stream.until(":\n\n").await;
+    }
+    let held = guest.pay("k", &wish("e1", "s60", "10:00")).await.json();
+    let reservation = text(&held, "reservation_id");
+    let path = format!("/api/events?topic=appointment:{reservation}");
+    let mut own = guest.browser.open(&path).await;
+    own.until(":\n\n").await;
+    guest.settle(&text(&held, "payment_id"), "succeeded").await;
+    let busy = json!({ "status": "busy" });
+    ana.post("/api/experts/me/status", &[], &busy).await;
+    let told = |stream: &str, name: &str| {
+        let mark = format!("event: {name}\n");
+        let events = stream.split("\n\n").filter(|event| event.contains(&mark));
+        let event = events.last();
+        let data =
+            event.and_then(|event| event.lines().find_map(|line| line.strip_prefix("data: ")));
+        serde_json::from_str::<Value>(data.unwrap()).unwrap()
+    };
+    assert_eq!(
+        told(slots.until("\"booked\"}\n\n").await, "slot"),
+        json!({
+            "expert_id": "e1", "start": format!("{DAY}T10:00:00Z"), "end": format!("{DAY}T11:00:00Z"), "state": "booked",
+        })
+    );
+    assert_eq!(
+        told(own.until("\"confirmed\"}\n\n").await, "appointment"),
+        json!({ "reservation_id": reservation, "state": "confirmed" })
+    );
+    assert_eq!(
+        told(status.until("Z\"}\n\n").await, "status"),
+        json!({ "expert_id": "e1", "status": "busy", "at": "2030-01-01T00:00:00Z" })
+    );
+    // The notice of it says which reservation, and is the owner's.
+    guest.browser.post("/_test/work", &[], &Value::Null).await;
+    let mail = guest.browser.get("/_test/mail").await.json();
+    assert_eq!(mail[0]["type"], "booking_confirmed");
+    assert_eq!(mail[0]["reservation_id"], reservation.as_str());
+    assert!(mail[0]["to"].as_str().unwrap().starts_with("g:"), "{mail}");
+}
+
+#[tokio::test]
+async fn of_all_who_ask_at_once_one_computes_and_the_others_say_that_they_waited() {
+    let clinic = alone();
+    let browser = Browser::new(clinic.address());
+    for path in ["/", "/expert/e1", "/api/experts", "/api/experts/e1", SLOTS] {
+        let replies = join_all((0..20).map(|_| browser.get(path))).await;
+        let (computed, waited): (Vec<&Reply>, Vec<&Reply>) = replies.iter().partition(|reply| {
+            let status = reply.header("cache-status");
+            status.starts_with("clinic;fwd=uri-miss;stored;ttl=") && !status.contains("collapsed")
+        });
+        assert_eq!(computed.len(), 1, "{path}: {replies:?}");
+        for reply in waited {
+            let status = reply.header("cache-status");
+            let is_hit = status.starts_with("clinic;hit;ttl=") && reply.header("age") == "0";
+            assert!(is_hit || status.contains("collapsed"), "{path}: {status}");
+            assert_eq!(reply.body, replies[0].body, "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn pages_have_the_parts_by_which_they_are_known() {
+    let clinic = alone();
+    let guest = Guest::new(&clinic, 1).await;
+    let held = guest.pay("k", &wish("e1", "s60", "10:00")).await.json();
+    let (payment, reservation) = (text(&held, "payment_id"), text(&held, "reservation_id"));
+    let (pat, root) = (
+        signed_in(&clinic, "pat").await,
+        signed_in(&clinic, "root").await,
+    );
+    let notice =
+        json!({ "user_id": "pat", "type": "t", "title": "t", "message": "m", "priority": "high" });
+    root.post("/api/admin/notifications", &[], &notice).await;
+    root.post("/_test/work", &[], &Value::Null).await;
+    let wished = Guest {
+        browser: pat.clone(),
+        address: "203.0.113.2".to_owned(),
+    };
+    let booked = wished.pay("k", &wish("e2", "s30", "09:00")).await.json();
+    wished
+        .settle(&text(&booked, "payment_id"), "succeeded")
+        .await;
+    let topic = format!("data-topic=\"appointment:{reservation}\"");
+    let pay = format!("action=\"/fakepay/{payment}\"");
+    for (browser, path, parts) in [
+        (
+            &pat,
+            "/".to_owned(),
+            &[
+                "id=\"experts\"",
+                "class=\"expert\" data-expert=\"e1\"",
+                "href=\"/expert/e2\"",
+                "data-status=\"offline\"",
+            ][..],
+        ),
+        (
+            // The first service, the next weekday after today.
+            &pat,
+            "/expert/e1".to_owned(),
+            &[
+                "id=\"expert-name\">Ana<",
+                "id=\"expert-status\"",
+                "id=\"day-form\" method=\"get\"",
+                "name=\"service\"",
+                "name=\"day\"",
+                "id=\"slots\" data-topic=\"slots:e1\"",
+                "data-start=\"2030-01-02T16:30:00Z\" data-end=\"2030-01-02T17:00:00Z\" data-state=\"free\"",
+                "data-start=\"2030-01-02T10:30:00Z\" data-end=\"2030-01-02T11:00:00Z\" data-state=\"held\"",
+                "class=\"state\">held<",
+                "class=\"book\" href=\"/book?expert_id=e1&amp;service_id=s30&amp;start=2030-01-02T",
+            ],
+        ),
+        (
+            &pat,
+            "/book?expert_id=e1&service_id=s60&start=2030-01-02T13:00:00Z".to_owned(),
+            &[
+                "id=\"book-form\" method=\"post\" action=\"/book\"",
+                "name=\"price_cents\" value=\"7000\"",
+                "id=\"guest-name\" name=\"guest_name\"",
+                "id=\"guest-email\" name=\"guest_email\"",
+                "id=\"book-submit\"",
+            ],
+        ),
+        (
+            &pat,
+            format!("/pay/{payment}"),
+            &[
+                "id=\"pay-summary\"",
+                "id=\"hold-expires\" datetime=\"2030-01-01T00:10:00Z\"",
+                "id=\"pay-form\"",
+                &pay,
+                "id=\"pay-succeeded\"",
+                "id=\"pay-failed\"",
+                "id=\"pay-voucher\"",
+                "name=\"outcome\"",
+            ],
+        ),
+        (
+            &guest.browser,
+            format!("/reservation/{reservation}"),
+            &["id=\"confirmation\"", "data-state=\"held\"", &topic, "Ana"],
+        ),
+        (
+            &pat,
+            "/login".to_owned(),
+            &[
+                "id=\"login-form\"",
+                "action=\"/login\"",
+                "id=\"login-submit\"",
+            ],
+        ),
+        (
+            &pat,
+            "/me".to_owned(),
+            &[
+                "id=\"me\" data-user=\"pat\"",
+                "id=\"sessions\"",
+                "class=\"session\" data-session=\"",
+                "data-current=\"true\"",
+                "class=\"revoke\"",
+                "id=\"appointments\"",
+                "class=\"appointment\" data-booking=\"bok_",
+                "id=\"notifications\"",
+                "class=\"notification\" data-priority=\"high\"",
+                "id=\"logout-form\"",
+            ],
+        ),
+        (
+            &root,
+            "/admin".to_owned(),
+            &[
+                "id=\"transfers\"",
+                "class=\"transfer\" data-transfer=\"tr5\" data-state=\"PENDING\"",
+                "class=\"approve\"",
+                "id=\"cache-stats\"",
+            ],
+        ),
+    ] {
+        let shown = page(browser, &path).await;
+        for part in parts.iter().chain(&["id=\"nav\"", "id=\"nav-home\""]) {
+            assert!(
+                shown.text().contains(part),
+                "{path}: {part}: {}",
+                shown.text()
+            );
+        }
+    }
 }
