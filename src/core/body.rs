@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use pin_project_lite::pin_project;
 
 /// The most frames that are taken of a body in one turn: one that always has another lets others in between.
-pub(crate) const FRAMES_AT_ONCE: usize = 64;
+pub(crate) const FRAMES_AT_ONCE: usize = 1_024;
 
 pin_project! {
     /// A request or response body: passed through as it came, or owned bytes with optional trailers.

@@ -136,9 +136,8 @@ fn look_or_load(store: &RedisStore, at: SessionRef, read: Read) -> StoreFuture<L
             // A server that takes no writes now refuses GETEX; the script reads on.
             Err(_refused) => None,
         };
-        let live = seen.and_then(|(now, answers)| glanced(now / 1_000, answers, at, &read).ok()?);
-        match live {
-            Some(live) => Ok(Loaded::Live(Box::new(live))),
+        match seen.and_then(|(now, answers)| glanced(now / 1_000, answers, at, &read).ok()?) {
+            Some(loaded) => Ok(loaded),
             None => send_load(&store, at, &read).await,
         }
     })

@@ -102,6 +102,12 @@ async fn a_read_starts_a_script_only_where_activity_is_due() {
     }
     // Looked at, recorded; and looked at twice.
     assert_eq!(store.commands() - sent, 6 + 2 + 2);
+    // One that is not there costs no script either.
+    let _: () = redis::cmd("FLUSHDB").query_async(&mut raw).await.unwrap();
+    let (scripts, sent) = (calls(&mut raw, "evalsha").await, store.commands());
+    assert_eq!(browser.body("/get/a").await, "null");
+    assert_eq!(calls(&mut raw, "evalsha").await, scripts);
+    assert_eq!(store.commands() - sent, 1);
 }
 
 #[tokio::test]

@@ -41,14 +41,17 @@ pub(super) fn loaded(reply: Reply, id: SessionId, part: Part) -> Result<Loaded, 
 }
 
 /// What a look tells of a session that is as it nearly always is: live for whoever asks, of this version, with nothing
-/// to record. `None` for everything else, which `load.lua` decides.
+/// to record; or not there at all. `None` for everything else, which `load.lua` decides.
 pub(super) fn glanced(
     now_ms: u64,
     mut answers: impl Iterator<Item = Reply>,
     at: SessionRef,
     read: &Read,
-) -> Result<Option<Live>, StoreError> {
+) -> Result<Option<Loaded>, StoreError> {
     let fields = answers.next().unwrap_or(Reply::Nil);
+    if is_absent(&fields) {
+        return Ok(Some(Loaded::NotLive(NotLive::Missing)));
+    }
     let Some((told, entries)) = (match read.part {
         Part::Whole => unmarked(fields)?,
         Part::Core => core(fields)?,
@@ -92,12 +95,17 @@ pub(super) fn glanced(
         return Ok(None);
     }
     let entries = if has_data { entries } else { Vec::new() };
-    Ok(Some(Live {
+    Ok(Some(Loaded::Live(Box::new(Live {
         now: Timestamp::from_millis(now_ms),
         record,
         data: (read.part == Part::Whole).then(|| entries.into_iter().collect::<Data>()),
         renewed: None,
-    }))
+    }))))
+}
+
+/// No hash is under the key: it has no field, or none of those that were asked for.
+fn is_absent(fields: &Reply) -> bool {
+    matches!(fields, Reply::Array(fields) if fields.iter().all(|field| *field == Reply::Nil))
 }
 
 /// As in `record.lua`: a tenth of the lifetime has passed, or a minute.
