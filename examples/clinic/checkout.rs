@@ -26,6 +26,7 @@ use crate::state::{App, State};
 pub struct Chosen {
     expert_id: String,
     service_id: String,
+    #[serde(deserialize_with = "fixtures::start")]
     start: Timestamp,
 }
 
@@ -60,6 +61,7 @@ pub async fn book(
 pub struct BookForm {
     expert_id: String,
     service_id: String,
+    #[serde(deserialize_with = "fixtures::start")]
     start: Timestamp,
     price_cents: i64,
     guest_name: String,

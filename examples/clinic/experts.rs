@@ -96,8 +96,8 @@ pub async fn slots(
 
 /// The UTC midnight that a day's name means.
 pub fn day(name: &str) -> Result<Timestamp, Fault> {
-    let midnight = format!("{name}T00:00:00Z").parse();
-    midnight.map_err(|_| Fault::validation("a day is written like 2030-01-02"))
+    let midnight = fixtures::moment(&format!("{name}T00:00:00Z"));
+    midnight.ok_or_else(|| Fault::validation("a day is written like 2030-01-02"))
 }
 
 /// All starts of a service on one day, and when the first hold among them ends.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tower_keep::MINUTE;
 
-pub use self::hours::{day_of, is_offered, next_weekday, starts};
+pub use self::hours::{day_of, is_offered, moment, next_weekday, start, starts};
 
 /// Somebody who can log in; every password is `test`.
 pub struct User {

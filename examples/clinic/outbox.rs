@@ -96,8 +96,10 @@ pub async fn cron(Extract(app): Extract<App>, headers: HeaderMap) -> Result<Json
         .get(header::AUTHORIZATION)
         .map(HeaderValue::as_bytes)
         .unwrap_or_default();
-    let wanted = format!("Bearer {}", app.options.cron_secret);
-    if !bool::from(sent.ct_eq(wanted.as_bytes())) {
+    // The name of a scheme may be written in either case.
+    let (scheme, secret) = sent.split_at(sent.len().min("Bearer ".len()));
+    let is_right = secret.ct_eq(app.options.cron_secret.as_bytes());
+    if !scheme.eq_ignore_ascii_case(b"Bearer ") || !bool::from(is_right) {
         return Err(Fault::UNAUTHENTICATED);
     }
     let (swept, made) = (app.reservations.sweep().await?, Arc::default());

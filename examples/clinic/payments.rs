@@ -30,6 +30,7 @@ use crate::state::App;
 pub struct Wish {
     pub expert_id: String,
     pub service_id: String,
+    #[serde(deserialize_with = "fixtures::start")]
     pub start: Timestamp,
     pub price_cents: i64,
     pub guest: Guest,

@@ -668,7 +668,7 @@ async fn requests_have_ids_of_their_own_and_without_hooks_there_are_none() {
         assert!(!metrics.text().contains(raw), "{raw}");
     }
     let cron = "/internal/cron/cleanup-reservations";
-    for bearer in ["Bearer cron_test", "Bearer ", "cron_test"] {
+    for bearer in ["Bearer cron_test", "Bearer ", "cron_test", "bearer", ""] {
         let headers = [("authorization", bearer)];
         let reply = browser.send(Method::POST, cron, &headers, None).await;
         assert_eq!(told(&reply), refused(401, "UNAUTHENTICATED"));

@@ -367,7 +367,8 @@ async fn every_option_has_a_variable_and_wins_over_it() {
         let clinic = with("CLINIC_CRON_SECRET", "another", more);
         let browser = Browser::new(clinic.address());
         for (sent, status) in [(secret, 200), ("cron_test", 401)] {
-            let bearer = format!("Bearer {sent}");
+            // A scheme's name has no case.
+            let bearer = format!("{} {sent}", ["Bearer", "bearer"][more.len() / 2]);
             let headers = [("authorization", bearer.as_str())];
             let path = "/internal/cron/cleanup-reservations";
             let reply = browser.send(Method::POST, path, &headers, None).await;
@@ -795,5 +796,39 @@ async fn pages_have_the_parts_by_which_they_are_known() {
                 shown.text()
             );
         }
+    }
+}
+
+#[tokio::test]
+async fn nothing_before_1970_is_offered() {
+    let clinic = alone();
+    let guest = Guest::new(&clinic, 1).await;
+    for start in [
+        "1969-12-31T23:59:59Z",
+        "1970-01-01T00:30:00+01:00",
+        "0001-01-01T10:00:00Z",
+    ] {
+        let mut early = wish("e1", "s60", "10:00");
+        early["start"] = json!(start);
+        let refusal = guest.pay(start, &early).await;
+        assert_eq!(told(&refusal), refused(422, "SLOT_NOT_OFFERED"), "{start}");
+        let page = format!(
+            "/book?expert_id=e1&service_id=s60&start={}",
+            start.replace('+', "%2B")
+        );
+        assert_eq!(guest.browser.get(&page).await.status, 422, "{start}");
+    }
+    let day = SLOTS.replace("2030-01-02", "1969-12-31");
+    let slots = guest.browser.get(&day).await;
+    assert_eq!(
+        (slots.status, slots.json()),
+        (StatusCode::OK, json!({ "slots": [] }))
+    );
+    for no_day in ["1969-02-30", "69-12-31", "yesterday"] {
+        let slots = guest
+            .browser
+            .get(&SLOTS.replace("2030-01-02", no_day))
+            .await;
+        assert_eq!(told(&slots), refused(400, "VALIDATION"), "{no_day}");
     }
 }
