@@ -5,6 +5,7 @@
 //! Proof: `people_log_in_see_their_own_end_sessions_and_log_out_by_forms`
 
 use axum::extract::rejection::FormRejection;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Form, Path, State as Extract};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
@@ -101,7 +102,7 @@ pub async fn log_out(user: Asking, session: Session) -> Result<Redirect, Fault> 
 pub async fn revoke(
     user: Principal,
     session: Session,
-    id: Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Redirect, Fault> {
     sessions::end(user, session, id).await?;
     Ok(Redirect::to("/me"))

@@ -5,6 +5,7 @@
 //! Proof: `sessions`
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State as Extract};
 use axum::http::StatusCode;
 use axum::middleware::Next;
@@ -88,17 +89,17 @@ pub async fn leave(user: Asking, session: &Session) -> Result<(), Fault> {
 /// Whoever ends a session in an outage is told 503, since nobody knows who asks, and it is made up for.
 pub async fn made_up_for(
     session: Session,
-    id: Option<Path<String>>,
+    id: Result<Option<Path<String>>, PathRejection>,
     request: Request,
     next: Next,
 ) -> Response {
     let response = next.run(request).await;
     if response.status() == StatusCode::SERVICE_UNAVAILABLE {
         // The store remembers who asks for what, and has the last word on it; here there is no answer to wait for.
-        match id.map(|Path(id)| id.parse()) {
-            Some(Ok(id)) => drop(session.revoke(id).await),
-            Some(Err(_)) => {}
-            None => drop(session.revoke_others().await),
+        match id.map(|id| id.map(|Path(id)| id.parse())) {
+            Ok(Some(Ok(id))) => drop(session.revoke(id).await),
+            Ok(Some(Err(_))) | Err(_) => {}
+            Ok(None) => drop(session.revoke_others().await),
         }
     }
     response
@@ -119,8 +120,10 @@ pub async fn rows(session: &Session) -> Result<Vec<Value>, Fault> {
 pub async fn end(
     _user: Principal,
     session: Session,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<StatusCode, Fault> {
+    // What is no text is no id either.
+    let Path(id) = id.map_err(|_| Fault::NOT_FOUND)?;
     let id = id.parse().map_err(|_| Fault::NOT_FOUND)?;
     if session.revoke(id).await? {
         Ok(StatusCode::NO_CONTENT)

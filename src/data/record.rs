@@ -14,6 +14,11 @@ pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Bytes, serde_js
     Ok(bytes.into_inner().freeze())
 }
 
+/// Returns the bytes of a value, which bounds are about: the version is ours.
+pub(crate) fn size(record: &[u8]) -> usize {
+    record.len().saturating_sub(1)
+}
+
 /// Reads a value; `None` for another version, another shape, or what was cut off.
 pub(crate) fn decode<T: DeserializeOwned>(record: &[u8]) -> Option<T> {
     serde_json::from_slice(json(record)?).ok()

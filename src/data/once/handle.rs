@@ -15,7 +15,7 @@ use crate::core::ttl::Ttl;
 use crate::core::{NotAServiceName, Principal, ServiceName, Timestamp};
 use crate::data::{DataError, DataErrorKind, record, tell_contradiction};
 
-/// The largest value, encoded.
+/// The largest value, as JSON.
 pub(super) const LARGEST: usize = 64 * KIB;
 
 /// Values that can be taken once: states of OAuth flows, verification tokens.
@@ -156,7 +156,7 @@ impl<V: Serialize + DeserializeOwned> Once<V> {
 pub(super) fn encode<V: Serialize>(value: &V) -> Result<bytes::Bytes, DataError> {
     let value = record::encode(value)
         .map_err(|error| DataError::with_source(DataErrorKind::Unencodable, error))?;
-    if value.len() > LARGEST {
+    if record::size(&value) > LARGEST {
         return Err(DataError::of(DataErrorKind::TooLarge { limit: LARGEST }));
     }
     Ok(value)

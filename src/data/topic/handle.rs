@@ -141,7 +141,7 @@ impl<T: Serialize> Topic<T> {
     /// Too large, or the store's: unknown then whether it was published; if it was, it is seen once.
     pub async fn publish(&self, key: impl IntoKey, value: &T) -> Result<EventId, TopicError> {
         let payload = record::encode(value).map_err(TopicError::unencodable)?;
-        if payload.len() > LARGEST {
+        if record::size(&payload) > LARGEST {
             return Err(TopicError::of(TopicErrorKind::TooLarge { limit: LARGEST }));
         }
         let (key, retain) = (self.key(key), self.config.retain);

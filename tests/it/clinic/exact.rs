@@ -595,6 +595,13 @@ async fn a_body_may_have_64_kib_and_not_a_byte_more() {
             assert_eq!(reply.text().contains("BODY_TOO_LARGE"), !is_whole);
         }
     }
+    // What is kept half done takes a whole body, too.
+    for (size, status) in [(65_536, 204), (65_537, 413)] {
+        let body = format!(r#"{{"a":"{}"}}"#, "x".repeat(size - 8));
+        let (path, kind) = ("/api/forms/f/progress", [("content-type", JSON)]);
+        let reply = root.send(Method::PUT, path, &kind, Some(body)).await;
+        assert_eq!(reply.status.as_u16(), status, "{size}");
+    }
     // An event is no exception, however well it is signed.
     let long = "x".repeat(65_536);
     let event = tell(&guest.browser, &long, "succeeded", "pay_none", 0).await;
@@ -831,4 +838,16 @@ async fn nothing_before_1970_is_offered() {
             .await;
         assert_eq!(told(&slots), refused(400, "VALIDATION"), "{no_day}");
     }
+}
+
+#[tokio::test]
+async fn a_session_whose_id_is_no_id_is_not_there() {
+    let clinic = alone();
+    let pat = signed_in(&clinic, "pat").await;
+    for id in ["%FF", "%00", "x", "a%2Fb", "AAAAAAAAAAAAAAAAAAAAAA"] {
+        let path = format!("/api/user/sessions/{id}");
+        let reply = pat.send(Method::DELETE, &path, &[], None).await;
+        assert_eq!(told(&reply), refused(404, "NOT_FOUND"), "{id}");
+    }
+    assert_eq!(pat.get("/api/user/me").await.status, 200);
 }

@@ -341,20 +341,6 @@ async fn a_local_hit_is_no_command_a_shared_hit_one_and_a_miss_two() {
     assert_eq!(source.loads(), 1);
 }
 
-/// How often the server ran a script that it knew.
-async fn scripts(server: &RedisServer) -> u64 {
-    let info: String = redis::cmd("INFO")
-        .arg("commandstats")
-        .query_async(&mut server.raw().await)
-        .await
-        .unwrap();
-    let line = info
-        .lines()
-        .find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
-    let number = line.and_then(|line| line.split(',').next());
-    number.map_or(0, |number| number.parse().unwrap())
-}
-
 #[tokio::test]
 async fn a_read_that_loads_nothing_starts_no_script_unless_the_record_has_tags() {
     let (server, clock) = (RedisServer::start().await, clock());
@@ -370,12 +356,12 @@ async fn a_read_that_loads_nothing_starts_no_script_unless_the_record_has_tags()
         .get_or_load(&8, |_| async { Err::<String, _>(io::Error::other("none")) })
         .await
         .unwrap_err();
-    let (before, sent) = (scripts(&server).await, store.commands());
+    let (before, sent) = (server.scripts().await, store.commands());
     for _ in 0..3 {
         assert_eq!(*users.get(&7).await.unwrap().unwrap(), "x");
         assert!(users.get(&9).await.unwrap().is_none());
     }
-    assert_eq!(scripts(&server).await - before, 0);
+    assert_eq!(server.scripts().await - before, 0);
     assert_eq!(store.commands() - sent, 6);
     let tagged = Loaded::new("y".to_owned()).tag(tag.clone());
     rooms

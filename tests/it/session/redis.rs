@@ -62,19 +62,6 @@ async fn each_path_sends_the_commands_it_should() {
     }
 }
 
-/// How often a command was called, and how often it failed.
-async fn calls(raw: &mut redis::aio::MultiplexedConnection, command: &str) -> u64 {
-    let info: String = redis::cmd("INFO")
-        .arg("commandstats")
-        .query_async(raw)
-        .await
-        .unwrap();
-    let start = format!("cmdstat_{command}:calls=");
-    let line = info.lines().find_map(|line| line.strip_prefix(&start));
-    let number = line.and_then(|line| line.split(',').next());
-    number.map_or(0, |number| number.parse().unwrap())
-}
-
 #[tokio::test]
 async fn a_read_starts_a_script_only_where_activity_is_due() {
     let server = RedisServer::start().await;
@@ -86,12 +73,12 @@ async fn a_read_starts_a_script_only_where_activity_is_due() {
     clock.advance(Duration::from_secs(61));
     // Teaches the server the script.
     browser.get("/get/a").await;
-    let (scripts, sent) = (calls(&mut raw, "evalsha").await, store.commands());
+    let (scripts, sent) = (server.scripts().await, store.commands());
     for _ in 0..5 {
         assert_eq!(browser.body("/get/a").await, "1");
         clock.advance(Duration::from_secs(12));
     }
-    assert_eq!(calls(&mut raw, "evalsha").await, scripts);
+    assert_eq!(server.scripts().await, scripts);
     assert_eq!(store.commands() - sent, 5);
     // A minute has passed, to the millisecond; then it is over.
     assert_eq!(browser.body("/get/a").await, "1");
@@ -104,9 +91,9 @@ async fn a_read_starts_a_script_only_where_activity_is_due() {
     assert_eq!(store.commands() - sent, 6 + 2 + 2);
     // One that is not there costs no script either.
     let _: () = redis::cmd("FLUSHDB").query_async(&mut raw).await.unwrap();
-    let (scripts, sent) = (calls(&mut raw, "evalsha").await, store.commands());
+    let (scripts, sent) = (server.scripts().await, store.commands());
     assert_eq!(browser.body("/get/a").await, "null");
-    assert_eq!(calls(&mut raw, "evalsha").await, scripts);
+    assert_eq!(server.scripts().await, scripts);
     assert_eq!(store.commands() - sent, 1);
 }
 

@@ -116,6 +116,16 @@ impl RedisServer {
         raw(&self.url()).await
     }
 
+    /// How often the server has run a script that it knew.
+    pub async fn scripts(&self) -> u64 {
+        let question = ::redis::cmd("INFO").arg("commandstats").to_owned();
+        let info: String = question.query_async(&mut self.raw().await).await.unwrap();
+        let mut lines = info.lines();
+        let line = lines.find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+        let number = line.and_then(|line| line.split(',').next());
+        number.map_or(0, |number| number.parse().unwrap())
+    }
+
     fn socket(&self) -> PathBuf {
         self.folder.path().join("redis.sock")
     }
