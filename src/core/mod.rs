@@ -58,5 +58,5 @@ pub use service_name::{NotAServiceName, ServiceName};
 pub use store_error::{StoreError, StoreErrorKind};
 pub use store_failure::StoreFailure;
 pub use store_future::StoreFuture;
-pub(crate) use stripes::Stripes;
+pub(crate) use stripes::{STRIPES, Stripes, own_stripe};
 pub use transaction::{Ending, RollbackCause, Vote};

@@ -2,7 +2,14 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-const STRIPES: usize = 8;
+pub(crate) const STRIPES: usize = 8;
+
+/// Returns this thread's place, below [`STRIPES`].
+pub(crate) fn own_stripe() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local!(static OWN: usize = NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES);
+    OWN.with(|own| *own)
+}
 
 /// Several `T` on cache lines of their own; a thread always finds the same one.
 #[derive(Debug, Default)]
@@ -15,9 +22,7 @@ struct Line<T>(T);
 impl<T> Stripes<T> {
     /// Returns this thread's.
     pub(crate) fn own(&self) -> &T {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        thread_local!(static OWN: usize = NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES);
-        &self.0[OWN.with(|own| *own)].0
+        &self.0[own_stripe()].0
     }
 
     /// Returns all.

@@ -108,6 +108,11 @@ impl<V: Entry> Shard<V> {
         size_of::<Row<V>>() - size_of::<V>() + 8
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
     pub(super) fn find(&self, key: EntryKey) -> Option<usize> {
         self.index
             .find(key.row, |at| self.rows[*at as usize].key == key)

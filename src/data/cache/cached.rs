@@ -5,6 +5,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::share::Share;
 use crate::core::Timestamp;
 
 /// Where a value came from.
@@ -26,7 +27,7 @@ pub enum CacheOutcome {
 
 /// A value and its age.
 pub struct Cached<V> {
-    pub(super) value: Arc<V>,
+    pub(super) value: Share<V>,
     pub(super) stored_at: Timestamp,
     pub(super) age: Duration,
     pub(super) expires_in: Duration,
@@ -37,7 +38,7 @@ impl<V> Cached<V> {
     /// Returns the value, shared.
     #[must_use]
     pub fn into_shared(self) -> Arc<V> {
-        self.value
+        self.value.into_shared()
     }
 
     /// Returns when the value was stored, by the store's clock.
@@ -68,7 +69,7 @@ impl<V> Cached<V> {
 impl<V> Clone for Cached<V> {
     fn clone(&self) -> Self {
         Self {
-            value: Arc::clone(&self.value),
+            value: self.value.clone(),
             ..*self
         }
     }

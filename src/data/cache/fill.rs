@@ -16,6 +16,7 @@ use super::loaded::Loaded;
 use super::local::Known;
 use super::policy::{self, Ages};
 use super::read::Start;
+use super::share::Share;
 use super::store::{Fill, Item, LeaseToken, Right, Written};
 use super::target::{CacheKey, Target};
 use crate::core::StoreError;
@@ -111,7 +112,7 @@ where
             for alias in known.aliases.iter().flat_map(|aliases| aliases.iter()) {
                 local.point(alias, &key.key);
             }
-            let (entries, bytes) = local.size::<V>();
+            let (entries, bytes) = local.size();
             gauge!("keep_cache_local_entries", entries as f64, "cache" => self.label.clone());
             gauge!("keep_cache_local_bytes", bytes as f64, "cache" => self.label.clone());
         }
@@ -253,7 +254,7 @@ where
         let aliases = loaded.as_ref().map(|loaded| &loaded.aliases[..]);
         Known {
             aliases: aliases.filter(|all| !all.is_empty()).map(Arc::from),
-            value: loaded.map(|loaded| Arc::new(loaded.value)),
+            value: loaded.map(|loaded| Share::new(loaded.value)),
             stored: now,
             stored_ms: now / 1_000,
             refresh: now + ages.refresh * 1_000,

@@ -65,7 +65,7 @@ pub(super) struct State<V> {
     pub(super) label: String,
     pub(super) config: Config<V>,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) local: Option<LocalLevel>,
+    pub(super) local: Option<LocalLevel<V>>,
     pub(super) flights: Mutex<Flights<V>>,
     /// Until when, in UTC microseconds, a stale value answers without a load: its loader has failed.
     pub(super) failed: Mutex<HashMap<Key, u64>>,
@@ -201,7 +201,7 @@ where
     #[must_use]
     pub fn stats(&self) -> CacheStats {
         let local = self.state.local.as_ref();
-        let size = local.map_or((0, 0), LocalLevel::size::<V>);
+        let size = local.map_or((0, 0), LocalLevel::size);
         self.state.meter.stats(size)
     }
 }

@@ -1,16 +1,17 @@
 //! Values of this process: decoded, shared, bounded, and believed only while nothing of them was hit.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::cached::{CacheOutcome, Cached};
+use super::share::Share;
 use super::sight::{IsOld, Sight};
 use super::target::CacheKey;
-use crate::backend::memory::{Entry, EntryKey, MemoryStore};
+use crate::backend::memory::{Entry, EntryKey, MemoryStore, Shelf};
 use crate::core::size::MIB;
 use crate::core::ttl::SECOND;
-use crate::core::{Clock, Key, Timestamp};
+use crate::core::{Clock, Key, STRIPES, Timestamp, own_stripe};
 
 /// Bounds of the local level; [`Local::off`] has none.
 ///
@@ -65,7 +66,7 @@ impl Default for Local {
 
 /// A value as the process knows it; times by the local clock, in UTC microseconds.
 pub(super) struct Known<V> {
-    pub(super) value: Option<Arc<V>>,
+    pub(super) value: Option<Share<V>>,
     pub(super) stored: u64,
     pub(super) stored_ms: u64,
     pub(super) refresh: u64,
@@ -83,13 +84,22 @@ impl<V> Known<V> {
     }
 
     /// The value as it is seen at `now`.
-    pub(super) fn seen(&self, value: Arc<V>, outcome: CacheOutcome, now: u64) -> Cached<V> {
+    pub(super) fn seen(&self, value: Share<V>, outcome: CacheOutcome, now: u64) -> Cached<V> {
         Cached {
             value,
             stored_at: Timestamp::from_millis(self.stored_ms),
             age: Duration::from_micros(now.saturating_sub(self.stored)),
             expires_in: Duration::from_micros(self.fresh.saturating_sub(now)),
             outcome,
+        }
+    }
+
+    /// The same with another share of the value.
+    pub(super) fn shared_as(&self, value: Option<Share<V>>) -> Self {
+        Self {
+            value,
+            aliases: self.aliases.clone(),
+            ..*self
         }
     }
 
@@ -101,19 +111,19 @@ impl<V> Known<V> {
 
 impl<V> Clone for Known<V> {
     fn clone(&self) -> Self {
-        Self {
-            value: self.value.clone(),
-            aliases: self.aliases.clone(),
-            ..*self
-        }
+        self.shared_as(self.value.clone())
     }
 }
 
 /// Microseconds for which a copy counts as just used: threads that read one key do not write it for each other.
-const USED_EVERY: u64 = 1_000;
+const USED_EVERY: u64 = 100_000;
 
 struct Copy<V> {
     known: Known<V>,
+    /// Whose share the value's is.
+    home: usize,
+    /// Those of others, each made when first asked for.
+    others: OnceLock<Box<[OnceLock<Share<V>>; STRIPES]>>,
     /// The number of the process's sight before the value was fetched.
     noted: AtomicU64,
     key: CacheKey,
@@ -123,6 +133,16 @@ struct Copy<V> {
 }
 
 impl<V> Copy<V> {
+    /// This thread's share of the value.
+    fn share(&self) -> Option<Share<V>> {
+        let (value, own) = (self.known.value.as_ref()?, own_stripe());
+        if own == self.home {
+            return Some(value.clone());
+        }
+        let others = self.others.get_or_init(Box::default);
+        Some(others[own].get_or_init(|| value.another()).clone())
+    }
+
     fn all_names(&self, is_old: IsOld<'_>) -> bool {
         self.key.all_names(is_old) && self.tags.iter().all(|tag| is_old(tag))
     }
@@ -131,7 +151,9 @@ impl<V> Copy<V> {
 impl<V: Send + Sync + 'static> Entry for Copy<V> {
     fn weight(&self) -> usize {
         let tags: usize = self.tags.iter().map(|name| name.len() + 24).sum();
-        size_of::<Self>() + self.weight + self.key.key.as_str().len() + tags
+        // Also those shares that nobody has asked for yet.
+        let shares = STRIPES * (Share::<V>::WEIGHT + size_of::<OnceLock<Share<V>>>());
+        size_of::<Self>() + shares + self.weight + self.key.key.as_str().len() + tags
     }
 
     fn eviction_rank(&self, now: u64) -> Option<u64> {
@@ -151,13 +173,14 @@ impl Entry for Pointer {
     }
 }
 
-#[derive(Clone)]
-pub(super) struct LocalLevel {
+pub(super) struct LocalLevel<V> {
+    copies: Shelf<Copy<V>>,
+    /// Where aliases lead.
     store: MemoryStore,
     ttl: u64,
 }
 
-impl LocalLevel {
+impl<V: Send + Sync + 'static> LocalLevel<V> {
     pub(super) fn new(bounds: Local, clock: Arc<dyn Clock>) -> Self {
         let store = MemoryStore::builder()
             .max_entries(bounds.entries)
@@ -165,6 +188,7 @@ impl LocalLevel {
             .clock(clock)
             .build();
         Self {
+            copies: Shelf::bounded(bounds.entries, bounds.bytes),
             store,
             ttl: u64::try_from(bounds.ttl.as_micros()).unwrap_or(u64::MAX / 2),
         }
@@ -175,16 +199,15 @@ impl LocalLevel {
         self.store.hash(|hasher| hasher.part(key))
     }
 
-    /// Reads what is believed, and takes of it what is asked for.
-    pub(super) fn read<V: Send + Sync + 'static, R>(
+    /// Reads what is believed, and takes of it and of this thread's share of its value what is asked for.
+    pub(super) fn read<R>(
         &self,
         entry: EntryKey,
         now: u64,
         sight: &Sight,
-        take: impl FnOnce(&Known<V>) -> R,
+        take: impl FnOnce(&Known<V>, Option<Share<V>>) -> R,
     ) -> Option<R> {
-        let table = self.store.table::<Copy<V>>();
-        table.read_one(entry, now, |copy| {
+        self.copies.read(entry, now, |copy| {
             let copy = copy?;
             let (noted, seen) = (copy.noted.load(Ordering::Acquire), sight.now());
             if !sight.is_good(noted, |is_old| copy.all_names(is_old)) {
@@ -197,12 +220,12 @@ impl LocalLevel {
             if now.saturating_sub(copy.used.load(Ordering::Relaxed)) >= USED_EVERY {
                 copy.used.store(now, Ordering::Relaxed);
             }
-            Some(take(&copy.known))
+            Some(take(&copy.known, copy.share()))
         })
     }
 
     /// Keeps what was read after `noted` was.
-    pub(super) fn keep<V: Send + Sync + 'static>(
+    pub(super) fn keep(
         &self,
         key: &CacheKey,
         known: Known<V>,
@@ -213,16 +236,16 @@ impl LocalLevel {
         let end = known.fresh.min(now.saturating_add(self.ttl));
         let copy = Copy {
             known,
+            home: own_stripe(),
+            others: OnceLock::new(),
             noted: AtomicU64::new(noted),
             key: key.clone(),
             tags: tags.into(),
             weight,
             used: AtomicU64::new(now),
         };
-        let table = self.store.table::<Copy<V>>();
-        // One that finds no room is fetched again.
         let entry = self.entry(key.key.as_str().as_bytes());
-        let _ = table.update_one(entry, now, |slot| slot.set(copy, end));
+        self.copies.set(entry, copy, end, now);
     }
 
     /// Returns the key that an alias stood for lately; it counts only if the record of that key says so, too.
@@ -240,8 +263,49 @@ impl LocalLevel {
         let _ = table.update_one(entry, now, |slot| slot.set(pointer, end));
     }
 
-    pub(super) fn size<V: Send + Sync + 'static>(&self) -> (usize, usize) {
-        let table = self.store.table::<Copy<V>>();
-        (table.entries(), table.bytes())
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.copies.entries(), self.copies.bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::SystemClock;
+
+    #[test]
+    fn threads_of_different_places_count_on_different_shares_of_one_value() {
+        let level = LocalLevel::new(Local::default(), Arc::new(SystemClock));
+        let key = CacheKey {
+            entity: Arc::from("row"),
+            key: Key::of(["1"]),
+        };
+        let known = Known {
+            value: Some(Share::new(7)),
+            stored: 0,
+            stored_ms: 0,
+            refresh: u64::MAX,
+            fresh: u64::MAX,
+            gone: u64::MAX,
+            aliases: None,
+        };
+        level.keep(&key, known, (0, &[]), 1);
+        let read = || {
+            let entry = level.entry(key.key.as_str().as_bytes());
+            let share = level.read(entry, 1, &Sight::default(), |_, share| share);
+            (own_stripe(), share.flatten().unwrap())
+        };
+        let shares: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..2 * STRIPES).map(|_| scope.spawn(read)).collect();
+            let joined = threads.into_iter().map(|thread| thread.join().unwrap());
+            joined.chain([read(), read()]).collect()
+        });
+        let value = shares[0].1.clone().into_shared();
+        for (place, share) in &shares {
+            assert!(Arc::ptr_eq(&share.clone().into_shared(), &value));
+            for (other, others) in &shares {
+                assert_eq!(place == other, share.is_counted_with(others));
+            }
+        }
     }
 }

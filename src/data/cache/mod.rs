@@ -67,6 +67,7 @@ mod local;
 mod many;
 mod policy;
 mod read;
+mod share;
 mod sight;
 mod stats;
 pub mod store;

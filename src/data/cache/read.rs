@@ -17,6 +17,7 @@ use super::flight::{
 };
 use super::handle::State;
 use super::local::Known;
+use super::share::Share;
 use super::store::{Ask, Fetched, LeaseToken, LeaseWish, Leased, Lookup, Record};
 use super::target::CacheKey;
 use crate::core::telemetry::count;
@@ -292,7 +293,7 @@ where
         let is_alias = |name: &&String| name.starts_with('a');
         let aliases: Vec<String> = record.tags.iter().filter(is_alias).cloned().collect();
         Known {
-            value: value.map(Arc::new),
+            value: value.map(Share::new),
             stored: local(record.stored),
             stored_ms: record.stored,
             refresh: local(record.refresh),
@@ -310,7 +311,7 @@ where
     fn kept(&self, key: &CacheKey) -> Option<Known<V>> {
         let (local, now) = (self.local.as_ref()?, self.clock.now_micros());
         let entry = local.entry(key.key.as_str().as_bytes());
-        local.read(entry, now, &self.group.shared.sight, Known::clone)
+        local.read(entry, now, &self.group.shared.sight, Known::shared_as)
     }
 
     /// Answers from this process, if it can, and says whether a refresh is due. Nothing is made for it: the key's bytes
@@ -319,8 +320,7 @@ where
         let shared = &self.group.shared;
         let local = self.local.as_ref().filter(|_| shared.is_live())?;
         let (entry, now) = (local.entry(asked.as_bytes()), self.clock.now_micros());
-        let hit = |known: &Known<V>| {
-            let value = known.value.clone();
+        let hit = |known: &Known<V>, value: Option<Share<V>>| {
             let fits = value.is_some() || want == Want::Either;
             let is_due = now >= known.refresh && known.refresh < known.fresh;
             fits.then(|| {

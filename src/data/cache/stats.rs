@@ -50,9 +50,9 @@ impl CacheStats {
 
 #[derive(Debug)]
 pub(super) struct Meter {
-    local: Stripes<AtomicU64>,
+    here: Stripes<Here>,
     pub(super) shared: AtomicU64,
-    pub(super) absent: AtomicU64,
+    absent: AtomicU64,
     pub(super) stale: AtomicU64,
     pub(super) misses: AtomicU64,
     pub(super) bypassed: AtomicU64,
@@ -64,6 +64,13 @@ pub(super) struct Meter {
     told: [Counter; RESULTS.len()],
 }
 
+/// Reads that this process answered.
+#[derive(Debug, Default)]
+struct Here {
+    hits: AtomicU64,
+    absent: AtomicU64,
+}
+
 const RESULTS: [&str; 6] = ["local", "shared", "absent", "stale", "bypass", "miss"];
 
 impl Meter {
@@ -73,7 +80,7 @@ impl Meter {
             Counter::new("keep_cache_reads_total", &labels)
         };
         Self {
-            local: Stripes::default(),
+            here: Stripes::default(),
             shared: AtomicU64::default(),
             absent: AtomicU64::default(),
             stale: AtomicU64::default(),
@@ -89,9 +96,10 @@ impl Meter {
 
     /// Counts a read that this process answered: with a value, or by a remembered absence.
     pub(super) fn hit_here(&self, is_value: bool) {
+        let own = self.here.own();
         let (counter, told) = match is_value {
-            true => (self.local.own(), &self.told[0]),
-            false => (&self.absent, &self.told[2]),
+            true => (&own.hits, &self.told[0]),
+            false => (&own.absent, &self.told[2]),
         };
         counter.fetch_add(1, Ordering::Relaxed);
         told.add_one();
@@ -99,7 +107,7 @@ impl Meter {
 
     pub(super) fn read(&self, result: &'static str) {
         let (counter, told) = match result {
-            "local" => (self.local.own(), 0),
+            "local" => (&self.here.own().hits, 0),
             "shared" => (&self.shared, 1),
             "absent" => (&self.absent, 2),
             "stale" => (&self.stale, 3),
@@ -119,9 +127,10 @@ impl Meter {
     pub(super) fn stats(&self, (entries, bytes): (usize, usize)) -> CacheStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         CacheStats {
-            local_hits: self.local.iter().map(read).sum(),
+            local_hits: self.here.iter().map(|here| read(&here.hits)).sum(),
             shared_hits: read(&self.shared),
-            absent: read(&self.absent),
+            absent: read(&self.absent)
+                + self.here.iter().map(|here| read(&here.absent)).sum::<u64>(),
             stale: read(&self.stale),
             misses: read(&self.misses),
             bypassed: read(&self.bypassed),

@@ -243,6 +243,18 @@ async fn of_reads_as_they_come_nine_in_ten_are_hits_and_the_database_rests() {
 }
 
 #[tokio::test]
+async fn a_refreshed_value_too_large_for_this_process_leaves_no_old_one_here() {
+    let cache: Cache<u32, String> =
+        Cache::new(MemoryStore::new(), "row", ttl::USER).local(Local::entries(10).bytes(8_000));
+    let load = |text: String| move |_| async move { Ok::<_, io::Error>(text) };
+    cache.get_or_load(&1, load("old".into())).await.unwrap();
+    let large = "new".repeat(5_000);
+    cache.refresh(&1, load(large.clone())).await.unwrap();
+    let read = cache.get_or_load(&1, load("never".into())).await.unwrap();
+    assert_eq!((&*read, read.outcome()), (&large, CacheOutcome::SharedHit));
+}
+
+#[tokio::test]
 async fn a_flood_of_keys_leaves_no_more_behind_than_its_bounds() {
     let store = MemoryStore::builder().max_entries(1_000).build();
     let group = CacheGroup::new(store.clone(), "db");
