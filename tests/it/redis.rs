@@ -97,6 +97,27 @@ async fn a_look_is_answered_alike_in_both_versions_of_the_protocol() {
 }
 
 #[tokio::test]
+async fn a_call_whose_time_was_used_up_by_the_question_before_it_sends_nothing() {
+    let server = RedisServer::start().await;
+    let store = server.store_with("late").await;
+    assert_eq!(increment(&store).await, Ok(1));
+    let (sent, now) = (store.commands(), tokio::time::Instant::now());
+    let called = async |ago| {
+        let call = store.script(&INCREMENT, &[store.key("count").finish()]);
+        let call = call.since(now.checked_sub(ago).unwrap());
+        call.run(Reply::int).await.map_err(|error| error.kind())
+    };
+    let late = called(store.timeout()).await;
+    assert_eq!(late, Err(StoreErrorKind::TimedOut));
+    assert_eq!(store.commands(), sent);
+    // One that has little left is no call of somebody impatient: nothing is known of the server.
+    assert!(!store.is_open_circuit());
+    let call = store.script(&INCREMENT, &[store.key("count").finish()]);
+    let call = call.timeout(Duration::from_secs(60)).since(now);
+    assert_eq!(call.run(Reply::int).await.unwrap(), 2);
+}
+
+#[tokio::test]
 async fn bytes_of_any_kind_come_back_as_they_were() {
     let store = shared().await.store_with("bytes").await;
     let all: Vec<u8> = (0..=255).collect();

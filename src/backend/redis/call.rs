@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{Arg, Cmd};
+use tokio::time::Instant;
 
 use super::node::Words;
 use super::reply::Reply;
@@ -11,7 +12,7 @@ use super::script::Script;
 use super::slots::Slot;
 use super::store::Inner;
 use crate::core::telemetry::seconds;
-use crate::core::{StoreError, StoreFuture, monotonic};
+use crate::core::{StoreError, StoreErrorKind, StoreFuture, monotonic};
 
 /// A call under construction; made by [`RedisStore::script`](super::RedisStore::script).
 #[must_use]
@@ -21,6 +22,8 @@ pub struct Call {
     command: Cmd,
     slot: Option<Slot>,
     timeout: Duration,
+    /// What the caller did before counts as waiting, too.
+    began: Option<Instant>,
 }
 
 impl Call {
@@ -50,6 +53,7 @@ impl Call {
             command,
             slot,
             timeout,
+            began: None,
         }
     }
 
@@ -77,6 +81,13 @@ impl Call {
         self
     }
 
+    /// Counts the wait from `began`: a question that led to this call has used up a part of its time. Where nothing is
+    /// left nothing is sent.
+    pub fn since(mut self, began: Instant) -> Self {
+        self.began = Some(began);
+        self
+    }
+
     /// Sends the call and decodes the answer.
     ///
     /// Dropping the future leaves unknown whether the step was done; the handle stays usable.
@@ -91,14 +102,19 @@ impl Call {
                 command,
                 slot,
                 timeout,
+                began,
             } = self;
             let with_source = || with_source_text(&command, script);
+            let rest = timeout.saturating_sub(began.map_or(Duration::ZERO, |at| at.elapsed()));
+            if rest.is_zero() && began.is_some() {
+                return Err(StoreError::new(StoreErrorKind::TimedOut));
+            }
             let began = monotonic();
             let words = Words::Script {
                 call: &command,
                 with_source: &with_source,
             };
-            let answer = inner.call(words, slot, timeout).await;
+            let answer = inner.call_within(words, slot, timeout, rest).await;
             seconds!("keep_store_op_seconds", began.elapsed().as_secs_f64(), "op" => script.name);
             decode(Reply::from_value(answer?)?)
         })

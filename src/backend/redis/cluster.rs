@@ -114,19 +114,20 @@ impl Cluster {
         }
     }
 
-    /// Sends a command to the node that has the slot, and follows redirections: they say that nothing was done.
+    /// Sends a command within `time` to the node that has the slot, and follows redirections: they say that nothing was
+    /// done.
     pub(super) async fn call(
         self: Arc<Self>,
         mut request: Request<'_>,
         slot: Option<Slot>,
-        timeout: Duration,
+        time: Duration,
     ) -> Result<Value, StoreError> {
         let began = Instant::now();
-        let mut node = self.node_of(slot, timeout).await?;
+        let mut node = self.node_of(slot, request.timeout, time).await?;
         let mut redirections = 0;
         let mut nothing_done = None;
         loop {
-            let rest = timeout.saturating_sub(began.elapsed());
+            let rest = time.saturating_sub(began.elapsed());
             if redirections > MOST_REDIRECTIONS || rest.is_zero() {
                 // Not sent once more just to run out: that nothing was done is known so far.
                 let why = nothing_done.unwrap_or_else(|| away("the map came too late"));
@@ -203,11 +204,13 @@ impl Cluster {
         Some((node, asking))
     }
 
-    /// Returns the node that has the slot. Where no map is known, it is waited for behind a gate of its own.
+    /// Returns the node that has the slot. Where no map is known, it is waited for within `rest`, what is left of the
+    /// caller's `timeout`, behind a gate of its own.
     async fn node_of(
         self: &Arc<Self>,
         slot: Option<Slot>,
         timeout: Duration,
+        rest: Duration,
     ) -> Result<Arc<Node>, StoreError> {
         if let Some(node) = self.known(slot) {
             return Ok(node);
@@ -226,7 +229,7 @@ impl Cluster {
         let mut refreshed = self.refreshed.subscribe();
         self.gate.owe(ticket);
         if self.refresh_soon() {
-            let ended = tokio::time::timeout(timeout, refreshed.changed()).await;
+            let ended = tokio::time::timeout(rest, refreshed.changed()).await;
             if ended.is_err() {
                 until_probe = self.gate.was_hasty(ticket, timeout);
             }

@@ -48,12 +48,13 @@ impl Link {
         Ok(Self { topology, meter })
     }
 
-    /// Sends `words` within `timeout` to the node that has `slot` (any, without one).
+    /// Sends `words` within `rest`, what is left of the caller's `timeout`, to the node that has `slot` (any, without one).
     pub(super) async fn call(
         &self,
         words: Words<'_>,
         slot: Option<Slot>,
         timeout: Duration,
+        rest: Duration,
     ) -> Result<Value, StoreError> {
         let request = Request {
             words,
@@ -62,7 +63,7 @@ impl Link {
         };
         match &self.topology {
             Topology::One(node) => {
-                node.call(&request, timeout)
+                node.call(&request, rest)
                     .await
                     .map_err(|refusal| match refusal {
                         // The URL says one server, but it is a node of a cluster.
@@ -72,7 +73,7 @@ impl Link {
                         Refusal::Failed(error) => error,
                     })
             }
-            Topology::Many(cluster) => Arc::clone(cluster).call(request, slot, timeout).await,
+            Topology::Many(cluster) => Arc::clone(cluster).call(request, slot, rest).await,
         }
     }
 

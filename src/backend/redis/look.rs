@@ -82,7 +82,8 @@ impl Look {
     /// asked: a cluster is moving the keys, and some may not have arrived; or the server takes no writes now; or it
     /// does not run one of the commands, and then no look is sent for 10 s.
     ///
-    /// Counts as one command: it is one round trip.
+    /// Counts as one command: it is one round trip. Give the script the moment before this one by
+    /// [`Call::since`](super::Call::since), so that both together wait no longer than one call does.
     ///
     /// # Errors
     /// The first of its commands that failed, or the server cannot be reached.

@@ -236,10 +236,21 @@ impl Inner {
         slot: Option<Slot>,
         timeout: Duration,
     ) -> Result<Value, StoreError> {
+        self.call_within(words, slot, timeout, timeout).await
+    }
+
+    /// Sends `words` within `rest`, what is left of the caller's `timeout`.
+    pub(super) async fn call_within(
+        self: &Arc<Self>,
+        words: Words<'_>,
+        slot: Option<Slot>,
+        timeout: Duration,
+        rest: Duration,
+    ) -> Result<Value, StoreError> {
         if self.is_deaf.load(Ordering::Relaxed) {
             listen_again(self);
         }
-        self.link.call(words, slot, timeout).await
+        self.link.call(words, slot, timeout, rest).await
     }
 }
 

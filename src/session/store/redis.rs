@@ -9,6 +9,8 @@ mod pending;
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use self::decode::{established, glanced, listed, loaded, patched, revoked};
 use self::moving::Fields;
 use self::pending::after_pending;
@@ -19,7 +21,7 @@ use super::{
     SessionStore, Sighting, Target, UserId, Value, Whose, home_of_user,
 };
 use crate::backend::redis::{Call, RedisStore, Script};
-use crate::core::{StoreError, StoreErrorKind, StoreFuture, digest22};
+use crate::core::{StoreError, StoreErrorKind, StoreFuture, digest22, monotonic};
 
 macro_rules! script {
     ($file:literal) => {
@@ -102,7 +104,13 @@ impl SessionStore for RedisStore {
     }
 }
 
-fn send_load(store: &RedisStore, at: SessionRef, read: &Read) -> StoreFuture<Loaded> {
+/// Asks the script; the caller waits since `began`.
+fn send_load(
+    store: &RedisStore,
+    at: SessionRef,
+    read: &Read,
+    began: Instant,
+) -> StoreFuture<Loaded> {
     let (seen, part) = (
         read.renew.as_ref().map(|sighting| sighting.seen().encode()),
         read.part,
@@ -113,6 +121,7 @@ fn send_load(store: &RedisStore, at: SessionRef, read: &Read) -> StoreFuture<Loa
         .arg(at.verifier.as_bytes())
         .arg(flag(part == Part::Whole))
         .arg(seen.as_ref().map_or(&[][..], |seen| seen.as_slice()))
+        .since(began)
         .run(move |reply| loaded(reply, at.id, part))
 }
 
@@ -130,6 +139,7 @@ fn look_or_load(store: &RedisStore, at: SessionRef, read: Read) -> StoreFuture<L
     let look = look.command(["GETEX", &cut_off_key(store, at.id.home())]);
     let store = store.clone();
     StoreFuture::boxed(async move {
+        let began = monotonic();
         let seen = match look.ask().await {
             Ok(seen) => seen,
             Err(error) if error.is_unknown() => return Err(error),
@@ -138,7 +148,7 @@ fn look_or_load(store: &RedisStore, at: SessionRef, read: Read) -> StoreFuture<L
         };
         match seen.and_then(|(now, answers)| glanced(now / 1_000, answers, at, &read).ok()?) {
             Some(loaded) => Ok(loaded),
-            None => send_load(&store, at, &read).await,
+            None => send_load(&store, at, &read, began).await,
         }
     })
 }

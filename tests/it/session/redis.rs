@@ -98,6 +98,41 @@ async fn a_read_starts_a_script_only_where_activity_is_due() {
 }
 
 #[tokio::test]
+async fn a_look_and_the_script_behind_it_wait_no_longer_together_than_one_call() {
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    let server = RedisServer::start().await;
+    let (clock, proxy) = (clock(), Proxy::before(server.address()).await);
+    let builder = RedisStore::builder(&format!("redis://{}/", proxy.address()));
+    let builder = builder.clock(clock.clone()).timeout(TIMEOUT);
+    let store = builder.open().await.unwrap();
+    let app = App::new(SessionLayer::new(store.clone()));
+    let browser = app.browser();
+    browser.get("/set/a/1").await;
+    assert_eq!(browser.body("/get/a").await, "1");
+    // Activity is due: the look, which takes half of the time, leads to the script, which is never answered.
+    clock.advance(Duration::from_secs(61));
+    proxy.delay(TIMEOUT / 2);
+    let asked = proxy.requests();
+    let silence = async {
+        while proxy.requests() == asked {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tokio::time::sleep(TIMEOUT / 4).await;
+        proxy.delay(Duration::from_secs(60));
+        // On one runtime: whatever holds up the answer's timer holds up this one, too.
+        tokio::time::sleep(TIMEOUT).await;
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        reply = browser.get("/get/a") => assert!(reply.status == 503 || reply.status == 200),
+        () = silence => panic!("the script has waited a whole timeout of its own"),
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_was_demoted_is_not_believed() {
     let server = RedisServer::start().await;
     let clock = clock();

@@ -14,7 +14,7 @@ use super::{
 use crate::backend::redis::{Call, RedisStore, Reply, Script};
 use crate::core::{
     Clock, Key, NoticeCallback, StoreError, StoreErrorKind, StoreFuture, Subscription, SystemClock,
-    base64url,
+    base64url, monotonic,
 };
 use crate::data::Names;
 
@@ -30,13 +30,19 @@ impl CacheStore for RedisStore {
             [one] if one.ask == Ask::Read && !Tagged::of(self).has(group) => {
                 let (store, group) = (self.clone(), Arc::clone(group));
                 StoreFuture::boxed(async move {
+                    let began = monotonic();
                     match look(&store, &group, &lookups[0].key).await? {
                         Some(found) => Ok(vec![found]),
-                        None => fetch(&store, &group, &lookups).await,
+                        None => {
+                            fetching(&store, &group, &lookups)
+                                .since(began)
+                                .run(fetched)
+                                .await
+                        }
                     }
                 })
             }
-            _ => fetch(self, group, &lookups),
+            _ => fetching(self, group, &lookups).run(fetched),
         }
     }
 
@@ -114,7 +120,7 @@ impl CacheStore for RedisStore {
     }
 }
 
-fn fetch(store: &RedisStore, group: &str, lookups: &[Lookup]) -> StoreFuture<Vec<Fetched>> {
+fn fetching(store: &RedisStore, group: &str, lookups: &[Lookup]) -> Call {
     let mut keys = vec![stamps_of(store, group)];
     for lookup in lookups {
         keys.extend(keys_of(store, group, &lookup.key));
@@ -131,7 +137,7 @@ fn fetch(store: &RedisStore, group: &str, lookups: &[Lookup]) -> StoreFuture<Vec
         };
         call = prefixed(call, &lookup.key);
     }
-    call.run(fetched)
+    call
 }
 
 fn stamps_of(store: &RedisStore, group: &str) -> String {
