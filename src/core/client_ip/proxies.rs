@@ -133,7 +133,7 @@ impl TrustedProxies {
         for line in headers.get_all(&self.header).iter().rev() {
             let line = line.as_bytes();
             let texts: SmallVec<[&[u8]; 4]> = if self.header == FORWARDED {
-                split_quoted(line)
+                rsplit_unquoted(line, b',').take(MOST_ITEMS).collect()
             } else {
                 line.rsplit(|byte| *byte == b',').take(MOST_ITEMS).collect()
             };
@@ -163,39 +163,38 @@ impl Default for TrustedProxies {
     }
 }
 
-/// Splits at commas outside of quotes, the last item first.
+/// Splits at separators outside of quotes, the last part first.
 ///
-/// A client may leave a quote open to swallow what a proxy appends: then commas split wherever they stand.
-fn split_quoted(line: &[u8]) -> SmallVec<[&[u8]; 4]> {
-    let (mut items, mut start) = (SmallVec::<[&[u8]; 4]>::new(), 0);
-    let (mut quoted, mut escaped) = (false, false);
-    for (at, byte) in line.iter().enumerate() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if quoted => escaped = true,
-            b'"' => quoted = !quoted,
-            b',' if !quoted => {
-                if items.len() == 2 * MOST_ITEMS {
-                    items.drain(..MOST_ITEMS);
+/// Read from the right: what a proxy has appended is well formed, whatever a client left open before it.
+fn rsplit_unquoted(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest.take()?;
+        let mut quoted = false;
+        for (at, byte) in text.iter().enumerate().rev() {
+            match *byte {
+                b'"' if quoted && is_escaped(&text[..at]) => {}
+                b'"' => quoted = !quoted,
+                byte if byte == separator && !quoted => {
+                    rest = Some(&text[..at]);
+                    return Some(&text[at + 1..]);
                 }
-                items.push(&line[start..at]);
-                start = at + 1;
+                _ => {}
             }
-            _ => {}
         }
-    }
-    if quoted {
-        return line.rsplit(|byte| *byte == b',').take(MOST_ITEMS).collect();
-    }
-    items.push(&line[start..]);
-    items.reverse();
-    items.truncate(MOST_ITEMS);
-    items
+        Some(text)
+    })
+}
+
+/// Says whether what follows `before` in a quoted string is escaped.
+fn is_escaped(before: &[u8]) -> bool {
+    let backslashes = before.iter().rev().take_while(|byte| **byte == b'\\');
+    backslashes.count() % 2 == 1
 }
 
 /// Finds the `for` parameter of one item of a `Forwarded` field.
 fn forwarded_for(item: &[u8]) -> Option<&[u8]> {
-    item.split(|byte| *byte == b';').find_map(|pair| {
+    rsplit_unquoted(item, b';').find_map(|pair| {
         let (name, value) = pair.trim_ascii().split_at_checked(4)?;
         let value = name
             .eq_ignore_ascii_case(b"for=")

@@ -141,6 +141,42 @@ fn an_open_quote_swallows_nothing_that_a_proxy_appends() {
 }
 
 #[test]
+fn what_a_proxy_quotes_for_a_client_names_no_other_client() {
+    let (hops, networks) = (TrustedProxies::hops(1), networks());
+    // The client chose its Host, and what stood in the field before.
+    for host in [
+        "x;for=6.6.6.6;y",
+        "x, for=6.6.6.6",
+        "x, for=6.6.6.6, y",
+        "\\\";for=6.6.6.6;y=\\\"",
+        "\\\", for=6.6.6.6, \\\"",
+        "a\\\"b",
+        "\\\\",
+    ] {
+        for before in [
+            "",
+            "for=6.6.6.6;x=\", ",
+            "for=\", ",
+            "for=\"\\, ",
+            "for=6.6.6.6, ",
+        ] {
+            for own in [
+                format!("for=192.0.2.1;host=\"{host}\""),
+                format!("host=\"{host}\";for=192.0.2.1"),
+                format!("by=10.0.0.9;host=\"{host}\";for=\"192.0.2.1:80\";proto=http"),
+            ] {
+                let line = format!("{before}{own}");
+                for proxies in [&hops, &networks] {
+                    let proxies = proxies.clone().forwarded();
+                    let found = resolve(&proxies, "10.0.0.9", &[("forwarded", &line)]);
+                    assert_eq!(found, "192.0.2.1", "{line}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn an_address_that_is_already_known_wins_and_without_a_peer_there_is_none() {
     let mut extensions = Extensions::new();
     let mut headers = HeaderMap::new();
