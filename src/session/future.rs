@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, Entry, SET_COOKIE, VARY};
+use http::header::{self, CACHE_CONTROL, Entry, SET_COOKIE, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use pin_project_lite::pin_project;
 
@@ -185,6 +185,24 @@ fn restate<R>(session: &Session, response: Response<R>) -> Response<Body<R>> {
     }
 }
 
+/// What was said of the body that a refusal's own takes the place of, which a layer in between may have compressed.
+static DESCRIBES_BODY: [HeaderName; 14] = [
+    header::CONTENT_TYPE,
+    header::CONTENT_LENGTH,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LANGUAGE,
+    header::CONTENT_LOCATION,
+    header::CONTENT_RANGE,
+    header::CONTENT_DISPOSITION,
+    header::ACCEPT_RANGES,
+    header::ETAG,
+    header::LAST_MODIFIED,
+    header::TRANSFER_ENCODING,
+    header::TRAILER,
+    HeaderName::from_static("content-digest"),
+    HeaderName::from_static("repr-digest"),
+];
+
 fn refuse<R>(
     session: &Session,
     rejection: &SessionRejection,
@@ -193,8 +211,7 @@ fn refuse<R>(
 ) -> Response<Body<R>> {
     let mut refused: Response<Bytes> = session.refusal(rejection);
     for (name, value) in carried.iter().flatten() {
-        let described = [http::header::CONTENT_TYPE, http::header::CONTENT_LENGTH].contains(name);
-        if !described && !refused.headers().contains_key(name) {
+        if !DESCRIBES_BODY.contains(name) && !refused.headers().contains_key(name) {
             refused.headers_mut().append(name, value.clone());
         }
     }

@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::middleware::map_response;
+use axum::response::Response;
 use axum::routing::get;
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
+use http_body_util::BodyExt;
 use serde::{Serialize, Serializer};
 use tower::ServiceExt;
 use tower_keep::backend::memory::MemoryStore;
@@ -393,6 +396,57 @@ async fn of_several_cookies_of_our_name_the_first_good_one_counts_and_the_others
     assert_eq!(asked(&[&two, &one]).await, ("u2".to_owned(), twice));
     let same = format!("__Host-id=short; {one}; {one}");
     assert_eq!(asked(&[&same]).await, ("u1".to_owned(), vec![]));
+}
+
+#[tokio::test]
+async fn a_refusal_that_is_made_again_says_nothing_of_the_body_before_it() {
+    let layer = SessionLayer::new(memory(&clock())).on_rejection(|_, response| {
+        response
+            .headers_mut()
+            .insert("x-hook", HeaderValue::from_static("1"));
+    });
+    // As a layer that compresses, between the handler and the sessions.
+    let compressed = async |mut response: Response| {
+        let fields = [
+            ("content-encoding", "gzip"),
+            ("content-range", "bytes 0-1/2"),
+            ("accept-ranges", "bytes"),
+            ("etag", "\"zipped\""),
+            ("last-modified", "Tue, 01 Jan 2030 00:00:00 GMT"),
+            ("content-digest", "sha-256=:AAAA:"),
+            ("transfer-encoding", "chunked"),
+            ("vary", "accept-encoding"),
+            ("x-own", "kept"),
+        ];
+        for (name, value) in fields {
+            let value = HeaderValue::from_static(value);
+            response.headers_mut().insert(name, value);
+        }
+        response
+    };
+    let router = Router::new()
+        .route("/user", get(async |user: Principal| user.id().to_owned()))
+        .layer(map_response(compressed))
+        .layer(layer);
+    let request = Request::get("/user").body(Body::empty()).unwrap();
+    let (head, body) = router.oneshot(request).await.unwrap().into_parts();
+    assert_eq!(head.status, 401);
+    let mut names: Vec<_> = head.headers.keys().map(HeaderName::as_str).collect();
+    names.sort_unstable();
+    let own = [
+        "cache-control",
+        "content-length",
+        "content-type",
+        "vary",
+        "www-authenticate",
+        "x-hook",
+        "x-own",
+    ];
+    assert_eq!(names, own);
+    let body = body.collect().await.unwrap().to_bytes();
+    assert_eq!(head.headers["content-length"], body.len().to_string());
+    let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(problem["code"], "SESSION_REQUIRED");
 }
 
 #[tokio::test]
