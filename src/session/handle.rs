@@ -13,6 +13,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
 
 use http::{Extensions, HeaderMap, HeaderValue, header};
 use parking_lot::{Mutex, MutexGuard};
@@ -71,6 +72,10 @@ const TOUCHED: u8 = 1;
 const PERSONAL: u8 = 2;
 /// The headers leave: nothing more is buffered.
 const SEALED: u8 = 4;
+
+/// In microseconds: the store tells times by whole milliseconds, and an age is rounded up to one, so that a login less than
+/// two after a change may look as old as that.
+const A_MOMENT: u64 = 2_000;
 
 /// Reads a bearer token, if the field holds a well-formed one.
 fn bearer(value: &HeaderValue) -> Option<SessionRef> {
@@ -205,22 +210,32 @@ impl Shared {
 
     fn begin(&self) {
         if self.began.load(Ordering::Relaxed) == 0 {
-            self.began_now();
+            self.began
+                .store(SystemClock.now_micros(), Ordering::Relaxed);
         }
     }
 
-    /// Forgets what came before: an own revocation does not overtake the login after it.
-    fn began_now(&self) {
+    /// Forgets what came before: an own revocation does not overtake the login after it, which begins a moment later.
+    fn begins_anew(&self) {
         self.began
-            .store(SystemClock.now_micros(), Ordering::Relaxed);
+            .store(SystemClock.now_micros() + A_MOMENT, Ordering::Relaxed);
     }
 
-    fn age(&self) -> std::time::Duration {
+    /// Waits out the moment after an own revocation.
+    async fn has_begun(&self) {
+        let began = self.began.load(Ordering::Relaxed);
+        let early = began.saturating_sub(SystemClock.now_micros());
+        if early > 0 {
+            tokio::time::sleep(Duration::from_micros(early)).await;
+        }
+    }
+
+    fn age(&self) -> Duration {
         let micros = SystemClock
             .now_micros()
             .saturating_sub(self.began.load(Ordering::Relaxed));
         // Rounded up: the store counts whole milliseconds, and a login may only look older than it is.
-        std::time::Duration::from_millis(micros.div_ceil(1_000))
+        Duration::from_millis(micros.div_ceil(1_000))
     }
 
     fn has(&self, phase: u8) -> bool {

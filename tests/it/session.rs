@@ -8,6 +8,7 @@ mod costs;
 mod events;
 mod example;
 mod faults;
+mod histories;
 mod http;
 mod identity;
 mod index;

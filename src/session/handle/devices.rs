@@ -63,7 +63,7 @@ impl Session {
     pub async fn revoke_others(&self) -> Result<u64, SessionRejection> {
         let shared = self.ask();
         let (_, ended) = shared.revoke(Target::Others).await?;
-        shared.began_now();
+        shared.begins_anew();
         Ok(ended.len() as u64)
     }
 
@@ -78,7 +78,7 @@ impl Session {
         let all = |at| Target::All(Whose::Session(at));
         let (at, ended) = shared.revoke(all).await?;
         shared.own_was_ended(at);
-        shared.began_now();
+        shared.begins_anew();
         Ok(ended.len() as u64)
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::commit::DRAWS;
-use super::state::{Buffer, Core, Own};
+use super::state::{Buffer, Own};
 use super::{Login, Session, Shared};
 use crate::core::Principal;
 use crate::session::error::{SessionError, SessionErrorKind};
@@ -12,8 +12,8 @@ use crate::session::limits::Lifetimes;
 use crate::session::record::{AuthStamp, Roles, SessionRecord, UserId};
 use crate::session::rejection::SessionRejection;
 use crate::session::store::{
-    EndCause, Establish, Established, Identity, Loaded, LoginIdentity, NotLive, Otherwise, Part,
-    Patch, Read, Revoked, SessionRef, Target,
+    EndCause, Establish, Established, Identity, Loaded, LoginIdentity, Otherwise, Part, Patch,
+    Read, Revoked, SessionRef, Target,
 };
 use crate::session::token::{Secret, SessionId, home_of_user};
 
@@ -199,6 +199,9 @@ impl Shared {
 
     async fn establish(self: &Arc<Self>, order: Order) -> Result<(), SessionRejection> {
         let _turn = self.turn.lock().await;
+        if matches!(order.identity, Identity::Set(_)) {
+            self.has_begun().await;
+        }
         self.check_sealed()?;
         self.check_answered()?;
         let current = self.reference();
@@ -304,7 +307,6 @@ impl Shared {
         }
         let had_cookie = state.had_cookie || state.issued.is_some();
         state.forget();
-        state.core = Core::NotLive(NotLive::Ended(EndCause::Revoked));
         state.removes_cookie |= had_cookie;
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::Path;
 use axum::middleware::map_response;
 use axum::response::Response;
 use axum::routing::get;
@@ -314,29 +315,47 @@ async fn a_logout_clears_the_site_where_that_was_asked_for_and_nothing_else_does
 async fn what_is_written_after_a_logout_begins_a_session_of_nobody() {
     let layer = SessionLayer::new(memory(&clock()));
     let (app, directory) = (App::new(layer.clone()), layer.directory());
-    let browser = app.browser();
-    browser.get("/login/u1").await;
-    browser.get("/set/old/1").await;
-    let farewell = get(async |session: Session| {
+    let farewell = async |session: Session, Path((end, write)): Path<(String, String)>| {
         session.insert("before", &1)?;
-        session.logout().await?;
-        session.insert("notice", &"you have left")
-    });
-    let router = Router::new().route("/", farewell).layer(layer);
-    let cookie = browser.cookie().unwrap();
-    let answer = ask(&router, "/", &[("cookie", &cookie)]).await;
-    let fresh = answer.header("set-cookie").split(';').next().unwrap();
-    assert!(!fresh.starts_with(&cookie[..31]), "a new id");
-    browser.plant(fresh);
-    for (path, expected) in [
-        ("/maybe", "nobody"),
-        ("/get/notice", "\"you have left\""),
-        ("/get/before", "null"),
-        ("/get/old", "null"),
-    ] {
-        assert_eq!(browser.body(path).await, expected, "{path}");
+        match end.as_str() {
+            "logout" => session.logout().await?,
+            "stamp" => drop(session.check_auth_stamp("another").await),
+            _ => drop(session.revoke_all().await?),
+        }
+        match write.as_str() {
+            "insert" => session.insert("notice", &"you have left")?,
+            _ => {
+                session
+                    .update("notice", |text| *text = "you have left".to_owned())
+                    .await?
+            }
+        }
+        Ok::<_, SessionRejection>(())
+    };
+    let router = Router::new().route("/{end}/{write}", get(farewell));
+    let router = router.layer(layer);
+    for end in ["logout", "stamp", "all"] {
+        for write in ["insert", "update"] {
+            let (browser, user) = (app.browser(), format!("{end}-{write}"));
+            browser.get(&format!("/login/{user}?stamp=one")).await;
+            browser.get("/set/old/1").await;
+            let cookie = browser.cookie().unwrap();
+            let answer = ask(&router, &format!("/{end}/{write}"), &[("cookie", &cookie)]).await;
+            assert_eq!(answer.status, 200, "{user}");
+            let fresh = answer.header("set-cookie").split(';').next().unwrap();
+            assert!(!fresh.starts_with(&cookie[..31]), "a new id");
+            browser.plant(fresh);
+            for (path, expected) in [
+                ("/maybe", "nobody"),
+                ("/get/notice", "\"you have left\""),
+                ("/get/before", "null"),
+                ("/get/old", "null"),
+            ] {
+                assert_eq!(browser.body(path).await, expected, "{user}: {path}");
+            }
+            assert!(directory.list(&user).await.unwrap().is_empty());
+        }
     }
-    assert!(directory.list("u1").await.unwrap().is_empty());
 }
 
 #[tokio::test]

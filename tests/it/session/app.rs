@@ -277,6 +277,11 @@ async fn me(session: Session) -> Answer<String> {
 }
 
 async fn login(session: Session, Path(user): Path<String>, Query(wish): Params) -> Answer<String> {
+    match wish.get("after").map(String::as_str) {
+        Some("others") => drop(session.revoke_others().await?),
+        Some("all") => drop(session.revoke_all().await?),
+        _ => {}
+    }
     let roles = wish.get("role");
     let mut login = Login::new(Principal::new(user).roles(roles));
     if let Some(stamp) = wish.get("stamp") {

@@ -1,13 +1,17 @@
 //! Login, rotation, devices, rights, times.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde_json::Value;
-use tower_keep::session::{EndCause, LoggedIn, SessionEventKind, SessionLayer, SessionLimit};
+use tower_keep::backend::memory::MemoryStore;
+use tower_keep::session::{
+    EndCause, LoggedIn, SessionEventKind, SessionLayer, SessionLimit, SessionStore,
+};
 
 use super::app::{App, clock, memory};
+use crate::support::redis::shared;
 
 const fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -48,6 +52,31 @@ async fn a_login_never_adopts_what_the_client_brought() {
         "victim",
         "a wrong secret ends nothing"
     );
+}
+
+#[tokio::test]
+async fn who_ends_sessions_and_logs_in_again_in_one_request_is_not_overtaken_by_that() {
+    let redis = shared().await.store_with("renewed").await;
+    let stores: [Arc<dyn SessionStore>; 2] = [Arc::new(MemoryStore::default()), Arc::new(redis)];
+    for store in stores {
+        let app = App::new(SessionLayer::new(store));
+        let (browser, elsewhere) = (app.browser(), app.browser());
+        for round in 0..10 {
+            for browser in [&browser, &elsewhere] {
+                // A login of before is overtaken for as long as the moment lasts.
+                let began = Instant::now();
+                while browser.status("/login/u1").await != 200 {
+                    assert!(began.elapsed() < seconds(20));
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+            let what = if round % 2 == 0 { "others" } else { "all" };
+            let reply = browser.get(&format!("/login/u1?after={what}")).await;
+            assert_eq!(reply.status, 200, "{round}");
+            assert_eq!(browser.body("/me").await, "u1");
+            assert_eq!(elsewhere.body("/me").await, "nobody");
+        }
+    }
 }
 
 #[tokio::test]
