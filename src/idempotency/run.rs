@@ -316,13 +316,18 @@ async fn supervise<T>(
     ));
     let mut fresh = true;
     poll_fn(|cx| {
+        // First: work that always goes on uses up the task's turn, and no timer would say anything after it.
+        let is_over = lease.as_mut().poll(cx).is_ready();
         // Its first poll was just now: the waker is in place.
         if !std::mem::take(&mut fresh)
             && let Poll::Ready(ended) = poll_caught(work.as_mut(), cx)
         {
             return Poll::Ready(ended);
         }
-        lease.as_mut().poll(cx).map(|_over| Ended::OverLimit)
+        if is_over {
+            return Poll::Ready(Ended::OverLimit);
+        }
+        Poll::Pending
     })
     .await
 }

@@ -8,6 +8,8 @@ use http::header::{
     CONTENT_ENCODING, CONTENT_LANGUAGE, COOKIE, HeaderMap, HeaderName, ORIGIN,
 };
 
+use smallvec::SmallVec;
+
 use super::directives::members;
 
 /// More names than this are not worth storing for.
@@ -169,7 +171,10 @@ pub(super) fn liked_language<'a>(names: &'a Names, selection: &'a [u8]) -> Optio
         weight?,
         members.next().map_or(Some(0), |(_, weight)| weight)?,
     );
-    let named = !language.is_empty() && !language.iter().any(|byte| b"*;".contains(byte));
+    let named = !language.is_empty()
+        && !language
+            .iter()
+            .any(|byte| [b'*', b';', UNREAD].contains(byte));
     (named && weight > next).then_some(language)
 }
 
@@ -208,13 +213,20 @@ fn plain<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
     all.join(&b","[..])
 }
 
-/// Lower case, `q` in one form, members by falling preference, then name.
+/// Stands before what cannot be read as preferences; no field can hold it.
+const UNREAD: u8 = 1;
+
+/// Lower case, `q` in one form, members by falling preference, then name. With one member that is no name with a weight
+/// the whole value stays as it came: who knows what a handler reads in that, and nobody else shall get it.
 fn preferences<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
-    let mut members: Vec<(u16, Vec<u8>)> = lines
-        .flat_map(members)
-        .filter(|member| !member.is_empty())
-        .map(preference)
-        .collect();
+    let lines: SmallVec<[&[u8]; 2]> = lines.collect();
+    let all = lines.iter().flat_map(|line| members(line));
+    let named = all.filter(|member| !member.is_empty()).map(preference);
+    let Some(mut members) = named.collect::<Option<Vec<_>>>() else {
+        let mut out = vec![UNREAD];
+        out.extend_from_slice(&plain(lines.into_iter()));
+        return out;
+    };
     members.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
     members.dedup();
     let mut out = Vec::new();
@@ -230,20 +242,20 @@ fn preferences<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
     out
 }
 
-/// Splits `en;q=0.8` into thousandths and name; what is no weight stays part of the name.
-fn preference(member: &[u8]) -> (u16, Vec<u8>) {
-    let mut lower: Vec<u8> = member.to_ascii_lowercase();
-    lower.retain(|byte| !matches!(byte, b' ' | b'\t'));
-    let Some(at) = lower.windows(3).rposition(|part| part == b";q=") else {
-        return (1_000, lower);
-    };
-    match thousandths(&lower[at + 3..]) {
-        Some(quality) => {
-            lower.truncate(at);
-            (quality, lower)
+/// Reads `en;q=0.8` as thousandths and a name (RFC 9110 §12.4.2).
+fn preference(member: &[u8]) -> Option<(u16, Vec<u8>)> {
+    let (name, quality) = match member.iter().position(|byte| *byte == b';') {
+        None => (member, 1_000),
+        Some(at) => {
+            let weight = member[at + 1..].trim_ascii_start();
+            let (name, digits) = weight.split_at_checked(2)?;
+            let quality = name.eq_ignore_ascii_case(b"q=").then_some(digits)?;
+            (member[..at].trim_ascii_end(), thousandths(quality)?)
         }
-        None => (1_000, lower),
-    }
+    };
+    let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    let is_name = !name.is_empty() && name.iter().all(is_token);
+    is_name.then(|| (quality, name.to_ascii_lowercase()))
 }
 
 fn thousandths(text: &[u8]) -> Option<u16> {

@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -407,4 +408,52 @@ async fn the_answers_of_a_caller_whose_rights_are_withdrawn_are_removed_and_no_o
     let url = crate::support::postgres::shared().await.database().await;
     let postgres = SqlStore::builder(&url).acquire_timeout(20 * SECOND);
     purged(postgres.clock(clock).open().await.unwrap(), 700).await;
+}
+
+/// Work that never waits: the runtime alone makes it let others in between.
+async fn busy_until(done: impl Fn() -> bool) {
+    let most = std::time::Instant::now() + MINUTE / 2;
+    while !done() && std::time::Instant::now() < most {
+        tokio::task::consume_budget().await;
+    }
+}
+
+#[tokio::test]
+async fn the_lease_of_a_handler_that_always_has_something_to_do_is_renewed() {
+    let (clock, renewed) = (clock(), Arc::new(AtomicBool::new(false)));
+    let layer = layer(memory(&clock)).lease(Duration::from_millis(90));
+    let seen = Arc::clone(&renewed);
+    let app = App::with(layer.clone(), move |_, _| {
+        let seen = Arc::clone(&seen);
+        async move {
+            busy_until(|| seen.load(Ordering::Acquire)).await;
+            Response::new(Full::from("done"))
+        }
+    });
+    let first = tokio::spawn(app.future(post("/pay", "k", "{}")));
+    let (admin, mut began) = (layer.admin(), None);
+    let id = admin.id(&ScopeId::global(), "k");
+    while !first.is_finished() {
+        tokio::task::yield_now().await;
+        clock.advance(Duration::from_millis(1));
+        let Some(record) = admin.get(&id).await.unwrap() else {
+            continue;
+        };
+        if record.lease_until != *began.get_or_insert(record.lease_until) {
+            renewed.store(true, Ordering::Release);
+        }
+    }
+    assert!(renewed.load(Ordering::Acquire));
+    assert_eq!(&first.await.unwrap().body[..], b"done");
+}
+
+#[tokio::test]
+async fn a_handler_that_always_has_something_to_do_ends_at_its_limit() {
+    let layer = layer(MemoryStore::new()).run_limit(Duration::from_millis(100));
+    let app = App::with(layer, |_, _| async {
+        busy_until(|| false).await;
+        Response::new(Full::from("done"))
+    });
+    let answer = app.post("k", "{}").await;
+    answer.check_refused(503, "IDEMPOTENCY_RUN_LIMIT");
 }

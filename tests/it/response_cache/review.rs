@@ -308,3 +308,30 @@ async fn a_request_that_leaves_while_it_looks_up_leaves_no_lease_behind() {
     let next = tokio::time::timeout(secs(20), staying.get("/a")).await;
     assert_eq!(next.expect("the lease is still held").body, "run 1");
 }
+
+#[tokio::test]
+async fn a_preference_that_is_none_selects_no_variant_of_a_valid_one() {
+    let origin = Origin::of(|seen, _| {
+        let fields = [("cache-control", "max-age=60"), ("vary", "accept-language")];
+        let said_so = seen.headers().get(header::ACCEPT_LANGUAGE);
+        said(&fields, format!("{:?}", said_so.unwrap()))
+    });
+    let app = App::new(&layer(&clock()), &origin);
+    // What a handler cannot read it answers in its own language: nobody else may get that.
+    for (forged, valid) in [
+        ("de;q=800", "de;q=0.8"),
+        ("d e", "de"),
+        ("de; q =0.8", "de;q=0.8"),
+        ("de;q= 0.8", "de;q=0.8"),
+        ("de;q=0.8;q=800", "de;q=0.8;q=0.8"),
+    ] {
+        for value in [forged, valid] {
+            let got = app.get_with("/a", &[("accept-language", value)]).await;
+            assert_eq!(got.body, format!("{value:?}"), "{forged}");
+        }
+    }
+    let spaced = app
+        .get_with("/a", &[("accept-language", "de ;\tq=0.8")])
+        .await;
+    assert!(spaced.is_hit(), "{}", spaced.cache_status());
+}
