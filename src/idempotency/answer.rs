@@ -158,12 +158,13 @@ pub(super) fn mark<B>(
         IdempotencyOutcome::Unknown => ("unknown", false),
         IdempotencyOutcome::Unrecorded => ("unrecorded", true),
         IdempotencyOutcome::Unprotected => ("unprotected", true),
-        _ => ("", false),
+        // It has a code, and no word of its own for clients.
+        _ => ("refused", false),
     };
     count!("keep_idempotency_requests_total", 1, "namespace" => Arc::clone(&config.namespace), "outcome" => word);
     super::span::of_end(word);
     response.extensions_mut().insert(outcome);
-    if word.is_empty() || !(config.report_status || always) {
+    if outcome == IdempotencyOutcome::Refused || !(config.report_status || always) {
         return;
     }
     response

@@ -11,13 +11,13 @@ use tower_service::Service;
 use super::answer;
 use super::backlog::Waiting;
 use super::config::Config;
-use super::intake::{self, Gist};
+use super::intake::{self, Gist, Stream};
 use super::key::ClientKey;
 use super::mac::Hasher;
 use super::policy::{self, Twins};
 use super::record::{Content, Fingerprint, Head, Nonce, Record, RecordId, ScopeTag};
 use super::rejection::{IdempotencyRejection, RejectionCause};
-use super::run::{self, RunState};
+use super::run::{self, IdempotentRun, RunState};
 use super::running::{Enter, Found, Seat, draw_nonce, jitter, timed};
 use super::scope::ScopeId;
 use super::service::Shared;
@@ -66,25 +66,17 @@ where
         }
         Err(error) => return refused(RejectionCause::of_store(&error), key),
     };
-    let read = match shared.rule.digest_of(&gist.parts.headers) {
-        None => {
-            let body = std::pin::pin!(body);
-            let whole = intake::read(config, body).await;
-            whole.map(|whole| (whole, None))
-        }
-        Some(said) => Box::pin(intake::read_upload(config, Box::pin(body), said)).await,
-    };
-    let stream = match read {
-        Ok((whole, stream)) => {
-            gist.fill(whole);
-            stream
-        }
+    let stream = match take_in(&shared, &mut gist, body).await {
+        Ok(stream) => stream,
         Err(cause) => return refused(cause, key),
     };
     let question = match ask(&shared, &scope, key.as_ref(), &gist) {
         Ok(question) => question,
         Err(cause) => return refused(cause, key),
     };
+    if is_within(&gist, &question) {
+        return Box::pin(within(inner, gist, stream)).await;
+    }
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
     if let Some(mode) = &config.transactional {
         let run = (&shared, &state);
@@ -409,6 +401,49 @@ pub(super) fn give<R>(
         config,
         IdempotencyRejection::new(RejectionCause::NotReplayable(left), key),
     )
+}
+
+/// Reads the body into the gist; what is left to stream is checked on its way.
+async fn take_in<B>(
+    shared: &Shared,
+    gist: &mut Gist,
+    body: B,
+) -> Result<Option<Box<Stream<B>>>, RejectionCause>
+where
+    B: HttpBody<Data = Bytes> + Send + 'static,
+{
+    let config = &*shared.config;
+    let (whole, stream) = match shared.rule.digest_of(&gist.parts.headers) {
+        None => {
+            let body = std::pin::pin!(body);
+            (intake::read(config, body).await?, None)
+        }
+        Some(said) => Box::pin(intake::read_upload(config, Box::pin(body), said)).await?,
+    };
+    gist.fill(whole);
+    Ok(stream)
+}
+
+/// Says whether the same layer outside holds this very key for this very request: nobody waits for himself.
+fn is_within(gist: &Gist, question: &Question) -> bool {
+    let outer = gist.parts.extensions.get::<IdempotentRun>();
+    outer.is_some_and(|run| run.id() == question.id)
+}
+
+/// Hands a request on that a layer outside guards already.
+async fn within<S, B, R>(
+    mut inner: S,
+    gist: Box<Gist>,
+    stream: Option<Box<Stream<B>>>,
+) -> Result<Response<Body<R>>, S::Error>
+where
+    S: Service<Request<Body<B>>, Response = Response<R>>,
+{
+    let request = match stream {
+        None => gist.request(),
+        Some(stream) => Request::from_parts(gist.parts, stream.body),
+    };
+    Ok(inner.call(request).await?.map(Body::pass))
 }
 
 /// Lets the handler run although nothing guards it.

@@ -231,6 +231,13 @@ pub(super) fn streamed(status: StatusCode, fields: &HeaderMap) -> Option<Tombsto
     (is_stream || status == StatusCode::SWITCHING_PROTOCOLS).then_some(TombstoneReason::Streamed)
 }
 
+/// Reads the length of the body that a head announces.
+pub(super) fn said_length(status: StatusCode, fields: &HeaderMap) -> Option<u64> {
+    let has_body = !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let said = fields.get(header::CONTENT_LENGTH).filter(|_| has_body)?;
+    said.to_str().ok()?.parse().ok()
+}
+
 /// Says whether a field belongs to one exchange or one client; those of core come besides.
 fn is_of_exchange(name: &str) -> bool {
     matches!(
@@ -277,6 +284,13 @@ pub(super) fn kept_trailers(
 ) -> Option<HeaderMap> {
     all.map(|all| kept_fields(all, allowed))
         .filter(|kept| !kept.is_empty())
+}
+
+/// Adds the names under which kept trailers were announced: without them HTTP/1.1 sends none.
+pub(super) fn announce(kept: &mut HeaderMap, all: &HeaderMap) {
+    for names in all.get_all(header::TRAILER) {
+        kept.append(header::TRAILER, names.clone());
+    }
 }
 
 /// `all` only where a `Connection` field may name more.

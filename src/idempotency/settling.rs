@@ -50,6 +50,8 @@ struct Reading<'a> {
     parts: Parts,
     ttl: Duration,
     gathered: Gathered,
+    /// The length that the head says, or else the body.
+    length: Option<u64>,
 }
 
 impl<'a, R> Settling<'a, R> {
@@ -65,13 +67,15 @@ impl<'a, R> Settling<'a, R> {
         R: HttpBody,
     {
         let (parts, body) = response.into_parts();
+        let exact = body.size_hint().exact();
         let reading = Reading {
             config,
-            parts,
             ttl,
             gathered: Gathered::default(),
+            length: policy::said_length(parts.status, &parts.headers).or(exact),
+            parts,
         };
-        let state = if body.size_hint().exact().is_some() {
+        let state = if exact.is_some() {
             State::Sized { reading, body }
         } else {
             State::Unsized {
@@ -134,11 +138,13 @@ impl Reading<'_> {
             parts,
             ttl,
             gathered,
+            length,
         } = self;
         let (bytes, trailers) = gathered.finish();
+        let is_whole = length.is_none_or(|length| length == bytes.len() as u64);
         let left = |reason| tombstone(parts.status, &parts.headers, reason);
         match (end, rest) {
-            (End::Whole, _) => {
+            (End::Whole, _) if is_whole => {
                 let stored = stored(config, &parts, bytes.clone(), trailers.as_ref());
                 let content = AnswerContent::Full(Arc::new(stored));
                 let body = owned_body(bytes, trailers);
@@ -155,7 +161,7 @@ impl Reading<'_> {
                 let body = Body::resumed(bytes, rest);
                 Settled::Answer(Response::from_parts(parts, body), verdict)
             }
-            // A body that broke off, or one that said a size and then sent more.
+            // A body that broke off, or one that was another length than it said.
             _ => Settled::Lost(left(TombstoneReason::BodyFailed)),
         }
     }
@@ -175,6 +181,9 @@ fn stored(
         body,
         trailers: policy::kept_trailers(trailers, allowed),
     };
+    if stored.trailers.is_some() {
+        policy::announce(&mut stored.fields, &parts.headers);
+    }
     if let Some(change) = &config.sanitize {
         change(&mut stored);
     }

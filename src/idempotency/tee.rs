@@ -55,6 +55,8 @@ where
     response.extensions_mut().remove::<Directive>();
     let (parts, body) = response.into_parts();
     let size = body.size_hint().exact().unwrap_or_default();
+    let mut announced = HeaderMap::new();
+    policy::announce(&mut announced, &parts.headers);
     let keep = Keep {
         id: ticket.question.id,
         fingerprint: ticket.question.fingerprint,
@@ -65,6 +67,7 @@ where
             body: Bytes::new(),
             trailers: None,
         },
+        announced,
         ttl,
         _active: shared.runs.enter(),
         shared: Arc::clone(shared),
@@ -96,6 +99,8 @@ struct Keep {
     fingerprint: Fingerprint,
     nonce: Nonce,
     answer: StoredAnswer,
+    /// The names of trailers that may come.
+    announced: HeaderMap,
     ttl: Duration,
     /// `drain` waits for the copy too.
     _active: Active,
@@ -221,6 +226,9 @@ impl Keep {
     async fn write(mut self, bytes: Bytes, trailers: Option<HeaderMap>) {
         let config = &*self.shared.config;
         let trailers = policy::kept_trailers(trailers.as_ref(), config.replay_only.as_deref());
+        if trailers.is_some() {
+            policy::announce(&mut self.answer.fields, &self.announced);
+        }
         (self.answer.body, self.answer.trailers) = (bytes, trailers);
         if let Some(change) = &config.sanitize {
             change(&mut self.answer);

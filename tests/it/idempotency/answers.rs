@@ -13,7 +13,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::sync::Notify;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_keep::core::IdempotencyOutcome;
-use tower_keep::idempotency::{Directive, StatusPolicy};
+use tower_keep::idempotency::{Directive, FingerprintRule, IdempotencyLayer, StatusPolicy, Twins};
 use tower_keep::{MINUTE, SECOND};
 
 use super::{App, Inner, clock, layer, memory, post};
@@ -504,4 +504,96 @@ async fn a_first_run_is_two_commands_a_replay_one_a_conflict_one() {
     let_go.notify_one();
     first.await.unwrap();
     assert_eq!(spent(), 1, "the answer");
+}
+
+#[tokio::test]
+async fn a_body_that_ends_before_its_length_is_one_that_broke_off() {
+    let app = App::with(layer(memory(&clock())), |_, _| async {
+        let response = Response::builder().header("content-length", "10");
+        response.body(Full::from("short")).unwrap()
+    });
+    let first = app.post("k", "{}").await;
+    first.check_refused(500, "IDEMPOTENCY_ANSWER_LOST");
+    let again = app.post("k", "{}").await;
+    again.check_refused(409, "IDEMPOTENCY_NOT_REPLAYABLE");
+    assert_eq!(app.runs(), 1);
+}
+
+#[tokio::test]
+async fn trailers_come_back_under_the_names_that_announced_them() {
+    for tee in [0, 1 << 20] {
+        let layer = layer(memory(&clock())).tee_up_to(tee);
+        let layer = layer.max_response_body(if tee > 0 { 1 } else { 1 << 20 });
+        let service = layer.layer(service_fn(|_: Inner| async {
+            let mut fields = HeaderMap::new();
+            fields.insert("x-sum", HeaderValue::from_static("7"));
+            let body = tower_keep::core::Body::<Full<Bytes>>::with_trailers("abc".into(), fields);
+            let response = Response::builder().header("trailer", "x-sum");
+            Ok::<_, Infallible>(response.body(body).unwrap())
+        }));
+        let send = async || {
+            let sent = service.clone().oneshot(post("/pay", "k", "{}"));
+            let (parts, body) = sent.await.unwrap().into_parts();
+            let body = body.collect().await.unwrap();
+            (parts.headers, body.trailers().cloned())
+        };
+        send().await;
+        layer.drain(10 * SECOND).await;
+        let (fields, trailers) = send().await;
+        assert_eq!(fields["idempotency-replayed"], "true");
+        assert_eq!(
+            (&fields["trailer"], &trailers.unwrap()["x-sum"]),
+            (&"x-sum".parse().unwrap(), &"7".parse().unwrap())
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_same_layer_twice_around_one_handler_is_once() {
+    for twins in [Twins::Reject, Twins::Attach(SECOND)] {
+        twice(layer(memory(&clock())).twins(twins)).await;
+        for place in super::transactional::Place::both().await {
+            twice(place.layer().twins(twins)).await;
+        }
+    }
+    let uploads = FingerprintRule::bytes().digest_uploads();
+    twice(
+        layer(memory(&clock()))
+            .fingerprint(uploads)
+            .max_request_body(1),
+    )
+    .await;
+}
+
+async fn twice(layer: IdempotencyLayer) {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&runs);
+    let handler = service_fn(
+        move |request: Request<tower_keep::core::Body<tower_keep::core::Body<Full<Bytes>>>>| {
+            let counted = Arc::clone(&counted);
+            async move {
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                assert_eq!(body, "hello");
+                let run = counted.fetch_add(1, Ordering::SeqCst) + 1;
+                Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(format!("run {run}"))))
+            }
+        },
+    );
+    let service = layer.layer(layer.layer(handler));
+    for is_replay in [false, true] {
+        let mut request = post("/pay", "k", "hello");
+        // Of "hello", as RFC 9530 spells it.
+        let digest = "sha-256=:LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=:";
+        request
+            .headers_mut()
+            .insert("content-digest", HeaderValue::from_static(digest));
+        let response = service.clone().oneshot(request).await.unwrap();
+        assert_eq!(
+            response.headers().contains_key("idempotency-replayed"),
+            is_replay
+        );
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, "run 1");
+    }
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
 }
