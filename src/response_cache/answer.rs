@@ -197,17 +197,22 @@ fn part<R>(
     first: u64,
     last: u64,
 ) -> (StatusCode, ResponseBody<R>) {
-    if let Ok(range) = HeaderValue::try_from(format!("bytes {first}-{last}/{}", body.len())) {
-        fields.insert(header::CONTENT_RANGE, range);
-    }
-    fields.remove("content-digest");
-    fields.remove("content-md5");
-    fields.insert(header::CONTENT_LENGTH, HeaderValue::from(last - first + 1));
+    put_range(fields, first, last, body.len() as u64);
     let slice = body.slice(first as usize..=last as usize);
     (
         StatusCode::PARTIAL_CONTENT,
         ResponseBody::bytes(slice, None),
     )
+}
+
+/// Makes the fields of a whole answer those of a part.
+pub(super) fn put_range(fields: &mut HeaderMap, first: u64, last: u64, length: u64) {
+    if let Ok(range) = HeaderValue::try_from(format!("bytes {first}-{last}/{length}")) {
+        fields.insert(header::CONTENT_RANGE, range);
+    }
+    fields.remove("content-digest");
+    fields.remove("content-md5");
+    fields.insert(header::CONTENT_LENGTH, HeaderValue::from(last - first + 1));
 }
 
 fn unsatisfiable<R>(fields: &mut HeaderMap, length: usize) -> (StatusCode, ResponseBody<R>) {

@@ -177,7 +177,7 @@ where
     fn left(&self) -> Option<u64> {
         self.expected.or_else(|| {
             let rest = self.body.size_hint().exact();
-            rest.map(|rest| rest + self.total as u64)
+            rest.map(|rest| rest.saturating_add(self.total as u64))
         })
     }
 

@@ -324,9 +324,10 @@ impl Exchange {
     pub(super) fn refuse(&self, fetch: &mut Fetch, status: StatusCode, reason: Reason) {
         self.cache().counters.refused(reason);
         // What only this request's cookies or credentials cause, a cut, or the load says nothing about the key;
-        // and only who holds its lease speaks for it.
+        // only who holds its lease speaks for it, and nobody by credentials that may be forged.
         let of_request = matches!(reason, Reason::Authorization | Reason::Cut | Reason::Bounds)
-            || (reason == Reason::Lifetime && self.ask.signals.cookie);
+            || (reason == Reason::Lifetime && self.ask.signals.cookie)
+            || (self.ask.signals.authorization && !self.ask.private);
         if let Some(ticket) = fetch.ticket {
             let speaks = ticket.token != 0 && !of_request;
             self.cache()

@@ -18,6 +18,13 @@ impl<S: Clone> Inner<S> {
         }
     }
 
+    /// Gives readiness back while this request waits for others: it may be a place that they need.
+    pub(super) fn rest(&mut self) {
+        if let Some(ready) = self.ready.take() {
+            self.spare = Some(ready.clone());
+        }
+    }
+
     /// Calls it, waiting for readiness where that was used up by an earlier call.
     pub(super) async fn call<Q>(&mut self, request: Q) -> Result<S::Response, S::Error>
     where
@@ -26,7 +33,7 @@ impl<S: Clone> Inner<S> {
         let mut service = match self.ready.take() {
             Some(ready) => ready,
             None => {
-                // There is a spare from the first call on.
+                // There is a spare from the first call or rest on.
                 let Some(mut service) = self.spare.take() else {
                     return std::future::pending().await;
                 };

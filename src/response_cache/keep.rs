@@ -21,6 +21,7 @@ use super::fetch::{Fetch, Kind, LeaseHold};
 use super::flight::Outcome;
 use super::freshness;
 use super::policy;
+use super::range::{self, Part};
 use super::revalidate;
 use super::status::{Reason, Said};
 
@@ -149,6 +150,14 @@ impl Exchange {
                 .asked()
                 .conditions
                 .is_some_and(|fields| revalidate::is_not_modified(fields, &parts.headers, now));
+        let conditions = self.asked().conditions;
+        let length =
+            policy::content_length(&parts.headers).filter(|_| parts.status == StatusCode::OK);
+        let part = conditions
+            .zip(length)
+            .map_or(Part::Whole, |(fields, length)| {
+                range::part(fields, &parts.headers, length, now)
+            });
         let unfinished = &self.cache().unfinished;
         let (mut body, stream, pull) = collector.split(draft.whole_head(), unfinished);
         if let Some((leader, _)) = &fetch.leader {
@@ -160,6 +169,12 @@ impl Exchange {
             body = ResponseBody::empty();
             parts.status = StatusCode::NOT_MODIFIED;
             revalidate::without_body(&mut parts.headers);
+        } else if let (Part::Bytes(0, last), Some(length)) = (part, length)
+            && last + 1 == length
+        {
+            // Only a range of all was fetched without it.
+            parts.status = StatusCode::PARTIAL_CONTENT;
+            answer::put_range(&mut parts.headers, 0, last, length);
         }
         Response::from_parts(parts, body)
     }

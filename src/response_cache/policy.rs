@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use super::config::{CachePolicy, Config};
 use super::consider::{Demands, Signals};
-use super::directives::Directives;
+use super::directives::{Directives, MOST_SECONDS};
 use super::entry::{Flags, Head};
 use super::freshness::{self, MICROS, Source};
 use super::seen::Seen;
@@ -253,8 +253,10 @@ fn windows(route: &CachePolicy, said: &Directives, own: &CachePolicy, flags: Fla
     }
 }
 
+/// As long as a directive can say at most.
 fn micros(length: Duration) -> u64 {
-    u64::try_from(length.as_micros()).unwrap_or(u64::MAX)
+    let longest = MOST_SECONDS * MICROS;
+    u64::try_from(length.as_micros()).map_or(longest, |length| length.min(longest))
 }
 
 /// Everything that keeps an answer out, whatever its lifetime.

@@ -18,7 +18,7 @@ use super::policy::Use;
 use super::run::Run;
 use super::stamps::Verdict;
 use super::status::Forward;
-use super::store::Lease;
+use super::store::{Lease, Want};
 
 impl<S> Run<S> {
     /// Answers all who wait from the store; what is due is refreshed behind them.
@@ -46,6 +46,35 @@ impl<S> Run<S> {
             self.exchange.give_back(looked);
         }
         response
+    }
+
+    /// Fetches behind an answer to a request that shares no fetch: the lease is asked for behind it, too.
+    pub(super) fn refresh_alone<B, R>(mut self: Box<Self>)
+    where
+        S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
+        S::Future: Send,
+        B: Send + 'static,
+        R: http_body::Body<Data = Bytes> + Send + 'static,
+        R::Error: Into<BoxError>,
+    {
+        let ask = &self.exchange.ask;
+        // What is not to be stored refreshes nothing, and the same cache outside refreshes by itself.
+        if ask.demands.no_store || ask.nested {
+            return;
+        }
+        super::cache::spawn(async move {
+            let lease = self.exchange.setup.config.lease;
+            let Ok(looked) = self.look(Want::EntryOrLease(lease)).await else {
+                return;
+            };
+            match &looked.entry {
+                Some((entry, Use::Due | Use::StaleWhileRevalidate, _)) => {
+                    let entry = Arc::clone(entry);
+                    self.refresh(&looked, entry);
+                }
+                _ => self.exchange.give_back(&looked),
+            }
+        });
     }
 
     /// Fetches behind an answer, if this process got the lease and has room.

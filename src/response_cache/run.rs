@@ -103,6 +103,7 @@ impl<S> Run<S> {
                     return self.lead(leader, mark, until, None).await;
                 }
             };
+            self.inner.rest();
             match self.wait(&mut waiter, until).await {
                 Waited::Answer(answer) => return Ok(answer),
                 Waited::Fetch(fetch) => return self.fetch(fetch).await,
@@ -202,7 +203,7 @@ impl<S> Run<S> {
         refused.map(|document| ResponseBody::bytes(document, None))
     }
 
-    async fn look(&mut self, want: Want) -> Result<Looked, crate::core::StoreError> {
+    pub(super) async fn look(&mut self, want: Want) -> Result<Looked, crate::core::StoreError> {
         let Exchange { setup, ask, fields } = &mut *self.exchange;
         setup.cache.look(ask, fields, want).await
     }
@@ -222,10 +223,22 @@ impl<S> Run<S> {
                 let ticket = ticket_of(&looked);
                 match looked.entry {
                     Some((entry, usable, _)) if usable != Use::Validate => {
-                        return Ok(self.exchange.stored(&entry, looked.now));
+                        let response = self.exchange.stored(&entry, looked.now);
+                        if matches!(usable, Use::Due | Use::StaleWhileRevalidate) {
+                            self.refresh_alone();
+                        }
+                        return Ok(response);
                     }
-                    Some((entry, ..)) => {
-                        stored = Some((entry, ticket));
+                    // The same cache outside has it, too, and asks whether it is still right.
+                    Some(_) if self.exchange.ask.nested => (Some(ticket), Forward::Stale),
+                    Some((entry, _, verdict)) => {
+                        let exchange = &self.exchange;
+                        if exchange.cache().is_standing_in(&exchange.ask)
+                            && exchange.may_stand_in(&entry, verdict, None)
+                        {
+                            return Ok(exchange.stand_in(&entry, None));
+                        }
+                        stored = Some((entry, verdict));
                         (Some(ticket), Forward::Stale)
                     }
                     None => {
@@ -251,9 +264,9 @@ impl<S> Run<S> {
             forward = Forward::Partial;
         } else {
             let fetch = self.apart(forward).with_ticket(ticket);
-            return self.fetch(fetch).await;
+            return self.fetch(fetch.validating(stored)).await;
         }
-        self.pass(forward, stored).await
+        self.pass(forward, stored.zip(ticket)).await
     }
 
     /// Leads: one look-up for all who wait, then an answer from the store or a fetch.
@@ -315,6 +328,7 @@ impl<S> Run<S> {
                 Step::Insist => want = Want::Lease(lease),
                 Step::Wait(left, stale) => {
                     want = Want::EntryOrLease(lease);
+                    self.inner.rest();
                     let key = self.exchange.ask.entry_key(cache.place).primary;
                     let wait = wait.get_or_insert_with(|| cache.filled.wait_for(key));
                     if timeout_at(until, wait.next(left)).await.is_err() {
@@ -328,11 +342,12 @@ impl<S> Run<S> {
         }
     }
 
-    /// Sends the request inwards as the client made it. An answer to HEAD may renew what is stored for GET.
+    /// Sends the request inwards as the client made it. An answer to HEAD may renew what is stored for GET; for an error
+    /// that may stand in.
     async fn pass<B, R>(
         mut self: Box<Self>,
         forward: Forward,
-        stored: Option<(Arc<Entry>, Ticket)>,
+        stored: Option<((Arc<Entry>, Verdict), Ticket)>,
     ) -> Answer<R, S::Error>
     where
         S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
@@ -343,11 +358,20 @@ impl<S> Run<S> {
             *request.method_mut() = Method::HEAD;
         }
         let asked = self.exchange.cache().now();
-        let mut response = self.inner.call(request).await?;
-        if let Some((stored, ticket)) = stored.filter(|_| self.exchange.ask.head) {
-            let times = (asked, self.exchange.cache().now());
-            self.exchange.headed(&stored, ticket, &response, times);
+        let called = self.inner.call(request).await;
+        let exchange = &mut self.exchange;
+        if let Some(((stored, verdict), ticket)) = stored {
+            let status = called.as_ref().ok().map(Response::status);
+            if exchange.may_stand_in(&stored, verdict, status) {
+                exchange.cache().stands_in(&exchange.ask);
+                return Ok(exchange.stand_in(&stored, status));
+            }
+            if let (true, Ok(response)) = (exchange.ask.head, &called) {
+                let times = (asked, exchange.cache().now());
+                exchange.headed(&stored, ticket, response, times);
+            }
         }
+        let mut response = called?;
         let said = Said::Fetched {
             forward,
             status: None,

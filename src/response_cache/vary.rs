@@ -103,7 +103,7 @@ pub(super) fn names_of(response: &HeaderMap, request: &HeaderMap, private: bool)
     if let (Some(allowed), Some(origin)) = (
         response.get(ACCESS_CONTROL_ALLOW_ORIGIN),
         request.get(ORIGIN),
-    ) && allowed == origin
+    ) && allowed.as_bytes().eq_ignore_ascii_case(origin.as_bytes())
     {
         names.push(ORIGIN);
     }
@@ -321,6 +321,10 @@ mod tests {
         let allowed = [("access-control-allow-origin", "https://a")];
         assert_eq!(
             names(&allowed, &[("origin", "https://a")]).as_deref(),
+            Some("origin")
+        );
+        assert_eq!(
+            names(&allowed, &[("origin", "HTTPS://A")]).as_deref(),
             Some("origin")
         );
         assert_eq!(

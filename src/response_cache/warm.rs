@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::{HeaderValue, Request, Response, Uri, header};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, consume_budget};
 use tower_service::Service;
 
 use crate::core::{ResponseCacheOutcome, telemetry};
@@ -98,8 +98,15 @@ where
     poll_fn(|cx| app.poll_ready(cx)).await.ok()?;
     let (parts, body) = app.call(request).await.ok()?.into_parts();
     let mut body = pin!(body);
-    while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
-        frame.ok()?;
+    // Whether a frame came, not the frame: that may not move between threads.
+    while let Some(came) = poll_fn(|cx| body.as_mut().poll_frame(cx).map(is_right)).await {
+        came.then_some(())?;
+        // A body that always has one more frame lets others in between, and can be given up.
+        consume_budget().await;
     }
     Some(parts.extensions.get::<ResponseCacheOutcome>().copied())
+}
+
+fn is_right<T, E>(frame: Option<Result<T, E>>) -> Option<bool> {
+    frame.map(|frame| frame.is_ok())
 }

@@ -1,12 +1,25 @@
 //! What one request demands, sends or breaks must never change what another one gets.
 
-use http::{StatusCode, header};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
+use http::{Response, StatusCode, header};
+use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, StreamBody};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tower::{Layer, Service, ServiceExt};
 use tower_keep::backend::redis::RedisStore;
 use tower_keep::core::ManualClock;
 use tower_keep::response_cache::{KeyRules, ResponseCacheLayer, Target};
 
-use super::origin::{App, Origin, clock, full, gated, layer, request, said, secs, until};
+use super::origin::{
+    App, Broken, Origin, Seen, TestBody, clock, full, gated, layer, read, request, said, secs,
+    until,
+};
 use crate::support::redis::{fresh_prefix, shared};
 
 /// Two requests at one time for what is stored and stale: the first with `fields` leads, the other has none.
@@ -334,4 +347,293 @@ async fn a_preference_that_is_none_selects_no_variant_of_a_valid_one() {
         .get_with("/a", &[("accept-language", "de ;\tq=0.8")])
         .await;
     assert!(spaced.is_hit(), "{}", spaced.cache_status());
+}
+
+/// Answers what everybody may have: `public`, with a tag that changes with each run; a 304 to the tag of the run before.
+fn versions(status: impl Fn(usize) -> u16 + Send + Sync + 'static) -> Origin {
+    Origin::of(move |seen, call| {
+        let tag = format!("\"{call}\"");
+        let cache_control = "public, max-age=10, stale-while-revalidate=10, stale-if-error=60";
+        let fields = [("cache-control", cache_control), ("etag", tag.as_str())];
+        let had = seen.headers().get(header::IF_NONE_MATCH).is_some();
+        let mut response = said(&fields, format!("run {call}, conditional: {had}"));
+        *response.status_mut() = StatusCode::from_u16(status(call)).unwrap();
+        if !response.status().is_success() {
+            response.headers_mut().clear();
+        }
+        response
+    })
+}
+
+#[tokio::test]
+async fn what_is_stale_is_refreshed_behind_those_who_share_no_fetch() {
+    for (method, field) in [
+        ("GET", ("authorization", "Basic a")),
+        ("GET", ("range", "bytes=1-2")),
+        ("HEAD", ("x-a", "1")),
+    ] {
+        let (clock, origin) = (clock(), versions(|_| 200));
+        let app = App::new(&layer(&clock), &origin);
+        app.get_with("/a", &[field]).await;
+        app.get("/a").await;
+        let before = origin.calls();
+        clock.advance(secs(15));
+        let stale = app.send(request(method, "/a", &[field])).await;
+        assert_eq!(stale.cache_status(), "tower-keep;hit;ttl=-5", "{field:?}");
+        until("a refresh", || origin.calls() == before + 1).await;
+        let is_new = || async { app.get("/a").await.field("etag") == format!("\"{before}\"") };
+        while !is_new().await {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(origin.calls(), before + 1, "{field:?}");
+        // What is not to be stored refreshes nothing.
+        clock.advance(secs(15));
+        let no_store = [("cache-control", "no-store"), field];
+        app.send(request(method, "/a", &no_store)).await;
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(origin.calls(), before + 1, "{field:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_refresh_under_credentials_ends_nothing_that_others_have() {
+    let (clock, origin) = (clock(), versions(|call| if call == 1 { 401 } else { 200 }));
+    let app = App::new(&layer(&clock), &origin);
+    app.get("/a").await;
+    clock.advance(secs(12));
+    app.get_with("/a", &[("authorization", "forged")]).await;
+    until("the refresh", || origin.calls() == 2).await;
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+    let other = app.get("/a").await;
+    assert_eq!(other.cache_status(), "tower-keep;hit;ttl=-2");
+    assert_eq!(other.field("etag"), "\"0\"");
+}
+
+#[tokio::test]
+async fn what_those_who_share_no_fetch_find_stale_is_validated_and_stands_in() {
+    let (clock, origin) = (clock(), versions(|call| if call == 2 { 503 } else { 200 }));
+    let app = App::new(&layer(&clock), &origin);
+    let known = [("authorization", "Basic a")];
+    app.get("/a").await;
+    clock.advance(secs(25));
+    let got = app.get_with("/a", &known).await;
+    assert_eq!(got.body, "run 1, conditional: true");
+    clock.advance(secs(25));
+    let stood_in = app.get_with("/a", &known).await;
+    assert_eq!(stood_in.body, "run 1, conditional: true");
+    assert!(
+        stood_in.cache_status().contains("stale-if-error"),
+        "{}",
+        stood_in.cache_status()
+    );
+    // For a second nobody asks again.
+    app.get_with("/a", &known).await;
+    assert_eq!(origin.calls(), 3);
+}
+
+#[tokio::test]
+async fn a_stale_answer_stands_in_for_those_who_are_passed_too() {
+    for (method, field, body) in [
+        ("HEAD", ("x-a", "1"), ""),
+        ("GET", ("range", "bytes=0-4"), "run 0"),
+        (
+            "GET",
+            ("cache-control", "no-store"),
+            "run 0, conditional: false",
+        ),
+    ] {
+        let (clock, origin) = (clock(), versions(|call| if call == 0 { 200 } else { 502 }));
+        let app = App::new(&layer(&clock), &origin);
+        app.get("/a").await;
+        clock.advance(secs(25));
+        let got = app.send(request(method, "/a", &[field])).await;
+        assert!(got.status < 300, "{field:?} {}", got.status);
+        assert_eq!(got.body, body, "{field:?}");
+        assert!(got.cache_status().contains("stale-if-error"), "{field:?}");
+    }
+}
+
+/// Says that it is longer than anything can be.
+struct Endless(Option<Bytes>);
+
+impl http_body::Body for Endless {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match self.0.take() {
+            Some(data) => Poll::Ready(Some(Ok(Frame::data(data)))),
+            None => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(u64::MAX)
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_says_an_impossible_size_is_passed_on() {
+    let origin = Origin::new(|_, _| {
+        Box::pin(async {
+            let body = Endless(Some(Bytes::from_static(b"begin"))).boxed_unsync();
+            let response = Response::builder().header("cache-control", "max-age=60");
+            Ok(response.body(body).unwrap())
+        })
+    });
+    let app = App::new(&layer(&clock()), &origin);
+    let response = app.try_call(request("GET", "/a", &[])).await.unwrap();
+    let mut body = std::pin::pin!(response.into_body());
+    let first = body.frame().await.unwrap().unwrap();
+    assert_eq!(first.into_data().unwrap(), "begin");
+}
+
+#[tokio::test]
+async fn a_body_without_end_can_be_given_up_while_it_is_warmed() {
+    let origin = Origin::new(|_, _| {
+        Box::pin(async {
+            let frames = futures_util::stream::repeat_with(|| Ok(Frame::data(Bytes::new())));
+            Ok(Response::new(StreamBody::new(frames).boxed_unsync()))
+        })
+    });
+    let layer = layer(&clock());
+    let (handle, app) = (layer.handle(), App::new(&layer, &origin).service);
+    let warming = async move {
+        handle
+            .warm::<_, http_body_util::Empty<Bytes>, _>(app, ["/a"])
+            .await
+    };
+    let ended = tokio::time::timeout(std::time::Duration::from_millis(50), warming).await;
+    assert!(ended.is_err());
+}
+
+#[tokio::test]
+async fn the_longest_time_is_as_long_as_any() {
+    let (clock, origin) = (clock(), Origin::of(|_, _| said(&[], "a")));
+    let longest = std::time::Duration::MAX;
+    let layer = layer(&clock).ttl(longest).stale_while_revalidate(longest);
+    let app = App::new(&layer, &origin);
+    let first = app.get("/a").await;
+    assert_eq!(
+        first.cache_status(),
+        "tower-keep;fwd=uri-miss;stored;ttl=2147483648"
+    );
+    clock.advance(secs(30 * 86_400 - 1));
+    assert!(app.get("/a").await.is_hit());
+}
+
+#[tokio::test]
+async fn a_range_of_all_is_one_also_while_the_body_is_on_its_way() {
+    let origin = Origin::new(|seen, _| {
+        Box::pin(async move {
+            assert!(!seen.headers().contains_key(header::RANGE));
+            let frames = futures_util::stream::iter(["hel", "lo"]).then(|text| async move {
+                tokio::task::yield_now().await;
+                Ok(Frame::data(Bytes::from_static(text.as_bytes())))
+            });
+            let response = Response::builder()
+                .header("cache-control", "max-age=60")
+                .header("content-digest", "sha-256=:x:")
+                .header("content-length", "5");
+            Ok(response
+                .body(StreamBody::new(frames).boxed_unsync())
+                .unwrap())
+        })
+    });
+    let app = App::new(&layer(&clock()), &origin);
+    for is_hit in [false, true] {
+        let got = app.get_with("/a", &[("range", "bytes=0-")]).await;
+        assert_eq!((got.status, got.is_hit()), (206, is_hit));
+        assert_eq!(got.field("content-range"), "bytes 0-4/5");
+        assert_eq!((got.field("content-digest"), &got.body[..]), ("", "hello"));
+    }
+    let other = [("range", "bytes=0-"), ("if-range", "\"x\"")];
+    assert_eq!(app.get_with("/b", &other).await.status, 200);
+}
+
+/// Has places for so many requests; who is ready holds one.
+struct Places {
+    inner: Origin,
+    all: Arc<Semaphore>,
+    held: Option<OwnedSemaphorePermit>,
+    asked: Option<BoxFuture<'static, OwnedSemaphorePermit>>,
+}
+
+impl Clone for Places {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            all: Arc::clone(&self.all),
+            held: None,
+            asked: None,
+        }
+    }
+}
+
+impl Service<Seen> for Places {
+    type Response = Response<TestBody>;
+    type Error = Broken;
+    type Future = BoxFuture<'static, Result<Response<TestBody>, Broken>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        if self.held.is_none() {
+            let all = Arc::clone(&self.all);
+            let asked = self
+                .asked
+                .get_or_insert_with(|| async { all.acquire_owned().await.unwrap() }.boxed());
+            self.held = Some(std::task::ready!(asked.as_mut().poll(cx)));
+            self.asked = None;
+        }
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, seen: Seen) -> Self::Future {
+        let (place, answer) = (self.held.take().expect("ready"), self.inner.call(seen));
+        async move {
+            let answer = answer.await;
+            drop(place);
+            answer
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_somebody_elses_fetch_holds_no_place_of_the_inner_service() {
+    let (origin, gate) = gated(|seen, _| {
+        let fields = [("cache-control", "max-age=60")];
+        said(&fields, seen.uri().path().to_owned())
+    });
+    let places = Places {
+        inner: origin.clone(),
+        all: Arc::new(Semaphore::new(2)),
+        held: None,
+        asked: None,
+    };
+    let layer = layer(&clock());
+    let (service, handle) = (layer.layer(places), layer.handle());
+    let send = |path: &str| {
+        let sent = service.clone().oneshot(request("GET", path, &[]));
+        tokio::spawn(async move { read(sent.await.unwrap()).await.body })
+    };
+    let slow = [send("/slow"), send("/slow"), send("/slow")];
+    until("two wait", || handle.stats().waiters == 2).await;
+    let other = send("/other");
+    until("the other runs", || origin.calls() == 2).await;
+    gate.add_permits(2);
+    assert_eq!(other.await.unwrap(), "/other");
+    for one in slow {
+        assert_eq!(one.await.unwrap(), "/slow");
+    }
+    assert_eq!(origin.calls(), 2);
 }
