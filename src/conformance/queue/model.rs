@@ -172,7 +172,8 @@ impl Model {
 
     async fn enqueue(&mut self, dice: &mut Dice, at: &str) {
         let now = self.now();
-        let jobs: Vec<_> = (0..=dice.below(4)).map(|_| Self::wish(dice)).collect();
+        let most = [4, 4, 4, 14][dice.below(4) as usize];
+        let jobs: Vec<_> = (0..=dice.below(most)).map(|_| Self::wish(dice)).collect();
         let answer = self
             .store
             .enqueue(&self.name, jobs.clone(), &self.rules)

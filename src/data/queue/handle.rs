@@ -27,8 +27,10 @@ use crate::core::{
 };
 use crate::data::{Check, once_more, record, tell_contradiction};
 
-/// The most jobs of one call to the store, and the most bytes of their items.
+/// The most jobs that are added or shown by one call to the store, and the most bytes of what is added.
 pub(super) const JOBS_AT_ONCE: usize = 512;
+/// The most jobs that one call moves: while a server does that it does nothing else.
+pub(super) const MOVED_AT_ONCE: usize = 128;
 const BYTES_AT_ONCE: usize = 4 * MIB;
 
 /// A queue of items of type `T`: at least once each, never to two at once while a lease holds.
@@ -202,7 +204,8 @@ impl<T: Serialize> Queue<T> {
 }
 
 impl<T: DeserializeOwned> Queue<T> {
-    /// Leases the next job, and up to `most` - 1 more of its recipient and priority; `None` if nothing is ready.
+    /// Leases the next job, and up to `most` - 1 more of its recipient and priority, 128 in all at most; `None` if nothing
+    /// is ready.
     ///
     /// # Errors
     /// The store's; what was leased without an answer returns at the lease's end.
@@ -237,7 +240,7 @@ impl<T: DeserializeOwned> Queue<T> {
                 .map_err(|error| StoreError::with_source(StoreErrorKind::Failed, error))?;
             let claim = Claim {
                 token: Token(bits),
-                most: most.clamp(1, JOBS_AT_ONCE),
+                most: most.clamp(1, MOVED_AT_ONCE),
                 lease: self.config.lease,
                 recipient: recipient.clone(),
             };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::batch::{Batch, JobError, LeasedJob, SettleReport};
 use super::error::QueueError;
-use super::handle::{Config, JOBS_AT_ONCE, Queue};
+use super::handle::{Config, MOVED_AT_ONCE, Queue};
 use super::meter;
 use super::store::{Depth, JobId, Settle, Settled, Token};
 use crate::core::{IntoKey, StoreError, Timestamp, monotonic};
@@ -108,7 +108,7 @@ impl<T> Queue<T> {
         let Config { store, name, .. } = &*self.config;
         let (recipient, ids): (_, Vec<JobId>) = (recipient.into_key(), ids.into_iter().collect());
         let mut gone = Vec::new();
-        for part in ids.chunks(JOBS_AT_ONCE) {
+        for part in ids.chunks(MOVED_AT_ONCE) {
             let cancelled = store.cancel(&name.shared(), &recipient, part.to_vec());
             gone.extend(cancelled.await?);
         }
@@ -128,7 +128,7 @@ impl<T> Queue<T> {
         } = &*self.config;
         let ids: Vec<JobId> = ids.into_iter().collect();
         let mut revived = Vec::new();
-        for part in ids.chunks(JOBS_AT_ONCE) {
+        for part in ids.chunks(MOVED_AT_ONCE) {
             let done = store.revive(&name.shared(), part.to_vec(), rules);
             revived.extend(done.await?);
         }

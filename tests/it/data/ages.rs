@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tower_keep::backend::health::StoreHealth;
@@ -220,26 +221,75 @@ async fn records_that_are_written_together_end_apart_and_never_late() {
 #[tokio::test]
 async fn of_reads_as_they_come_nine_in_ten_are_hits_and_the_database_rests() {
     let cache: Cache<usize, usize> = Cache::new(MemoryStore::new(), "row", ttl::USER);
-    // Zipf's law over 10,000 keys.
-    let mut sums = Vec::with_capacity(10_000);
-    let mut sum = 0.0;
-    for rank in 1..=10_000 {
-        sum += 1.0 / f64::from(rank);
-        sums.push(sum);
-    }
-    let mut state = 7_u64;
+    let mut next = as_they_come(10_000);
     for _ in 0..100_000 {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        let at = (state >> 11) as f64 / (1_u64 << 53) as f64 * sum;
-        let key = sums.partition_point(|sum| *sum < at);
+        let key = next();
         let load = |key| async move { Ok::<_, io::Error>(key) };
         assert_eq!(*cache.get_or_load(&key, load).await.unwrap(), key);
     }
     let stats = cache.stats();
     assert!(stats.hit_rate().unwrap() > 0.9, "{stats:?}");
     assert!(stats.loads < 10_000, "{stats:?}");
+}
+
+/// Numbers below `keys` by Zipf's law: the second half as often as the first, the third a third as often.
+fn as_they_come(keys: u32) -> impl FnMut() -> usize {
+    let mut sum = 0.0;
+    let sums: Vec<f64> = (1..=keys)
+        .map(|rank| {
+            sum += 1.0 / f64::from(rank);
+            sum
+        })
+        .collect();
+    let mut state = 7_u64;
+    move || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        let at = (state >> 11) as f64 / (1_u64 << 53) as f64 * sum;
+        sums.partition_point(|sum| *sum < at)
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Customer {
+    user: usize,
+    email: String,
+}
+
+#[tokio::test]
+async fn of_customers_asked_for_by_one_name_or_another_four_in_five_cost_the_provider_no_call() {
+    let customers: Cache<String, Customer> =
+        Cache::new(MemoryStore::new(), "customer", ttl::CUSTOMER)
+            .alias("user", |customer: &Customer| Some(customer.user))
+            .alias("email", |customer: &Customer| {
+                Some(Email(customer.email.clone()))
+            });
+    let (calls, mut next) = (Arc::new(AtomicUsize::new(0)), as_they_come(10_000));
+    let reads = 50_000;
+    for read in 0..reads {
+        let (user, calls) = (next(), Arc::clone(&calls));
+        let email = format!("{user}@mail.test");
+        let own = Customer {
+            user,
+            email: email.clone(),
+        };
+        let load = move || async move {
+            calls.fetch_add(1, Ordering::SeqCst);
+            Ok::<_, io::Error>((format!("cus_{user}"), own))
+        };
+        let names = [
+            ("user", user.into_key()),
+            ("email", Email(&email).into_key()),
+        ];
+        let name = names[read % 2].clone();
+        let found = customers.get_or_load_by([name], load).await.unwrap();
+        assert_eq!(found.user, user);
+    }
+    let calls = calls.load(Ordering::SeqCst);
+    assert!(calls * 5 < reads, "{calls} calls for {reads} reads");
+    let hits = customers.stats().hit_rate().unwrap();
+    assert!(hits > 0.8, "{hits}");
 }
 
 #[tokio::test]

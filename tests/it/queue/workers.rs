@@ -405,6 +405,55 @@ async fn a_lease_and_the_ack_of_its_batch_are_one_command_each() {
 }
 
 #[tokio::test]
+async fn what_is_moved_together_takes_as_many_commands_of_the_server_as_one_job() {
+    let server = RedisServer::start().await;
+    let queue: Queue<u64> = Queue::new(server.store_with("work").await, "q");
+    let mut last = server.all_commands().await;
+    let mut check = async |most: u64, what: &str| {
+        let before = std::mem::replace(&mut last, server.all_commands().await);
+        assert!(last - before <= most, "{what}: {}", last - before);
+    };
+    let plain = |range: std::ops::Range<u64>| range.map(|number| Job::to("u1", number));
+    queue.enqueue_many(plain(0..1)).await.unwrap();
+    check(40, "the first").await;
+    // What the connection of each look costs is among them.
+    queue.enqueue_many(plain(0..512)).await.unwrap();
+    check(30, "512 jobs").await;
+    let ids = (0..300).map(|number| Job::to("u1", number).once(format!("id {number}")));
+    queue.enqueue_many(ids.clone()).await.unwrap();
+    check(32, "300 jobs with ids").await;
+    let again = queue.enqueue_many(ids).await.unwrap();
+    assert!(
+        again
+            .iter()
+            .all(|one| matches!(one, EnqueueOutcome::Duplicate(_)))
+    );
+    check(30, "300 ids again").await;
+    let comments = Digest::window(MINUTE).max(20);
+    let digests = (0..412).map(|number| Job::to("u2", number).digest("comments", comments));
+    let added = queue.enqueue_many(digests).await.unwrap();
+    let ids: Vec<JobId> = added.iter().map(|one| one.id()).collect();
+    assert_eq!(
+        ids.iter().collect::<std::collections::BTreeSet<_>>().len(),
+        21
+    );
+    check(32, "412 items of digests").await;
+    let batch = queue.lease_from("u1", 500).await.unwrap().unwrap();
+    assert_eq!(batch.jobs.len(), 128);
+    check(40, "a lease of 128").await;
+    assert!(queue.extend(&batch).await.unwrap().is_complete());
+    check(26, "128 extended").await;
+    assert!(queue.ack(&batch).await.unwrap().is_complete());
+    check(26, "128 acked").await;
+    let listed = queue.list("u1", 512).await.unwrap();
+    assert_eq!(listed.len(), 512);
+    check(30, "512 listed").await;
+    let ids = listed.iter().take(128).map(|job| job.id);
+    assert_eq!(queue.cancel("u1", ids).await.unwrap().len(), 128);
+    check(26, "128 cancelled").await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_enqueued_is_said_and_adds_nothing() {
     let queue: Queue<String> =
         Queue::new(MemoryStore::new(), "q").backoff(Backoff::exponential(SECOND, MINUTE));

@@ -126,6 +126,17 @@ impl RedisServer {
         number.map_or(0, |number| number.parse().unwrap())
     }
 
+    /// How many commands the server has run, those within scripts included.
+    pub async fn all_commands(&self) -> u64 {
+        let question = ::redis::cmd("INFO").arg("commandstats").to_owned();
+        let info: String = question.query_async(&mut self.raw().await).await.unwrap();
+        let calls = |line: &str| {
+            let (_, rest) = line.split_once(":calls=")?;
+            rest.split(',').next()?.parse::<u64>().ok()
+        };
+        info.lines().filter_map(calls).sum()
+    }
+
     fn socket(&self) -> PathBuf {
         self.folder.path().join("redis.sock")
     }

@@ -22,22 +22,22 @@ end
 local reply, last, at = {}, 0, 5
 for i = 1, tonumber(ARGV[2]) do
   local key, event = KEYS[i], ARGV[at + 5] ~= '0' and KEYS[tonumber(ARGV[at + 5])]
-  local old = redis.call('HMGET', key, 'v', 'e')
-  local value, ends = old[1] or 0, old[2] and tonumber(old[2]) or 0
+  local low, high = ARGV[at + 3], ARGV[at + 4]
+  local value, ends, applied = nil, tonumber(redis.call('HGET', key, 'e') or '0'), 0
   if now_ms >= ends then
-    if old[1] then
+    if ends > 0 then
       redis.call('DEL', key)
     end
     value, ends = 0, 0
+  elseif low ~= '' or high ~= '' then
+    value = redis.call('HGET', key, 'v')
   end
-  local applied = 0
   if not seen and not (event and redis.call('EXISTS', event) == 1) then
     local sum = redis.pcall('HINCRBY', key, 'v', ARGV[at])
     local counts = type(sum) == 'number'
     if counts and (sum <= -EXACT or sum >= EXACT) then
       sum = redis.call('HGET', key, 'v')
     end
-    local low, high = ARGV[at + 3], ARGV[at + 4]
     if counts and (low ~= '' or high ~= '') then
       local exact = redis.call('HGET', key, 'v')
       counts = not (low ~= '' and less(exact, low)) and not (high ~= '' and less(high, exact))
@@ -61,6 +61,8 @@ for i = 1, tonumber(ARGV[2]) do
       redis.call('HSET', key, 'v', value)
     end
   end
+  -- What did not change was not looked at.
+  value = value or redis.call('HGET', key, 'v')
   reply[last + 1], reply[last + 2], reply[last + 3] = value, ends > now_ms and ends - now_ms or 0, applied
   last, at = last + 3, at + 6
 end

@@ -25,13 +25,16 @@ impl LockStore for RedisStore {
         self.script(&ACQUIRE, &[key_of(self, key)])
             .arg(owner.0)
             .num(millis(lease))
-            .num(millis(FENCE_KEPT))
+            .num(millis(lease.saturating_add(FENCE_KEPT)))
             .num(u8::from(asking == Asking::Waiting))
-            .run(|reply| match pair(reply)? {
-                (1, fence) => Ok(Acquired::Granted(Fence(fence))),
-                (_, left) => Ok(Acquired::Busy {
-                    left: Duration::from_millis(left),
-                }),
+            .run(|reply| match reply {
+                Reply::Array(mut left) => {
+                    let left = left.pop().ok_or_else(unexpected)?;
+                    Ok(Acquired::Busy {
+                        left: Duration::from_millis(number(left.int()?)?),
+                    })
+                }
+                fence => Ok(Acquired::Granted(Fence(number(fence.int()?)?))),
             })
     }
 
@@ -39,7 +42,7 @@ impl LockStore for RedisStore {
         self.script(&EXTEND, &[key_of(self, key)])
             .arg(owner.0)
             .num(millis(lease))
-            .num(millis(FENCE_KEPT))
+            .num(millis(lease.saturating_add(FENCE_KEPT)))
             .run(owned)
     }
 

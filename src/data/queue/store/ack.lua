@@ -9,9 +9,9 @@ if #ids == 0 then
   return reply
 end
 -- What is done goes in one command per key.
-local packed, count, done, seats, seen = redis.call('HMGET', JOBS, unpack(ids)), 0, {}, {}, {}
+local kept, count, done, seats, seen = redis.call('HMGET', JOBS, unpack(ids)), 0, {}, {}, {}
 for index, id in ipairs(ids) do
-  local job = packed[index] and not seen[id] and cmsgpack.unpack(packed[index])
+  local job = kept[index] and not seen[id] and unpacked(kept[index])
   local code = held(job, ARGV[8])
   if code == 1 then
     close_digest(id, job)

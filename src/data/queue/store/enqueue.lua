@@ -1,24 +1,114 @@
 -- Adds jobs, all or none.
--- KEYS and ARGV[2..7]: queue.lua. ARGV: 8 capacity, 9 of a recipient, 10 remember ms, 11 bytes of a digest, then for each
--- job 10: recipient, rank, '1' at or '0' after, ms, item, id given once or '', '1' to replace, digest or '', window ms,
--- most items.
--- Reply: {code, id, ...}: 0 new, 1 duplicate, 2 replaced, 3 joined | nil no room.
-local FIRST, WIDTH = 12, 10
-local count = (#ARGV - FIRST + 1) / WIDTH
-local wishes = {}
-local function wish(index)
-  if wishes[index] then
-    return wishes[index]
+-- KEYS and ARGV[2..7]: queue.lua. ARGV: 8 capacity, 9 of a recipient, 10 remember ms, 11 bytes of a digest, 12 for each job
+-- rank, 1 at or 0 after, ms; then for each job 2: recipient, and its item behind its length; then, if there is an id given
+-- once or a digest, for each job: 1 to replace, window ms, most items; the id or '', and the digest or '', behind their lengths.
+-- Reply: the first of as many ids in a row, where all are new; else for each job a code and its id, in one text: 0 new,
+-- 1 duplicate, 2 replaced, 3 joined | nil no room.
+local FIRST, TIME, WISH = 13, '>BBI8', '>BI8I4Bc0I4c0'
+local capacity, each_of, remember_ms, digest_bytes = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
+local count = #ARGV[12] / 10
+
+-- An item, its length and what else a digest keeps of it.
+local function size_of(item)
+  return #item + 28
+end
+
+-- A job's rank, and when it is due.
+local function time_of(index)
+  local rank, absolute, ms = struct.unpack(TIME, ARGV[12], 10 * index - 9)
+  return rank, absolute == 1 and math.max(ms, now_ms) or now_ms + ms
+end
+
+-- Whether a job is to replace another, its digest's window and most items, its id given once and its digest, or ''.
+local function wish_of(index)
+  return struct.unpack(WISH, ARGV[FIRST + 2 * count + index - 1])
+end
+
+-- Whether no job can meet another: none may join a digest, and no id is known or given twice. Then the ids, by job.
+local function all_new()
+  local onces = {}
+  if #ARGV < FIRST + 2 * count then
+    return onces
   end
-  local at = FIRST + (index - 1) * WIDTH
-  local due = tonumber(ARGV[at + 3])
-  wishes[index] = {
-    to = ARGV[at], rank = tonumber(ARGV[at + 1]), item = ARGV[at + 4], once = ARGV[at + 5],
-    due = ARGV[at + 2] == '1' and math.max(due, now_ms) or now_ms + due,
-    replaces = ARGV[at + 6] == '1', digest = ARGV[at + 7],
-    window = tonumber(ARGV[at + 8]), most = tonumber(ARGV[at + 9]),
+  local names, seen = {}, {}
+  for index = 1, count do
+    local _, _, _, once, digest = wish_of(index)
+    if digest ~= '' or seen[once] then
+      return nil
+    end
+    if once ~= '' then
+      onces[index], seen[once], names[#names + 1] = once, true, once
+    end
+  end
+  for _, kept in ipairs(#names > 0 and redis.call('HMGET', ONCE, unpack(names)) or {}) do
+    if kept then
+      return nil
+    end
+  end
+  return onces
+end
+
+local new_onces = all_new()
+
+local function wish(index)
+  local at = FIRST + 2 * (index - 1)
+  local to, item, rank, due = ARGV[at], ARGV[at + 1], time_of(index)
+  local replaces, window, most, once, digest = wish_of(index)
+  return {
+    to = to, rank = rank, item = item, once = once, replaces = replaces == 1, due = due,
+    name = digest ~= '' and to .. '\0' .. digest, digest = digest, window = window, most = most,
   }
-  return wishes[index]
+end
+
+-- What is known of ids given once ({id, until}), of jobs and of open digests; false is that there is none. New jobs are
+-- known here before they are kept.
+local wishes, onces, jobs, digests = {}, {}, {}, {}
+
+local function job_of(id)
+  if jobs[id] == nil then
+    jobs[id] = load(id) or false
+  end
+  return jobs[id]
+end
+
+local function digest_of(name)
+  if digests[name] == nil then
+    digests[name] = redis.call('HGET', DIGEST, name)
+  end
+  return digests[name]
+end
+
+-- Reads of all ids given once, and of their jobs, together.
+local function look_up()
+  onces, jobs, digests = {}, {}, {}
+  local names, ids = {}, {}
+  for index = 1, count do
+    local once = wishes[index].once
+    if once ~= '' and onces[once] == nil then
+      onces[once] = false
+      names[#names + 1] = once
+    end
+  end
+  for index, kept in ipairs(#names > 0 and redis.call('HMGET', ONCE, unpack(names)) or {}) do
+    if kept then
+      local id, til = string.match(kept, '^(%x+) (%d+)$')
+      onces[names[index]] = {id, tonumber(til)}
+      ids[#ids + 1] = id
+    end
+  end
+  for index, kept in ipairs(#ids > 0 and redis.call('HMGET', JOBS, unpack(ids)) or {}) do
+    jobs[ids[index]] = kept and unpacked(kept)
+  end
+end
+
+-- The job of an id that was given once, while it lives and for as long as the id is remembered.
+local function known_as(once)
+  local kept = onces[once]
+  local job = kept and job_of(kept[1])
+  if kept and ((job and job[STATE] ~= 'd') or now_ms < kept[2]) then
+    return kept[1], job
+  end
+  return nil
 end
 
 -- A job with a known id comes again: it takes the place of its recipient's own, never leased, with nobody else's item.
@@ -29,8 +119,8 @@ end
 
 -- The digest that collects under a name, as far as it counts here: number of items, their bytes.
 local function collecting(name)
-  local id = redis.call('HGET', DIGEST, name)
-  local job = id and load(id)
+  local id = digest_of(name)
+  local job = id and job_of(id)
   return job and now_ms < job[EXPIRES] and {items = job[COUNT], bytes = job[BYTES]}
 end
 
@@ -38,15 +128,15 @@ end
 local expected = 0
 
 -- Goes through the jobs in order as they will be added, and counts those that are none yet.
-local function has_room()
+local function room_for_all()
   local new, of, ids, open = 0, {}, {}, {}
   for index = 1, count do
-    local job = wish(index)
-    local name = job.digest ~= '' and job.to .. '\0' .. job.digest
+    local job = wishes[index]
+    local name = job.name
     local mate = job.once ~= '' and ids[job.once]
     local id, old
     if job.once ~= '' and not mate then
-      id, old = known(job.once)
+      id, old = known_as(job.once)
     end
     if mate then
       if job.replaces and mate.to == job.to and mate.items == 1 and open[mate.name] == mate then
@@ -57,7 +147,7 @@ local function has_room()
         open[old[TO] .. '\0' .. old[JOINS]] = false
       end
     else
-      local size, joins = #job.item + 32, false
+      local size, joins = size_of(job.item), false
       local digest = {}
       if name then
         if open[name] == nil then
@@ -65,7 +155,7 @@ local function has_room()
         end
         local held = open[name]
         if held then
-          joins = held.bytes + size <= tonumber(ARGV[11])
+          joins = held.bytes + size <= digest_bytes
           if joins then
             held.items, held.bytes = held.items + 1, held.bytes + size
           end
@@ -88,136 +178,258 @@ local function has_room()
     end
   end
   expected = new
-  return fits(new, of, tonumber(ARGV[8]), tonumber(ARGV[9]))
+  return fits(new, function() return of end, capacity, each_of)
 end
 
-local function framed(item)
-  return struct.pack('>I4', #item) .. item
-end
-
--- Adds the item to an open digest; one without room is closed and due.
-local function join(new)
-  local id = redis.call('HGET', DIGEST, new.to .. '\0' .. new.digest)
-  if not id then
-    return nil
+local function has_room()
+  if not new_onces then
+    return room_for_all()
   end
-  local job = load(id)
-  if not job or now_ms >= job[EXPIRES] then
-    -- Dead already, and only not yet noticed: what is new must not be buried with it.
-    if job then
-      expire(id, job)
+  expected = count
+  return fits(count, function()
+    local of = {}
+    for index = 1, count do
+      local to = ARGV[FIRST + 2 * (index - 1)]
+      of[to] = (of[to] or 0) + 1
     end
-    return nil
-  end
-  local size = #new.item + 32
-  local has_space = job[BYTES] + size <= tonumber(ARGV[11])
-  if has_space then
-    redis.call('HSET', ITEMS, id, redis.call('HGET', ITEMS, id) .. framed(new.item))
-    job[COUNT], job[BYTES] = job[COUNT] + 1, job[BYTES] + size
-  end
-  if not has_space or job[COUNT] >= new.most then
-    close_digest(id, job)
-    leave(id, job)
-    set_due(job, math.min(now_ms, job[DUE]))
-    settle_in(id, job)
-  else
-    redis.call('HSET', JOBS, id, cmsgpack.pack(job))
-  end
-  return has_space and id or nil
+    return of
+  end, capacity, each_of)
 end
 
 local last_number, drawn = 0, 0
-local function next_number()
+local function next_id()
   if drawn == 0 then
     drawn = math.max(expected, 1)
     expected, last_number = 0, redis.call('INCRBY', LAST, drawn)
   end
   drawn = drawn - 1
-  return last_number - drawn
+  return string.format('%016x', last_number - drawn)
 end
 
--- New jobs go out together, one command per key, before anything is read that they may change.
-local added = {[ITEMS] = {}, [JOBS] = {}, [EXPIRY] = {}, [READY] = {}, [DELAYED] = {}, [WHO] = {}}
-local function send_added()
-  for key, words in pairs(added) do
-    if #words > 0 then
-      redis.call((key == ITEMS or key == JOBS) and 'HSET' or 'ZADD', key, unpack(words))
-      added[key] = {}
+-- New jobs go out together at the end, one command per key: nobody sees them before. What is done to them until then is
+-- done here alone. Of digests that were there, the items that joined.
+local fresh, items_of, place_in, joined = {}, {}, {}, {}
+
+local function insert(to, rank, due, item, joins)
+  local id = next_id()
+  local job = {to, rank, 'b', 0, 0, 0, 0, '', joins, '', 1, size_of(item)}
+  set_due(job, due)
+  local at = #fresh + 1
+  fresh[at], items_of[at], place_in[id], jobs[id] = id, item, at, job
+  if joins ~= '' then
+    digests[to .. '\0' .. joins] = id
+  end
+  return id
+end
+
+local function send(command, key, words)
+  if #words > 0 then
+    redis.call(command, key, unpack(words))
+  end
+end
+
+-- Adds jobs that are all new. Most of one call have the same time.
+local function add_new()
+  local last = redis.call('INCRBY', LAST, count)
+  local items, kept, ends, ready, delayed, seats, given, remembered = {}, {}, {}, {}, {}, {}, {}, {}
+  local til = string.format('%.0f', now_ms + remember_ms)
+  local job, order, start, middle, ends_at = {'', '', 'b', 0, 0, 0, 0, '', '', '', 1, 0}
+  for index = 1, count do
+    local at, id = FIRST + 2 * (index - 1), string.format('%016x', last - count + index)
+    local to, item, rank, due = ARGV[at], ARGV[at + 1], time_of(index)
+    if rank ~= job[RANK] or due ~= job[DUE] then
+      job[RANK] = rank
+      set_due(job, due)
+      job[STATE], job[PLACE] = place_of(job)
+      order = job[STATE] == 'b' and ready or delayed
+      start, middle, ends_at = string.sub(packed(job), 1, -9), seat('', job), string.format('%.0f', job[EXPIRES])
+    end
+    local first = 2 * index - 1
+    items[first], items[first + 1] = id, item
+    kept[first], kept[first + 1] = id, start .. struct.pack('>I4I4', size_of(item), #to) .. to
+    ends[first], ends[first + 1] = ends_at, id
+    order[#order + 1], order[#order + 2] = place_text, id
+    seats[first], seats[first + 1] = '0', to .. middle .. id
+    local once = new_onces[index]
+    if once then
+      given[#given + 1], given[#given + 2] = once, id .. ' ' .. til
+      remembered[#remembered + 1], remembered[#remembered + 2] = til, once
     end
   end
+  send('HSET', ITEMS, items)
+  send('HSET', JOBS, kept)
+  send('ZADD', EXPIRY, ends)
+  send('ZADD', READY, ready)
+  send('ZADD', DELAYED, delayed)
+  send('ZADD', WHO, seats)
+  send('HSET', ONCE, given)
+  send('ZADD', REMEMBER, remembered)
+  return string.format('%016x', last - count + 1)
 end
 
-local function add(key, first, second)
-  local words = added[key]
-  words[#words + 1] = first
-  words[#words + 1] = second
+local function whole(items)
+  return type(items) == 'table' and table.concat(items) or items
 end
 
-local function insert(new)
-  local id = string.format('%016x', next_number())
-  local collects = new.digest ~= '' and new.most > 1
-  local job = {new.to, new.rank, 'b', 0, 0, 0, 0, '', '', '', 1, #new.item + 32}
-  set_due(job, collects and new.due + new.window or new.due)
-  if collects then
-    job[JOINS] = new.digest
-    redis.call('HSET', DIGEST, new.to .. '\0' .. new.digest, id)
+local expires, expires_text
+local function send_fresh()
+  local items, kept, ends, ready, delayed, seats, names = {}, {}, {}, {}, {}, {}, {}
+  for index, id in ipairs(fresh) do
+    local job, first = jobs[id], 2 * index - 1
+    job[STATE], job[PLACE] = place_of(job)
+    if job[EXPIRES] ~= expires then
+      expires, expires_text = job[EXPIRES], string.format('%.0f', job[EXPIRES])
+    end
+    items[first], items[first + 1] = id, whole(items_of[index])
+    kept[first], kept[first + 1] = id, packed(job)
+    ends[first], ends[first + 1] = expires_text, id
+    seats[first], seats[first + 1] = '0', seat(id, job)
+    local order = job[STATE] == 'b' and ready or delayed
+    -- The seat's text of it is a number, too.
+    order[#order + 1], order[#order + 2] = place_text, id
+    if job[JOINS] ~= '' then
+      names[#names + 1], names[#names + 2] = job[TO] .. '\0' .. job[JOINS], id
+    end
   end
-  job[STATE], job[PLACE] = place_of(job)
-  add(ITEMS, id, framed(new.item))
-  add(EXPIRY, job[EXPIRES], id)
-  add(ORDER[job[STATE]], job[PLACE], id)
-  add(WHO, 0, seat(id, job))
-  add(JOBS, id, cmsgpack.pack(job))
-  return id
+  send('HSET', ITEMS, items)
+  send('HSET', JOBS, kept)
+  send('ZADD', EXPIRY, ends)
+  send('ZADD', READY, ready)
+  send('ZADD', DELAYED, delayed)
+  send('ZADD', WHO, seats)
+  send('HSET', DIGEST, names)
+  fresh, items_of, place_in = {}, {}, {}
+end
+
+local function send_joined(id)
+  if joined[id] then
+    redis.call('HSET', ITEMS, id, (redis.call('HGET', ITEMS, id) or '') .. table.concat(joined[id]))
+    redis.call('HSET', JOBS, id, packed(jobs[id]))
+    joined[id] = nil
+  end
+end
+
+-- A digest without room is closed and due.
+local function close(id, job, name)
+  digests[name] = false
+  if place_in[id] then
+    job[JOINS] = ''
+    set_due(job, math.min(now_ms, job[DUE]))
+    return
+  end
+  send_joined(id)
+  close_digest(id, job)
+  leave(id, job)
+  set_due(job, math.min(now_ms, job[DUE]))
+  settle_in(id, job)
+end
+
+-- Adds the item to an open digest.
+local function join(new)
+  local id = digest_of(new.name)
+  local job = id and job_of(id)
+  if not job then
+    return nil
+  end
+  if now_ms >= job[EXPIRES] then
+    -- Dead already, and only not yet noticed: what is new must not be buried with it.
+    send_fresh()
+    expire(id, job)
+    digests[new.name] = false
+    return nil
+  end
+  local size = size_of(new.item)
+  local has_space = job[BYTES] + size <= digest_bytes
+  if has_space then
+    local at = place_in[id]
+    if at then
+      items_of[at] = type(items_of[at]) == 'table' and items_of[at] or {items_of[at]}
+    else
+      joined[id] = joined[id] or {}
+    end
+    local items = at and items_of[at] or joined[id]
+    items[#items + 1] = new.item
+    job[COUNT], job[BYTES] = job[COUNT] + 1, job[BYTES] + size
+  end
+  if not has_space or job[COUNT] >= new.most then
+    close(id, job, new.name)
+  end
+  return has_space and id or nil
 end
 
 local function again(id, job, new)
   if not replaced(new, job) then
     return 1
   end
+  if place_in[id] then
+    send_fresh()
+  end
+  if job[JOINS] ~= '' then
+    digests[job[TO] .. '\0' .. job[JOINS]] = false
+  end
   close_digest(id, job)
   leave(id, job)
-  job[RANK], job[COUNT], job[BYTES] = new.rank, 1, #new.item + 32
-  redis.call('HSET', ITEMS, id, framed(new.item))
+  job[RANK], job[COUNT], job[BYTES] = new.rank, 1, size_of(new.item)
+  redis.call('HSET', ITEMS, id, new.item)
   set_due(job, new.due)
   settle_in(id, job)
   return 2
 end
 
+local given, remembered = {}, {}
+local function add(new)
+  if new.once ~= '' then
+    local id, job = known_as(new.once)
+    if id then
+      return again(id, job, new) .. id
+    end
+  end
+  local id, code = new.name and join(new), '3'
+  if not id then
+    local collects = new.name and new.most > 1
+    code = '0'
+    id = insert(new.to, new.rank, collects and new.due + new.window or new.due, new.item, collects and new.digest or '')
+  end
+  if new.once ~= '' then
+    local til = now_ms + remember_ms
+    local text = string.format('%.0f', til)
+    onces[new.once] = {id, til}
+    given[#given + 1], given[#given + 2] = new.once, id .. ' ' .. text
+    remembered[#remembered + 1], remembered[#remembered + 2] = text, new.once
+  end
+  return code .. id
+end
+
 local before = alarm()
+if not new_onces then
+  for index = 1, count do
+    wishes[index] = wish(index)
+  end
+  look_up()
+end
 if not has_room() then
   sweep()
+  if not new_onces then
+    look_up()
+  end
   if not has_room() then
     return false
   end
 end
+if new_onces then
+  local first = add_new()
+  ring(before)
+  return first
+end
 local reply = {}
 for index = 1, count do
-  local new = wish(index)
-  local code = 1
-  local id, job
-  if new.once ~= '' or new.digest ~= '' then
-    send_added()
-  end
-  if new.once ~= '' then
-    id, job = known(new.once)
-  end
-  if id then
-    code = again(id, job, new)
-  else
-    id, code = new.digest ~= '' and join(new) or nil, 3
-    if not id then
-      id, code = insert(new), 0
-    end
-    if new.once ~= '' then
-      local til = string.format('%.0f', now_ms + tonumber(ARGV[10]))
-      redis.call('HSET', ONCE, new.once, id .. ' ' .. til)
-      redis.call('ZADD', REMEMBER, til, new.once)
-    end
-  end
-  reply[#reply + 1] = code
-  reply[#reply + 1] = id
+  reply[index] = add(wishes[index])
 end
-send_added()
+send_fresh()
+for id in pairs(joined) do
+  send_joined(id)
+end
+send('HSET', ONCE, given)
+send('ZADD', REMEMBER, remembered)
 ring(before)
-return reply
+return table.concat(reply)

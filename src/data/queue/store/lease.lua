@@ -49,10 +49,10 @@ for index, member in ipairs(members) do
   ids[index] = string.sub(member, -16)
 end
 -- What is leased moves in one command per key.
-local packed = #ids > 0 and redis.call('HMGET', JOBS, unpack(ids)) or {}
+local kept = #ids > 0 and redis.call('HMGET', JOBS, unpack(ids)) or {}
 local count, leased, seats, ends, sits, jobs, taken = 0, {}, {}, {}, {}, {}, {}
 for index, id in ipairs(ids) do
-  local job = packed[index] and cmsgpack.unpack(packed[index])
+  local job = kept[index] and unpacked(kept[index])
   if not job then
     redis.call('ZREM', WHO, members[index])
   elseif now_ms >= job[EXPIRES] then
@@ -67,7 +67,7 @@ for index, id in ipairs(ids) do
     local first = 2 * count + 1
     ends[first], ends[first + 1] = til, id
     sits[first], sits[first + 1] = 0, seat(id, job)
-    jobs[first], jobs[first + 1] = id, cmsgpack.pack(job)
+    jobs[first], jobs[first + 1] = id, packed(job)
     count = count + 1
     leased[count], seats[count], taken[count] = id, members[index], {id, job[RANK], job[TRIES], job[DUE]}
   end

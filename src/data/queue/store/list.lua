@@ -18,10 +18,13 @@ else
   end
 end
 local reply = {}
-for _, id in ipairs(ids) do
-  local job = load(id)
-  if job then
-    reply[#reply + 1] = {id, job[TO], job[STATE], job[RANK], job[TRIES], string.format('%.0f', job[DUE]), job[ERROR], redis.call('HGET', ITEMS, id)}
+if #ids > 0 then
+  local kept, items = redis.call('HMGET', JOBS, unpack(ids)), redis.call('HMGET', ITEMS, unpack(ids))
+  for index, id in ipairs(ids) do
+    local job = kept[index] and unpacked(kept[index])
+    if job then
+      reply[#reply + 1] = {id, job[TO], job[STATE], job[RANK], job[TRIES], string.format('%.0f', job[DUE]), job[ERROR], items[index]}
+    end
   end
 end
 return reply

@@ -12,9 +12,22 @@ local ORDER = {a = LEASED, b = READY, c = DELAYED, d = DEAD}
 local AT_ONCE = 100
 local swept = {0, 0, 0, 0} -- leases that ended, died, expired, dropped
 
+-- As it is kept: texts behind their lengths.
+local RECORD = '>c1BI4dddBc0I4c0I4c0I4I4I4c0'
+
+local function packed(job)
+  return struct.pack(RECORD, job[STATE], job[RANK], job[TRIES], job[DUE], job[EXPIRES], job[PLACE], #job[TOKEN], job[TOKEN],
+    #job[JOINS], job[JOINS], #job[ERROR], job[ERROR], job[COUNT], job[BYTES], #job[TO], job[TO])
+end
+
+local function unpacked(kept)
+  local state, rank, tries, due, expires, at, token, joins, why, items, bytes, to = struct.unpack(RECORD, kept)
+  return {to, rank, state, tries, due, expires, at, token, joins, why, items, bytes}
+end
+
 local function load(id)
-  local packed = redis.call('HGET', JOBS, id)
-  return packed and cmsgpack.unpack(packed)
+  local kept = redis.call('HGET', JOBS, id)
+  return kept and unpacked(kept)
 end
 
 -- Most jobs of one call have one place.
@@ -32,7 +45,7 @@ local function enter(id, job, state, at)
   if state ~= 'd' then
     redis.call('ZADD', WHO, 0, seat(id, job))
   end
-  redis.call('HSET', JOBS, id, cmsgpack.pack(job))
+  redis.call('HSET', JOBS, id, packed(job))
 end
 
 local function leave(id, job)
@@ -214,7 +227,7 @@ local function seats(recipient)
   return redis.call('ZLEXCOUNT', WHO, '[' .. recipient .. '\0', '(' .. recipient .. '\1')
 end
 
--- Whether `new` more jobs fit, `of` them by recipient.
+-- Whether `new` more jobs fit; `of` tells how many of them are whose.
 local function fits(new, of, capacity, each)
   if new == 0 then
     return true
@@ -227,7 +240,7 @@ local function fits(new, of, capacity, each)
     -- No recipient can have more than there are.
     return true
   end
-  for recipient, more in pairs(of) do
+  for recipient, more in pairs(of()) do
     if seats(recipient) + more > each then
       return false
     end

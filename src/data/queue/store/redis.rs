@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::values::unpack;
+use super::values::{pack, unpack};
 use super::{
     Again, Attempt, Claim, DEAD_KEPT, DEAD_KEPT_FOR, DIGEST_BYTES, Depth, Due, EnqueueOutcome,
     JobId, JobState, LEASE_BYTES, LONGEST_ERROR, Leased, Listed, Listing, NewJob, Priority,
@@ -49,45 +49,26 @@ impl QueueStore for RedisStore {
         jobs: Vec<NewJob>,
         rules: &Rules,
     ) -> StoreFuture<Vec<EnqueueOutcome>> {
+        let (count, mut times) = (jobs.len(), Vec::with_capacity(10 * jobs.len()));
+        jobs.iter().for_each(|job| put_time(job, &mut times));
+        let asks = |job: &NewJob| job.once.is_some() || job.digest.is_some();
+        let wishes: Vec<_> = match jobs.iter().any(asks) {
+            true => jobs.iter().map(wish).collect(),
+            false => Vec::new(),
+        };
         let mut call = call(self, &ENQUEUE, queue, Some(rules))
             .num(rules.capacity)
             .num(rules.per_recipient)
             .num(millis(rules.remember_for))
-            .num(DIGEST_BYTES as u64);
+            .num(DIGEST_BYTES as u64)
+            .arg(times);
         for job in jobs {
-            let (kind, time) = match job.due {
-                Due::After(wait) => (0, millis(wait)),
-                Due::At(time) => (1, time.as_millis()),
-            };
-            let (digest, window, most) = job.digest.as_ref().map_or(("", 0, 0), |wish| {
-                (wish.key.as_str(), millis(wish.window), wish.max)
-            });
-            call = call
-                .arg(job.recipient.as_str())
-                .num(job.priority.rank())
-                .num(kind)
-                .num(time)
-                .arg(&job.item)
-                .arg(job.once.as_ref().map_or(&[][..], |id| &id[..]))
-                .num(u8::from(job.again == Again::Replace))
-                .arg(digest)
-                .num(window)
-                .num(most);
+            call = call.arg(job.recipient.as_str()).arg(pack(&[job.item]));
         }
-        call.run(|reply| {
-            let mut outcomes = Vec::new();
-            let mut parts = room(reply)?.into_iter();
-            while let Some(code) = parts.next() {
-                let id = job_id(next(&mut parts)?)?;
-                outcomes.push(match code.int()? {
-                    0 => EnqueueOutcome::New(id),
-                    1 => EnqueueOutcome::Duplicate(id),
-                    2 => EnqueueOutcome::Replaced(id),
-                    3 => EnqueueOutcome::Joined(id),
-                    _ => return Err(unexpected()),
-                });
-            }
-            Ok(outcomes)
+        let call = wishes.into_iter().fold(call, Call::arg);
+        call.run(move |reply| match reply {
+            Reply::Nil => Err(StoreErrorKind::Full.into()),
+            reply => outcomes(&reply.bytes()?, count),
         })
     }
 
@@ -176,7 +157,10 @@ impl QueueStore for RedisStore {
     fn revive(&self, queue: &QueueName, ids: Vec<JobId>, rules: &Rules) -> StoreFuture<Vec<JobId>> {
         let call = call(self, &REVIVE, queue, Some(rules));
         let call = call.num(rules.capacity).num(rules.per_recipient);
-        with_ids(call, &ids).run(|reply| room(reply)?.into_iter().map(job_id).collect())
+        with_ids(call, &ids).run(|reply| match reply {
+            Reply::Nil => Err(StoreErrorKind::Full.into()),
+            reply => reply.array()?.into_iter().map(job_id).collect(),
+        })
     }
 
     fn subscribe(&self, queue: &QueueName, callback: NoticeCallback) -> StoreFuture<Subscription> {
@@ -186,6 +170,64 @@ impl QueueStore for RedisStore {
     fn contradicts(&self, name: &str, what: &str) -> bool {
         self.beside(Names::default).contradicts(name, what)
     }
+}
+
+/// How urgent a job is and when it is due, for `enqueue.lua`.
+fn put_time(job: &NewJob, into: &mut Vec<u8>) {
+    let (is_at, time) = match job.due {
+        Due::After(wait) => (0, millis(wait)),
+        Due::At(time) => (1, time.as_millis()),
+    };
+    into.extend([job.priority.rank(), is_at]);
+    into.extend(time.to_be_bytes());
+}
+
+/// What else a job asks for.
+fn wish(job: &NewJob) -> Vec<u8> {
+    let (digest, window, most) = job.digest.as_ref().map_or(("", 0, 0), |wish| {
+        (wish.key.as_str(), millis(wish.window), wish.max)
+    });
+    let once = job.once.as_ref().map_or(&[][..], |id| &id[..]);
+    let mut wish = Vec::with_capacity(18 + once.len() + digest.len());
+    wish.push(u8::from(job.again == Again::Replace));
+    wish.extend(window.to_be_bytes());
+    wish.extend(most.to_be_bytes());
+    // Of 32 bytes, and a key: both lengths fit.
+    wish.push(once.len() as u8);
+    wish.extend(once);
+    wish.extend((digest.len() as u32).to_be_bytes());
+    wish.extend(digest.as_bytes());
+    wish
+}
+
+/// Bytes of an id as text.
+const ID: usize = 16;
+
+/// The first of new ids in a row, or a code and an id for each job.
+fn outcomes(text: &[u8], count: usize) -> Result<Vec<EnqueueOutcome>, StoreError> {
+    let id = |text: &[u8]| {
+        let text = std::str::from_utf8(text).map_err(|_| unexpected())?;
+        text.parse::<JobId>().map_err(|_| unexpected())
+    };
+    if text.len() == ID {
+        let (first, count) = (id(text)?.0, count as u64);
+        return Ok((first..first.saturating_add(count))
+            .map(JobId)
+            .map(EnqueueOutcome::New)
+            .collect());
+    }
+    let outcome = |text: &[u8]| {
+        let (code, rest) = text.split_first().ok_or_else(unexpected)?;
+        let id = id(rest)?;
+        match code {
+            b'0' => Ok(EnqueueOutcome::New(id)),
+            b'1' => Ok(EnqueueOutcome::Duplicate(id)),
+            b'2' => Ok(EnqueueOutcome::Replaced(id)),
+            b'3' => Ok(EnqueueOutcome::Joined(id)),
+            _ => Err(unexpected()),
+        }
+    };
+    text.chunks(1 + ID).map(outcome).collect()
 }
 
 fn channel(store: &RedisStore, queue: &QueueName) -> String {
@@ -217,14 +259,6 @@ fn call(
 
 fn with_ids(call: Call, ids: &[JobId]) -> Call {
     ids.iter().fold(call, |call, id| call.arg(id.to_string()))
-}
-
-/// Nothing means that there was no room.
-fn room(reply: Reply) -> Result<Vec<Reply>, StoreError> {
-    match reply {
-        Reply::Nil => Err(StoreErrorKind::Full.into()),
-        reply => reply.array(),
-    }
 }
 
 fn settled(reply: Reply) -> Result<Vec<Settled>, StoreError> {

@@ -11,7 +11,7 @@ for index = 10, #ARGV do
     of[job[TO]] = (of[job[TO]] or 0) + 1
   end
 end
-if not fits(#ids, of, tonumber(ARGV[8]), tonumber(ARGV[9])) then
+if not fits(#ids, function() return of end, tonumber(ARGV[8]), tonumber(ARGV[9])) then
   return false
 end
 for _, id in ipairs(ids) do

@@ -198,7 +198,7 @@ impl EnqueueOutcome {
 }
 
 /// Packs items behind one another, each behind its length.
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(any(feature = "redis", feature = "sqlite", feature = "postgres"))]
 pub(super) fn pack(items: &[Bytes]) -> Vec<u8> {
     let size = items.iter().map(|item| item.len() + 4).sum();
     let mut packed = Vec::with_capacity(size);

@@ -1,7 +1,7 @@
 -- Appends an event, trims the log, and tells the readers.
 -- KEYS: 1 head, 2 log (a stream: id = epoch-seq; at, payload). ARGV: 2 payload, 3 most events, 4 kept ms, 5 head kept ms,
 -- 6 channel.
--- Reply: {epoch, seq, at}.
+-- Reply: epoch, seq and at, eight bytes each, as the readers are told them before the payload.
 local epoch, seq
 local head = redis.call('GET', KEYS[1])
 if not head then
@@ -29,5 +29,6 @@ for _ = 1, tonumber(seq) % 8 == 0 and 32 or 0 do
 end
 redis.call('SET', KEYS[1], id, 'PX', ARGV[5])
 redis.call('PEXPIRE', KEYS[2], ARGV[5])
-redis.call('PUBLISH', ARGV[6], struct.pack('>I8I8I8', tonumber(epoch), tonumber(seq), now_ms) .. ARGV[2])
-return {epoch, seq, at}
+local told = struct.pack('>I8I8I8', tonumber(epoch), tonumber(seq), now_ms)
+redis.call('PUBLISH', ARGV[6], told .. ARGV[2])
+return told

@@ -22,12 +22,8 @@ impl TopicStore for RedisStore {
             .num(millis(retain.time + HEAD_KEPT))
             .arg(channel(self, key))
             .run(move |reply| {
-                let mut parts = reply.array()?.into_iter();
-                Ok(Kept {
-                    id: id(&mut parts)?,
-                    at: Timestamp::from_millis(number(next(&mut parts)?)?),
-                    payload,
-                })
+                let told = Kept::from_notice(reply.bytes()?).ok_or_else(unexpected)?;
+                Ok(Kept { payload, ..told })
             })
     }
 
