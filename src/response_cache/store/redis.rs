@@ -51,7 +51,6 @@ impl ResponseStore for RedisStore {
 
     fn store(&self, key: EntryKey, ticket: Ticket, entry: Arc<Entry>) -> StoreFuture<Stored> {
         let head = entry.head();
-        let clock = ResponseStore::clock(self);
         self.script(&STORE, &keys(self, key))
             .arg(base64url(&key.selector.0))
             .arg(head.names.as_text())
@@ -62,7 +61,6 @@ impl ResponseStore for RedisStore {
             .num(head.begun.0)
             .num(head.id.0)
             .num(head.body_id.0)
-            .num(kept_millis(head, &*clock))
             .arg(head.encode())
             .arg(entry.body())
             .arg(base64url(&ticket.selector.0))
@@ -72,7 +70,7 @@ impl ResponseStore for RedisStore {
     }
 
     fn freshen(&self, key: EntryKey, ticket: Ticket, entry: Arc<Entry>) -> StoreFuture<Stored> {
-        let (head, clock) = (entry.head(), ResponseStore::clock(self));
+        let head = entry.head();
         self.script(&FRESHEN, &keys(self, key))
             .arg(base64url(&key.selector.0))
             .arg(hex(ticket.token))
@@ -82,7 +80,6 @@ impl ResponseStore for RedisStore {
             .num(head.begun.0)
             .num(head.id.0)
             .num(head.body_id.0)
-            .num(kept_millis(head, &*clock))
             .arg(head.encode())
             .arg(base64url(&ticket.selector.0))
             .arg(channel(self))
@@ -263,12 +260,6 @@ fn stored(reply: Reply) -> Result<Stored, StoreError> {
     } else {
         Stored::Superseded
     })
-}
-
-/// The engine's own expiry only collects garbage; it follows the handle's clock as far as that runs.
-fn kept_millis(head: &Head, clock: &dyn Clock) -> u64 {
-    (head.expires_at.saturating_sub(clock.now_micros()) / 1_000)
-        .clamp(1_000, LARGEST_NUMBER / 1_000)
 }
 
 fn member(change: Change) -> String {

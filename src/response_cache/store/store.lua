@@ -1,17 +1,19 @@
 -- Writes an entry; drops the ticket's lease and the variant's mark. The later-begun of two fetches stays.
 -- KEYS: 1 primary, 2 entry.
--- ARGV: 2 selector, 3 names, 4 token, 5 at, 6 due, 7 expires, 8 begun, 9 id, 10 body id, 11 milliseconds to keep, 12 head, 13 body,
---       14 the lease's selector, 15 the channel to tell, 16 what to tell those who wait.
+-- ARGV: 2 selector, 3 names, 4 token, 5 at, 6 due, 7 expires, 8 begun, 9 id, 10 body id, 11 head, 12 body,
+--       13 the lease's selector, 14 the channel to tell, 15 what to tell those who wait.
 -- Reply: 1 written, 0 superseded.
 local MOST_VARIANTS = 32
-local lease_field = 'l:' .. ARGV[14]
+local lease_field = 'l:' .. ARGV[13]
 local primary = redis.call('HMGET', KEYS[1], 'names', lease_field, 'v:' .. ARGV[2], 'm:' .. ARGV[2])
 if primary[2] and string.match(primary[2], '^%x+') == ARGV[4] then
   redis.call('HDEL', KEYS[1], lease_field)
   -- Heard when this script has ended, and the entry is there.
-  if string.sub(primary[2], -1) == 'w' then redis.call('PUBLISH', ARGV[15], ARGV[16]) end
+  if string.sub(primary[2], -1) == 'w' then redis.call('PUBLISH', ARGV[14], ARGV[15]) end
 end
-local keep_ms = tonumber(ARGV[11]) + 60000
+-- By the clock that the entry follows: another machine's may be far from it.
+local left_ms = math.max(1000, math.floor((tonumber(ARGV[7]) - now) / 1000))
+local keep_ms = left_ms + 60000
 local known = primary[1] or ''
 if known ~= ARGV[3] then
   -- Entries under other names can never be found again.
@@ -54,8 +56,8 @@ elseif ARGV[3] ~= '' then
   if count >= MOST_VARIANTS then redis.call('HDEL', KEYS[1], oldest) end
 end
 redis.call('HSET', KEYS[2], 'at', ARGV[5], 'due', ARGV[6], 'expires', ARGV[7], 'begun', ARGV[8], 'id', ARGV[9],
-  'body_id', ARGV[10], 'head', ARGV[12], 'body', ARGV[13])
-redis.call('PEXPIRE', KEYS[2], ARGV[11])
+  'body_id', ARGV[10], 'head', ARGV[11], 'body', ARGV[12])
+redis.call('PEXPIRE', KEYS[2], string.format('%.0f', left_ms))
 redis.call('HSET', KEYS[1], 'names', ARGV[3], 'v:' .. ARGV[2], ARGV[5])
 if primary[4] then redis.call('HDEL', KEYS[1], 'm:' .. ARGV[2]) end
 if redis.call('PTTL', KEYS[1]) < keep_ms then redis.call('PEXPIRE', KEYS[1], string.format('%.0f', keep_ms)) end
