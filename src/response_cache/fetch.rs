@@ -213,7 +213,10 @@ impl Exchange {
         mut fetch: Fetch,
         status: Option<StatusCode>,
     ) -> Response<ResponseBody<R>> {
-        self.cache().stands_in(&self.ask);
+        // What one client's request made fail says nothing of others'.
+        if !self.ask.is_alone(&self.fields) {
+            self.cache().stands_in(&self.ask);
+        }
         let stale = fetch.stale.take();
         // The caller has just looked at it.
         let Some((stale, _)) = stale else {

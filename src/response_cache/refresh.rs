@@ -62,9 +62,15 @@ impl<S> Run<S> {
         if ask.demands.no_store || ask.nested {
             return;
         }
+        // As many may ask at one time as may refresh.
+        let Some(place) = self.exchange.cache().begin_refresh() else {
+            return;
+        };
         super::cache::spawn(async move {
             let lease = self.exchange.setup.config.lease;
-            let Ok(looked) = self.look(Want::EntryOrLease(lease)).await else {
+            let looked = self.look(Want::EntryOrLease(lease)).await;
+            drop(place);
+            let Ok(looked) = looked else {
                 return;
             };
             match &looked.entry {

@@ -363,7 +363,6 @@ impl<S> Run<S> {
         if let Some(((stored, verdict), ticket)) = stored {
             let status = called.as_ref().ok().map(Response::status);
             if exchange.may_stand_in(&stored, verdict, status) {
-                exchange.cache().stands_in(&exchange.ask);
                 return Ok(exchange.stand_in(&stored, status));
             }
             if let (true, Ok(response)) = (exchange.ask.head, &called) {

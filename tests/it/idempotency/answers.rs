@@ -1,14 +1,15 @@
 //! What is kept of an answer, for how long, and how it comes back.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Poll, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
-use http_body::Frame;
+use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::sync::Notify;
 use tower::{Layer, ServiceExt, service_fn};
@@ -596,4 +597,33 @@ async fn twice(layer: IdempotencyLayer) {
         assert_eq!(body, "run 1");
     }
     assert_eq!(runs.load(Ordering::SeqCst), 1);
+}
+
+/// Says a size, and never comes to it.
+struct Empty;
+
+impl http_body::Body for Empty {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(Some(Ok(Frame::data(Bytes::new()))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(5)
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_never_comes_to_its_size_ends_at_the_run_limit() {
+    let layer = layer(memory(&clock())).run_limit(Duration::from_millis(100));
+    let service = layer.layer(service_fn(|_: Inner| async {
+        Ok::<_, Infallible>(Response::new(Empty))
+    }));
+    let response = service.oneshot(post("/pay", "k", "{}")).await.unwrap();
+    assert_eq!(response.status(), 503);
 }
