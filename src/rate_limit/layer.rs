@@ -66,6 +66,9 @@ impl RateLimitLayer {
     }
 
     /// Says who is believed about the client's address; unless set nobody, and the client is the peer.
+    ///
+    /// An address that stands in the request already ([`ClientIp`](crate::core::ClientIp)) is taken as it is: where several
+    /// layers want it, the outermost finds it for all.
     pub fn trusted_proxies(self, proxies: TrustedProxies) -> Self {
         self.set(|settings| settings.proxies = proxies)
     }

@@ -23,6 +23,7 @@ use tower_keep::session::{SessionCookie, SessionLayer};
 use tower_keep::store::Store;
 use tower_keep::{HOUR, MINUTE, SECOND};
 
+use crate::rate_limit::PATIENCE;
 use crate::support::redis::shared;
 
 /// How often the innermost code ran.
@@ -67,14 +68,16 @@ impl Stack {
                 Quota::per_minute(20),
                 Partition::client_ip(),
             ))
-            .limit(Quota::per_hour(1_000), Partition::global());
+            .limit(Quota::per_hour(1_000), Partition::global())
+            .timeout(PATIENCE);
         let users = RateLimitLayer::new(store.clone())
             .group("users")
             .policy(Policy::new(
                 "user",
                 Quota::per_minute(3),
                 Partition::principal(),
-            ));
+            ))
+            .timeout(PATIENCE);
         let sessions = SessionLayer::new(store.clone()).cookie(SessionCookie::insecure("id"));
         let cached = ResponseCacheLayer::new(store.clone())
             .ttl(MINUTE)

@@ -93,8 +93,8 @@ impl Session {
     /// Other calls of this session wait for it: await or drop it before the same task awaits another.
     ///
     /// # Errors
-    /// The user has too many sessions; the user's sessions or rights changed since this request began; the store
-    /// cannot answer; the headers have left.
+    /// The user has too many sessions; the user's sessions or rights changed since this request began, but for its own
+    /// [`Session::revoke_others`] and [`Session::revoke_all`]; the store cannot answer; the headers have left.
     pub async fn login(&self, login: impl Into<Login>) -> Result<(), SessionRejection> {
         let login = login.into();
         let shared = self.ask();

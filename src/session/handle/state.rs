@@ -212,3 +212,39 @@ impl Buffer {
 fn sum(before: Option<&Value>, by: i64) -> Result<Value, SessionError> {
     data::incremented(before, by).ok_or(SessionError::new(SessionErrorKind::NotANumber))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(buffer: Buffer) -> (bool, Vec<(String, Operation)>) {
+        let patch = buffer.into_patch(0, &Sighting::default());
+        let operations = patch.operations.into_iter();
+        let named = operations.map(|(name, operation)| (name.into_owned(), operation));
+        (patch.clear, named.collect())
+    }
+
+    #[test]
+    fn what_was_taken_and_not_sent_comes_before_what_was_buffered_meanwhile() {
+        let value = |n: i64| sum(None, n).unwrap();
+        let mut earlier = Buffer::default();
+        earlier.set("a".into(), Operation::Set(value(1)));
+        earlier.increment("b".into(), 2).unwrap();
+        let mut later = Buffer::default();
+        later.set("a".into(), Operation::Remove);
+        later.increment("b".into(), 3).unwrap();
+        let mut whole = later.clone();
+        whole.restore(earlier.clone());
+        let both = vec![
+            ("a".to_owned(), Operation::Remove),
+            ("b".to_owned(), Operation::Increment(5)),
+        ];
+        assert_eq!(written(whole), (false, both));
+        later.clear();
+        later.set("c".into(), Operation::Remove);
+        let mut whole = later;
+        whole.restore(earlier);
+        let after = vec![("c".to_owned(), Operation::Remove)];
+        assert_eq!(written(whole), (true, after));
+    }
+}

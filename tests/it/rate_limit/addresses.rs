@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use super::metered::Metered;
 use super::*;
 use tower_keep::core::{
     AskVisitor, ClientIp, ClientIpLayer, StoreError, StoreErrorKind, StoreFailure, StoreFuture,
@@ -218,6 +219,37 @@ impl AskVisitor for Session {
 }
 
 #[tokio::test]
+async fn whoever_comes_next_is_told_the_address_whatever_was_decided_and_wherever() {
+    let redis = crate::support::redis::shared().await;
+    let redis = redis
+        .store_with(&crate::support::redis::fresh_prefix())
+        .await;
+    let by_address = |store: Arc<dyn RateLimitStore>| {
+        RateLimitLayer::new(store)
+            .limit(Quota::per_minute(9), Partition::client_ip())
+            .trusted_proxies(TrustedProxies::hops(1))
+            .timeout(PATIENCE)
+    };
+    let open = by_address(Arc::new(super::faults::Broken)).on_store_failure(StoreFailure::Open);
+    let everybody = "0.0.0.0/0".parse().unwrap();
+    for layer in [
+        by_address(Arc::new(MemoryStore::new())),
+        by_address(Arc::new(MemoryStore::new())).exempt(|_| false),
+        by_address(Arc::new(MemoryStore::new())).allow_ips([everybody]),
+        by_address(Arc::new(redis)),
+        open,
+    ] {
+        let handler = service_fn(async |request: Request<()>| {
+            let ClientIp(client) = request.extensions().get().copied().unwrap();
+            Ok::<_, Infallible>(Response::new(Full::from(client.to_string())))
+        });
+        let service = layer.layer(handler);
+        let answer = service.oneshot(forwarded("10.0.0.9", "192.0.2.1")).await;
+        assert_eq!(read(answer.unwrap()).await.body, "192.0.2.1", "{layer:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_visitor_is_asked_once_and_a_session_that_fails_leaves_the_choice_to_the_failure_mode() {
     let visit = |answer| {
         let mut request = request("", "192.0.2.1");
@@ -251,11 +283,34 @@ async fn a_visitor_is_asked_once_and_a_session_that_fails_leaves_the_choice_to_t
         "counted by the address"
     );
     app.send(visit(Ok(None))).await.refused_by("one");
+    let metered = Metered::start();
     let open = App::new(layer().on_store_failure(StoreFailure::Open));
     assert_eq!(open.send(fault()).await.field("ratelimit"), None);
+    let requests = |outcome: &str| {
+        metered.counter(&format!(
+            "keep_rate_limit_requests_total{{group=default,outcome={outcome}}}"
+        ))
+    };
+    assert_eq!((requests("unguarded"), requests("passed")), (1, 0));
     let closed = App::new(layer().on_store_failure(StoreFailure::Closed));
     assert_eq!(
         closed.send(fault()).await.status,
         StatusCode::SERVICE_UNAVAILABLE
     );
+    // An address that somebody else found counts as it is written in the lists, mapped or not.
+    let listed = RateLimitLayer::new(MemoryStore::new())
+        .limit(Quota::per_minute(9), Partition::client_ip())
+        .deny_ips(["192.0.2.0/24".parse().unwrap()]);
+    let mut mapped = request("", "198.51.100.1");
+    let client = "::ffff:192.0.2.1".parse().unwrap();
+    mapped.extensions_mut().insert(ClientIp(client));
+    let answer = App::new(listed).send(mapped).await;
+    assert_eq!(answer.status, StatusCode::FORBIDDEN);
+    // Where only a trial counts by the user, nobody is refused for that.
+    let tried = RateLimitLayer::new(MemoryStore::new())
+        .policy(Policy::new("tried", Quota::per_minute(1), Partition::principal()).shadow())
+        .limit(Quota::per_minute(9), Partition::global())
+        .on_store_failure(StoreFailure::Closed);
+    let answer = App::new(tried).send(fault()).await;
+    assert_eq!(answer.field("ratelimit"), Some("\"global\";r=8;t=60"));
 }

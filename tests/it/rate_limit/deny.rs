@@ -30,7 +30,7 @@ fn at(limit: u32, cost: u32) -> Request<()> {
 }
 
 /// Sends what must be refused until that costs no command: notices arrive by then. Returns the last answer.
-async fn refused_for_free(store: &RedisStore, send: impl AsyncFn() -> Answer) -> Answer {
+pub(super) async fn refused_for_free(store: &RedisStore, send: impl AsyncFn() -> Answer) -> Answer {
     for _ in 0..5_000 {
         let before = store.commands();
         let answer = send().await;

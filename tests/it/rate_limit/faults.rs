@@ -4,6 +4,7 @@ use super::*;
 use tower_keep::backend::fallback::Fallback;
 use tower_keep::core::{StoreError, StoreErrorKind, StoreFailure, StoreFuture};
 use tower_keep::rate_limit::store::{Bucket, Charge, Receipt, Refunded, Verdict};
+use tower_keep::rate_limit::{Attempt, Decision};
 
 use crate::support::RedisServer;
 
@@ -129,6 +130,56 @@ async fn while_the_store_is_away_each_process_admits_its_share() {
     app.get("u1", "192.0.2.1").await.refused_by("few");
     app.get("u2", "192.0.2.1").await;
     app.get("u3", "192.0.2.1").await.refused_by("log");
+}
+
+#[tokio::test]
+async fn what_was_charged_in_this_process_is_given_back_there() {
+    let policy = Policy::new("page", Quota::per_minute(1), Partition::global());
+    let policy = policy.refund_when(|response| response.status == StatusCode::NOT_MODIFIED);
+    let layer = RateLimitLayer::new(Broken).policy(policy);
+    let mut app = App::new(layer.clone());
+    app.status = StatusCode::NOT_MODIFIED;
+    for _ in 0..3 {
+        let answer = app.get("", "192.0.2.1").await;
+        assert_eq!(answer.status, StatusCode::NOT_MODIFIED);
+    }
+    let limiter = layer.limiter();
+    for _ in 0..2 {
+        let attempt = Attempt::new().on("page", ());
+        let Decision::Allowed(grant) = limiter.check_and_record(attempt).await.unwrap() else {
+            panic!("the unit was given back");
+        };
+        assert_eq!(limiter.refund(grant).await.unwrap(), Refunded::Applied);
+    }
+}
+
+#[tokio::test]
+async fn while_the_store_is_away_the_limit_of_a_request_is_shared_out_too() {
+    let limit =
+        |parts: &http::request::Parts| parts.headers.get("x-limit")?.to_str().ok()?.parse().ok();
+    let policy = Policy::new("tier", Quota::per_minute(40), Partition::client_ip()).limit_by(limit);
+    let layer = RateLimitLayer::new(Broken).policy(policy).processes(4);
+    let app = App::new(layer);
+    for (last, (limit, share)) in [
+        ("40", 10),
+        ("39", 9),
+        ("8", 2),
+        ("3", 1),
+        ("1", 1),
+        ("0", 0),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut request = request("", &format!("192.0.2.{last}"));
+        request
+            .headers_mut()
+            .insert("x-limit", limit.parse().unwrap());
+        let answer = app.send(request).await;
+        let told = format!("\"tier\";q={share};w=60");
+        assert_eq!(answer.field("ratelimit-policy"), Some(&*told), "{limit}");
+        assert_eq!(answer.status.is_success(), share > 0, "{limit}");
+    }
 }
 
 #[tokio::test]

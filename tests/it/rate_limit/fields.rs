@@ -218,6 +218,45 @@ async fn a_policy_that_stands_in_two_layers_is_charged_once() {
 }
 
 #[tokio::test]
+async fn layers_that_count_the_same_client_by_other_policies_are_all_charged() {
+    let store = MemoryStore::new();
+    let layer = |group: &str, quota| {
+        let layer = RateLimitLayer::new(store.clone()).group(group);
+        layer.limit(quota, Partition::client_ip())
+    };
+    let outer = layer("a", Quota::per_minute(3));
+    for inner in [
+        layer("b", Quota::per_minute(3)),
+        layer("a", Quota::per_minute(4)),
+    ] {
+        let (answer, seen) = stacked(outer.clone(), inner.clone()).await;
+        assert_eq!(lines(&answer, "ratelimit").len(), 2);
+        assert_eq!(seen.iter().count(), 2);
+        let address: std::net::IpAddr = "192.0.2.1".parse().unwrap();
+        let inner = inner.limiter().peek("client-ip", address).await.unwrap();
+        assert_eq!(inner.attempts, 1);
+    }
+}
+
+#[tokio::test]
+async fn of_policies_with_as_much_left_the_older_fields_tell_of_the_one_that_takes_longest() {
+    let clock = clock();
+    // Told in whole seconds, and never too early.
+    clock.advance(Duration::from_millis(1));
+    let reset = (Timestamp::of(&clock).as_millis() / 1_000 + 3_601).to_string();
+    let quotas = [Quota::per_minute(3), Quota::per_hour(3)];
+    for [first, second] in [quotas, [quotas[1], quotas[0]]] {
+        let layer = RateLimitLayer::new(memory(&clock))
+            .policy(Policy::new("first", first, Partition::global()))
+            .policy(Policy::new("second", second, Partition::global()))
+            .legacy_headers();
+        let answer = App::new(layer).get("", "192.0.2.1").await;
+        assert_eq!(answer.field("x-ratelimit-remaining"), Some("2"));
+        assert_eq!(answer.field("x-ratelimit-reset"), Some(&*reset));
+    }
+}
+
+#[tokio::test]
 async fn fields_can_be_left_out_and_the_retry_stays() {
     let layer = RateLimitLayer::new(MemoryStore::new())
         .limit(Quota::per_minute(1), Partition::global())

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use tower_keep::SECOND;
 use tower_keep::rate_limit::store::{Bucket, Charge, Mode, Outcome, Scope, Tag};
-use tower_keep::rate_limit::{PartitionKey, RateLimiter};
+use tower_keep::rate_limit::{Attempt, PartitionKey, RateLimiter};
 
 use super::*;
 
@@ -26,6 +26,68 @@ fn network(n: u64) -> PartitionKey {
 /// A hundred thousand keys, unless `KEEP_FLOOD` says how many: ten million take some ten minutes without optimisation.
 fn flood() -> u64 {
     std::env::var("KEEP_FLOOD").map_or(100_000, |keys| keys.parse().unwrap())
+}
+
+#[tokio::test]
+async fn where_one_policy_finds_no_room_the_others_are_charged_once() {
+    let store = MemoryStore::builder().max_entries(2).build();
+    let full = RateLimiter::new(store.clone()).limit(Quota::per_hour(1), Partition::header("x"));
+    let record = async |limiter: &RateLimiter, policy, key: &str| {
+        limiter
+            .record(Attempt::new().on(policy, key))
+            .await
+            .unwrap();
+    };
+    // One that refuses stays, and one that this request is about: there is no room for its address.
+    record(&full, "x", "refused").await;
+    let layer = RateLimitLayer::new(store)
+        .policy(Policy::new(
+            "user",
+            Quota::per_hour(5),
+            Partition::principal(),
+        ))
+        .policy(Policy::new(
+            "ip",
+            Quota::per_hour(5),
+            Partition::client_ip(),
+        ));
+    let limiter = layer.limiter();
+    record(&limiter, "user", "u1").await;
+    let answer = App::new(layer).get("u1", "192.0.2.1").await;
+    assert_eq!(
+        answer.field("ratelimit"),
+        Some("\"user\";r=3;t=3600, \"ip\";r=4;t=3600")
+    );
+    assert_eq!(limiter.peek("user", "u1").await.unwrap().attempts, 2);
+}
+
+#[tokio::test]
+async fn neighbours_without_room_share_an_entry_and_what_is_counted_for_all_is_never_forgotten() {
+    let store = MemoryStore::builder().max_entries(4).build();
+    let layer = RateLimitLayer::new(store)
+        .policy(Policy::new(
+            "ip",
+            Quota::per_hour(1),
+            Partition::client_ip(),
+        ))
+        .policy(Policy::new(
+            "all",
+            Quota::per_hour(1_000),
+            Partition::global(),
+        ));
+    let (app, limiter) = (App::new(layer.clone()), layer.limiter());
+    let mut admitted = 0;
+    for network in 1..=50 {
+        let address = |host| format!("10.{network}.7.{host}");
+        admitted += u32::from(app.get("", &address(1)).await.status == StatusCode::OK);
+        let is_full = network > 4;
+        if is_full {
+            app.get("", &address(2)).await.refused_by("ip");
+        }
+    }
+    let all = limiter.peek("all", ()).await.unwrap();
+    assert_eq!(all.attempts, admitted);
+    assert!(admitted > 4);
 }
 
 #[tokio::test]

@@ -4,7 +4,10 @@ use std::sync::atomic::AtomicBool;
 
 use tower_keep::backend::redis::RedisStore;
 use tower_keep::core::StoreFailure;
+use tower_keep::rate_limit::store::Refunded;
+use tower_keep::rate_limit::{Attempt, Decision, RateLimiter};
 
+use super::deny::refused_for_free;
 use super::*;
 use crate::support::RedisServer;
 use crate::support::proxy::Proxy;
@@ -40,6 +43,48 @@ fn stands_in(mode: StoreFailure, answer: &Answer) {
     assert_eq!((answer.status, told), (status, fields), "{mode:?}");
 }
 
+/// Waits until notices arrive, which come by the same way: the next reply is then that to the next call.
+async fn hears(store: &RedisStore) {
+    let full = RateLimitLayer::new(store.clone()).group("full");
+    let full = full.limit(Quota::per_minute(1), Partition::global());
+    let full = App::new(full.timeout(PATIENCE));
+    full.get("", "192.0.2.1").await;
+    refused_for_free(store, async || full.get("", "192.0.2.1").await).await;
+}
+
+#[tokio::test]
+async fn a_refund_whose_reply_is_lost_gives_back_its_own_units_and_no_others() {
+    let server = RedisServer::start().await;
+    let quotas = [
+        (Quota::per_hour(9), Ok(Refunded::TooLate)),
+        (Quota::per_hour(2_000), Err(())),
+        (Quota::per_hour(9).gcra(9), Err(())),
+        (Quota::per_hour(9).fixed(), Err(())),
+    ];
+    for (index, (quota, answered)) in quotas.into_iter().enumerate() {
+        let proxy = Proxy::before(server.address()).await;
+        let store = handle(&proxy, &format!("refund{index}")).await;
+        let limiter = RateLimiter::new(store.clone()).timeout(PATIENCE);
+        let limiter = limiter.limit(quota, Partition::global());
+        let charge = async || {
+            let attempt = Attempt::new().on("global", ());
+            match limiter.check_and_record(attempt).await.unwrap() {
+                Decision::Allowed(grant) => grant,
+                Decision::Denied(denial) => panic!("{denial:?}"),
+            }
+        };
+        let (grant, _other) = (charge().await, charge().await);
+        // The server knows the script by now: a refund is one reply.
+        limiter.refund(charge().await).await.unwrap();
+        hears(&store).await;
+        proxy.cut_at_next_reply();
+        let refunded = limiter.refund(grant).await.map_err(drop);
+        assert_eq!(refunded, answered, "{quota:?}");
+        let status = limiter.peek("global", ()).await.unwrap();
+        assert_eq!(status.attempts, 1, "{quota:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_reply_that_is_cut_off_leaves_one_charge_and_the_mode_answers() {
     let server = RedisServer::start().await;
@@ -49,6 +94,7 @@ async fn a_reply_that_is_cut_off_leaves_one_charge_and_the_mode_answers() {
         let layer = nine_a_minute(&store, mode);
         let app = App::new(layer.clone());
         assert_eq!(app.get("", "192.0.2.1").await.status, StatusCode::OK);
+        hears(&store).await;
         proxy.cut_at_next_reply();
         stands_in(mode, &app.get("", "192.0.2.1").await);
         let status = layer.limiter().peek("global", ()).await.unwrap();

@@ -137,6 +137,68 @@ async fn a_refusal_names_all_violated_policies_and_the_longest_wait() {
 }
 
 #[tokio::test]
+async fn of_several_reasons_the_gravest_is_told_and_of_equal_ones_the_first() {
+    let clock = clock();
+    let layer = RateLimitLayer::new(memory(&clock))
+        .policy(Policy::new("full", Quota::per_hour(1), Partition::global()))
+        .policy(Policy::new(
+            "full-too",
+            Quota::per_hour(1),
+            Partition::global(),
+        ))
+        .policy(Policy::new(
+            "blocked",
+            Quota::per_hour(9),
+            Partition::principal(),
+        ))
+        .policy(
+            Policy::new("small", Quota::per_hour(1), Partition::client_ip())
+                .cost(|parts| if parts.uri.path() == "/large" { 2 } else { 0 }),
+        );
+    let (app, limiter) = (App::new(layer.clone()), layer.limiter());
+    let answer = async |user: &str, path: &'static str| {
+        let mut request = request(user, "192.0.2.1");
+        *request.uri_mut() = path.parse().unwrap();
+        let answer = app.send(request).await;
+        let problem = answer.problem();
+        let retry = answer.field("retry-after").map(str::to_owned);
+        let names = problem["violated-policies"].as_array().unwrap().len();
+        let kind = problem["type"].as_str().unwrap().rsplit('#').next();
+        (
+            problem["code"].as_str().unwrap().to_owned(),
+            kind.unwrap().to_owned(),
+            retry,
+            names,
+        )
+    };
+    app.get("u1", "192.0.2.1").await;
+    limiter.block("blocked", "u2", MINUTE).await.unwrap();
+    let told = |code: &str, kind: &str, retry: Option<&str>, names| {
+        (
+            code.to_owned(),
+            kind.to_owned(),
+            retry.map(str::to_owned),
+            names,
+        )
+    };
+    let hour = Some("3600");
+    assert_eq!(
+        answer("u1", "/").await,
+        told("full", "quota-exceeded", hour, 2)
+    );
+    // The block ends sooner, and a request that comes back then is refused again.
+    assert_eq!(
+        answer("u2", "/").await,
+        told("blocked", "abnormal-usage-detected", hour, 3)
+    );
+    // Whatever ends, this one is never admitted.
+    assert_eq!(
+        answer("u2", "/large").await,
+        told("small", "quota-exceeded", None, 4)
+    );
+}
+
+#[tokio::test]
 async fn waiting_as_told_always_suffices() {
     let clock = clock();
     let layer = RateLimitLayer::new(memory(&clock))
@@ -301,6 +363,19 @@ async fn a_hook_may_change_the_document_and_the_fields_come_after_it() {
     assert!(answer.body.starts_with(b"RateLimitRejection"));
     assert_eq!(answer.field("retry-after"), Some("7"));
     assert!(answer.field("ratelimit").is_some());
+    // What it says of the limits itself stands alone.
+    let own = RateLimitLayer::new(MemoryStore::new())
+        .limit(Quota::per_minute(1), Partition::global())
+        .on_rejection(|_, response| {
+            let own = "\"own\";r=0".parse().unwrap();
+            response.headers_mut().insert("ratelimit", own);
+        });
+    let app = App::new(own);
+    app.get("", "192.0.2.1").await;
+    let answer = app.get("", "192.0.2.1").await;
+    let lines: Vec<_> = answer.headers.get_all("ratelimit").iter().collect();
+    assert_eq!(lines, ["\"own\";r=0"]);
+    assert_eq!(answer.field("ratelimit-policy"), None);
 }
 
 #[tokio::test]

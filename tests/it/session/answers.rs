@@ -23,8 +23,8 @@ use tower_keep::session::store::{
     Target, UserId, Whose,
 };
 use tower_keep::session::{
-    RequireLayer, Session, SessionErrorKind, SessionEventKind, SessionLayer, SessionRejection,
-    SessionStore, Signal,
+    RequireLayer, Session, SessionErrorKind, SessionEventKind, SessionLayer, SessionLimit,
+    SessionRejection, SessionStore, Signal,
 };
 
 use super::app::{App, Probe, clock, memory};
@@ -355,6 +355,66 @@ async fn what_is_written_after_a_logout_begins_a_session_of_nobody() {
             }
             assert!(directory.list(&user).await.unwrap().is_empty());
         }
+    }
+}
+
+#[tokio::test]
+async fn what_was_buffered_before_a_login_that_is_refused_is_written_all_the_same() {
+    let layer = SessionLayer::new(memory(&clock())).limit(SessionLimit::reject(1));
+    let app = App::new(layer.clone());
+    app.browser().get("/login/u1").await;
+    let handler = async |session: Session| {
+        session.insert("cart", &7)?;
+        session.increment("tries", 2)?;
+        let refused = session.login(Principal::new("u1")).await;
+        assert!(matches!(refused, Err(SessionRejection::Limit)));
+        assert_eq!(session.get::<u8>("cart").await?, Some(7));
+        session.increment("tries", 1)
+    };
+    let router = Router::new().route("/", get(handler)).layer(layer);
+    let answer = ask(&router, "/", &[]).await;
+    let browser = app.browser();
+    browser.plant(answer.header("set-cookie").split(';').next().unwrap());
+    for (path, expected) in [
+        ("/get/cart", "7"),
+        ("/get/tries", "3"),
+        ("/maybe", "nobody"),
+    ] {
+        assert_eq!(browser.body(path).await, expected, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_value_that_is_too_large_by_itself_is_refused_at_once() {
+    let store = Probe::new(memory(&clock()));
+    let layer = SessionLayer::new(store.clone()).data_limit(10);
+    let handler = async |session: Session| {
+        // Quotes count, and so does the name.
+        let kinds = ["1234567", "12345678"].map(|text| {
+            let inserted = session.insert("a", &text);
+            inserted.map_err(|error| error.kind())
+        });
+        assert_eq!(kinds, [Ok(()), Err(SessionErrorKind::TooLarge)]);
+    };
+    let router = Router::new().route("/", get(handler)).layer(layer);
+    assert_eq!(ask(&router, "/", &[]).await.status, 200);
+    assert_eq!(store.calls(), 1, "what fits was written");
+}
+
+#[tokio::test]
+async fn asking_whether_a_session_is_live_keeps_nobody_logged_in() {
+    let clock = clock();
+    let layer = SessionLayer::new(memory(&clock));
+    let app = App::new(layer.clone());
+    let handler = async |session: Session| session.is_live().await.map(|is| is.to_string());
+    let router = Router::new().route("/", get(handler)).layer(layer);
+    let browser = app.browser();
+    browser.get("/login/u1").await;
+    let cookie = browser.cookie().unwrap();
+    for (after, is_live) in [(600, "true"), (299, "true"), (1, "false")] {
+        clock.advance(Duration::from_secs(after));
+        let answer = ask(&router, "/", &[("cookie", &cookie)]).await;
+        assert_eq!(answer.body, is_live, "{after}");
     }
 }
 

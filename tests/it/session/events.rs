@@ -31,6 +31,29 @@ fn listening(store: impl SessionStore) -> (SessionLayer, Told) {
 }
 
 #[tokio::test]
+async fn a_session_that_ends_during_its_request_is_no_signal() {
+    let clock = clock();
+    let (layer, told) = listening(memory(&clock));
+    let browser = App::new(layer.clone()).browser();
+    browser.get("/set/a/1").await;
+    told.lock().clear();
+    let time = clock.clone();
+    let handler = get(async move |session: Session| {
+        assert_eq!(session.get::<u8>("a").await.unwrap(), Some(1));
+        time.advance(Duration::from_secs(900));
+        session.insert("a", &2).unwrap();
+    });
+    let router = Router::new().route("/", handler).layer(layer);
+    let request = Request::get("/").header("cookie", browser.cookie().unwrap());
+    let sent = router.oneshot(request.body(Body::empty()).unwrap());
+    let response = sent.await.unwrap();
+    let cookie = response.headers()["set-cookie"].to_str().unwrap();
+    assert!(cookie.starts_with("__Host-id=;"), "removed: {cookie}");
+    let kinds: Vec<_> = told.lock().iter().map(|event| event.kind).collect();
+    assert_eq!(kinds, [SessionEventKind::WriteDropped]);
+}
+
+#[tokio::test]
 async fn who_is_told_may_use_the_handle_it_is_told_about() {
     let kept: Arc<Mutex<Option<Session>>> = Arc::default();
     let (keep, heard) = (Arc::clone(&kept), Arc::new(Mutex::new(Vec::new())));

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::task::Poll;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -12,6 +13,56 @@ use tower_keep::core::{Principal, StoreFailure};
 use tower_keep::session::{Session, SessionErrorKind, SessionLayer};
 
 use super::app::{App, Browser, Probe, clock, memory};
+
+#[tokio::test]
+async fn after_a_failed_read_no_call_asks_the_store_again_but_those_that_end_sessions() {
+    let store = Probe::new(memory(&clock()));
+    let layer = SessionLayer::new(store.clone());
+    let browser = App::new(layer.clone()).browser();
+    browser.get("/login/u1").await;
+    let probe = store.clone();
+    let handler = get(async move |session: Session| {
+        probe.fail(true);
+        assert!(session.get::<u8>("a").await.is_err());
+        // The store is back, and nobody knows what the read would have told.
+        probe.fail(false);
+        probe.calls();
+        let login = session.login(Principal::new("u1")).await;
+        let rejected = [
+            session.list().await.map(drop),
+            login,
+            session.require_role("admin").await,
+            session.require_fresh(Duration::from_secs(60)).await,
+            session.check_auth_stamp("x").await,
+        ];
+        for rejected in rejected {
+            let status = rejected.map_err(|rejection| rejection.status().as_u16());
+            assert_eq!(status, Err(503));
+        }
+        session.insert("a", &1).unwrap();
+        let failed = [
+            session.commit().await,
+            session.rotate().await,
+            session.update("a", |n: &mut u8| *n += 1).await,
+            session.get::<u8>("b").await.map(drop),
+            session.principal().await.map(drop),
+            session.expires_in().await.map(drop),
+            session.is_live().await.map(drop),
+        ];
+        for failed in failed {
+            let kind = failed.map_err(|error| error.kind());
+            assert_eq!(kind, Err(SessionErrorKind::Unavailable));
+        }
+        assert_eq!(probe.calls(), 0);
+        session.revoke_others().await.unwrap();
+        session.logout().await.unwrap();
+        assert_eq!(probe.calls(), 2);
+    });
+    let router = Router::new().route("/", handler).layer(layer);
+    let request = Request::get("/").header("cookie", browser.cookie().unwrap());
+    let answer = router.oneshot(request.body(Body::empty()).unwrap()).await;
+    assert_eq!(answer.unwrap().status(), 200);
+}
 
 #[tokio::test]
 async fn after_a_failed_read_nothing_is_written() {

@@ -186,6 +186,12 @@ async fn a_bearer_token_wins_over_the_cookie_and_gets_no_cookie() {
         "cookie-user",
         "not ours"
     );
+    // One that opens nothing says nothing of the cookie beside it.
+    let unknown = browser.send(bearer(&"A".repeat(54), "/me")).await;
+    assert_eq!(
+        (unknown.body.as_str(), unknown.field("set-cookie").as_str()),
+        ("nobody", "")
+    );
     let forged = Request::get("/me")
         .header("x-session-data", "u9")
         .header("x-user-id", "u9");
@@ -299,8 +305,15 @@ async fn a_guard_works_on_a_plain_service_without_axum() {
             .body(String::new())
             .unwrap();
         let response = service.oneshot(request).await.unwrap();
-        let challenge = response
-            .headers()
+        let fields = response.headers();
+        // Whom it lets in depends on the visitor, and so does the answer.
+        let kept = match response.status().as_u16() {
+            200 => "private",
+            _ => "no-store",
+        };
+        assert_eq!(fields["vary"], "cookie");
+        assert_eq!(fields["cache-control"], kept);
+        let challenge = fields
             .get("www-authenticate")
             .map(|value| value.to_str().unwrap().to_owned());
         (response.status().as_u16(), challenge)

@@ -1,6 +1,7 @@
 //! Login, rotation, devices, rights, times.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -52,6 +53,52 @@ async fn a_login_never_adopts_what_the_client_brought() {
         "victim",
         "a wrong secret ends nothing"
     );
+}
+
+#[tokio::test]
+async fn a_login_is_as_old_as_its_request_whenever_the_session_was_first_asked() {
+    let layer = SessionLayer::new(MemoryStore::default());
+    let (app, directory) = (App::new(layer.clone()), layer.directory());
+    let (browser, door) = (app.browser(), Arc::clone(&app.door));
+    let late = tokio::spawn(async move { browser.status("/slow_login/u1").await });
+    while door.waiting.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    directory.revoke_all("u1").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    door.open();
+    assert_eq!(late.await.unwrap(), 401);
+}
+
+#[tokio::test]
+async fn at_the_limit_the_oldest_or_the_longest_idle_session_gives_way() {
+    for (limit, gone) in [
+        (SessionLimit::evict_oldest(3), 0),
+        (SessionLimit::evict_longest_idle(3), 1),
+    ] {
+        let clock = clock();
+        let redis = shared().await.store(&clock).await;
+        let stores: [Arc<dyn SessionStore>; 2] = [Arc::new(memory(&clock)), Arc::new(redis)];
+        for store in stores {
+            let app = App::new(SessionLayer::new(store).limit(limit));
+            let browsers = [(); 4].map(|()| app.browser());
+            for browser in &browsers[..3] {
+                browser.get("/login/u1").await;
+                clock.advance(seconds(10));
+            }
+            clock.advance(seconds(60));
+            // The first and the third are used again.
+            for at in [2, 0] {
+                assert_eq!(browsers[at].body("/me").await, "u1");
+                clock.advance(seconds(1));
+            }
+            browsers[3].get("/login/u1").await;
+            for (at, browser) in browsers.iter().enumerate() {
+                let expected = if at == gone { "nobody" } else { "u1" };
+                assert_eq!(browser.body("/me").await, expected, "{limit:?}: {at}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -526,7 +526,10 @@ async fn a_damaged_value_is_none_and_hinders_nothing() {
 #[tokio::test]
 async fn a_patch_of_more_keys_than_lua_unpacks_at_once_is_one_step() {
     let server = RedisServer::start().await;
-    let layer = SessionLayer::new(server.store(&clock()).await);
+    // A step as large as this takes its time where the machine is busy.
+    let builder = server.builder("large").clock(clock());
+    let store = builder.timeout(Duration::from_secs(20)).open().await;
+    let layer = SessionLayer::new(store.unwrap());
     let app = App::new(layer.clone());
     let routes = Router::new()
         .route(
