@@ -30,7 +30,7 @@ use crate::data::{Check, once_more, record, tell_contradiction};
 /// The most jobs that are added or shown by one call to the store, and the most bytes of what is added.
 pub(super) const JOBS_AT_ONCE: usize = 512;
 /// The most jobs that one call moves: while a server does that it does nothing else.
-pub(super) const MOVED_AT_ONCE: usize = 128;
+pub(super) const MOVED_AT_ONCE: usize = 100;
 const BYTES_AT_ONCE: usize = 4 * MIB;
 
 /// A queue of items of type `T`: at least once each, never to two at once while a lease holds.
@@ -204,7 +204,7 @@ impl<T: Serialize> Queue<T> {
 }
 
 impl<T: DeserializeOwned> Queue<T> {
-    /// Leases the next job, and up to `most` - 1 more of its recipient and priority, 128 in all at most; `None` if nothing
+    /// Leases the next job, and up to `most` - 1 more of its recipient and priority, 100 in all at most; `None` if nothing
     /// is ready.
     ///
     /// # Errors

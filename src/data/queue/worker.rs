@@ -83,7 +83,7 @@ impl<T: DeserializeOwned + Send + 'static> Worker<T> {
         self
     }
 
-    /// Sets the most jobs of a batch (5), at least 1; above 128 it is 128.
+    /// Sets the most jobs of a batch (5), at least 1; above 100 it is 100.
     pub fn batch(mut self, jobs: usize) -> Self {
         self.batch = jobs.max(1);
         self

@@ -439,18 +439,24 @@ async fn what_is_moved_together_takes_as_many_commands_of_the_server_as_one_job(
     );
     check(32, "412 items of digests").await;
     let batch = queue.lease_from("u1", 500).await.unwrap().unwrap();
-    assert_eq!(batch.jobs.len(), 128);
-    check(40, "a lease of 128").await;
+    assert_eq!(batch.jobs.len(), 100);
+    check(40, "a lease of 100").await;
     assert!(queue.extend(&batch).await.unwrap().is_complete());
-    check(26, "128 extended").await;
+    check(26, "100 extended").await;
     assert!(queue.ack(&batch).await.unwrap().is_complete());
-    check(26, "128 acked").await;
+    check(26, "100 acked").await;
     let listed = queue.list("u1", 512).await.unwrap();
     assert_eq!(listed.len(), 512);
     check(30, "512 listed").await;
-    let ids = listed.iter().take(128).map(|job| job.id);
-    assert_eq!(queue.cancel("u1", ids).await.unwrap().len(), 128);
-    check(26, "128 cancelled").await;
+    let ids = listed.iter().take(100).map(|job| job.id);
+    assert_eq!(queue.cancel("u1", ids).await.unwrap().len(), 100);
+    check(26, "100 cancelled").await;
+    let failing: Queue<u64> = Queue::new(server.store(&clock()).await, "failing");
+    failing.enqueue_many(plain(0..100)).await.unwrap();
+    let worker = failing.worker(|_| async { Done::Err(JobError::retry("no")) });
+    let worker = worker.batch(100).concurrency(1);
+    assert!(worker.run_until_idle().await.unwrap().retried >= 100);
+    check(120, "100 enqueued, leased and given back").await;
 }
 
 #[tokio::test]

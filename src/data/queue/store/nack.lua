@@ -2,29 +2,67 @@
 -- KEYS and ARGV[2..7]: queue.lua. ARGV: 8 token, then for each job 4: id, how ('0' after, '1' at, '2' dead, '3' as if never
 -- leased), ms, error.
 -- Reply: {1 done | 3 done and dead | 0 lost | 2 gone, ...}.
-local before, reply = alarm(), {}
+local reply, ids = {}, {}
 for index = 9, #ARGV, 4 do
-  local id, how, ms = ARGV[index], ARGV[index + 1], tonumber(ARGV[index + 2])
-  local job = load(id)
-  local code = held(job, ARGV[8])
+  ids[#ids + 1] = ARGV[index]
+end
+if #ids == 0 then
+  return reply
+end
+-- What is given back moves in one command per key.
+local before, kept = alarm(), redis.call('HMGET', JOBS, unpack(ids))
+local seen, done, dead, left, jobs, ends, seats = {}, {}, {}, {}, {}, {}, {}
+local places = {b = {}, c = {}, d = {}}
+
+local function add(words, first, second)
+  words[#words + 1], words[#words + 2] = first, second
+end
+
+local function send(command, key, words)
+  if #words > 0 then
+    redis.call(command, key, unpack(words))
+  end
+end
+
+for index, id in ipairs(ids) do
+  local at = 9 + 4 * (index - 1)
+  local how, ms = ARGV[at + 1], tonumber(ARGV[at + 2])
+  local job = kept[index] and unpacked(kept[index])
+  local code = seen[id] and 0 or held(job, ARGV[8])
   if code == 1 then
+    seen[id], done[#done + 1], left[#left + 1] = true, id, seat(id, job)
+    close_digest(id, job)
     if how == '3' then
-      leave(id, job)
       job[TRIES] = job[TRIES] - 1
-      settle_in(id, job)
     else
-      job[ERROR] = ARGV[index + 3]
+      job[ERROR] = ARGV[at + 3]
       if how == '2' or job[TRIES] >= most_attempts then
-        bury(id, job, '')
         code = 3
       else
-        leave(id, job)
         set_due(job, how == '0' and now_ms + ms or math.max(now_ms, ms))
-        settle_in(id, job)
       end
     end
+    if code == 3 then
+      job[STATE], job[PLACE] = 'd', now_ms
+      dead[#dead + 1] = id
+    else
+      job[STATE], job[PLACE] = place_of(job)
+      add(ends, job[EXPIRES], id)
+      add(seats, '0', seat(id, job))
+    end
+    add(places[job[STATE]], job[PLACE], id)
+    add(jobs, id, packed(job))
   end
-  reply[#reply + 1] = code
+  reply[index] = code
 end
+send('ZREM', LEASED, done)
+send('ZREM', WHO, left)
+send('ZREM', EXPIRY, dead)
+send('ZADD', EXPIRY, ends)
+for state, words in pairs(places) do
+  send('ZADD', ORDER[state], words)
+end
+send('ZADD', WHO, seats)
+send('HSET', JOBS, jobs)
 ring(before)
 return reply
