@@ -10,7 +10,7 @@ mod dropped;
 mod health;
 mod once;
 mod processes;
-mod telemetry;
+pub mod telemetry;
 
 use crate::support::program;
 use crate::support::redis::RedisServer;

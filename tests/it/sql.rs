@@ -1,6 +1,7 @@
 //! The SQL backend: the shared transaction, its marks, its endings, the schema.
 
 pub mod lost;
+mod pools;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

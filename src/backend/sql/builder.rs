@@ -47,7 +47,10 @@ impl Default for Settings {
     }
 }
 
-/// Sets up a [`SqlStore`].
+/// The engines count their timeouts in milliseconds of 32 bits.
+const LONGEST: Duration = Duration::from_secs(20 * 86_400);
+
+/// Sets up a [`SqlStore`]. A timeout of more than 20 days is one of 20 days.
 #[derive(Clone)]
 #[must_use]
 pub struct SqlStoreBuilder {
@@ -71,31 +74,31 @@ impl SqlStoreBuilder {
 
     /// Bounds the wait for a connection (2 s).
     pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.acquire_timeout = timeout;
+        self.settings.acquire_timeout = timeout.min(LONGEST);
         self
     }
 
     /// Bounds the wait for a lock or for the write permit (3 s).
     pub fn lock_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.lock_timeout = timeout;
+        self.settings.lock_timeout = timeout.min(LONGEST);
         self
     }
 
     /// Bounds one statement inside a transaction (10 s); Postgres only.
     pub fn statement_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.statement_timeout = timeout;
+        self.settings.statement_timeout = timeout.min(LONGEST);
         self
     }
 
     /// Bounds a whole transaction (30 s); afterwards it can only roll back.
     pub fn transaction_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.transaction_timeout = timeout;
+        self.settings.transaction_timeout = timeout.min(LONGEST);
         self
     }
 
     /// Bounds the wait for the reply to COMMIT (10 s), and then as long again for finding out.
     pub fn commit_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.commit_timeout = timeout;
+        self.settings.commit_timeout = timeout.min(LONGEST);
         self
     }
 
@@ -156,7 +159,9 @@ async fn open_url(url: &str, settings: Settings) -> Result<SqlStore, StoreError>
             let (pool, memory) = super::sqlite::open(url, &settings)
                 .await
                 .map_err(unopened)?;
-            Ok(SqlStore::with(AnyPool::Sqlite(pool), memory, settings))
+            // Where there is one connection, readers queue with the writers instead of giving up on the pool.
+            let single = memory || settings.max_connections == Some(1);
+            Ok(SqlStore::with(AnyPool::Sqlite(pool), single, settings))
         }
         #[cfg(feature = "postgres")]
         "postgres" | "postgresql" => {

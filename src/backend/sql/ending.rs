@@ -58,13 +58,15 @@ async fn commit(shared: &Arc<Shared>, part: Part) -> Ended {
             return rolled_back(cause);
         }
     };
-    let (doom, refused) = {
+    let (doom, refused, over) = {
         let mut said = shared.said.lock();
         // A commit has a timeout of its own.
         said.due = None;
-        (said.doom, said.rollback)
+        let over = part == Part::SoFar && said.closed;
+        (said.doom, said.rollback, over)
     };
-    let leak = leaked.then_some(RollbackCause::Leaked);
+    // While a leaked guard waited for its commit so far, all of it has ended.
+    let leak = (leaked || over).then_some(RollbackCause::Leaked);
     let cause = leak.or(doom).or(refused);
     let open = slot.take();
     if let Some(cause) = cause {

@@ -57,6 +57,12 @@ impl TransactionError {
         Self::new(TransactionErrorKind::Doomed(cause))
     }
 
+    /// The server did not answer a read in time.
+    #[cfg(feature = "postgres")]
+    pub(crate) const fn unanswered() -> Self {
+        Self::new(TransactionErrorKind::Unavailable)
+    }
+
     /// Others were faster too often; doing it all again may succeed.
     pub(crate) const fn crowded() -> Self {
         Self::new(TransactionErrorKind::Conflict)
@@ -89,6 +95,11 @@ impl TransactionError {
             TransactionErrorKind::Conflict
                 | TransactionErrorKind::Doomed(RollbackCause::Aborted | RollbackCause::Contention)
         )
+    }
+
+    /// Says whether the connection was lost, so that another may do.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.source.as_ref().is_some_and(is_lost)
     }
 
     /// Returns what the database said.
@@ -167,6 +178,22 @@ pub(super) fn classify(error: &sqlx::Error) -> TransactionErrorKind {
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => TransactionErrorKind::Unavailable,
         _ => TransactionErrorKind::Failed,
+    }
+}
+
+/// Says whether the connection itself was lost: by a cut, or because the server ended the session while it lay idle
+/// in the pool (a restart, an operator, its limit for idle sessions). It says so in an error of its own, if the last
+/// words still arrive.
+pub(super) fn is_lost(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) => true,
+        sqlx::Error::Database(database) => {
+            matches!(
+                database.code().as_deref(),
+                Some("57P01" | "57P02" | "57P05")
+            )
+        }
+        _ => false,
     }
 }
 

@@ -110,7 +110,8 @@ async fn steps(db: &SqlStore, open: &mut Open, schema: &Schema) -> Result<(), Tr
         return Err(TransactionError::new(TransactionErrorKind::Failed));
     }
     for step in schema.steps.iter().skip(version) {
-        open.connection()?.run(step.clone()).await?;
+        let made = open.connection()?.run(step.clone()).await;
+        made.inspect_err(|problem| tell_if_forbidden(schema.part, step, problem))?;
     }
     // Both are ours: a static name and a count.
     let sql = format!(
@@ -121,6 +122,19 @@ async fn steps(db: &SqlStore, open: &mut Open, schema: &Schema) -> Result<(), Tr
     );
     open.connection()?.run(sql).await?;
     Ok(())
+}
+
+/// Whoever may do it needs the statements: nothing of them is secret.
+fn tell_if_forbidden(part: &'static str, step: &str, problem: &sqlx::Error) {
+    let code = problem.as_database_error().and_then(|error| error.code());
+    if code.as_deref() == Some("42501") {
+        error!(
+            part,
+            statements = step,
+            "no right to make the tables: let the owner of the database run these statements once, or grant the right"
+        );
+        let _ = (part, step);
+    }
 }
 
 /// Two processes that start at once: SQLite's are apart by BEGIN IMMEDIATE already.

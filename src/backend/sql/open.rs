@@ -176,9 +176,14 @@ async fn begin(db: SqlStore, lock_timeout: Duration) -> Result<Open, Transaction
     let admission = db.admit()?;
     let id = new_id()?;
     let mut connection = open(&db, started, lock_timeout, id).await;
-    if let Err(sqlx::Error::Io(_)) = connection {
-        // A connection that had died in the pool: one more, on another.
+    // Connections that had died in the pool: others, until none of the old ones is left.
+    let mut old = db.idle_connections();
+    while connection.as_ref().err().is_some_and(super::error::is_lost) {
         connection = open(&db, started, lock_timeout, id).await;
+        if old == 0 {
+            break;
+        }
+        old -= 1;
     }
     db.report(admission, connection.as_ref().err());
     seconds!("keep_sql_acquire_seconds", started.elapsed());

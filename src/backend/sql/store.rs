@@ -234,6 +234,30 @@ impl SqlStore {
         }
     }
 
+    /// Returns how many connections lie in the pool.
+    pub(super) fn idle_connections(&self) -> usize {
+        match &self.inner.pool {
+            #[cfg(feature = "sqlite")]
+            AnyPool::Sqlite(pool) => pool.num_idle(),
+            #[cfg(feature = "postgres")]
+            AnyPool::Postgres(pool) => pool.num_idle(),
+        }
+    }
+
+    /// Reads outside any transaction; again where a connection had died in the pool, until none of the old ones is left.
+    pub(crate) async fn read_again<T, F>(&self, read: impl Fn() -> F) -> Result<T, TransactionError>
+    where
+        F: Future<Output = Result<T, TransactionError>>,
+    {
+        let mut old = self.idle_connections();
+        loop {
+            match read().await {
+                Err(error) if error.is_lost() && old > 0 => old -= 1,
+                answer => return answer,
+            }
+        }
+    }
+
     /// Takes a connection for reading, outside any transaction.
     pub(crate) async fn read<D: Engine>(&self) -> Result<Reading<D>, TransactionError> {
         self.prepare().await?;

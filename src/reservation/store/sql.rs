@@ -141,7 +141,12 @@ macro_rules! on_reader {
                     told: false,
                 };
                 let $calendar = &mut own;
-                $body
+                // Outside a transaction no timeout of the server bounds it.
+                let read = tokio::time::timeout($db.statement_timeout(), async { $body }).await;
+                read.unwrap_or_else(|_| {
+                    reading.connection.close_on_drop();
+                    Err(TransactionError::unanswered())
+                })
             }
         }
     }};
@@ -162,13 +167,19 @@ impl ReservationStore for SqlStore {
 
     fn find(&self, by: HoldRef) -> StoreFuture<Option<HoldRecord>> {
         let (db, sql) = (self.clone(), statements(self));
-        reading(async move { on_reader!(db, sql, |calendar| steps::find(calendar, &by).await) })
+        reading(async move {
+            let find =
+                || async { on_reader!(db, sql, |calendar| steps::find(calendar, &by).await) };
+            db.read_again(find).await
+        })
     }
 
     fn availability(&self, query: AvailabilityQuery) -> StoreFuture<Vec<Busy>> {
         let (db, sql) = (self.clone(), statements(self));
-        let spans =
-            reading(async move { on_reader!(db, sql, |calendar| calendar.busy(&query).await) });
+        let spans = reading(async move {
+            let busy = || async { on_reader!(db, sql, |calendar| calendar.busy(&query).await) };
+            db.read_again(busy).await
+        });
         spans.then(super::bounded)
     }
 

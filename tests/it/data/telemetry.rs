@@ -20,7 +20,7 @@ use crate::rate_limit::metered::Metered;
 use crate::support::redis::{RedisServer, fresh_prefix, shared};
 
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -34,7 +34,7 @@ impl Write for Log {
 }
 
 impl Log {
-    fn start() -> (Self, impl Sized) {
+    pub fn start() -> (Self, impl Sized) {
         let log = Self::default();
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt()
@@ -45,7 +45,7 @@ impl Log {
         (log, subscriber.set_default())
     }
 
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
     }
 }
