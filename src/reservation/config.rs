@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, TRANSFER_ENCODING};
 
 use super::event::EventSet;
 use super::hold::{HoldId, HoldToken};
@@ -80,10 +81,35 @@ impl Config {
             holder: holder.into(),
             key: key.into(),
             token: token.hash(),
-            hold_for,
+            // What is to last for ever ends with the calendar.
+            hold_for: hold_for.min(Timestamp::MAX.since(now)),
             record: self.record,
         };
         Ok((wish, token))
+    }
+
+    /// Shows a refusal that the handler returned to the hook. What others have added to the response stays: its
+    /// status, its fields, its extensions.
+    pub(crate) fn pass<B>(
+        &self,
+        rejection: &ReservationRejection,
+        inner: Response<B>,
+    ) -> Response<Bytes> {
+        let mut document = rejection.response();
+        let (parts, _) = inner.into_parts();
+        *document.status_mut() = parts.status;
+        let own = std::mem::take(document.headers_mut());
+        *document.headers_mut() = parts.headers;
+        // The body is the document's: so are the fields about it.
+        for about_body in [CONTENT_LENGTH, CONTENT_ENCODING, TRANSFER_ENCODING] {
+            document.headers_mut().remove(about_body);
+        }
+        document.headers_mut().extend(own);
+        *document.extensions_mut() = parts.extensions;
+        if let Some(hook) = &self.on_rejection {
+            hook(rejection, &mut document);
+        }
+        document
     }
 
     /// Makes the response of a refusal, with the hook applied.

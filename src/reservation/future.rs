@@ -10,7 +10,7 @@ use pin_project_lite::pin_project;
 
 use super::guard::refusal_of;
 use super::policy;
-use super::rejection::{ReservationError, ReservationRejection};
+use super::rejection::{Conflict, ReservationError, ReservationRejection};
 use super::request::Request;
 use super::store::Ended;
 use crate::core::telemetry::error;
@@ -48,6 +48,8 @@ enum Wanted {
 struct Open {
     request: Arc<Request>,
     ended: bool,
+    /// The inner service is being polled; still so afterwards, it has panicked.
+    inside: bool,
 }
 
 impl<F, ResBody, E> ResponseFuture<F, ResBody, E> {
@@ -57,6 +59,7 @@ impl<F, ResBody, E> ResponseFuture<F, ResBody, E> {
             open: Open {
                 request,
                 ended: false,
+                inside: false,
             },
             answered: None,
         }
@@ -72,7 +75,10 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         if this.answered.is_none() {
-            let answer = ready!(this.inner.poll(cx));
+            this.open.inside = true;
+            let polled = this.inner.poll(cx);
+            this.open.inside = false;
+            let answer = ready!(polled);
             *this.answered = Some(this.open.end(answer));
         }
         let Some(answered) = this.answered else {
@@ -106,10 +112,15 @@ impl Open {
             }
             Ending::Commit => (Wanted::Commit, request.commit()),
             Ending::Rollback => {
-                let cause = match (&answer, request.conflict()) {
-                    (Err(_), _) => RollbackCause::Inner,
-                    (Ok(_), Some(_)) => RollbackCause::Conflict,
-                    (Ok(response), None) => RollbackCause::Status(response.status().as_u16()),
+                let cause = match &answer {
+                    Err(_) => RollbackCause::Inner,
+                    Ok(response) => match refused_hold(request, response) {
+                        Some(conflict) => {
+                            request.note_conflict(conflict);
+                            RollbackCause::Conflict
+                        }
+                        None => RollbackCause::Status(response.status().as_u16()),
+                    },
                 };
                 (Wanted::Rollback, request.roll_back(cause))
             }
@@ -144,10 +155,21 @@ impl Open {
         }
         // A refusal that the handler returned passes the hook, too.
         let returned = response.extensions().get::<ReservationRejection>();
-        if let (Some(rejection), true) = (returned, config.on_rejection.is_some()) {
-            return Ok(config.refuse(rejection).map(Body::bytes));
+        if let (Some(rejection), true) = (returned.cloned(), config.on_rejection.is_some()) {
+            return Ok(config.pass(&rejection, response).map(Body::bytes));
         }
         Ok(response.map(Body::pass))
+    }
+}
+
+/// The refused hold behind a response: the one it names, else the last answer to a wish.
+fn refused_hold<ResBody>(request: &Request, response: &Response<ResBody>) -> Option<Conflict> {
+    match response.extensions().get::<ReservationRejection>() {
+        Some(rejection) => match rejection.error() {
+            ReservationError::Conflict(conflict) => Some(*conflict),
+            _ => None,
+        },
+        None => request.conflict(),
     }
 }
 
@@ -156,7 +178,8 @@ impl Drop for Open {
         if self.ended {
             return;
         }
-        let cause = if std::thread::panicking() {
+        // Whoever caught the panic drops us when nobody is panicking any more.
+        let cause = if self.inside || std::thread::panicking() {
             RollbackCause::Panic
         } else {
             RollbackCause::Cancelled

@@ -315,6 +315,7 @@ impl Request {
         let decision = self.transaction.hold(wish).await?;
         match held(decision, token, asked) {
             Ok(hold) => {
+                self.forget_conflict();
                 if hold.outcome == HoldOutcome::Created {
                     self.note_made(hold.id);
                 }

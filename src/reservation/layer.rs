@@ -15,6 +15,7 @@ use super::service::Reservation;
 use super::slot::Slot;
 use super::store::{LateConfirm, ReservationStore};
 use crate::core::Timestamp;
+use crate::core::ttl::MILLIS;
 
 /// Gives handlers a [`ReservationGuard`](super::ReservationGuard): commits before a success is seen, rolls
 /// back otherwise.
@@ -79,7 +80,7 @@ impl ReservationLayer {
     /// Returns the same store and settings for workers, reads and retries.
     ///
     /// # Panics
-    /// If `hold_for` is longer than `hold_at_most`.
+    /// If `hold_for` is longer than `hold_at_most`, or shorter than a millisecond.
     #[must_use]
     pub fn reservations(&self) -> Reservations {
         self.check();
@@ -96,6 +97,9 @@ impl ReservationLayer {
         if self.config.hold_for > self.config.hold_at_most {
             panic!("hold_for must not be longer than hold_at_most");
         }
+        if self.config.hold_for < MILLIS {
+            panic!("hold_for must be at least a millisecond");
+        }
     }
 }
 
@@ -103,7 +107,7 @@ impl<S> Layer<S> for ReservationLayer {
     type Service = Reservation<S>;
 
     /// # Panics
-    /// If `hold_for` is longer than `hold_at_most`.
+    /// If `hold_for` is longer than `hold_at_most`, or shorter than a millisecond.
     fn layer(&self, inner: S) -> Reservation<S> {
         self.check();
         Reservation::new(inner, Arc::clone(&self.config))

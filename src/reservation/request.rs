@@ -66,6 +66,11 @@ impl Request {
         *self.conflict.lock() = Some(conflict);
     }
 
+    /// A wish was granted: an earlier refusal is behind us, and not why anything fails now.
+    pub(crate) fn forget_conflict(&self) {
+        *self.conflict.lock() = None;
+    }
+
     pub(crate) fn conflict(&self) -> Option<Conflict> {
         *self.conflict.lock()
     }

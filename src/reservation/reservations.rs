@@ -272,7 +272,12 @@ impl Drop for Unfinished {
     fn drop(&mut self) {
         if let Some(request) = self.0.take() {
             request.close();
-            drop(request.roll_back(RollbackCause::Cancelled));
+            let cause = if std::thread::panicking() {
+                RollbackCause::Panic
+            } else {
+                RollbackCause::Cancelled
+            };
+            drop(request.roll_back(cause));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The reservation layer, driven in process on its engines.
 
+mod causes;
 mod crossing;
 mod endings;
 mod history;

@@ -148,6 +148,14 @@ pub(super) async fn places_are_counted_at_the_busiest_instant(desk: &Desk<'_>) {
     let full = desk.hold(places(15, 35, 1), "dot").await;
     assert_eq!(code(full), "CAPACITY_EXCEEDED");
     desk.held(places(50, 60, 2), "dot").await;
+    let around = |units| {
+        let wish = |from, to| desk.slot("around", from, to).units(units).of(3);
+        [wish(10, 20), wish(30, 40)]
+    };
+    desk.held(desk.slot("around", 0, 60).units(1).of(3), "ann")
+        .await;
+    assert_eq!(code(desk.hold(around(3), "bob").await), "CAPACITY_EXCEEDED");
+    desk.held(around(2), "bob").await;
     let exclusive = desk.hold(desk.slot("places", 55, 70), "eve").await;
     assert_eq!(code(exclusive), "SLOT_TEMPORARILY_RESERVED");
     desk.held(desk.slot("places", 60, 70), "eve").await;

@@ -24,6 +24,11 @@ pub(crate) struct Row {
 }
 
 impl Row {
+    /// What tells it from all others: a hold's slots do not overlap in a lane.
+    fn name(&self) -> (HoldId, &str, &str, Timestamp) {
+        (self.hold, &self.resource, &self.unit, self.from)
+    }
+
     fn is_live(&self, now: Timestamp) -> bool {
         state_at(self.state, self.expires_at, now).blocks()
     }
@@ -50,10 +55,16 @@ pub(crate) enum Admission {
 
 /// Decides whether `slots` may be taken beside `rows`, the blocking rows that overlap them.
 pub(crate) fn admit(slots: &[Slot], rows: &[Row], now: Timestamp) -> Admission {
-    let (live, over): (Vec<&Row>, Vec<&Row>) = rows
+    let mut met: Vec<&Row> = rows
         .iter()
         .filter(|row| slots.iter().any(|slot| row.meets(slot)))
-        .partition(|row| row.is_live(now));
+        .collect();
+    // A row that meets several slots was found once for each, and takes its places once.
+    if slots.len() > 1 {
+        met.sort_unstable_by_key(|row| row.name());
+        met.dedup_by_key(|row| row.name());
+    }
+    let (live, over): (Vec<&Row>, Vec<&Row>) = met.into_iter().partition(|row| row.is_live(now));
     let in_the_way: Vec<&Row> = live
         .iter()
         .copied()
@@ -193,6 +204,23 @@ mod tests {
         assert_eq!(admit(&wish, &rows, at(0)), Admission::Free(vec![]));
         let three = [row(0, 2, 1, true), row(1, 5, 1, true)];
         assert_eq!(admit(&wish, &three, at(0)), Admission::Full { left: 0 });
+    }
+
+    #[test]
+    fn a_row_that_was_found_for_several_slots_takes_its_places_once() {
+        let early = Slot::new("a", at(1)..at(2)).units(1).of(2);
+        let late = Slot::new("a", at(3)..at(4)).units(1).of(2);
+        let long = row(0, 9, 1, true);
+        let found = [long.clone(), long.clone()];
+        assert_eq!(
+            admit(&[early.clone(), late.clone()], &found, at(0)),
+            Admission::Free(vec![])
+        );
+        let two = [long.clone(), row(0, 8, 1, true), long];
+        assert_eq!(
+            admit(&[early, late], &two, at(0)),
+            Admission::Full { left: 0 }
+        );
     }
 
     #[test]

@@ -85,6 +85,45 @@ impl Shared {
     fn doom(&self, cause: RollbackCause) {
         self.said.lock().doom.get_or_insert(cause);
     }
+
+    fn commit_so_far(&self, open: &mut Open) -> Ended {
+        let refused = {
+            let said = self.said.lock();
+            // While a leaked guard waited for it, all of it has ended.
+            let over = said.closed.then_some(RollbackCause::Leaked);
+            said.doom.or(said.rollback).or(over)
+        };
+        self.settle(open, refused)
+    }
+
+    /// Ends it; a step that still runs has been leaked.
+    fn finish(&self, keep: Result<(), RollbackCause>) -> Ended {
+        match self.open.try_lock() {
+            Ok(mut open) => self.settle(&mut open, keep.err()),
+            Err(_) => self.tell(Some(keep.err().unwrap_or(RollbackCause::Leaked))),
+        }
+    }
+
+    /// Applies what was written so far, or forgets it.
+    fn settle(&self, open: &mut Open, refused: Option<RollbackCause>) -> Ended {
+        let Open { changes, held } = std::mem::take(open);
+        if refused.is_none() {
+            self.store.part::<Book>().apply(changes);
+        }
+        // The locks go last: whoever waits for one sees what was applied.
+        drop(held);
+        self.tell(refused)
+    }
+
+    /// Starts what waited for the end.
+    fn tell(&self, refused: Option<RollbackCause>) -> Ended {
+        let end = refused.map_or(End::Committed, End::RolledBack);
+        let work = std::mem::take(&mut self.said.lock().after);
+        if let (false, Ok(runtime)) = (work.is_empty(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn(run_all(work, end));
+        }
+        refused.map_or(Ended::Committed, Ended::RolledBack)
+    }
 }
 
 /// Runs `$body` as one step of `$shared`; dropped half-way or failing, it dooms the transaction.
@@ -214,42 +253,6 @@ impl MemoryReservations {
             owner: true,
         }
     }
-
-    /// Ends what was written so far; `None` while a step is still running.
-    fn apply(&self, keep: bool) -> Option<()> {
-        let mut open = self.shared.open.try_lock().ok()?;
-        let Open { changes, held } = std::mem::take(&mut *open);
-        if keep {
-            self.shared.store.part::<Book>().apply(changes);
-        }
-        // The locks go last: whoever waits for one sees what was applied.
-        drop(held);
-        Some(())
-    }
-
-    fn after(&self, end: End) {
-        let work = std::mem::take(&mut self.shared.said.lock().after);
-        if let (false, Ok(runtime)) = (work.is_empty(), tokio::runtime::Handle::try_current()) {
-            runtime.spawn(run_all(work, end));
-        }
-    }
-
-    fn finish(&self, keep: Result<(), RollbackCause>) -> Ended {
-        let applied = self.apply(keep.is_ok());
-        let refused = keep
-            .err()
-            .or(applied.is_none().then_some(RollbackCause::Leaked));
-        match refused {
-            None => {
-                self.after(End::Committed);
-                Ended::Committed
-            }
-            Some(cause) => {
-                self.after(End::RolledBack(cause));
-                Ended::RolledBack(cause)
-            }
-        }
-    }
 }
 
 impl ReservationTransaction for MemoryReservations {
@@ -297,11 +300,15 @@ impl ReservationTransaction for MemoryReservations {
         if !self.owner {
             return StoreFuture::ok(Ended::Member);
         }
-        let cause = {
-            let said = self.shared.said.lock();
-            said.doom.or(said.rollback)
-        };
-        StoreFuture::ok(self.finish(cause.map_or(Ok(()), Err)))
+        if let Ok(mut open) = self.shared.open.try_lock() {
+            return StoreFuture::ok(self.shared.commit_so_far(&mut open));
+        }
+        // Another guard's step is under way: it belongs to what is committed here.
+        let shared = Arc::clone(&self.shared);
+        StoreFuture::boxed(async move {
+            let mut open = shared.open.lock().await;
+            Ok(shared.commit_so_far(&mut open))
+        })
     }
 
     fn end(&self, ending: Ending) -> StoreFuture<Ended> {
@@ -319,7 +326,7 @@ impl ReservationTransaction for MemoryReservations {
                 (_, cause) => Err(said.rollback.or(cause).unwrap_or(RollbackCause::Cancelled)),
             }
         };
-        StoreFuture::ok(self.finish(keep))
+        StoreFuture::ok(self.shared.finish(keep))
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -329,9 +336,9 @@ impl ReservationTransaction for MemoryReservations {
 
 impl Drop for MemoryReservations {
     fn drop(&mut self) {
-        let open = !std::mem::replace(&mut self.shared.said.lock().closed, true);
-        if self.owner && open {
-            self.finish(Err(RollbackCause::Cancelled));
+        // A member that goes leaves the transaction to its owner.
+        if self.owner && !std::mem::replace(&mut self.shared.said.lock().closed, true) {
+            self.shared.finish(Err(RollbackCause::Cancelled));
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::routing::post;
@@ -80,11 +81,19 @@ async fn the_hook_changes_a_refusal_also_one_that_the_handler_returned() {
         let code = http::HeaderValue::from_static(why.code());
         response.headers_mut().insert("x-why", code);
     });
-    let app = App::with(layer, book);
+    let app = App::with(layer, async |guard: ReservationGuard| {
+        let booked = book(guard).await;
+        let others = [("set-cookie", "id=1"), ("content-encoding", "gzip")];
+        booked.map_err(|lost| (StatusCode::GONE, others, lost))
+    });
     app.own.hold(slot("a"), "ann").await.unwrap();
     let lost = app.post().await;
-    check(&lost, StatusCode::CONFLICT, "SLOT_TEMPORARILY_RESERVED");
+    // What was put beside it stays, what was said of another body does not.
+    check(&lost, StatusCode::GONE, "SLOT_TEMPORARILY_RESERVED");
     assert_eq!(lost.header("x-why"), "SLOT_TEMPORARILY_RESERVED");
+    assert_eq!(lost.header("set-cookie"), "id=1");
+    assert_eq!(lost.header("content-encoding"), "");
+    assert_eq!(lost.header("content-type"), "application/problem+json");
 }
 
 #[tokio::test]
@@ -167,4 +176,19 @@ async fn a_refusal_is_logged_by_its_slot_and_never_by_who_has_it() {
     };
     assert!(ends("commit") > 0 && ends("rollback") > 0, "{log}");
     assert!(!log.contains("ann-the-holder") && !log.contains("carol"));
+}
+
+#[test]
+fn a_layer_whose_holds_can_never_be_is_refused_where_it_is_built() {
+    let built = |hold_for, at_most| {
+        std::panic::catch_unwind(|| {
+            let layer = ReservationLayer::new(memory()).hold_for(hold_for);
+            drop(layer.hold_at_most(at_most).reservations());
+        })
+        .is_ok()
+    };
+    let ms = Duration::from_millis;
+    assert!(built(ms(1), ms(1)));
+    assert!(!built(ms(2), ms(1)));
+    assert!(!built(Duration::from_micros(999), MINUTE));
 }
