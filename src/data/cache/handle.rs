@@ -26,7 +26,7 @@ use super::store::{Ask, CacheStore, Lookup};
 use super::target::{CacheKey, Tag, Target};
 use crate::backend::health::Probed;
 use crate::core::telemetry::Once;
-use crate::core::ttl::{Lifetime, SECOND};
+use crate::core::ttl::{LONGEST, Lifetime, SECOND};
 use crate::core::{Clock, IntoKey, Key, Segments, ServiceName, StoreFuture, base64url};
 use crate::data::{Check, DataError, Vitals, tell_contradiction};
 
@@ -143,6 +143,7 @@ where
     /// Waits this long for a loader while a stale value is at hand (500 ms), and this long at all (10 s). A loader that holds
     /// its thread is ended by neither: what blocks belongs into `spawn_blocking`.
     pub fn load_timeout(self, soft: Duration, hard: Duration) -> Self {
+        let hard = hard.min(LONGEST);
         self.with(|config| (config.soft, config.hard) = (soft.min(hard), hard))
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use super::report::{CheckReport, HealthChange, HealthReason, HealthReport};
 use super::thresholds::Thresholds;
 use super::window::Window;
 use crate::backend::health::{Probed, StoreMode};
-use crate::core::telemetry::{gauge, warn};
+use crate::core::telemetry::{error, gauge, warn};
 use crate::core::{Clock, SystemClock, monotonic};
 use crate::data::check::Check;
 
@@ -214,11 +215,19 @@ impl Health {
             state.told.insert(key, (is_wrong, now));
             warn!(part = &*part.name, ?reason, is_wrong, "health has changed");
             if let Some(hook) = &self.hook {
-                hook(HealthChange {
+                let change = HealthChange {
                     part: &part.name,
                     reason,
                     is_wrong,
-                });
+                };
+                // Its panic is not that of whoever asks for the report.
+                let told = catch_unwind(AssertUnwindSafe(|| hook(change)));
+                if told.is_err() {
+                    error!(
+                        part = &*part.name,
+                        "a hook for changes of health has panicked"
+                    );
+                }
             }
         }
     }

@@ -489,3 +489,15 @@ async fn any_store_behind_a_pointer_will_do() {
     let users: Cache<String, usize> = Cache::new(all, "user", ttl::USER);
     assert_eq!(read(&users, &Source::default()).await.0, 1);
 }
+
+#[tokio::test]
+async fn a_loader_may_have_all_the_time_there_is() {
+    let users: Cache<u32, u32> = Cache::new(MemoryStore::new(), "user", ttl::USER)
+        .load_timeout(std::time::Duration::MAX, std::time::Duration::MAX);
+    let load = |id| async move { Ok::<_, std::io::Error>(id) };
+    assert_eq!(*users.get_or_load(&1, load).await.unwrap(), 1);
+    let many = users.get_many_or_load(&[1, 2], |ids: Vec<u32>| async move {
+        Ok::<_, std::io::Error>(ids.into_iter().map(|id| (id, id)).collect())
+    });
+    assert_eq!(many.await.unwrap().len(), 2);
+}

@@ -178,6 +178,17 @@ async fn a_change_is_told_at_most_once_an_hour_and_reason() {
 }
 
 #[tokio::test]
+async fn a_hook_that_panics_costs_nobody_the_report() {
+    let health = Health::new()
+        .check("part", || async { Err::<(), _>("down") })
+        .check("other", || async { Err::<(), _>("down") })
+        .on_change(|_| panic!("on purpose"));
+    let report = health.report().await;
+    assert_eq!(reasons(&report, "part"), [HealthReason::Down]);
+    assert_eq!(reasons(&report, "other"), [HealthReason::Down]);
+}
+
+#[tokio::test]
 async fn a_cache_that_misses_is_degraded_until_its_last_thousand_reads_are_hits() {
     let (clock, store) = (clock(), MemoryStore::new());
     let users: Cache<u32, u32> = Cache::new(store, "user", ttl::USER);
