@@ -36,6 +36,17 @@ pin_project! {
     }
 }
 
+/// The size of owned bytes. It is not exact where trailers follow: HTTP/1.1 would say it in front, and then send no trailers.
+pub(crate) fn owned_size(data: Option<&Bytes>, has_trailers: bool) -> SizeHint {
+    let bytes = data.map_or(0, |data| data.len() as u64);
+    if !has_trailers {
+        return SizeHint::with_exact(bytes);
+    }
+    let mut hint = SizeHint::new();
+    hint.set_lower(bytes);
+    hint
+}
+
 /// A body that does more than pass while it is read. What happens when it is dropped is its own affair.
 pub(crate) trait Followed<B> {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>>
@@ -158,9 +169,7 @@ impl<B: http_body::Body<Data = Bytes>> http_body::Body for Body<B> {
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
             Inner::Pass { body } => body.size_hint(),
-            Inner::Owned { data, .. } => {
-                SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64))
-            }
+            Inner::Owned { data, trailers } => owned_size(data.as_ref(), trailers.is_some()),
             Inner::Followed { body } => body.lock().size_hint(),
             Inner::Resumed { head, body } => {
                 let (head, rest) = (head.as_ref().map_or(0, Bytes::len) as u64, body.size_hint());
@@ -188,7 +197,10 @@ mod tests {
         fields.insert("x-sum", http::HeaderValue::from_static("1"));
         let body: Body<Full<Bytes>> =
             Body::with_trailers(Bytes::from_static(b"abc"), fields.clone());
-        assert_eq!(body.size_hint().exact(), Some(3));
+        assert_eq!(
+            (body.size_hint().lower(), body.size_hint().exact()),
+            (3, None)
+        );
         let all = body.collect().await.unwrap();
         assert_eq!(all.trailers(), Some(&fields));
         assert_eq!(all.to_bytes(), "abc");

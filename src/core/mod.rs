@@ -33,7 +33,7 @@ pub mod ttl;
 pub use after_work::AfterWork;
 pub(crate) use after_work::{End, run_all};
 pub use body::Body;
-pub(crate) use body::{FRAMES_AT_ONCE, Followed};
+pub(crate) use body::{FRAMES_AT_ONCE, Followed, owned_size};
 pub(crate) use breaker::FAILURES_TO_OPEN;
 pub use breaker::{Admission, Breaker};
 pub use client_ip::{ClientIp, ClientIpLayer, ClientIpService, PeerAddr, TrustedProxies};

@@ -10,6 +10,7 @@ use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 use super::feed::Reader;
+use crate::core::owned_size;
 
 /// Any error.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -97,9 +98,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
             Inner::Pass { body } => body.size_hint(),
-            Inner::Owned { data, .. } => {
-                SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64))
-            }
+            Inner::Owned { data, trailers } => owned_size(data.as_ref(), trailers.is_some()),
             Inner::Fed { reader } => reader.size_hint(),
         }
     }

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use axum::body::Body;
 use axum::extract::State;
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use http::{HeaderMap, Request, StatusCode, header};
-use http_body_util::BodyExt;
+use http::{HeaderMap, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tower::{ServiceBuilder, ServiceExt};
 use tower_keep::backend::fallback::Fallback;
 use tower_keep::backend::memory::MemoryStore;
@@ -295,4 +298,46 @@ async fn a_clock_rules_every_layer_through_one_url() {
         stack.send("POST", "/book", &headers).await.0,
         StatusCode::FORBIDDEN
     );
+}
+
+/// Its trailer is kept by both layers that keep answers.
+async fn summed() -> Response<Body> {
+    let fields = HeaderMap::from_iter([("x-sum".parse().unwrap(), "7".parse().unwrap())]);
+    let body = Full::from("abc").with_trailers(async { Some(Ok(fields)) });
+    let said = Response::builder().header(header::TRAILER, "x-sum");
+    let said = said.header(header::CACHE_CONTROL, "max-age=60");
+    said.body(Body::new(body)).unwrap()
+}
+
+#[tokio::test]
+async fn trailers_of_a_kept_answer_go_over_http_1() {
+    let store = MemoryStore::new();
+    let once = IdempotencyLayer::new(store.clone(), Scope::global());
+    let app = Router::new()
+        .route("/cached", get(summed).layer(ResponseCacheLayer::new(store)))
+        .route("/once", post(summed).layer(once));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let send = async |line: &str| {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = "host: h\r\nidempotency-key: k\r\nte: trailers\r\nconnection: te, close";
+        let request = format!("{line} HTTP/1.1\r\n{head}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    for (line, kept) in [
+        ("POST /once", "idempotency-replayed: true"),
+        ("GET /cached", "age: 0"),
+    ] {
+        send(line).await;
+        let again = send(line).await;
+        assert!(again.contains(kept), "{again}");
+        assert!(
+            again.ends_with("3\r\nabc\r\n0\r\nx-sum: 7\r\n\r\n"),
+            "{again}"
+        );
+    }
 }

@@ -528,7 +528,7 @@ async fn trailers_come_back_under_the_names_that_announced_them() {
         let service = layer.layer(service_fn(|_: Inner| async {
             let mut fields = HeaderMap::new();
             fields.insert("x-sum", HeaderValue::from_static("7"));
-            let body = tower_keep::core::Body::<Full<Bytes>>::with_trailers("abc".into(), fields);
+            let body = Full::from("abc").with_trailers(async { Some(Ok(fields)) });
             let response = Response::builder().header("trailer", "x-sum");
             Ok::<_, Infallible>(response.body(body).unwrap())
         }));
