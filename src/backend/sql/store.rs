@@ -235,7 +235,7 @@ impl SqlStore {
     }
 
     /// Returns how many connections lie in the pool.
-    pub(super) fn idle_connections(&self) -> usize {
+    pub(crate) fn idle_connections(&self) -> usize {
         match &self.inner.pool {
             #[cfg(feature = "sqlite")]
             AnyPool::Sqlite(pool) => pool.num_idle(),

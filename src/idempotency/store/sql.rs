@@ -217,7 +217,7 @@ macro_rules! alone {
                     #[allow(unused_imports)]
                     use on_postgres::{claim, steps};
                     let $now = time_of(&db);
-                    let mut tries = 0;
+                    let (mut tries, mut old) = (0, db.idle_connections());
                     loop {
                         let mut reading = db.read::<sqlx::Postgres>().await?;
                         let $connection = &mut *reading.connection;
@@ -227,10 +227,14 @@ macro_rules! alone {
                             reading.connection.close_on_drop();
                             break Err(StoreErrorKind::TimedOut.into());
                         };
-                        match answer.map_err(StoreError::from) {
-                            // A connection that had died in the pool, or a stricter isolation level: once more.
-                            Err(error) if tries < TRIES && may_go_better(&error) => tries += 1,
-                            answer => break answer,
+                        match answer {
+                            // It had died in the pool: another, until none of the old ones is left.
+                            Err(error) if old > 0 && error.is_lost() => old -= 1,
+                            answer => match answer.map_err(StoreError::from) {
+                                // A connection that died meanwhile, or a stricter isolation level: once more.
+                                Err(error) if tries < TRIES && may_go_better(&error) => tries += 1,
+                                answer => break answer,
+                            },
                         }
                     }
                 }

@@ -2,12 +2,19 @@
 
 use std::time::Duration;
 
+use axum::Router;
+use axum::body::Body;
+use axum::routing::{get, post};
+use http::Request;
 use sqlx::{Connection, PgConnection, PgPool};
+use tower::ServiceExt;
 use tower_keep::backend::sql::{Postgres, RequestTransaction, SqlStore, Sqlite};
-use tower_keep::core::{SystemClock, Timestamp};
+use tower_keep::core::{Principal, SystemClock, Timestamp};
+use tower_keep::idempotency::{IdempotencyLayer, Scope};
 use tower_keep::reservation::{
     HoldRef, ReservationError, ReservationGuard, ReservationLayer, Reservations, Slot,
 };
+use tower_keep::session::{Session, SessionCookie, SessionLayer};
 
 use crate::data::telemetry::Log;
 use crate::reservation::{clock, slot};
@@ -89,6 +96,44 @@ async fn connections_that_died_in_the_pool_are_nobodys_failure() {
         );
         let_all_die(pool, &url).await;
         own.sweep().await.unwrap();
+        db.close(Duration::from_secs(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn sessions_and_kept_answers_do_not_notice_them_either() {
+    for url in urls().await {
+        let db = SqlStore::builder(&url).max_connections(SESSIONS as u32);
+        let db = db.open().await.unwrap();
+        let login = async |session: Session| {
+            session.login(Principal::new("ann")).await.unwrap();
+        };
+        let once = IdempotencyLayer::new(db.clone(), Scope::global());
+        let app = Router::new()
+            .route("/login", post(login))
+            .route("/me", get(async |user: Principal| user.id().to_owned()))
+            .route("/pay", post(async || "paid").layer(once))
+            .layer(SessionLayer::new(db.clone()).cookie(SessionCookie::insecure("id")));
+        let send = async |method: &str, path: &str, (name, value): (&str, &str)| {
+            let request = Request::builder().method(method).uri(path);
+            let request = request.header(name, value).body(Body::empty()).unwrap();
+            let answer = app.clone().oneshot(request).await.unwrap();
+            assert_eq!(answer.status(), 200, "{path}");
+            answer.headers().clone()
+        };
+        let key = ("idempotency-key", "k");
+        let cookie = send("POST", "/login", key).await["set-cookie"].clone();
+        let cookie = cookie.to_str().unwrap().split(';').next().unwrap();
+        let pool = db.pool::<Postgres>().unwrap();
+        let_all_die(pool, &url).await;
+        send("GET", "/me", ("cookie", cookie)).await;
+        let_all_die(pool, &url).await;
+        send("POST", "/pay", key).await;
+        let_all_die(pool, &url).await;
+        assert_eq!(
+            send("POST", "/pay", key).await["idempotency-replayed"],
+            "true"
+        );
         db.close(Duration::from_secs(5)).await;
     }
 }

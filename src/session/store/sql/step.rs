@@ -64,17 +64,20 @@ pub(super) async fn find(db: &SqlStore, text: &Text, key: &[u8]) -> Result<Vec<R
         }
         #[cfg(feature = "postgres")]
         Dialect::Postgres => {
-            let mut reading = db.read::<sqlx::Postgres>().await?;
             let longest = db.statement_timeout();
-            let found = on_postgres::steps::find(&mut reading.connection, text, key, now);
-            let found = tokio::time::timeout(longest, found).await;
-            match found {
-                Ok(found) => Ok(found?),
-                Err(_) => {
-                    reading.connection.close_on_drop();
-                    Err(StoreErrorKind::TimedOut.into())
+            let read = || async {
+                let mut reading = db.read::<sqlx::Postgres>().await?;
+                let found = on_postgres::steps::find(&mut reading.connection, text, key, now);
+                match tokio::time::timeout(longest, found).await {
+                    Ok(found) => Ok(Some(found?)),
+                    Err(_elapsed) => {
+                        reading.connection.close_on_drop();
+                        Ok(None)
+                    }
                 }
-            }
+            };
+            let found = db.read_again(read).await?;
+            found.ok_or_else(|| StoreErrorKind::TimedOut.into())
         }
     }
 }
