@@ -41,7 +41,25 @@ impl Suite {
         self.clock.advance(2 * self.rules.remember_for);
         // Tidied up in between, it is known all the same: its job lives.
         self.take(9, 1, None).await;
-        assert_eq!(self.add(far).await, EnqueueOutcome::Duplicate(far_id));
+        assert_eq!(
+            self.add(far.clone()).await,
+            EnqueueOutcome::Duplicate(far_id)
+        );
+        self.clock.advance(self.rules.remember_for);
+        self.take_one(2, "far").await;
+        assert_eq!(self.ack(2, far_id).await, Settled::Done);
+        // Given again, it is remembered anew, also when the first job's life would be over.
+        self.clock.advance(self.rules.expire_after - MS);
+        let soon = NewJob {
+            due: Due::After(Duration::ZERO),
+            ..far
+        };
+        let soon_id = self.add(soon.clone()).await.id();
+        self.take_one(3, "far").await;
+        assert_eq!(self.ack(3, soon_id).await, Settled::Done);
+        self.clock.advance(MS);
+        self.take(9, 1, None).await;
+        assert_eq!(self.add(soon).await, EnqueueOutcome::Duplicate(soon_id));
     }
 
     pub(super) async fn a_replaced_job_keeps_its_number_until_it_is_leased(&self) {

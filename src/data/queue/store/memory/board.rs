@@ -31,9 +31,18 @@ pub(super) struct Board {
     expiry: BTreeSet<(u64, u64)>,
     dead: BTreeSet<(u64, u64)>,
     who: HashMap<Key, BTreeSet<Seat>>,
-    once: HashMap<[u8; 32], (u64, u64)>,
+    once: HashMap<[u8; 32], Known>,
+    /// When each of these ids is looked at.
     remember: BTreeSet<(u64, [u8; 32])>,
     digest: HashMap<(Key, Key), u64>,
+}
+
+/// An id that was given once.
+struct Known {
+    job: u64,
+    until: u64,
+    /// When it is looked at whether it is over.
+    look: u64,
 }
 
 /// A recipient's job in the order it is shown: leased, ready, delayed.

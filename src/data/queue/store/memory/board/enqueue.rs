@@ -4,7 +4,7 @@ use super::super::super::room::{Collecting, ITEM, Tally};
 use super::super::super::{
     Again, DIGEST_BYTES, DigestWish, Due, EnqueueOutcome, JobId, JobState, NewJob, Rules, Token,
 };
-use super::{Board, ID, Job, ROW};
+use super::{Board, ID, Job, Known, ROW};
 use crate::core::{Key, StoreError, StoreErrorKind};
 use crate::data::queue::policy::{is_expired, millis};
 
@@ -84,8 +84,13 @@ impl Board {
         };
         if let Some(id) = new.once {
             let until = now + millis(rules.remember_for);
-            match self.once.insert(id, (outcome.id().0, until)) {
-                Some((_, before)) => drop(self.remember.remove(&(before, id))),
+            let known = Known {
+                job: outcome.id().0,
+                until,
+                look: until,
+            };
+            match self.once.insert(id, known) {
+                Some(before) => drop(self.remember.remove(&(before.look, id))),
                 None => self.bytes += ID,
             }
             self.remember.insert((until, id));
@@ -188,11 +193,9 @@ impl Board {
 
     /// The job of an id, while it lives and for as long as the id is remembered.
     fn known(&self, id: &[u8; 32], now: u64) -> Option<u64> {
-        let (number, until) = *self.once.get(id)?;
-        let lives = self
-            .jobs
-            .get(&number)
-            .is_some_and(|job| job.state != JobState::Dead);
-        (lives || now < until).then_some(number)
+        let known = self.once.get(id)?;
+        let job = self.jobs.get(&known.job);
+        let lives = job.is_some_and(|job| job.state != JobState::Dead);
+        (lives || now < known.until).then_some(known.job)
     }
 }

@@ -92,15 +92,19 @@ impl Board {
                 break;
             }
             self.remember.pop_first();
-            let job = self
-                .once
-                .get(&id)
-                .and_then(|(number, _)| self.jobs.get(number));
-            match job.filter(|job| job.state != JobState::Dead) {
+            let Some(known) = self.once.get_mut(&id) else {
+                continue;
+            };
+            match self.jobs.get(&known.job) {
                 // The id is known for as long as its job lives: look again when that may be over.
-                Some(job) => drop(self.remember.insert((job.expires.max(now + 1_000), id))),
-                None if self.once.remove(&id).is_some() => self.bytes -= ID,
-                None => {}
+                Some(job) if job.state != JobState::Dead => {
+                    known.look = job.expires.max(now + 1_000);
+                    self.remember.insert((known.look, id));
+                }
+                _ => {
+                    self.once.remove(&id);
+                    self.bytes -= ID;
+                }
             }
         }
     }
