@@ -53,6 +53,28 @@ async fn handles_of_two_processes_add_up() {
 }
 
 #[tokio::test]
+async fn a_counter_whose_end_cannot_be_read_begins_anew() {
+    let (server, prefix) = (shared().await, fresh_prefix());
+    let metrics = Counter::new(server.store_with(&prefix).await, "metrics");
+    metrics.incr("a", 5, ttl::METRIC).await.unwrap();
+    let mut raw = server.raw().await;
+    let all = ::redis::cmd("KEYS").arg(format!("{prefix}:*")).to_owned();
+    let keys: Vec<String> = all.query_async(&mut raw).await.unwrap();
+    let [key] = &keys[..] else {
+        panic!("one counter is one key: {keys:?}");
+    };
+    let damage = ::redis::cmd("HSET")
+        .arg(key)
+        .arg("e")
+        .arg("soon")
+        .to_owned();
+    let () = damage.query_async(&mut raw).await.unwrap();
+    let count = metrics.incr("a", 1, ttl::METRIC).await.unwrap();
+    assert_eq!(count.value, 1);
+    assert!(count.expires_in > Duration::ZERO);
+}
+
+#[tokio::test]
 async fn an_increment_is_one_command_however_many_buckets_and_changes() {
     let store = shared().await.store_with(&fresh_prefix()).await;
     let metrics = Counter::new(store.clone(), "metrics");

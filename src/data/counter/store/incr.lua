@@ -23,9 +23,10 @@ local reply, last, at = {}, 0, 5
 for i = 1, tonumber(ARGV[2]) do
   local key, event = KEYS[i], ARGV[at + 5] ~= '0' and KEYS[tonumber(ARGV[at + 5])]
   local low, high = ARGV[at + 3], ARGV[at + 4]
-  local value, ends, applied = nil, tonumber(redis.call('HGET', key, 'e') or '0'), 0
+  local kept = redis.call('HGET', key, 'e')
+  local value, ends, applied = nil, tonumber(kept or '0') or 0, 0
   if now_ms >= ends then
-    if ends > 0 then
+    if kept then
       redis.call('DEL', key)
     end
     value, ends = 0, 0

@@ -222,12 +222,6 @@ local function insert(to, rank, due, item, joins)
   return id
 end
 
-local function send(command, key, words)
-  if #words > 0 then
-    redis.call(command, key, unpack(words))
-  end
-end
-
 -- Adds jobs that are all new. Most of one call have the same time.
 local function add_new()
   local last = redis.call('INCRBY', LAST, count)

@@ -18,12 +18,6 @@ local function add(words, first, second)
   words[#words + 1], words[#words + 2] = first, second
 end
 
-local function send(command, key, words)
-  if #words > 0 then
-    redis.call(command, key, unpack(words))
-  end
-end
-
 for index, id in ipairs(ids) do
   local at = 9 + 4 * (index - 1)
   local how, ms = ARGV[at + 1], tonumber(ARGV[at + 2])

@@ -30,6 +30,12 @@ local function load(id)
   return kept and unpacked(kept)
 end
 
+local function send(command, key, words)
+  if #words > 0 then
+    redis.call(command, key, unpack(words))
+  end
+end
+
 -- Most jobs of one call have one place.
 local place, place_text
 local function seat(id, job)
@@ -100,20 +106,6 @@ end
 
 local function over(order)
   return redis.call('ZRANGEBYSCORE', order, '-inf', now_ms, 'LIMIT', 0, AT_ONCE)
-end
-
--- The job of an id that was given once, while it lives and for as long as the id is remembered.
-local function known(once)
-  local kept = redis.call('HGET', ONCE, once)
-  if not kept then
-    return nil
-  end
-  local id, til = string.match(kept, '^(%x+) (%d+)$')
-  local job = load(id)
-  if (job and job[STATE] ~= 'd') or now_ms < tonumber(til) then
-    return id, job
-  end
-  return nil
 end
 
 -- Calls `act` on the jobs of an order; what is no job any more (evicted, against the documentation) is taken out of it.
