@@ -18,11 +18,20 @@ use time::format_description::well_known::Rfc3339;
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// Returns the time now in microseconds since the Unix epoch.
     fn now_micros(&self) -> u64;
+
+    /// Says whether this is the [`SystemClock`]: one reading of it serves for all that follow it.
+    fn is_system(&self) -> bool {
+        false
+    }
 }
 
 impl<C: Clock + ?Sized> Clock for Arc<C> {
     fn now_micros(&self) -> u64 {
         (**self).now_micros()
+    }
+
+    fn is_system(&self) -> bool {
+        (**self).is_system()
     }
 }
 
@@ -74,6 +83,10 @@ impl Clock for SystemClock {
             .offset
             .load(Ordering::Relaxed)
             .saturating_add(elapsed)
+    }
+
+    fn is_system(&self) -> bool {
+        true
     }
 }
 

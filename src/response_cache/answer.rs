@@ -118,7 +118,7 @@ fn finish<R>(
     (age, said): (Option<HeaderValue>, HeaderValue),
 ) -> Response<ResponseBody<R>> {
     fill(&mut fields, config, age, said);
-    let (status, body) = shape(entry, asked, &mut fields);
+    let (status, body) = shape(entry, asked, &mut fields, || entry.body());
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = fields;
@@ -156,13 +156,14 @@ pub(super) const fn has_length(status: StatusCode) -> bool {
     !matches!(status.as_u16(), 204 | 205 | 304)
 }
 
-/// Evaluates conditions and range on a complete answer (RFC 9110 §13, §14).
+/// Evaluates conditions and range on a complete answer (RFC 9110 §13, §14), whose body is asked for where it is sent.
 pub(super) fn shape<R>(
     entry: &Entry,
     asked: Asked<'_>,
     fields: &mut HeaderMap,
+    body: impl FnOnce() -> Bytes,
 ) -> (StatusCode, ResponseBody<R>) {
-    let (status, body) = (entry.head().status, entry.body());
+    let (status, length) = (entry.head().status, entry.body_bytes());
     // Near enough to settle the century of a two-digit year.
     let now = freshness::seconds_of(entry.head().received);
     if let Some(conditions) = asked.conditions.filter(|_| status == StatusCode::OK) {
@@ -171,23 +172,23 @@ pub(super) fn shape<R>(
             return (StatusCode::NOT_MODIFIED, ResponseBody::empty());
         }
         if !asked.head {
-            match range::part(conditions, fields, body.len() as u64, now) {
+            match range::part(conditions, fields, length as u64, now) {
                 Part::Whole => {}
-                Part::Bytes(first, last) => return part(fields, body, first, last),
-                Part::Unsatisfiable => return unsatisfiable(fields, body.len()),
+                Part::Bytes(first, last) => return part(fields, &body(), first, last),
+                Part::Unsatisfiable => return unsatisfiable(fields, length),
             }
         }
     }
     if asked.head {
         let unsaid = !fields.contains_key(header::CONTENT_LENGTH);
         if unsaid && has_length(status) && entry.trailers().is_none() {
-            fields.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+            fields.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
         }
         return (status, ResponseBody::empty());
     }
     (
         status,
-        ResponseBody::bytes(body.clone(), entry.trailers().cloned()),
+        ResponseBody::bytes(body(), entry.trailers().cloned()),
     )
 }
 

@@ -140,7 +140,7 @@ impl Ask {
     }
 
     fn selection_in_language_of(&self, head: &Head) -> Option<Vec<u8>> {
-        if !self.names.iter().any(|name| name == "accept-language") {
+        if self.names.is_empty() || !self.names.iter().any(|name| name == "accept-language") {
             return None;
         }
         let language = vary::language_of(&head.fields)?;
@@ -167,11 +167,14 @@ impl Ask {
 
     /// What shapes the form of its answer, lent from the request.
     pub(super) fn asked<'a>(&self, request: &'a HeaderMap) -> Asked<'a> {
-        let conditions = self.signals.conditional || self.signals.range;
         Asked {
             head: self.head,
-            conditions: conditions.then_some(request),
+            conditions: self.has_conditions().then_some(request),
         }
+    }
+
+    pub(super) const fn has_conditions(&self) -> bool {
+        self.signals.conditional || self.signals.range
     }
 
     /// Asks for the whole from now on, whoever it is for.

@@ -35,6 +35,8 @@ pub(super) struct Cache {
     pub(super) place: Place,
     clock: Arc<dyn Clock>,
     pub(super) real: Arc<dyn Clock>,
+    /// The store is in this process and follows its system clock, as waits do.
+    one_clock: bool,
     /// The store's time less this machine's, as the last look-up showed it.
     offset: AtomicI64,
     pub(super) local: Local,
@@ -72,9 +74,11 @@ impl Cache {
         } else {
             OnceLock::new()
         };
+        let one_clock = place == Place::Process && real.is_none() && clock.is_system();
         Self {
             store,
             place,
+            one_clock,
             clock,
             real: real.unwrap_or_else(|| Arc::new(SystemClock)),
             offset: AtomicI64::new(0),
@@ -162,7 +166,13 @@ impl Cache {
 
     /// Joins the fetch of what `ask` asks for, or leads a new one.
     pub(super) fn enter(&self, ask: &Ask, lease: Duration) -> Entered {
-        let now = self.real.now_micros();
+        self.enter_at(ask, lease, None)
+    }
+
+    /// The same; with the store's time as it was just read, where the clocks are one, they are not read again.
+    pub(super) fn enter_at(&self, ask: &Ask, lease: Duration, at: Option<u64>) -> Entered {
+        let read = at.filter(|_| self.one_clock);
+        let now = read.unwrap_or_else(|| self.real.now_micros());
         let times = (now, now.saturating_add(micros(lease)));
         let (flights, key) = (&self.flights, ask.flight_key());
         flights.enter(key, &self.stamps, times, || ask.targets())

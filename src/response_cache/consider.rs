@@ -23,14 +23,19 @@ pub(super) struct Signals {
     method_override: bool,
     precondition: bool,
     hosts: usize,
+    /// The last Host is a plain name.
+    plain_host: bool,
 }
 
 impl Signals {
     pub(super) fn scan(fields: &HeaderMap) -> Self {
         let mut seen = Self::default();
-        for (name, _) in fields {
+        for (name, value) in fields {
             match name.as_str() {
-                "host" => seen.hosts += 1,
+                "host" => {
+                    seen.hosts += 1;
+                    seen.plain_host = is_plain_host(value.as_bytes());
+                }
                 "authorization" => seen.authorization = true,
                 "cookie" => seen.cookie = true,
                 "cache-control" | "pragma" => seen.directives = true,
@@ -71,7 +76,9 @@ pub(super) fn consider(
     if signals.precondition {
         return Err(Bypass::Precondition);
     }
-    if signals.hosts > 1 || (signals.hosts == 1 && !is_host(uri, fields)) {
+    // The commonest: one plain name, and a target that names no other.
+    let plain = signals.plain_host && uri.authority().is_none();
+    if signals.hosts > 1 || (signals.hosts == 1 && !plain && !is_host(uri, fields)) {
         return Err(Bypass::Host);
     }
     if uri.path().len() + uri.query().map_or(0, str::len) > LONGEST_TARGET {
@@ -90,7 +97,6 @@ fn is_host(uri: &Uri, fields: &HeaderMap) -> bool {
     }
     // An empty field is what a target without authority has (RFC 9110 §7.2); most others are plain names.
     host.is_empty()
-        || is_plain_host(host)
         || http::uri::Authority::try_from(host).is_ok_and(|host| !host.as_str().contains('@'))
 }
 

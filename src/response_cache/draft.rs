@@ -126,9 +126,8 @@ impl Draft {
             fields.push(&header::ETAG, tag.as_bytes());
             self.head.flags.set(Flags::OWN_ETAG, true);
         }
-        let (fields, body) = self.fields.finish_with(body);
-        self.head.fields = fields;
-        (self.ticket, Arc::new(Entry::new(self.head, body)))
+        self.head.fields = self.fields.finish_with(body);
+        (self.ticket, Arc::new(Entry::whole(self.head)))
     }
 }
 

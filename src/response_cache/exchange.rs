@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use http::header::HeaderMap;
 use http::{Extensions, Request, Response, StatusCode};
 
 use crate::core::{CacheOutside, ResponseCacheOutcome, Visitor, telemetry};
@@ -18,6 +17,7 @@ use super::feed::Stream;
 use super::fetch::LeaseHold;
 use super::look::Looked;
 use super::policy::{self, Use};
+use super::sent::Sent;
 use super::stamps::Verdict;
 use super::status::{Forward, Said};
 use super::store::{Lease, Place, Ticket};
@@ -26,8 +26,8 @@ use super::store::{Lease, Place, Ticket};
 pub(super) struct Exchange {
     pub(super) setup: Arc<Setup>,
     pub(super) ask: Ask,
-    /// The fields as the client sent them, its conditions among them.
-    pub(super) fields: HeaderMap,
+    /// The fields as the client sent them, its conditions among them; empty until it goes inwards.
+    pub(super) fields: Sent,
 }
 
 impl Exchange {
@@ -36,7 +36,7 @@ impl Exchange {
         let mut exchange = Box::new(Self {
             setup: Arc::clone(setup),
             ask,
-            fields: request.headers().clone(),
+            fields: Sent::default(),
         });
         if let Some(outside) = request.extensions().get::<CacheOutside>() {
             exchange.ask.nested = outside.fetched.contains(&exchange.name());
@@ -73,7 +73,10 @@ impl Exchange {
     }
 
     pub(super) fn asked(&self) -> Asked<'_> {
-        self.ask.asked(&self.fields)
+        Asked {
+            head: self.ask.head,
+            conditions: self.ask.has_conditions().then(|| &*self.fields),
+        }
     }
 
     /// Selects the variant by the names of `entry`; says whether it answers this very request.

@@ -171,7 +171,7 @@ fn described(entry: &Arc<Entry>, now: u64) -> String {
     format!(
         "status {}, {} bytes, age {} s of {} s{}{}, {} tags and groups",
         head.status.as_u16(),
-        entry.body().len(),
+        entry.body_bytes(),
         head.age(now) / MICROS,
         head.lifetime / MICROS,
         window("stale while revalidated", head.stale_while_revalidate),

@@ -237,7 +237,7 @@ impl Exchange {
         let plan = policy::plan(&Offer {
             config: &self.setup.config,
             request: &self.fields,
-            host: self.ask.key.host(),
+            host: self.ask.key.host_bytes(),
             status,
             fields,
             policy,

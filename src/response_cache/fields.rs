@@ -24,6 +24,8 @@ struct Lines {
     count: u32,
     /// See [`Fields::size`].
     bytes: u32,
+    /// How much of the text are lines; the rest is the body.
+    length: u32,
     text: Bytes,
 }
 
@@ -67,6 +69,11 @@ const fn number_of(name: &HeaderName) -> u8 {
         header::SERVER => 13,
         _ => UNNUMBERED,
     }
+}
+
+/// The bit of a name's number; none for a name that is written out.
+const fn bit_of(number: u8) -> u16 {
+    if number == UNNUMBERED { 0 } else { 1 << number }
 }
 
 /// The bytes of a name that is written out.
@@ -177,7 +184,17 @@ impl Fields {
 
     /// The bytes that lie before the body in its allocation.
     pub(super) fn text_bytes(&self) -> usize {
-        self.lines.text.len()
+        self.lines.length as usize
+    }
+
+    /// How many bytes lie behind the lines in their allocation.
+    pub(super) fn bytes_behind(&self) -> usize {
+        self.lines.text.len() - self.text_bytes()
+    }
+
+    /// What lies behind the lines in their allocation.
+    pub(super) fn behind(&self) -> Bytes {
+        self.lines.text.slice(self.text_bytes()..)
     }
 
     /// Returns the first value of a field, without making the map.
@@ -185,12 +202,16 @@ impl Fields {
         if let Some(map) = self.map.get() {
             return map.get(name).cloned();
         }
-        let line = lines(&self.lines.text).find(|line| line.is(name))?;
+        let line = lines(self.lines.lines()).find(|line| line.is(name))?;
         Some(self.lines.value(&line))
     }
 }
 
 impl Lines {
+    fn lines(&self) -> &[u8] {
+        &self.text[..self.length as usize]
+    }
+
     fn value(&self, line: &Line<'_>) -> HeaderValue {
         // It was a value before.
         let mut value = HeaderValue::from_maybe_shared(self.text.slice(line.at..line.end))
@@ -201,7 +222,7 @@ impl Lines {
 
     fn to_map(&self) -> Box<HeaderMap> {
         let mut map = room(self.count as usize);
-        for line in lines(&self.text) {
+        for line in lines(self.lines()) {
             if let Some(name) = line.name() {
                 map.append(name, self.value(&line));
             }
@@ -244,6 +265,8 @@ pub(super) fn room(more: usize) -> HeaderMap {
 pub(super) struct Gathered {
     count: u32,
     bytes: u32,
+    /// A bit for each name with a number that is there.
+    numbers: u16,
     text: Vec<u8>,
 }
 
@@ -254,6 +277,34 @@ impl Gathered {
             text: Vec::with_capacity(lines * 4 + values),
             ..Self::default()
         }
+    }
+
+    /// Copies all of a map.
+    pub(super) fn of(fields: &HeaderMap) -> Self {
+        let size = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len();
+        let bytes = fields.iter().map(size).sum::<usize>();
+        let mut gathered = Self {
+            text: Vec::with_capacity(fields.len() * 5 + bytes),
+            ..Self::default()
+        };
+        for (name, value) in fields {
+            gathered.push_value(name, value);
+        }
+        gathered
+    }
+
+    /// The map that it was copied from.
+    pub(super) fn to_map(&self) -> HeaderMap {
+        let mut map = HeaderMap::with_capacity(self.count as usize);
+        for line in lines(&self.text) {
+            // They were a name and a value before.
+            if let (Some(name), Ok(mut value)) = (line.name(), HeaderValue::from_bytes(line.value))
+            {
+                value.set_sensitive(line.is_sensitive);
+                map.append(name, value);
+            }
+        }
+        map
     }
 
     /// Adds a line. Its value is copied: no buffer of a connection is kept alive.
@@ -270,6 +321,7 @@ impl Gathered {
     fn put(&mut self, name: &HeaderName, value: &[u8], first: u8) {
         self.text.push(first);
         put_length(&mut self.text, value.len());
+        self.numbers |= bit_of(first & !SENSITIVE);
         let named = written_out(name);
         if named > 0 {
             put_length(&mut self.text, named);
@@ -281,7 +333,10 @@ impl Gathered {
     }
 
     pub(super) fn has(&self, name: &HeaderName) -> bool {
-        self.get(name).is_some()
+        match number_of(name) {
+            UNNUMBERED => self.get(name).is_some(),
+            number => self.numbers & bit_of(number) != 0,
+        }
     }
 
     /// Returns the first value of a field.
@@ -301,6 +356,7 @@ impl Gathered {
                 kept.text.extend_from_slice(&self.text[start..line.end]);
                 kept.count += 1;
                 kept.bytes += line.size() as u32;
+                kept.numbers |= bit_of(line.number);
             }
             start = line.end;
         }
@@ -309,26 +365,25 @@ impl Gathered {
 
     /// Ends it without a body.
     pub(super) fn finish(self) -> Fields {
-        self.finish_with(&[]).0
+        self.finish_with(&[])
     }
 
-    /// Ends it, and copies a body behind the text: one exact allocation for both.
-    pub(super) fn finish_with(self, body: &[Bytes]) -> (Fields, Bytes) {
+    /// Ends it, and copies a body behind the text: one exact allocation for both, which nobody counts until it is shared.
+    pub(super) fn finish_with(self, body: &[Bytes]) -> Fields {
         let length = body.iter().map(Bytes::len).sum::<usize>();
         let mut all = Vec::with_capacity(self.text.len() + length);
         all.extend_from_slice(&self.text);
         for chunk in body {
             all.extend_from_slice(chunk);
         }
-        let mut text = Bytes::from(all);
-        let body = text.split_off(self.text.len());
         let lines = Lines {
             count: self.count,
             bytes: self.bytes,
-            text,
+            length: self.text.len() as u32,
+            text: Bytes::from(all),
         };
         let map = OnceLock::new();
-        (Fields { map, lines }, body)
+        Fields { map, lines }
     }
 }
 
@@ -383,12 +438,14 @@ mod tests {
         gathered.push(&ETAG, b"\"1\"");
         gathered.push(&HeaderName::from_static("x-a"), &[b'v'; 300]);
         let chunks = [Bytes::from_static(b"he"), Bytes::from_static(b"llo")];
-        let (fields, body) = gathered.finish_with(&chunks);
+        let fields = gathered.finish_with(&chunks);
+        let body = fields.behind();
         assert_eq!(
             (&body[..], fields.get("x-a").unwrap().len()),
             (&b"hello"[..], 300)
         );
-        let text = &fields.lines.text;
+        assert_eq!((fields.bytes_behind(), fields.len()), (5, 4));
+        let text = fields.lines.lines();
         assert_eq!(text.as_ptr().wrapping_add(text.len()), body.as_ptr());
     }
 
@@ -429,8 +486,8 @@ mod tests {
     #[test]
     fn a_stored_head_takes_little_room() {
         use crate::response_cache::entry::Entry;
-        assert!(size_of::<Fields>() <= 56, "{}", size_of::<Fields>());
-        assert!(size_of::<Entry>() <= 424, "{}", size_of::<Entry>());
+        assert!(size_of::<Fields>() <= 64, "{}", size_of::<Fields>());
+        assert!(size_of::<Entry>() <= 400, "{}", size_of::<Entry>());
     }
 
     proptest! {

@@ -74,7 +74,7 @@ fn is_same(stored: &Entry, came: &HeaderMap) -> bool {
     stored.head().status == StatusCode::OK
         && agrees(header::ETAG)
         && agrees(header::LAST_MODIFIED)
-        && length.is_none_or(|value| *value == *stored.body().len().to_string())
+        && length.is_none_or(|value| *value == *stored.body_bytes().to_string())
 }
 
 /// Stale from now on: its windows are counted from when it was made.

@@ -22,8 +22,8 @@ pub(super) enum Tried {
     Hit(Arc<Entry>, u64),
     /// The key is known as uncacheable.
     Marked,
-    /// The store has to be asked, or the inner service.
-    Unknown,
+    /// The store has to be asked, or the inner service; with the store's time, if it was asked already.
+    Unknown(Option<u64>),
 }
 
 impl Cache {
@@ -39,7 +39,7 @@ impl Cache {
         loop {
             let lookup = self.question(ask, Want::Entry, Stamp::default(), None);
             let Ok(Ok(found)) = self.store.lookup(lookup).try_now() else {
-                return Tried::Unknown;
+                return Tried::Unknown(None);
             };
             if found.names != ask.names {
                 ask.select(&found.names, request);
@@ -53,15 +53,15 @@ impl Cache {
             }
             return match found.entry {
                 FoundEntry::Entry(entry) => self.if_fresh(ask, entry, found.now),
-                _ => self.try_language(ask),
+                _ => self.try_language(ask, found.now),
             };
         }
     }
 
     /// No variant matches: one in the language that the request likes best will do.
-    fn try_language(&self, ask: &Ask) -> Tried {
+    fn try_language(&self, ask: &Ask, now: u64) -> Tried {
         let Some((_, key)) = ask.in_language(self.place) else {
-            return Tried::Unknown;
+            return Tried::Unknown(Some(now));
         };
         let mut lookup = self.question(ask, Want::Entry, Stamp::default(), None);
         lookup.key = key;
@@ -71,7 +71,7 @@ impl Cache {
                 now,
                 ..
             })) => self.if_fresh(ask, entry, now),
-            _ => Tried::Unknown,
+            _ => Tried::Unknown(Some(now)),
         }
     }
 
@@ -89,12 +89,12 @@ impl Cache {
             self.local.find(ask.key.local, now, |_| local).entry
         });
         let Some(entry) = found.filter(|_| self.keeps_copies) else {
-            return Tried::Unknown;
+            return Tried::Unknown(None);
         };
         // A copy is believed for one second after the stamps were last known to be complete.
         let since = real.saturating_sub(self.stamps.confirmed());
         if since >= BELIEVED {
-            return Tried::Unknown;
+            return Tried::Unknown(None);
         }
         if since >= ASK_EVERY {
             self.ask_behind();
@@ -104,12 +104,12 @@ impl Cache {
 
     fn if_fresh(&self, ask: &Ask, entry: Arc<Entry>, now: u64) -> Tried {
         if !ask.matches(entry.head()) {
-            return Tried::Unknown;
+            return Tried::Unknown(Some(now));
         }
         let verdict = self.stamps.judge(&entry);
         match policy::use_of(entry.head(), now, verdict, &ask.demands) {
             Use::Fresh => Tried::Hit(entry, now),
-            _ => Tried::Unknown,
+            _ => Tried::Unknown(Some(now)),
         }
     }
 }

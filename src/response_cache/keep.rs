@@ -68,12 +68,14 @@ impl Exchange {
             let names = self.ask.names.union(&plan.names);
             self.ask.select(&names, &self.fields);
         }
+        let said_length = plan.seen.content_length;
+        let expected = said_length.then(|| policy::content_length(response.headers()));
+        let expected = expected.flatten();
         // Without a ticket the store is down: the answer may still be shared with those who wait.
         let ticket = fetch.ticket.unwrap_or_else(|| self.cache().ticket());
         let mut draft = Draft::new(self, plan, ticket, status, response.headers(), times.1);
         draft.keep = fetch.ticket.is_some();
         let (parts, body) = response.into_parts();
-        let expected = policy::content_length(&parts.headers);
         let mut collector = Collector::new(body, self.setup.config.max_body, expected);
         match collector.poll_first(cx) {
             Some(Collected::Whole(trailers, true)) if self.may_keep(&draft) => {
@@ -121,7 +123,12 @@ impl Exchange {
         {
             parts.headers.insert(header::ETAG, tag);
         }
-        let (status, body) = answer::shape(&entry, self.asked(), &mut parts.headers);
+        // In one piece it goes out as it came: nobody counts the stored one before it is asked for.
+        let sent = || match body {
+            [whole] => whole.clone(),
+            _ => entry.body(),
+        };
+        let (status, body) = answer::shape(&entry, self.asked(), &mut parts.headers, sent);
         parts.status = status;
         self.say_stored(&mut parts, fetch, head, keep);
         Response::from_parts(parts, body)

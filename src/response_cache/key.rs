@@ -277,7 +277,11 @@ impl Key {
     }
 
     pub(super) fn host(&self) -> &str {
-        std::str::from_utf8(&self.text[self.host.clone()]).unwrap_or("")
+        std::str::from_utf8(self.host_bytes()).unwrap_or("")
+    }
+
+    pub(super) fn host_bytes(&self) -> &[u8] {
+        &self.text[self.host.clone()]
     }
 
     /// Path and query.

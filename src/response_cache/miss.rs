@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::header::HeaderMap;
 use http::{Request, Response};
 use pin_project_lite::pin_project;
 
@@ -41,18 +42,20 @@ pub(super) enum Led {
 }
 
 impl Exchange {
-    /// Takes the lead, and the lease, where that needs no waiting.
-    pub(super) fn lead_now(&mut self) -> Led {
-        let alone = self.ask.demands.only_if_cached || self.ask.is_alone(&self.fields);
+    /// Takes the lead, and the lease, where that needs no waiting; the store was asked `at` its time, just now.
+    pub(super) fn lead_now(&mut self, request: &HeaderMap, at: Option<u64>) -> Led {
+        let alone = self.ask.demands.only_if_cached || self.ask.is_alone(request);
         if alone || self.cache().place != Place::Process {
             return Led::Not;
         }
         let lease = self.setup.config.lease;
-        let Entered::Lead(leader) = self.cache().enter(&self.ask, lease) else {
+        let Entered::Lead(leader) = self.cache().enter_at(&self.ask, lease, at) else {
             return Led::Not;
         };
-        let Self { setup, ask, fields } = self;
-        let looked = setup.cache.look_now(ask, fields, Want::EntryOrLease(lease));
+        let Self { setup, ask, .. } = self;
+        let looked = setup
+            .cache
+            .look_now(ask, request, Want::EntryOrLease(lease));
         match looked.as_ref().map(|looked| self.step(looked)) {
             Some(Step::Fetch(ticket, None)) => {
                 leader.begun(ticket.begun);
@@ -75,7 +78,7 @@ impl Exchange {
 pub(super) fn shared<B>(exchange: &Exchange, request: Request<B>) -> Request<Body<B>> {
     let mut request = request.map(|_| Body::empty());
     exchange.mark_fetch(request.extensions_mut());
-    if exchange.asked().conditions.is_some() {
+    if exchange.ask.has_conditions() {
         revalidate::strip_conditions(request.headers_mut());
     }
     request

@@ -143,6 +143,7 @@ mod revalidate;
 mod run;
 pub mod safe_caching;
 mod seen;
+mod sent;
 mod service;
 mod stamps;
 mod status;

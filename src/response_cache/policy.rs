@@ -12,6 +12,7 @@ use super::directives::{Directives, MOST_SECONDS};
 use super::entry::{Flags, Head};
 use super::freshness::{self, MICROS, Source};
 use super::seen::Seen;
+use super::sent::Sent;
 use super::stamps::Verdict;
 use super::status::Reason;
 use super::target::{Target, is_tag};
@@ -119,8 +120,8 @@ pub(super) fn may_stand_in(
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Offer<'a> {
     pub(super) config: &'a Config,
-    pub(super) request: &'a HeaderMap,
-    pub(super) host: &'a str,
+    pub(super) request: &'a Sent,
+    pub(super) host: &'a [u8],
     pub(super) status: StatusCode,
     pub(super) fields: &'a HeaderMap,
     pub(super) policy: Option<&'a CachePolicy>,
@@ -299,7 +300,7 @@ fn refuse(
     if offer.signals.authorization && !private && !shared {
         return Err(Reason::Authorization);
     }
-    if seen.content_type && is_stream(fields) {
+    if seen.stream {
         return Err(Reason::Stream);
     }
     let length = if seen.content_length {
@@ -382,7 +383,8 @@ fn tags(offer: &Offer<'_>, own: &CachePolicy, seen: Seen) -> Result<Vec<Target>,
         if targets.len() == MOST_TAGS {
             return Err(Reason::Tags);
         }
-        targets.push(Target::group_of(offer.host, &group));
+        let host = std::str::from_utf8(offer.host).unwrap_or("");
+        targets.push(Target::group_of(host, &group));
     }
     Ok(targets)
 }
@@ -414,21 +416,6 @@ pub(super) fn content_length(fields: &HeaderMap) -> Option<u64> {
         .ok()?
         .parse()
         .ok()
-}
-
-fn is_stream(fields: &HeaderMap) -> bool {
-    let Some(kind) = fields.get(header::CONTENT_TYPE) else {
-        return false;
-    };
-    let kind = kind
-        .as_bytes()
-        .split(|byte| *byte == b';')
-        .next()
-        .unwrap_or_default()
-        .trim_ascii();
-    [&b"text/event-stream"[..], b"multipart/x-mixed-replace"]
-        .iter()
-        .any(|stream| kind.eq_ignore_ascii_case(stream))
 }
 
 /// The statuses whose caching RFC 9110 defines.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LOCATION, HeaderMap};
+use http::header::CONTENT_LOCATION;
 use http::{Method, Request, Response, Uri};
 
 use crate::core::Visitor;
@@ -21,6 +21,7 @@ use super::freshness;
 use super::keep::Fetched;
 use super::key::{Key, KeyRules};
 use super::seen::Seen;
+use super::sent::Sent;
 use super::service::same_site;
 use super::status::Forward;
 use super::target::Target;
@@ -54,7 +55,7 @@ pub(super) fn as_get<B>(
         Box::new(Exchange {
             setup: Arc::clone(setup),
             ask,
-            fields: HeaderMap::new(),
+            fields: Sent::default(),
         })
     })
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::HeaderMap;
 use http::{Extensions, Method, Request, Response, Uri, Version};
 use tokio::time::{Instant, sleep, timeout_at};
 use tower_service::Service;
@@ -20,6 +21,7 @@ use super::look::Looked;
 use super::miss::Lead;
 use super::policy::Use;
 use super::rejection::ResponseCacheRejection;
+use super::sent::Sent;
 use super::stamps::Verdict;
 use super::status::{Forward, Said};
 use super::store::{Lease, Ticket, Want};
@@ -53,12 +55,13 @@ pub(super) struct Run<S> {
 
 impl<S: Clone> Run<S> {
     pub(super) fn new<B>(
-        exchange: Box<Exchange>,
+        mut exchange: Box<Exchange>,
         inner: S,
         request: Request<B>,
         leading: &Arc<Leading>,
     ) -> Self {
         let (parts, _) = request.into_parts();
+        exchange.fields = Sent::from(parts.headers);
         Self {
             exchange,
             inner: Inner::new(inner),
@@ -390,7 +393,7 @@ impl<S> Run<S> {
         let mut request = Request::new(Body::empty());
         *request.uri_mut() = self.uri.clone();
         *request.version_mut() = self.version;
-        *request.headers_mut() = self.exchange.fields.clone();
+        *request.headers_mut() = HeaderMap::clone(&self.exchange.fields);
         *request.extensions_mut() = self.extensions.clone();
         request
     }

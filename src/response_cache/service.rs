@@ -27,6 +27,7 @@ use super::miss::{self, Fetching, Led};
 use super::policy;
 use super::posted;
 use super::run::{Answer, Run};
+use super::sent::Sent;
 use super::stamps::{Change, ChangeKind};
 use super::status::{Bypass, Forward};
 use super::target::{self, Target};
@@ -80,6 +81,7 @@ where
 
 impl<S> ResponseCache<S> {
     /// Sends the request inwards with its own body, and says so.
+    #[inline(never)]
     fn pass<B, R>(
         &mut self,
         request: Request<B>,
@@ -98,6 +100,7 @@ impl<S> ResponseCache<S> {
     }
 
     /// A request that may change things: a good answer invalidates what it names.
+    #[inline(never)]
     fn change<B, R>(
         &mut self,
         mut request: Request<B>,
@@ -205,11 +208,12 @@ impl<S> ResponseCache<S> {
         let span = Span::begin(Some(ask.key.local));
         let mut exchange = Exchange::new(&self.setup, ask, &request);
         let led = match tried {
-            Tried::Unknown => exchange.lead_now(),
+            Tried::Unknown(at) => exchange.lead_now(request.headers(), at),
             _ => Led::Not,
         };
         if let Led::Miss(fetch) = led {
             exchange.ask.mark_personal();
+            exchange.fields = Sent::of(request.headers());
             let lease = LeaseHold::new(&exchange, fetch.ticket);
             let call = span.within(|| self.inner.call(miss::shared(&exchange, request)));
             return ResponseFuture::run(Fetching::new(call, exchange, fetch, lease), span);
@@ -223,6 +227,7 @@ impl<S> ResponseCache<S> {
     }
 
     /// Asks the session who is asking; nobody, or a failing session store, is passed.
+    #[inline(never)]
     fn identify<B, R>(
         &mut self,
         mut request: Request<B>,

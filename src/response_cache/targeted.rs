@@ -8,16 +8,14 @@ use super::directives::{Directives, MOST_SECONDS};
 /// Reads what a response says to this cache: the first of `names` that is there and valid, else Cache-Control.
 pub(super) fn said(fields: &HeaderMap, names: &[HeaderName]) -> Directives {
     let targeted = names.iter().find_map(|name| read(fields, name));
-    let has_own = fields.contains_key(header::CACHE_CONTROL);
     match targeted {
         // It replaces Cache-Control whole, but whether there is one for clients is another question.
         Some(said) => Directives {
-            present: has_own,
+            present: fields.contains_key(header::CACHE_CONTROL),
             targeted: true,
             ..said
         },
-        None if has_own => Directives::of(fields.get_all(header::CACHE_CONTROL)),
-        None => Directives::default(),
+        None => Directives::of(fields.get_all(header::CACHE_CONTROL)),
     }
 }
 

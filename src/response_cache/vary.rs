@@ -155,6 +155,9 @@ pub(super) fn in_language(names: &Names, selection: &[u8], language: &[u8]) -> O
 
 /// Reads the language that a selection likes strictly better than all others, lower case.
 pub(super) fn liked_language<'a>(names: &'a Names, selection: &'a [u8]) -> Option<&'a [u8]> {
+    if names.is_empty() {
+        return None;
+    }
     let mut parts = parts(names, selection);
     let (.., value) = parts.find(|(name, ..)| *name == ACCEPT_LANGUAGE.as_str())?;
     // Written by `preferences`: the best come first, and a weight is in thousandths.

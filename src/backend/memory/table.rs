@@ -105,6 +105,33 @@ impl<V: Entry> Table<V> {
         read(found.map(|at| shard.value(at)))
     }
 
+    /// Writes a value where there is no row, if there is room for it: the shortest way to write. `written` runs under the
+    /// shard lock.
+    ///
+    /// # Errors
+    /// The value, where there is a row, live or not, or where room had to be made: then nothing was changed.
+    pub fn set_absent(
+        &self,
+        key: EntryKey,
+        now: u64,
+        (value, expires_at): (V, u64),
+        written: impl FnOnce(),
+    ) -> Result<(), V> {
+        let room = Delta {
+            entries: 1,
+            bytes: (value.weight() + Shard::<V>::overhead()) as isize,
+        };
+        let mut shard = self.shards[self.shard_of(key)].0.lock();
+        if shard.find(key).is_some() || !self.try_take(room) {
+            return Err(value);
+        }
+        let mut delta = shard.insert(key, value, expires_at, now, &[]);
+        delta += -room;
+        self.account(delta);
+        written();
+        Ok(())
+    }
+
     /// Runs `change` on the row of `key` under the shard lock, if there is one: the shortest way to change what is there.
     /// Like [`Table::update_timed`] it reads `clock` under the lock. (What has to grow needs room: that is
     /// [`Slots::reserve`]'s to make.)

@@ -35,8 +35,8 @@ fn storable(
     let (request, fields) = (map(request), map(response));
     plan(&Offer {
         config,
-        request: &request,
-        host: "h.test",
+        request: &Sent::from(request.clone()),
+        host: b"h.test",
         status: StatusCode::from_u16(status).unwrap(),
         fields: &fields,
         policy: own,

@@ -35,6 +35,20 @@ pub(super) struct Row {
 }
 
 impl Row {
+    /// A row of one variant, just used.
+    pub(super) fn of(selector: Hash128, entry: Arc<Entry>, now: u64) -> Self {
+        let mut variants = SmallVec::new();
+        let names = entry.head().names.clone();
+        variants.push((selector, entry));
+        Self {
+            names,
+            marks: None,
+            variants,
+            used: Cell::new(now),
+            hits: Cell::new(1),
+        }
+    }
+
     pub(super) fn variant(&self, selector: Hash128) -> Option<&Arc<Entry>> {
         self.variants
             .iter()

@@ -52,8 +52,22 @@ impl ResponseStore for MemoryStore {
 
     fn store(&self, key: EntryKey, ticket: Ticket, entry: Arc<Entry>) -> StoreFuture<Stored> {
         let now = self.now_micros();
-        let stored = with_row(self, key.primary, now, |slot| {
-            self.part::<Leases>().drop(key.primary, ticket);
+        let until = entry.head().expires_at.saturating_add(LINGER);
+        let leases = self.part::<Leases>();
+        let first = Row::of(key.selector, entry, now);
+        let rows = self.table::<Row>();
+        let row = row_key(key.primary);
+        let Err(mut first) = rows.set_absent(row, now, (first, until), || {
+            leases.drop(key.primary, ticket);
+        }) else {
+            return StoreFuture::ok(Stored::Yes);
+        };
+        // It was the one variant of the row that did not come to be.
+        let Some((_, entry)) = first.variants.pop() else {
+            return StoreFuture::ok(Stored::TooLarge);
+        };
+        let stored = rows.update_one(row, now, |slot| {
+            leases.drop(key.primary, ticket);
             let more = entry.weight() + OVERHEAD;
             if slot.get().is_some() && slot.reserve(more).is_err() {
                 // What was there is not what the inner service says any more.
@@ -63,11 +77,7 @@ impl ResponseStore for MemoryStore {
                 return Stored::TooLarge;
             }
             let Some(row) = slot.get_mut() else {
-                let mut row = Row::default();
-                let until = entry.head().expires_at.saturating_add(LINGER);
-                row.put(key.selector, entry);
-                row.touch(now);
-                return stored(slot.set(row, until));
+                return stored(slot.set(Row::of(key.selector, entry, now), until));
             };
             row.touch(now);
             let names = row.names.union(&entry.head().names);
@@ -95,7 +105,7 @@ impl ResponseStore for MemoryStore {
         let stored = with_row(self, key.primary, now, |slot| {
             self.part::<Leases>().drop(key.primary, ticket);
             // A longer head is no more than what entries may weigh beside their bodies.
-            if slot.get().is_some() && slot.reserve(entry.weight() - entry.body().len()).is_err() {
+            if slot.get().is_some() && slot.reserve(entry.weight() - entry.body_bytes()).is_err() {
                 return Stored::TooLarge;
             }
             let Some(row) = slot.get_mut() else {

@@ -62,7 +62,7 @@ impl ResponseStore for RedisStore {
             .num(head.id.0)
             .num(head.body_id.0)
             .arg(head.encode())
-            .arg(entry.body())
+            .arg(&*entry.body())
             .arg(base64url(&ticket.selector.0))
             .arg(channel(self))
             .arg(filled(key.primary))

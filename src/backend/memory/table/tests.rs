@@ -288,3 +288,26 @@ fn room_is_made_in_any_shard_that_the_step_has_locked() {
     assert_eq!(written, Ok(()));
     assert_eq!(table.entries(), 2_048);
 }
+
+#[test]
+fn what_is_absent_is_written_the_short_way_and_all_else_is_given_back() {
+    let store = MemoryStore::new();
+    let table: Table<Kept> = Table::bounded(2, 10_000);
+    let mut written = 0;
+    let mut put = |n, bytes, now| {
+        let set = table.set_absent(key(&store, n), now, (kept(bytes), 10), || written += 1);
+        set.map_err(|kept| kept.bytes)
+    };
+    assert_eq!(put(1, 100, 0), Ok(()));
+    let one = (table.entries(), table.bytes());
+    assert_eq!(put(1, 5, 0), Err(5), "it is there");
+    assert_eq!(put(1, 6, 10), Err(6), "expired, and still a row");
+    assert_eq!(put(2, 10_000, 0), Err(10_000), "room would have to be made");
+    assert_eq!((table.entries(), table.bytes()), one);
+    assert_eq!(put(2, 100, 0), Ok(()));
+    assert_eq!(put(3, 1, 0), Err(1), "no place");
+    assert_eq!((table.entries(), table.bytes()), (2, 2 * one.1));
+    assert_eq!(written, 2);
+    let there = |n| table.read_one(key(&store, n), 0, |kept| kept.map(|kept| kept.bytes));
+    assert_eq!([1, 2, 3].map(there), [Some(100), Some(100), None]);
+}
