@@ -230,7 +230,7 @@ fn end_hop(fields: &mut HeaderMap) {
 /// Puts a request into the form that it has on an HTTP/1.1 connection to the upstream.
 fn prepare(request: &mut Request<Stream>) {
     let ended = request.body().is_end_stream();
-    let version = std::mem::replace(request.version_mut(), Version::HTTP_11);
+    *request.version_mut() = Version::HTTP_11;
     // An absolute target names the host, whatever the field says (RFC 9112 §3.2.2).
     if let Some(host) = request.uri().authority() {
         let host = host.as_str().rsplit('@').next().unwrap_or_default();
@@ -262,9 +262,6 @@ fn prepare(request: &mut Request<Stream>) {
             HeaderValue::from_static("chunked"),
         );
     }
-    if version == Version::HTTP_2 {
-        join_cookies(fields);
-    }
 }
 
 fn origin_form(method: &Method, uri: &Uri) -> Uri {
@@ -295,8 +292,8 @@ fn takes_trailers(fields: &HeaderMap) -> bool {
     })
 }
 
-/// HTTP/2 may split one Cookie field into many (RFC 9113 §8.2.3); HTTP/1.1 has one.
-fn join_cookies(fields: &mut HeaderMap) {
+/// HTTP/2 may split one Cookie field into many (RFC 9113 §8.2.3); HTTP/1.1, and all layers here, have one.
+pub fn join_cookies(fields: &mut HeaderMap) {
     let lines: Vec<&[u8]> = fields
         .get_all(header::COOKIE)
         .iter()

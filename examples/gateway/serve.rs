@@ -2,11 +2,14 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::uri::Authority;
 use http::{Method, Request, Response, StatusCode, Version, header};
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -15,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::{Service, ServiceExt};
 use tower_keep::core::PeerAddr;
 
-use crate::proxy::{Stream, boxed, forwards_left, is_plainly_coded, plain};
+use crate::proxy::{BoxError, Stream, boxed, forwards_left, is_plainly_coded, join_cookies, plain};
 use crate::stack::Route;
 
 /// What is still under way when it is told to stop has this long.
@@ -71,9 +74,16 @@ async fn answer(
     if let Some(own) = own_answer(&request) {
         return Ok(own);
     }
+    if request.version() == Version::HTTP_2 {
+        join_cookies(request.headers_mut());
+    }
     request.extensions_mut().insert(PeerAddr(peer));
+    let request = match request.version() {
+        Version::HTTP_2 => request.map(|body| boxed(Whole(body))),
+        _ => request.map(boxed),
+    };
     let answered = match route.ready().await {
-        Ok(route) => route.call(request.map(boxed)).await,
+        Ok(route) => route.call(request).await,
         Err(failure) => Err(failure),
     };
     Ok(answered.unwrap_or_else(|failure| failure.response()))
@@ -117,5 +127,34 @@ fn names_its_host(request: &Request<Incoming>) -> bool {
                     .is_ok_and(|host| !host.as_str().contains('@'))
         }
         (Some(_), Some(_)) => false,
+    }
+}
+
+/// A body that came over HTTP/2, whole or broken off. hyper takes a stream that was reset without an error for one that
+/// has ended, which is true of answers only: handed on so, half a request would be a whole one.
+struct Whole(Incoming);
+
+impl Body for Whole {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match ready!(Pin::new(&mut self.0).poll_frame(cx)) {
+            None if !self.0.is_end_stream() => {
+                Poll::Ready(Some(Err("the client took its request back".into())))
+            }
+            frame => Poll::Ready(frame.map(|frame| frame.map_err(Into::into))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
     }
 }

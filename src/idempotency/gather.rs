@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::Body;
+use tokio::task::yield_now;
 
 use crate::core::FRAMES_AT_ONCE;
 
@@ -29,11 +30,25 @@ pub(super) enum End {
 
 impl Gathered {
     /// Reads on until the end, an error, or more than `most` bytes. Dropping this keeps what was read.
+    ///
+    /// A body that is shorter than it said broke off. Where it does not say itself that it is over, the server gets a
+    /// turn before it counts as whole: over HTTP/2 a stream that was reset without an error looks like one that has
+    /// ended, and the server drops the request only when it has to wait.
     pub(super) async fn fill<B>(&mut self, mut body: Pin<&mut B>, most: usize) -> End
     where
         B: Body<Data = Bytes>,
     {
-        poll_fn(|cx| self.poll_fill(body.as_mut(), most, cx)).await
+        let least = body.size_hint().lower();
+        let end = poll_fn(|cx| self.poll_fill(body.as_mut(), most, cx)).await;
+        if end == End::Whole {
+            if (self.len() as u64) < least {
+                return End::Failed;
+            }
+            if !body.is_end_stream() {
+                yield_now().await;
+            }
+        }
+        end
     }
 
     pub(super) fn poll_fill<B>(

@@ -99,6 +99,13 @@
 //! `keep_rate_limit_source`: 0 the store decides, 1 this process, 2 nobody (open), 3 nobody (closed). Calls that leave the
 //! process are spans (`rate_limit_store`, level debug).
 //!
+//! # Whose address
+//!
+//! The address of a client is that of its connection: serve an axum router by
+//! `into_make_service_with_connect_info::<SocketAddr>()`, put a [`PeerAddr`](crate::core::PeerAddr) into the extensions of
+//! each request elsewhere. Where neither is there, a policy that needs it does not apply (under `Closed`: 503), which is
+//! logged once as an error and counted (`keep_rate_limit_unkeyed_total`).
+//!
 //! # Where it stands
 //!
 //! Limits by address and global ones outermost, limits by user inside the session layer. CORS goes outside,

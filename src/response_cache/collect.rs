@@ -22,6 +22,9 @@ const LARGEST_TRAILERS: usize = 4 * 1_024;
 /// How long a body is pulled on after its reader has left.
 const WITHOUT_READER: Duration = Duration::from_secs(60);
 
+/// How long others wait for a leader that has yet to read a window's bytes.
+const FOR_LEADER: Duration = Duration::from_secs(30);
+
 /// The bytes of all bodies that are being gathered, bounded.
 #[derive(Debug)]
 pub(super) struct Unfinished {
@@ -214,6 +217,21 @@ fn end_of(ended: Collected) -> End {
     }
 }
 
+/// The time that the leader has to read a window's bytes, once others wait for it.
+struct Turn {
+    until: u64,
+    ends: Pin<Box<Sleep>>,
+}
+
+impl Turn {
+    fn new(read: u64, window: usize) -> Self {
+        Self {
+            until: read.saturating_add(window as u64),
+            ends: Box::pin(sleep(FOR_LEADER)),
+        }
+    }
+}
+
 /// The side that pulls frames as fast as they come.
 pub(super) struct Pull<R> {
     collector: Collector<R>,
@@ -269,15 +287,25 @@ where
             return feed.end(End::Rest, false);
         }
         self.collector.chunks.clear();
-        poll_fn(|cx| self.poll_window(cx)).await;
+        let mut waiting = None;
+        poll_fn(|cx| self.poll_window(cx, &mut waiting)).await;
     }
 
-    fn poll_window(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_window(&mut self, cx: &mut Context<'_>, waiting: &mut Option<Turn>) -> Poll<()> {
         let feed = &self.feed.0;
         for _ in 0..FRAMES_AT_ONCE {
             match feed.room(cx.waker()) {
                 Room::Yes => {}
-                Room::NotYet => return Poll::Pending,
+                Room::NotYet(read) => {
+                    let turn = waiting
+                        .take_if(|turn| turn.until > read)
+                        .unwrap_or_else(|| Turn::new(read, self.collector.most));
+                    let turn = waiting.insert(turn);
+                    ready!(turn.ends.as_mut().poll(cx));
+                    *waiting = None;
+                    feed.overtake_leader();
+                    continue;
+                }
                 Room::Nobody => return Poll::Ready(()),
             }
             let end = match ready!(self.collector.body.as_mut().poll_frame(cx)) {

@@ -78,13 +78,20 @@ pub(super) fn consider(
     }
     // The commonest: one plain name, and a target that names no other.
     let plain = signals.plain_host && uri.authority().is_none();
-    if signals.hosts > 1 || (signals.hosts == 1 && !plain && !is_host(uri, fields)) {
+    let unfit = signals.hosts == 1 && !plain && !is_host(uri, fields);
+    if signals.hosts > 1 || unfit || names_user(uri) {
         return Err(Bypass::Host);
     }
     if uri.path().len() + uri.query().map_or(0, str::len) > LONGEST_TARGET {
         return Err(Bypass::Length);
     }
     Ok(())
+}
+
+/// Says whether somebody stands before the host in the target: no key has that, and a handler may write it into links.
+fn names_user(uri: &Uri) -> bool {
+    uri.authority()
+        .is_some_and(|authority| authority.as_str().contains('@'))
 }
 
 fn is_host(uri: &Uri, fields: &HeaderMap) -> bool {

@@ -90,6 +90,8 @@ struct State {
     joiners_cut: bool,
     /// As many bytes are kept at most; who falls behind is cut.
     window: Option<usize>,
+    /// The leader took too long: it moves the window no more.
+    is_overtaken: bool,
 }
 
 #[derive(Default)]
@@ -114,6 +116,7 @@ impl State {
     /// Whose reading moves the window: the leader's, else the fastest.
     fn driver(&self) -> Option<&Place> {
         let leader = self.readers.first().and_then(Option::as_ref);
+        let leader = leader.filter(|_| !self.is_overtaken);
         leader.or_else(|| self.readers.iter().flatten().max_by_key(|place| place.next))
     }
 
@@ -132,7 +135,8 @@ impl State {
 /// Whether a window lets the body be pulled on.
 pub(super) enum Room {
     Yes,
-    NotYet,
+    /// Whose reading moves it has read this many bytes.
+    NotYet(u64),
     /// Nobody reads any more.
     Nobody,
 }
@@ -217,17 +221,22 @@ impl Feed {
     pub(super) fn room(&self, waker: &Waker) -> Room {
         let mut state = self.state.lock();
         let (window, total) = (state.window.unwrap_or(usize::MAX) as u64, state.total);
-        match state.driver().map(|driver| total - driver.bytes) {
+        match state.driver().map(|driver| driver.bytes) {
             None => Room::Nobody,
-            Some(ahead) if ahead < window => {
+            Some(read) if total - read < window => {
                 state.puller = Some(waker.clone());
                 Room::Yes
             }
-            Some(_) => {
+            Some(read) => {
                 state.puller = Some(waker.clone());
-                Room::NotYet
+                Room::NotYet(read)
             }
         }
+    }
+
+    /// Lets whoever reads fastest move the window from now on.
+    pub(super) fn overtake_leader(&self) {
+        self.state.lock().is_overtaken = true;
     }
 }
 

@@ -97,7 +97,14 @@
 //! stored, all others read its body along, each at its own pace; a `HEAD`, a condition or a byte range waits
 //! for the whole body. An answer that may not be stored releases everybody at its head. Once a body turns out
 //! longer than [`max_body`](ResponseCacheLayer::max_body), nobody joins any more, the first one's reading
-//! sets the pace, and whoever falls more than `max_body` behind is cut off with an error.
+//! sets the pace, unless it takes half a minute for as much while others wait, and whoever falls more than `max_body`
+//! behind is cut off with an error.
+//!
+//! # Beside other layers
+//!
+//! A layer that compresses belongs inside: what it makes is then stored per `Accept-Encoding`, with an `ETag` of its own. Outside
+//! it would send other bytes under the `ETag` that this layer gave. A layer outside that wraps the bodies of requests
+//! (a timeout, a decompression) may hide that there is none: such requests are passed, `fwd=bypass;detail=body`.
 
 mod age;
 mod answer;

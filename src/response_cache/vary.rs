@@ -124,6 +124,8 @@ pub(super) fn selection(names: &Names, request: &HeaderMap) -> Vec<u8> {
         let values = lines.map(http::HeaderValue::as_bytes);
         let value = if name == ACCEPT_LANGUAGE.as_str() || name == ACCEPT_ENCODING.as_str() {
             preferences(values)
+        } else if name == COOKIE.as_str() {
+            crumbs(values)
         } else {
             plain(values)
         };
@@ -214,6 +216,13 @@ fn parts<'a>(
 fn plain<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
     let all: Vec<&[u8]> = lines.flat_map(members).collect();
     all.join(&b","[..])
+}
+
+/// Keeps lines apart by a byte that none can hold. Cookies are no list (RFC 6265 §5.4): a comma is a part of a value, and
+/// HTTP/2 gives each pair a line of its own (RFC 9113 §8.2.3), so that lines joined by one would be another cookie.
+fn crumbs<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    let all: Vec<&[u8]> = lines.map(<[u8]>::trim_ascii).collect();
+    all.join(&b"\n"[..])
 }
 
 /// Stands before what cannot be read as preferences; no field can hold it.

@@ -2,6 +2,7 @@
 
 mod conformance;
 mod faithful;
+mod http2;
 mod killed;
 mod layers;
 mod wire;

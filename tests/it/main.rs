@@ -17,6 +17,7 @@ mod hyper;
 mod idempotency;
 mod lock;
 mod notices;
+mod protocols;
 mod queue;
 mod rate_limit;
 mod redis;

@@ -250,6 +250,14 @@ fn requests_with_oddities_are_not_considered() {
         consider_with("GET", "/", &[("host", "u@a")], true),
         Err(Bypass::Host)
     );
+    // Over HTTP/2 a target names its authority; who stands before the host in it is in no key.
+    for host in [&[][..], &[("host", "u@a")]] {
+        assert_eq!(
+            consider_with("GET", "http://u@a/", host, true),
+            Err(Bypass::Host)
+        );
+    }
+    assert_eq!(consider_with("GET", "http://a/", &[], true), Ok(()));
     assert_eq!(
         consider_with("GET", &format!("/{}", "x".repeat(9_000)), &[], true),
         Err(Bypass::Length)

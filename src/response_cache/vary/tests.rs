@@ -107,6 +107,10 @@ fn values_are_compared_in_one_form() {
         &["br;q=0.0,GZIP"],
     );
     other("accept-encoding", &["gzip"], &["gzip;q=0"]);
+    // A comma belongs to a cookie's value; lines are pairs of their own.
+    other("cookie", &["a=1", "b=2"], &["a=1, b=2"]);
+    other("cookie", &["a=1, b=2"], &["a=1,b=2"]);
+    same("cookie", &["a=1; b=2"], &[" a=1; b=2"]);
 }
 
 #[test]

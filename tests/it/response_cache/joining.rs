@@ -253,6 +253,32 @@ async fn beyond_the_limit_the_leaders_reading_holds_the_body_back() {
     assert_eq!(leader.rest().await.unwrap(), "");
 }
 
+#[tokio::test(start_paused = true)]
+async fn beyond_the_limit_a_leader_that_does_not_read_on_holds_nobody_up_for_ever() {
+    let (origin, pens) = slow(FRESH);
+    let cache = cache(10);
+    let app = App::new(&cache, &origin);
+    let mut leader = Reading::of(&app, &[]).await;
+    let mut joiner = Reading::of(&app, &[]).await;
+    for _ in 0..100 {
+        pens.write(0, "12345");
+    }
+    pens.close();
+    assert_eq!(joiner.frame().await, "12345");
+    // A little is not enough: it reads less than a window.
+    assert_eq!(leader.frame().await, "12345");
+    let read = async {
+        for _ in 1..100 {
+            assert_eq!(joiner.frame().await, "12345");
+        }
+        assert_eq!(joiner.rest().await.unwrap(), "");
+    };
+    let patience = std::time::Duration::from_secs(600);
+    tokio::time::timeout(patience, read).await.unwrap();
+    // It fell behind whoever reads.
+    assert!(leader.rest().await.is_err());
+}
+
 #[tokio::test]
 async fn a_body_without_end_is_shared_by_nobody_and_kept_by_nobody() {
     let (origin, pens) = slow(FRESH);

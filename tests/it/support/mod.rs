@@ -10,6 +10,7 @@ pub mod browser;
 pub mod chromium;
 pub mod cost;
 pub mod http;
+pub mod http2;
 pub mod launch;
 pub mod postgres;
 pub mod program;
