@@ -14,6 +14,7 @@ mod hostile;
 mod joining;
 mod leaks;
 mod levels;
+mod looks;
 mod measured;
 mod notices;
 mod origin;

@@ -50,6 +50,7 @@ pub struct Look {
     slot: Option<Slot>,
     /// The passed clock in microseconds; without one the server's TIME is asked for first.
     now: Option<u64>,
+    timeout: Duration,
 }
 
 impl Look {
@@ -58,14 +59,21 @@ impl Look {
         if now.is_none() {
             commands.cmd("TIME");
         }
-        let slot = inner.link.slot_of(key);
+        let (slot, timeout) = (inner.link.slot_of(key), inner.timeout);
         Self {
             inner,
             name,
             commands,
             slot,
             now,
+            timeout,
         }
+    }
+
+    /// Waits no longer than `timeout` (the handle's otherwise).
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
     }
 
     /// Appends a command that writes nothing, on keys that share the first one's slot.
@@ -93,8 +101,8 @@ impl Look {
             return Ok(None);
         }
         let began = monotonic();
-        let (words, timeout) = (Words::Look(&self.commands, looks), self.inner.timeout);
-        let answer = self.inner.call(words, self.slot, timeout).await;
+        let words = Words::Look(&self.commands, looks);
+        let answer = self.inner.call(words, self.slot, self.timeout).await;
         seconds!("keep_store_op_seconds", began.elapsed().as_secs_f64(), "op" => self.name);
         let mut answers = match Reply::from_value(answer?)? {
             Reply::Nil => return Ok(None),

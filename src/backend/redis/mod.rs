@@ -59,6 +59,7 @@ mod call;
 mod cluster;
 mod error;
 mod gate;
+mod likely;
 mod link;
 mod look;
 mod meter;
@@ -77,6 +78,7 @@ mod tls;
 mod tls;
 
 pub use call::Call;
+pub(crate) use likely::Likely;
 pub use look::Look;
 pub use reply::Reply;
 pub use script::Script;

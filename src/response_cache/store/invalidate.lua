@@ -1,11 +1,12 @@
 -- Raises the stamps of targets in one step. Members: 'h' the highest stamp, 'f' the floor, and each target
 -- as 'g' (gone) or 's' (stale) with its hash; 'f' < 'g' keeps the floor first among equals.
--- KEYS: 1 stamps. ARGV: 2 the most targets, 3 how many leave at once, 4 the channel to tell, 5... members. Reply: the stamp.
+-- KEYS: 1 stamps, 2 their head: the highest stamp and the floor as text, for look-ups.
+-- ARGV: 2 the most targets, 3 how many leave at once, 4 the channel to tell, 5... members. Reply: the stamp.
 local function text(number) return string.format('%.0f', number) end
 local head = redis.call('ZMSCORE', KEYS[1], 'h', 'f')
-local highest = tonumber(head[1] or nil)
-if not highest or not head[2] then
-  highest = now
+local highest, floor = tonumber(head[1] or nil), tonumber(head[2] or nil)
+if not highest or not floor then
+  highest, floor = now, now
   redis.call('DEL', KEYS[1])
   redis.call('ZADD', KEYS[1], text(now), 'h', text(now), 'f')
 end
@@ -18,6 +19,8 @@ if excess > 0 then
   local last = redis.call('ZRANGE', KEYS[1], leaving, leaving, 'WITHSCORES')
   redis.call('ZREMRANGEBYRANK', KEYS[1], 1, leaving)
   redis.call('ZADD', KEYS[1], last[2], 'f')
+  floor = tonumber(last[2])
 end
+redis.call('SET', KEYS[2], stamp .. ' ' .. text(floor))
 redis.call('PUBLISH', ARGV[4], stamp)
 return stamp

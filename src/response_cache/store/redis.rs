@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::backend::redis::{RedisStore, Reply, Script};
 use crate::core::{
@@ -23,6 +24,7 @@ use super::{
 };
 
 mod cluster;
+mod look;
 
 static LOOKUP: Script = Script::new(include_str!("lookup.lua"));
 static STORE: Script = Script::new(include_str!("store.lua"));
@@ -44,9 +46,7 @@ impl ResponseStore for RedisStore {
         if self.is_cluster() {
             return StoreFuture::boxed(cluster::lookup(self.clone(), lookup));
         }
-        let [primary, entry] = keys(self, lookup.key);
-        let question = question(self, &[primary, entry, stamps_key(self)], &lookup);
-        question.map(|(found, _)| found)
+        look::look_or_ask(self, lookup)
     }
 
     fn store(&self, key: EntryKey, ticket: Ticket, entry: Arc<Entry>) -> StoreFuture<Stored> {
@@ -66,7 +66,7 @@ impl ResponseStore for RedisStore {
             .arg(base64url(&ticket.selector.0))
             .arg(channel(self))
             .arg(filled(key.primary))
-            .run(stored)
+            .run(look::noting(self, key, head))
     }
 
     fn freshen(&self, key: EntryKey, ticket: Ticket, entry: Arc<Entry>) -> StoreFuture<Stored> {
@@ -84,10 +84,13 @@ impl ResponseStore for RedisStore {
             .arg(base64url(&ticket.selector.0))
             .arg(channel(self))
             .arg(filled(key.primary))
-            .run(stored)
+            .run(look::noting(self, key, head))
     }
 
     fn release(&self, key: EntryKey, ticket: Ticket, mark: Option<Duration>) -> StoreFuture<()> {
+        if mark.is_some() {
+            look::forget(self, key);
+        }
         self.script(&RELEASE, &keys(self, key))
             .arg(base64url(&key.selector.0))
             .arg(hex(ticket.token))
@@ -100,7 +103,7 @@ impl ResponseStore for RedisStore {
 
     fn invalidate(&self, changes: &[Change]) -> StoreFuture<Stamp> {
         let mut call = self
-            .script(&INVALIDATE, &[stamps_key(self)])
+            .script(&INVALIDATE, &stamps_keys(self))
             .num(MOST_STAMPS as u64)
             .num(STAMPS_LEAVING as u64)
             .arg(channel(self));
@@ -133,7 +136,7 @@ impl ResponseStore for RedisStore {
 }
 
 fn changes(store: &RedisStore, since: Stamp, timeout: Duration) -> StoreFuture<Changes> {
-    let call = store.script(&CHANGES, &[stamps_key(store)]);
+    let call = store.script(&CHANGES, &stamps_keys(store));
     call.num(since.0).timeout(timeout).run(|reply| {
         let mut parts = reply.array()?.into_iter();
         let mut next = || parts.next().ok_or_else(unexpected);
@@ -158,8 +161,9 @@ fn keys(store: &RedisStore, key: EntryKey) -> [String; 2] {
     [primary, entry]
 }
 
-fn stamps_key(store: &RedisStore) -> String {
-    store.key(PART).tag(["stamps"]).plain("set").finish()
+/// The stamps, and their head beside them: written, and where one of them is lost made anew, together.
+fn stamps_keys(store: &RedisStore) -> [String; 2] {
+    ["set", "head"].map(|kind| store.key(PART).tag(["stamps"]).plain(kind).finish())
 }
 
 /// What is told to those who wait for somebody else's lease.
@@ -182,9 +186,23 @@ fn channel(store: &RedisStore) -> String {
     store.key(PART).tag(["stamps"]).plain("changes").finish()
 }
 
-/// Asks what is there under `keys`, with the stamps last where they lie on the same server. The answer says, too,
-/// at which stamp the entry was begun.
-fn question(store: &RedisStore, keys: &[String], lookup: &Lookup) -> StoreFuture<(Found, Stamp)> {
+/// What the script tells.
+struct Asked {
+    found: Found,
+    /// At which stamp the entry was begun.
+    begun: Stamp,
+    /// When the entry is due for a refresh, or stale.
+    due: u64,
+}
+
+/// Asks what is there under `keys`, with the stamps last where they lie on the same server. What led to the question
+/// before counts as waiting, too.
+fn question(
+    store: &RedisStore,
+    keys: &[String],
+    lookup: &Lookup,
+    began: Option<Instant>,
+) -> StoreFuture<Asked> {
     let (want, length) = match lookup.want {
         Want::Entry => (0, Duration::ZERO),
         Want::EntryOrLease(length) => (1, length),
@@ -192,7 +210,7 @@ fn question(store: &RedisStore, keys: &[String], lookup: &Lookup) -> StoreFuture
     };
     let (token, selector) = (token(), lookup.key.selector);
     let have = lookup.have.map(|id| id.0.to_string()).unwrap_or_default();
-    store
+    let call = store
         .script(&LOOKUP, keys)
         .arg(base64url(&selector.0))
         .arg(lookup.names.as_text())
@@ -201,11 +219,15 @@ fn question(store: &RedisStore, keys: &[String], lookup: &Lookup) -> StoreFuture
         .num(want)
         .num(micros(length))
         .arg(hex(token))
-        .timeout(store.timeout() / LOOKUP_SHARE)
-        .run(move |reply| found(reply, token, selector))
+        .timeout(store.timeout() / LOOKUP_SHARE);
+    let call = match began {
+        Some(began) => call.since(began),
+        None => call,
+    };
+    call.run(move |reply| found(reply, token, selector))
 }
 
-fn found(reply: Reply, token: u128, selector: Hash128) -> Result<(Found, Stamp), StoreError> {
+fn found(reply: Reply, token: u128, selector: Hash128) -> Result<Asked, StoreError> {
     let mut parts = reply.array()?.into_iter();
     let mut next = || parts.next().ok_or_else(unexpected);
     let now = number(next()?)?;
@@ -214,7 +236,7 @@ fn found(reply: Reply, token: u128, selector: Hash128) -> Result<(Found, Stamp),
     let names = Names::from_text(std::str::from_utf8(&names).map_err(|_| unexpected())?);
     let (state, head, body) = (next()?.int()?, next()?.bytes()?, next()?.bytes()?);
     let (granted, held, marked) = (next()?.int()?, number(next()?)?, number(next()?)?);
-    let begun = Stamp(number(next()?)?);
+    let (begun, due) = (Stamp(number(next()?)?), number(next()?)?);
     let entry = match state {
         1 => FoundEntry::Same,
         2 => decoded(&head, body),
@@ -240,7 +262,7 @@ fn found(reply: Reply, token: u128, selector: Hash128) -> Result<(Found, Stamp),
         lease,
         mark,
     };
-    Ok((found, begun))
+    Ok(Asked { found, begun, due })
 }
 
 /// A record that cannot be read is a miss; whoever fetches next writes over it.

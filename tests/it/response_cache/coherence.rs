@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tower_keep::response_cache::{ResponseCacheLayer, Target};
 
 use super::origin::{App, Origin, clock, full, memory, said, secs};
+use crate::support::redis::{fresh_prefix, shared};
 
 /// An origin that reads the truth when it is called, and takes its time to say it.
 fn truthful(truth: &Arc<AtomicUsize>, fields: &'static [(&'static str, &'static str)]) -> Origin {
@@ -95,7 +96,7 @@ async fn in_two_caches_on_one_memory_store() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn in_one_cache_with_copies_of_a_shared_store() {
     let truth = Arc::new(AtomicUsize::new(0));
-    let store = crate::support::redis::shared().await.store(&clock()).await;
+    let store = shared().await.store(&clock()).await;
     let layer = ResponseCacheLayer::new(store);
     let origin = truthful(
         &truth,
@@ -103,4 +104,22 @@ async fn in_one_cache_with_copies_of_a_shared_store() {
     );
     let readers = (0..4).map(|_| App::new(&layer, &origin)).collect();
     check(layer, readers, truth, KINDS).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn in_two_processes_without_copies_that_look() {
+    let truth = Arc::new(AtomicUsize::new(0));
+    let (server, prefix) = (shared().await, fresh_prefix());
+    let (one, two) = (
+        server.store_with(&prefix).await,
+        server.store_with(&prefix).await,
+    );
+    let layers = [one, two].map(|store| ResponseCacheLayer::new(store).local_bytes(0));
+    let origin = truthful(
+        &truth,
+        &[("cache-control", "max-age=60"), ("cache-tag", "t")],
+    );
+    let readers = (0..4).map(|n| App::new(&layers[n % 2], &origin)).collect();
+    let [writer, _] = layers;
+    check(writer, readers, truth, KINDS).await;
 }

@@ -533,7 +533,7 @@ async fn nothing_personal_is_readable_in_key_names() {
         .query_async(&mut server.raw().await)
         .await
         .unwrap();
-    assert_eq!(keys.len(), 3);
+    assert_eq!(keys.len(), 4);
     assert!(
         keys.iter()
             .all(|key| !key.contains("secret") && !key.contains("abc")),

@@ -9,7 +9,7 @@ use crate::core::StoreError;
 use crate::response_cache::stamps::{Changes, Stamp};
 use crate::response_cache::store::{Found, FoundEntry, Lease, Lookup, ResponseStore};
 
-use super::{LARGEST_NUMBER, LOOKUP_SHARE, changes, keys, question};
+use super::{Asked, LARGEST_NUMBER, LOOKUP_SHARE, changes, keys, question};
 
 /// Asks both nodes; again where a floor that has risen unheard turns what was found into nothing.
 pub(super) async fn lookup(store: RedisStore, mut lookup: Lookup) -> Result<Found, StoreError> {
@@ -29,9 +29,11 @@ async fn both(store: &RedisStore, lookup: &Lookup) -> Result<(Found, Stamp), Sto
     let timeout = store.timeout() / LOOKUP_SHARE;
     let (head, found) = tokio::join!(
         changes(store, Stamp(LARGEST_NUMBER), timeout),
-        question(store, &keys(store, lookup.key), lookup),
+        question(store, &keys(store, lookup.key), lookup, None),
     );
-    let (mut found, begun) = found?;
+    let Asked {
+        mut found, begun, ..
+    } = found?;
     let Changes { highest, floor, .. } = match head {
         Ok(head) => head,
         Err(error) => {
