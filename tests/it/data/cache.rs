@@ -383,6 +383,62 @@ async fn a_read_that_loads_nothing_starts_no_script_unless_the_record_has_tags()
 }
 
 #[tokio::test]
+async fn a_process_that_knows_a_value_to_be_fresh_reads_it_through_its_loader_without_a_script() {
+    let (server, clock, prefix) = (RedisServer::start().await, clock(), fresh_prefix());
+    let open = async || {
+        let builder = server.builder(&prefix).timeout(10 * SECOND);
+        builder.clock(clock.clone()).open().await.unwrap()
+    };
+    let (here, there) = (open().await, open().await);
+    let life = Lifetime::new(Ttl::hours(1)).refresh_after(MINUTE).jitter(0);
+    let of = |store: &RedisStore| {
+        let group = CacheGroup::new(store.clone(), "db");
+        let users: Cache<String, usize> = group.cache("user", life);
+        users.local(Local::off())
+    };
+    let (first, second) = (of(&here), of(&there));
+    let source = Source::default();
+    // What was read, by so many commands, and how many of them were scripts.
+    let took = async |cache: &Cache<String, usize>, store: &RedisStore| {
+        let (sent, scripts) = (store.commands(), server.scripts().await);
+        let value = read(cache, &source).await.0;
+        let sent = store.commands() - sent;
+        (value, sent, server.scripts().await - scripts)
+    };
+    // Teaches the server the scripts.
+    read(&first, &source).await;
+    first.remove(&"u1".to_owned()).await;
+    assert_eq!(took(&first, &here).await, (2, 2, 2), "a miss");
+    assert_eq!(took(&first, &here).await, (2, 1, 0));
+    assert_eq!(took(&second, &there).await, (2, 1, 1), "new here");
+    assert_eq!(took(&second, &there).await, (2, 1, 0));
+    // What was invalidated elsewhere costs one more, once; here, none.
+    first.remove(&"u1".to_owned()).await;
+    assert_eq!(took(&second, &there).await, (3, 3, 2));
+    assert_eq!(took(&second, &there).await, (3, 1, 0));
+    let prefix = Target::prefix("user", "u1");
+    first.group().invalidate([prefix]).await;
+    assert_eq!(took(&first, &here).await, (4, 2, 2));
+    // A put is known, too.
+    second.put(&"u1".to_owned(), 40).await.unwrap();
+    assert_eq!(took(&second, &there).await, (40, 1, 0));
+    // Damage is a miss.
+    let mut raw = server.raw().await;
+    let question = redis::cmd("KEYS").arg("*:record:*").to_owned();
+    let keys: Vec<String> = question.query_async(&mut raw).await.unwrap();
+    let damage = redis::cmd("SET").arg(&[&keys[0], "x"]).to_owned();
+    damage.query_async::<()>(&mut raw).await.unwrap();
+    assert_eq!(took(&second, &there).await, (5, 3, 2));
+    // To the millisecond at which a refresh is due, for which the script gives the lease.
+    clock.advance(MINUTE - MILLIS);
+    assert_eq!(took(&second, &there).await, (5, 1, 0));
+    clock.advance(MILLIS);
+    let due = took(&second, &there).await;
+    assert!(due.0 == 5 && due.2 >= 1, "{due:?}");
+    until(|| source.loads() == 6).await;
+}
+
+#[tokio::test]
 async fn a_cache_believes_no_demoted_server_and_one_that_takes_no_writes() {
     let (server, clock) = (RedisServer::start().await, clock());
     let store = server.store(&clock).await;
@@ -396,8 +452,11 @@ async fn a_cache_believes_no_demoted_server_and_one_that_takes_no_writes() {
     order(&["CONFIG", "SET", "min-replicas-to-write", "1"]).await;
     assert_eq!(*users.get(&7).await.unwrap().unwrap(), "x");
     order(&["CONFIG", "SET", "min-replicas-to-write", "0"]).await;
+    let load = || users.get_or_load(&7, |_| async { Ok::<_, io::Error>("new".to_owned()) });
+    assert_eq!(*load().await.unwrap(), "x");
     order(&["REPLICAOF", "127.0.0.1", "1"]).await;
     users.get(&7).await.unwrap_err();
+    assert_eq!(*load().await.unwrap(), "new", "loaded, and kept nowhere");
 }
 
 #[tokio::test]

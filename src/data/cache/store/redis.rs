@@ -5,8 +5,9 @@ mod look;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
-use self::look::{Tagged, look};
+use self::look::look;
 use super::{
     Ask, CacheKey, CacheStore, Fetched, Fill, Item, LeaseToken, Leased, Lookup, Record, Right,
     Target, Written, notice,
@@ -27,22 +28,17 @@ impl CacheStore for RedisStore {
     fn fetch(&self, group: &Arc<str>, lookups: Vec<Lookup>) -> StoreFuture<Vec<Fetched>> {
         match lookups.as_slice() {
             [] => StoreFuture::ok(Vec::new()),
-            [one] if one.ask == Ask::Read && !Tagged::of(self).has(group) => {
+            [one] if look::may_do(self, group, one) => {
                 let (store, group) = (self.clone(), Arc::clone(group));
                 StoreFuture::boxed(async move {
                     let began = monotonic();
-                    match look(&store, &group, &lookups[0].key).await? {
+                    match look(&store, &group, &lookups[0]).await? {
                         Some(found) => Ok(vec![found]),
-                        None => {
-                            fetching(&store, &group, &lookups)
-                                .since(began)
-                                .run(fetched)
-                                .await
-                        }
+                        None => asked(&store, group, lookups, Some(began)).await,
                     }
                 })
             }
-            _ => fetching(self, group, &lookups).run(fetched),
+            _ => asked(self, Arc::clone(group), lookups, None),
         }
     }
 
@@ -60,16 +56,20 @@ impl CacheStore for RedisStore {
         }
         let channel = channel_of(self, group);
         let mut call = self.script(&WRITE, &keys).arg(channel).arg(sender);
+        let mut notes = look::Notes::of(self, group);
         for item in items {
+            notes.promise(&item);
             call = written(call, item);
         }
-        call.run(|reply| {
+        call.run(move |reply| {
             let answers = reply.array()?.into_iter().map(Reply::int);
             let written = answers.map(|answer| match answer? {
                 1 => Ok(Written::Stored),
                 _ => Ok(Written::Refused),
             });
-            written.collect()
+            let written: Vec<Written> = written.collect::<Result<_, StoreError>>()?;
+            notes.keep(&written);
+            Ok(written)
         })
     }
 
@@ -89,6 +89,7 @@ impl CacheStore for RedisStore {
     }
 
     fn invalidate(&self, group: &Arc<str>, targets: Vec<Target>, sender: &str) -> StoreFuture<()> {
+        look::forget(self, group, &targets);
         let (mut keys, mut raised) = (vec![stamps_of(self, group)], Vec::new());
         for target in &targets {
             match target.as_key() {
@@ -118,6 +119,28 @@ impl CacheStore for RedisStore {
     fn contradicts(&self, name: &str, what: &str) -> bool {
         self.beside(Names::default).contradicts(name, what)
     }
+}
+
+/// Asks the script, and notes what it found. What led to the question before counts as waiting, too.
+fn asked(
+    store: &RedisStore,
+    group: Arc<str>,
+    lookups: Vec<Lookup>,
+    began: Option<Instant>,
+) -> StoreFuture<Vec<Fetched>> {
+    let call = fetching(store, &group, &lookups);
+    let call = match began {
+        Some(began) => call.since(began),
+        None => call,
+    };
+    let notes = look::Notes::of(store, &group);
+    call.run(move |reply| {
+        let all = fetched(reply)?;
+        for (lookup, fetched) in lookups.iter().zip(&all) {
+            notes.saw(&lookup.key, fetched);
+        }
+        Ok(all)
+    })
 }
 
 fn fetching(store: &RedisStore, group: &str, lookups: &[Lookup]) -> Call {
