@@ -51,7 +51,9 @@ impl ResponseStore for RedisStore {
 
     fn store(&self, key: EntryKey, ticket: Ticket, entry: Arc<Entry>) -> StoreFuture<Stored> {
         let head = entry.head();
-        self.script(&STORE, &keys(self, key))
+        let [primary, own] = keys(self, key);
+        let plain = entry_under(&primary, Hash128::default());
+        self.script(&STORE, &[primary, own, plain])
             .arg(base64url(&key.selector.0))
             .arg(head.names.as_text())
             .arg(hex(ticket.token))
@@ -157,8 +159,12 @@ fn changes(store: &RedisStore, since: Stamp, timeout: Duration) -> StoreFuture<C
 
 fn keys(store: &RedisStore, key: EntryKey) -> [String; 2] {
     let primary = store.key(PART).tag([base64url(&key.primary.0)]).finish();
-    let entry = format!("{primary}:{}", base64url(&key.selector.0));
+    let entry = entry_under(&primary, key.selector);
     [primary, entry]
+}
+
+fn entry_under(primary: &str, selector: Hash128) -> String {
+    format!("{primary}:{}", base64url(&selector.0))
 }
 
 /// The stamps, and their head beside them: written, and where one of them is lost made anew, together.

@@ -1,5 +1,5 @@
 -- Writes an entry; drops the ticket's lease and the variant's mark. The later-begun of two fetches stays.
--- KEYS: 1 primary, 2 entry.
+-- KEYS: 1 primary, 2 entry, 3 the entry of answers that do not vary.
 -- ARGV: 2 selector, 3 names, 4 token, 5 at, 6 due, 7 expires, 8 begun, 9 id, 10 body id, 11 head, 12 body,
 --       13 the lease's selector, 14 the channel to tell, 15 what to tell those who wait.
 -- Reply: 1 written, 0 superseded.
@@ -21,6 +21,8 @@ if known ~= ARGV[3] then
     local kind = string.sub(field, 1, 2)
     if kind == 'v:' or kind == 'm:' then redis.call('HDEL', KEYS[1], field) end
   end
+  -- Looks ask for this one by its key alone.
+  if known == '' then redis.call('DEL', KEYS[3]) end
   local all, seen = {}, {}
   for name in string.gmatch(known .. ',' .. ARGV[3], '[^,]+') do
     if not seen[name] then seen[name] = true; all[#all + 1] = name end

@@ -5,7 +5,7 @@ use tower_keep::backend::redis::RedisStore;
 use tower_keep::core::ManualClock;
 use tower_keep::response_cache::{ResponseCacheLayer, Target};
 
-use super::origin::{App, Origin, clock, said, secs, until};
+use super::origin::{App, Origin, clock, gated, said, secs, until};
 use crate::support::RedisServer;
 
 const PREFIX: &str = "looks";
@@ -310,6 +310,29 @@ async fn names_that_another_process_learned_count_here() {
     two.store.ping().await.unwrap();
     // What lies under fewer names is no more: looked, asked, asked under all names, stored.
     assert_eq!(one.get(&mut shared, 4).await.0, format!("run {}", run + 2));
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_vary_is_no_more_once_another_process_learned_that_it_does() {
+    let fields = [("cache-control", "max-age=60"), ("vary", "x-more")];
+    let (slow, gate) = gated(move |_, _| said(&fields, "varies"));
+    let origin = counted(MINUTE);
+    let (mut shared, one, _) = Shared::new(&origin).await;
+    let late = shared.process(&shared.server.url(), &slow).await;
+    let app = late.app.clone();
+    let waiting = tokio::spawn(async move { app.get("/a").await.body });
+    until("it fetches", || slow.calls() == 1).await;
+    // Its lease has ended.
+    shared.clock.advance(secs(5));
+    let run = origin.calls();
+    assert_eq!(one.get(&mut shared, 2).await, expect(run, 2));
+    assert_eq!(one.get(&mut shared, 1).await, expect(run, 0));
+    gate.add_permits(1);
+    assert_eq!(waiting.await.unwrap(), "varies");
+    late.store.ping().await.unwrap();
+    // Looked, asked, asked under the name that is known now.
+    assert_eq!(one.get(&mut shared, 3).await, ("varies".to_owned(), 2));
+    assert_eq!(one.get(&mut shared, 1).await, ("varies".to_owned(), 0));
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use crate::backend::redis::{Likely, RedisStore, Reply};
 use crate::core::{StoreError, StoreFuture, base64url, monotonic};
 use crate::response_cache::entry::{Entry, EntryId, Head};
 use crate::response_cache::stamps::Stamp;
-use crate::response_cache::store::{EntryKey, Found, FoundEntry, Lookup, Stored, Want};
+use crate::response_cache::store::{EntryKey, Found, FoundEntry, Hash128, Lookup, Stored, Want};
 
 use super::{LOOKUP_SHARE, keys, question, stamps_keys, stored};
 
@@ -103,7 +103,8 @@ fn ask(
 ///
 /// Each command is a step of its own, but together they tell what the script would have found at one instant. A variant's
 /// field and its entry are written together, and the field goes when the entry can no longer be found under these names;
-/// so an entry that is read after its field was the one of these names in between. The stamps, which only grow, are read
+/// so an entry that is read after its field was the one of these names in between. The entry of answers that do not vary
+/// goes itself when a name is learned, and is asked for without its field. The stamps, which only grow, are read
 /// after both: an invalidation that was told before is seen, as is one that comes meanwhile. Their head is as good as the
 /// set while both are there. The time is read first, and by it nothing is due or over. No replica is believed (GETEX).
 async fn look(
@@ -111,11 +112,15 @@ async fn look(
     [primary, entry, stamps, head]: &[String; 4],
     lookup: &Lookup,
 ) -> Result<Option<Found>, StoreError> {
-    let variant = format!("v:{}", base64url(&lookup.key.selector.0));
     let asked = store
         .look("response_cache.look", primary)
-        .timeout(store.timeout() / LOOKUP_SHARE)
-        .command(["HGET", primary, &variant]);
+        .timeout(store.timeout() / LOOKUP_SHARE);
+    let asked = if varies(lookup) {
+        let variant = format!("v:{}", base64url(&lookup.key.selector.0));
+        asked.command(["HGET", primary, &variant])
+    } else {
+        asked
+    };
     let asked = match lookup.have {
         None => asked.command(["HMGET", entry, "head", "body"]),
         Some(_) => asked.command(["HMGET", entry, "id", "begun", "due", "expires"]),
@@ -129,9 +134,16 @@ async fn look(
     }
 }
 
+/// Says whether it asks for one of several variants.
+fn varies(lookup: &Lookup) -> bool {
+    !lookup.names.is_empty() || lookup.key.selector != Hash128::default()
+}
+
 /// Decides as `lookup.lua` does; `None` where that has to.
 fn found(now: u64, mut answers: vec::IntoIter<Reply>, lookup: &Lookup) -> Option<Found> {
-    answers.next()?.bytes().ok()?;
+    if varies(lookup) {
+        answers.next()?.bytes().ok()?;
+    }
     let mut parts = answers.next()?.array().ok()?.into_iter();
     let are_there = answers.next()?.int().ok()? > 0;
     let (highest, floor) = head_of(&answers.next()?.bytes().ok()?).filter(|_| are_there)?;
