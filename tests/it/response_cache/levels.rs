@@ -37,7 +37,8 @@ impl Fleet {
     async fn store(&self) -> RedisStore {
         let builder = RedisStore::builder(&self.url)
             .prefix(&self.prefix)
-            .timeout(secs(10));
+            // A look-up waits for a tenth of it, also where ten thousand tasks have one thread.
+            .timeout(secs(60));
         let store = builder.clock(self.clock.clone()).open().await.unwrap();
         store.ping().await.unwrap();
         store

@@ -156,7 +156,7 @@ fn found(now: u64, mut answers: vec::IntoIter<Reply>, lookup: &Lookup) -> Option
             (entry, times.0, times.1, times.2)
         }
         Some(have) => {
-            let mut next = || parts.next().and_then(|part| u64_of(part));
+            let mut next = || parts.next().and_then(u64_of);
             if EntryId(next()?) != have {
                 return None;
             }
