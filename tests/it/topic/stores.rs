@@ -1,13 +1,18 @@
 //! The conformance suite on every engine.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tower_keep::backend::fallback::Fallback;
 use tower_keep::backend::memory::MemoryStore;
 use tower_keep::conformance::topic::topic;
 use tower_keep::core::ManualClock;
 
-use crate::support::redis::shared;
+use tower_keep::core::IntoKey;
+use tower_keep::data::topic::EventId;
+use tower_keep::data::topic::store::{From, Retain, TopicKey, TopicStore};
+
+use crate::support::redis::{fresh_prefix, shared};
 use crate::support::redis_cluster::RedisCluster;
 
 fn clock() -> ManualClock {
@@ -39,4 +44,62 @@ async fn a_fallback_keeps_the_promises_of_its_primary() {
 async fn a_cluster_keeps_its_promises() {
     let (cluster, clock) = (RedisCluster::start(3, false).await, clock());
     topic(Arc::new(cluster.store(&clock).await), &clock).await;
+}
+
+const RETAIN: Retain = Retain {
+    events: 3,
+    time: Duration::from_secs(60),
+};
+
+fn orders() -> TopicKey {
+    TopicKey {
+        name: Arc::from("suite"),
+        key: "orders".into_key(),
+    }
+}
+
+#[tokio::test]
+async fn a_log_on_redis_is_one_key_that_counts_by_ones_and_ends_a_day_after_its_events() {
+    let (server, prefix) = (shared().await, fresh_prefix());
+    let store = server.store_with(&prefix).await;
+    let mut last = None;
+    for seq in 1..=20 {
+        let kept = store.publish(&orders(), "x".into(), RETAIN).await.unwrap();
+        assert_eq!(kept.id.seq(), seq);
+        assert_eq!(kept.id.epoch(), last.unwrap_or(kept.id.epoch()));
+        last = Some(kept.id.epoch());
+    }
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis();
+    assert!(u128::from(last.unwrap()).abs_diff(now) < 600_000);
+    let mut raw = server.raw().await;
+    let keys: Vec<String> = redis::cmd("KEYS")
+        .arg(format!("{prefix}:*"))
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    let [key] = &keys[..] else { panic!("{keys:?}") };
+    let most = 86_400_000 + 60_000;
+    let left: i64 = redis::cmd("PTTL")
+        .arg(key)
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    assert!((most - 600_000..=most).contains(&left), "{left}");
+}
+
+#[tokio::test]
+async fn a_place_that_no_log_can_have_is_behind_every_event_on_redis() {
+    let store = shared().await.store_with(&fresh_prefix()).await;
+    let kept = store.publish(&orders(), "x".into(), RETAIN).await.unwrap();
+    for (epoch, seq) in [
+        (u64::MAX, u64::MAX),
+        (u64::MAX, 0),
+        (1 << 50, 7),
+        (1 << 53, 7),
+    ] {
+        let place: EventId = format!("{epoch}-{seq}").parse().unwrap();
+        let from = From::After(Some(place));
+        let page = store.read(&orders(), from, RETAIN, 10).await.unwrap();
+        assert_eq!((page.head, page.events.len()), (Some(kept.id), 0));
+    }
 }

@@ -21,6 +21,13 @@ impl CounterStore for RedisStore {
         changes: Vec<Change>,
         batch: Option<Key>,
     ) -> StoreFuture<Vec<Count>> {
+        if let ([change], None) = (&changes[..], &batch)
+            && is_plain(change)
+        {
+            let key = key_of(self, name, "value", &change.key);
+            let call = self.script(&INCR, &[key]);
+            return call.num(change.by).num(change.ttl.as_millis()).run(counts);
+        }
         let mut keys: Vec<String> = changes
             .iter()
             .map(|change| key_of(self, name, "value", &change.key))
@@ -127,6 +134,11 @@ impl CounterStore for RedisStore {
         self.script(&RESET, &[key_of(self, name, "value", &key)])
             .run(|_| Ok(()))
     }
+}
+
+/// Whether a change has no conditions.
+fn is_plain(change: &Change) -> bool {
+    !change.sliding && change.event.is_none() && change.within == (i64::MIN..=i64::MAX)
 }
 
 fn key_of(store: &RedisStore, name: &str, kind: &str, key: &Key) -> String {

@@ -1,8 +1,12 @@
 -- Says who has a lock, and changes nothing.
--- KEYS[1] lock.
+-- KEYS[1] lock (see acquire).
 -- Reply: {fence, ms left} | nil.
-local lock = redis.call('HMGET', KEYS[1], 'owner', 'fence', 'ends')
-if not lock[1] or now_ms >= tonumber(lock[3]) then
+local kept = redis.call('GET', KEYS[1])
+if not kept then
   return false
 end
-return {lock[2], string.format('%.0f', tonumber(lock[3]) - now_ms)}
+local fence, ends = struct.unpack('>I8I8', kept)
+if now_ms >= ends then
+  return false
+end
+return {string.format('%.0f', fence), string.format('%.0f', ends - now_ms)}

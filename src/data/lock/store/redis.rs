@@ -1,4 +1,4 @@
-//! Locks on Redis: a hash under one key, one script per method.
+//! Locks on Redis: a text under one key, one script per method.
 
 use std::time::Duration;
 
@@ -34,7 +34,11 @@ impl LockStore for RedisStore {
                         left: Duration::from_millis(number(left.int()?)?),
                     })
                 }
-                fence => Ok(Acquired::Granted(Fence(number(fence.int()?)?))),
+                fence => {
+                    let bytes = fence.bytes()?;
+                    let bytes = bytes.as_ref().try_into().map_err(|_| unexpected())?;
+                    Ok(Acquired::Granted(Fence(u64::from_be_bytes(bytes))))
+                }
             })
     }
 

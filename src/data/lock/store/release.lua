@@ -1,17 +1,22 @@
 -- Frees a lock if it is its owner's, keeps its fence, and wakes whoever waits.
--- KEYS[1] lock. ARGV: 2 owner, 3 keep ms, 4 channel.
+-- KEYS[1] lock (see acquire). ARGV: 2 owner, 3 keep ms, 4 channel.
 -- Reply: 1 released, now or by an earlier try | 0 it was lost before.
-local lock = redis.call('HMGET', KEYS[1], 'owner', 'ends', 'waited', 'last')
-if lock[1] ~= ARGV[2] then
-  -- The reply to an earlier try may have been lost.
-  return lock[4] == ARGV[2] and 1 or 0
+local kept = redis.call('GET', KEYS[1])
+if not kept then
+  return 0
 end
-local held = now_ms < tonumber(lock[2])
--- Over since ever; nobody's name is the empty one. The key lives on for as long as its fence is to be known.
-redis.call('HSET', KEYS[1], 'owner', '', 'ends', '0', 'last', held and ARGV[2] or '')
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
-if lock[3] then
-  redis.call('HDEL', KEYS[1], 'waited')
+local fence, ends, state, owner = struct.unpack('>I8I8Bc16', kept)
+if owner ~= ARGV[2] then
+  return 0
+end
+if ends == 0 then
+  -- The reply to an earlier try may have been lost.
+  return state == 2 and 1 or 0
+end
+local held = now_ms < ends
+-- The key lives on for as long as its fence is to be known.
+redis.call('SET', KEYS[1], struct.pack('>I8I8B', fence, 0, held and 2 or 3) .. owner, 'PX', ARGV[3])
+if state == 1 then
   redis.call('PUBLISH', ARGV[4], '')
 end
 return held and 1 or 0

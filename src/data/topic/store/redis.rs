@@ -1,4 +1,4 @@
-//! Logs on Redis: a head and a stream under one hash tag, one script per method, so one command.
+//! Logs on Redis: a stream under one key, one script per method, so one command.
 
 use bytes::Bytes;
 
@@ -10,12 +10,18 @@ use crate::core::{
 use crate::data::topic::event::EventId;
 use crate::data::{Names, subscribe_and_stay};
 
-static PUBLISH: Script = Script::named("topic.publish", include_str!("publish.lua"));
-static READ: Script = Script::named("topic.read", include_str!("read.lua"));
+static PUBLISH: Script = Script::named(
+    "topic.publish",
+    concat!(include_str!("epoch.lua"), include_str!("publish.lua")),
+);
+static READ: Script = Script::named(
+    "topic.read",
+    concat!(include_str!("epoch.lua"), include_str!("read.lua")),
+);
 
 impl TopicStore for RedisStore {
     fn publish(&self, key: &TopicKey, payload: Bytes, retain: Retain) -> StoreFuture<Kept> {
-        self.script(&PUBLISH, &keys(self, key))
+        self.script(&PUBLISH, &[log(self, key)])
             .arg(&payload)
             .num(retain.events)
             .num(millis(retain.time))
@@ -32,7 +38,7 @@ impl TopicStore for RedisStore {
             From::After(after) => ("after", after.unwrap_or(EventId::new(0, 0))),
             From::Latest => ("latest", EventId::new(0, 0)),
         };
-        self.script(&READ, &keys(self, key))
+        self.script(&READ, &[log(self, key)])
             .arg(how)
             .num(millis(retain.time))
             .num(most as u64)
@@ -50,12 +56,8 @@ impl TopicStore for RedisStore {
     }
 }
 
-fn keys(store: &RedisStore, key: &TopicKey) -> [String; 2] {
-    let start = placed(store.key("topic"), key);
-    [
-        start.clone().plain("head").finish(),
-        start.plain("log").finish(),
-    ]
+fn log(store: &RedisStore, key: &TopicKey) -> String {
+    placed(store.key("topic"), key).plain("log").finish()
 }
 
 fn channel(store: &RedisStore, key: &TopicKey) -> String {
