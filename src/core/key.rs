@@ -67,8 +67,9 @@ impl KeyBuilder {
 
     /// Appends what needs no escape: digests, numbers and names of ours.
     pub fn plain(mut self, segment: impl fmt::Display) -> Self {
+        self.text.push(':');
         // Writing to a `String` cannot fail.
-        let _ = write!(self.text, ":{segment}");
+        let _ = write!(self.text, "{segment}");
         self
     }
 

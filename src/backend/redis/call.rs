@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{Arg, Cmd};
 use tokio::time::Instant;
 
+use super::command::Command;
 use super::node::Words;
 use super::reply::Reply;
 use super::script::Script;
@@ -19,7 +19,7 @@ use crate::core::{StoreError, StoreErrorKind, StoreFuture, monotonic};
 pub struct Call {
     inner: Arc<Inner>,
     script: &'static Script,
-    command: Cmd,
+    command: Command,
     slot: Option<Slot>,
     timeout: Duration,
     /// What the caller did before counts as waiting, too.
@@ -35,15 +35,13 @@ impl Call {
         timeout: Duration,
     ) -> Self {
         let size = keys.iter().map(|key| key.as_ref().len()).sum::<usize>() + 128;
-        let mut command = Cmd::with_capacity(keys.len() + 12, size);
-        command
-            .arg(b"EVALSHA")
-            .arg(script.loaded().sha.as_str())
-            .arg(keys.len());
+        let mut command = Command::with_capacity("EVALSHA", size + 16 * keys.len())
+            .arg(&script.loaded().sha)
+            .num(keys.len() as i128);
         for key in keys {
-            command.arg(key.as_ref());
+            command = command.arg(key);
         }
-        command.arg(clock);
+        let command = command.arg(clock);
         let slot = keys
             .first()
             .and_then(|key| inner.link.slot_of(key.as_ref()));
@@ -59,13 +57,13 @@ impl Call {
 
     /// Appends an argument.
     pub fn arg(mut self, argument: impl AsRef<[u8]>) -> Self {
-        self.command.arg(argument.as_ref());
+        self.command = self.command.arg(argument);
         self
     }
 
     /// Appends a whole number.
     pub fn num(mut self, number: impl Into<i128>) -> Self {
-        self.command.arg(number.into());
+        self.command = self.command.num(number.into());
         self
     }
 
@@ -104,7 +102,8 @@ impl Call {
                 timeout,
                 began,
             } = self;
-            let with_source = || with_source_text(&command, script);
+            // The same call as EVAL, which also teaches the server the script: one more command, no third.
+            let with_source = || command.beginning("EVAL", &script.loaded().source);
             let rest = timeout.saturating_sub(began.map_or(Duration::ZERO, |at| at.elapsed()));
             if rest.is_zero() && began.is_some() {
                 return Err(StoreError::new(StoreErrorKind::TimedOut));
@@ -116,19 +115,7 @@ impl Call {
             };
             let answer = inner.call_within(words, slot, timeout, rest).await;
             seconds!("keep_store_op_seconds", began.elapsed().as_secs_f64(), "op" => script.name);
-            decode(Reply::from_value(answer?)?)
+            decode(answer?)
         })
     }
-}
-
-/// The same call as EVAL, which also teaches the server the script: one more command, no third.
-fn with_source_text(command: &Cmd, script: &Script) -> Cmd {
-    let mut whole = Cmd::new();
-    whole.arg(b"EVAL").arg(script.loaded().source.as_str());
-    for argument in command.args_iter().skip(2) {
-        if let Arg::Simple(bytes) = argument {
-            whole.arg(bytes);
-        }
-    }
-    whole
 }

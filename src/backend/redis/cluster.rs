@@ -5,15 +5,17 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use redis::aio::PubSub;
-use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
+use redis::{ErrorKind, RedisError, ServerErrorKind};
 use tokio::sync::watch;
 
 use super::address::Endpoint;
 use super::asking::first_answer;
+use super::command::Command;
 use super::error::{self, away};
 use super::gate::Gate;
 use super::meter::Meter;
 use super::node::{Node, Refusal, Request, Words};
+use super::reply::Reply;
 use super::server::{CONNECT_TIMEOUT, Origin};
 use super::slots::{Range, SLOTS, Slot, parse_slots};
 use crate::core::telemetry::{count, debug};
@@ -121,7 +123,7 @@ impl Cluster {
         mut request: Request<'_>,
         slot: Option<Slot>,
         time: Duration,
-    ) -> Result<Value, StoreError> {
+    ) -> Result<Reply, StoreError> {
         let began = Instant::now();
         let mut node = self.node_of(slot, request.timeout, time).await?;
         let mut redirections = 0;
@@ -147,7 +149,7 @@ impl Cluster {
             match self.redirected(&node, &error) {
                 // A key that has not arrived yet would look as if there were none. A script is told to try again.
                 Some((_, true)) if matches!(request.words, Words::Look(..)) => {
-                    return Ok(Value::Nil);
+                    return Ok(Reply::Nil);
                 }
                 Some((other, asking)) => {
                     (node, request.asking) = (other, asking);
@@ -297,8 +299,7 @@ impl Cluster {
     async fn ask_for_map(&self) -> Result<(), RedisError> {
         let nodes = self.to_ask().into_iter();
         let (node, ranges) = first_answer(nodes.map(|node| async move {
-            let mut question = Cmd::new();
-            question.arg(b"CLUSTER").arg(b"SLOTS");
+            let question = Command::new("CLUSTER").arg("SLOTS");
             let answer = tokio::time::timeout(CONNECT_TIMEOUT, node.ask(&question)).await;
             let late = |_elapsed| away("a node did not tell the map in time");
             let ranges = parse_slots(answer.map_err(late)??)?;

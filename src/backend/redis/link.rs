@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use redis::RedisError;
 use redis::aio::PubSub;
-use redis::{RedisError, Value};
 
 use super::address::Address;
 use super::cluster::Cluster;
 use super::error;
 use super::meter::Meter;
 use super::node::{Node, Refusal, Request, Words};
+use super::reply::Reply;
 use super::sentinel::Sentinels;
 use super::server::Origin;
 use super::slots::{Slot, slot_of};
@@ -55,7 +56,7 @@ impl Link {
         slot: Option<Slot>,
         timeout: Duration,
         rest: Duration,
-    ) -> Result<Value, StoreError> {
+    ) -> Result<Reply, StoreError> {
         let request = Request {
             words,
             timeout,

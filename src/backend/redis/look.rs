@@ -5,9 +5,9 @@ use std::time::Duration;
 use std::vec;
 
 use parking_lot::Mutex;
-use redis::{Cmd, Pipeline};
 use tokio::time::Instant;
 
+use super::command::Command;
 use super::node::Words;
 use super::reply::Reply;
 use super::slots::Slot;
@@ -46,7 +46,7 @@ impl Looks {
 pub struct Look {
     inner: Arc<Inner>,
     name: &'static str,
-    commands: Pipeline,
+    commands: Vec<Command>,
     slot: Option<Slot>,
     /// The passed clock in microseconds; without one the server's TIME is asked for first.
     now: Option<u64>,
@@ -55,9 +55,9 @@ pub struct Look {
 
 impl Look {
     pub(super) fn new(inner: Arc<Inner>, name: &'static str, key: &[u8], now: Option<u64>) -> Self {
-        let mut commands = Pipeline::with_capacity(4);
+        let mut commands = Vec::with_capacity(4);
         if now.is_none() {
-            commands.cmd("TIME");
+            commands.push(Command::new("TIME"));
         }
         let (slot, timeout) = (inner.link.slot_of(key), inner.timeout);
         Self {
@@ -77,12 +77,10 @@ impl Look {
     }
 
     /// Appends a command that writes nothing, on keys that share the first one's slot.
-    pub fn command<'a>(mut self, parts: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut command = Cmd::with_capacity(4, 128);
-        for part in parts {
-            command.arg(part);
-        }
-        self.commands.add_command(command);
+    pub fn command<'a>(mut self, name: &str, parts: impl IntoIterator<Item = &'a str>) -> Self {
+        let command = Command::with_capacity(name, 128);
+        self.commands
+            .push(parts.into_iter().fold(command, Command::arg));
         self
     }
 
@@ -104,7 +102,7 @@ impl Look {
         let words = Words::Look(&self.commands, looks);
         let answer = self.inner.call(words, self.slot, self.timeout).await;
         seconds!("keep_store_op_seconds", began.elapsed().as_secs_f64(), "op" => self.name);
-        let mut answers = match Reply::from_value(answer?)? {
+        let mut answers = match answer? {
             Reply::Nil => return Ok(None),
             answers => answers.array()?.into_iter(),
         };

@@ -57,6 +57,7 @@ mod address;
 mod asking;
 mod call;
 mod cluster;
+mod command;
 mod error;
 mod gate;
 mod likely;
@@ -66,6 +67,7 @@ mod meter;
 mod node;
 mod notices;
 mod reply;
+mod resp;
 mod script;
 mod sentinel;
 mod server;
@@ -76,6 +78,7 @@ mod tls;
 #[cfg(not(feature = "redis-tls"))]
 #[path = "no_tls.rs"]
 mod tls;
+mod wire;
 
 pub use call::Call;
 pub(crate) use likely::Likely;

@@ -8,12 +8,15 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use redis::aio::PubSub;
-use redis::{Cmd, ConnectionAddr, Pipeline, RedisError, Value};
+use redis::{ConnectionAddr, RedisError};
 
+use super::command::Command;
 use super::error::{self, Meaning};
 use super::gate::{Gate, Ticket};
 use super::look::Looks;
 use super::meter::Meter;
+use super::reply::Reply;
+use super::resp::Answer;
 use super::server::{Generation, Origin, Server};
 use crate::core::telemetry::count;
 use crate::core::{StoreError, StoreErrorKind};
@@ -31,14 +34,14 @@ pub(super) struct Node {
 /// What is sent, the same to any node.
 #[derive(Clone, Copy)]
 pub(super) enum Words<'a> {
-    Command(&'a Cmd),
+    Command(&'a Command),
     Script {
-        call: &'a Cmd,
+        call: &'a Command,
         /// The same with the script's text, for a node that does not know it.
-        with_source: &'a (dyn Fn() -> Cmd + Send + Sync),
+        with_source: &'a (dyn Fn() -> Command + Send + Sync),
     },
     /// Commands that only read, answered together; by `Nil` where a script must be asked instead.
-    Look(&'a Pipeline, &'a Looks),
+    Look(&'a [Command], &'a Looks),
 }
 
 /// A caller's words, ready to be sent to any node.
@@ -98,7 +101,7 @@ impl Node {
         self: &Arc<Self>,
         request: &Request<'_>,
         rest: Duration,
-    ) -> Result<Value, Refusal> {
+    ) -> Result<Reply, Refusal> {
         let ticket = self.gate.admit(request.timeout).map_err(|until_probe| {
             self.meter.refused();
             let refused = StoreError::new(StoreErrorKind::Unavailable);
@@ -198,14 +201,14 @@ impl Node {
     }
 
     /// Sends one command that is not counted and waits for its answer; the caller bounds the time.
-    pub(super) async fn ask(&self, command: &Cmd) -> Result<Value, RedisError> {
-        let (mut connection, generation) = self.server.connection().await?;
-        let answer = connection.send_packed_command(command).await;
-        self.look(answer.and_then(Value::extract_error), generation)
+    pub(super) async fn ask(&self, command: &Command) -> Answer {
+        let (connection, generation) = self.server.connection().await?;
+        let answer = connection.send(command).await;
+        self.look(answer, generation)
     }
 
     /// Sends a script's text after its digest where the node does not know it.
-    async fn send_or_teach(&self, words: Words<'_>, asking: bool) -> Result<Value, RedisError> {
+    async fn send_or_teach(&self, words: Words<'_>, asking: bool) -> Answer {
         match (self.send(words, asking).await, words) {
             (Err(error), Words::Script { with_source, .. })
                 if matches!(error::meaning(&error), Meaning::NoScript) =>
@@ -217,46 +220,40 @@ impl Node {
         }
     }
 
-    async fn send(&self, words: Words<'_>, asking: bool) -> Result<Value, RedisError> {
-        let (mut connection, generation) = self.server.connection().await?;
+    async fn send(&self, words: Words<'_>, asking: bool) -> Answer {
+        let (connection, generation) = self.server.connection().await?;
         self.meter.sent();
         count!("keep_redis_commands_total", 1);
         let answer = match words {
             Words::Command(command) | Words::Script { call: command, .. } if asking => {
                 // Both go out together: the permission holds for the very next command only.
-                let mut both = redis::pipe();
-                both.cmd("ASKING").add_command(command.clone());
-                let answers = connection.send_packed_commands(&both, 1, 1).await;
-                answers.map(|answers| answers.into_iter().next().unwrap_or(Value::Nil))
+                let both = [Command::new("ASKING"), command.clone()];
+                let answers = connection.send_all(&both).await;
+                answers.map(|answers| match answers {
+                    Reply::Array(mut answers) => answers.pop().unwrap_or(Reply::Nil),
+                    other => other,
+                })
             }
             Words::Command(command) | Words::Script { call: command, .. } => {
-                connection.send_packed_command(command).await
+                connection.send(command).await
             }
             Words::Look(commands, looks) => {
-                let answers = connection.send_packed_commands(commands, 0, commands.len());
-                match answers
-                    .await
-                    .map(Value::Array)
-                    .and_then(Value::extract_error)
-                {
+                let answers = connection.send_all(commands).await;
+                match answers {
                     // What refuses GETEX does not refuse a script that reads.
-                    Err(error) if error::takes_no_write(&error) => Ok(Value::Nil),
+                    Err(error) if error::takes_no_write(&error) => Ok(Reply::Nil),
                     Err(error) if error::is_never_run(&error) => {
                         looks.were_refused();
-                        Ok(Value::Nil)
+                        Ok(Reply::Nil)
                     }
                     answers => answers,
                 }
             }
         };
-        self.look(answer.and_then(Value::extract_error), generation)
+        self.look(answer, generation)
     }
 
-    fn look(
-        &self,
-        answer: Result<Value, RedisError>,
-        generation: Generation,
-    ) -> Result<Value, RedisError> {
+    fn look(&self, answer: Answer, generation: Generation) -> Answer {
         if let Err(error) = &answer
             && error::ends_connection(error)
         {
@@ -313,8 +310,7 @@ impl Node {
 
     async fn watch(&self) {
         let before = self.server.current().map(|(_, generation)| generation);
-        let mut ping = Cmd::new();
-        ping.arg(b"PING");
+        let ping = Command::new("PING");
         let mut asked = pin!(self.ask(&ping));
         let answer = match tokio::time::timeout(self.gate.patience(), asked.as_mut()).await {
             Ok(answer) => Some(answer),

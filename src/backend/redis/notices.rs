@@ -11,10 +11,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_core::Stream;
 use redis::aio::{PubSub, PubSubSink, PubSubStream};
-use redis::{Cmd, Msg, RedisError, Value};
+use redis::{Msg, RedisError, Value};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::command::Command;
 use super::error::away;
 use super::node::Words;
 use super::store::{Inner, RedisStore};
@@ -111,8 +112,8 @@ impl RedisStore {
     /// [`StoreErrorKind::Unavailable`](crate::core::StoreErrorKind) or `TimedOut`: unknown whether anybody heard.
     pub fn publish(&self, channel: &str, payload: &Bytes) -> StoreFuture<()> {
         let inner = Arc::clone(&self.inner);
-        let mut command = Cmd::new();
-        command.arg(b"PUBLISH").arg(channel).arg(&payload[..]);
+        let command = Command::with_capacity("PUBLISH", channel.len() + payload.len() + 48);
+        let command = command.arg(channel).arg(payload);
         StoreFuture::boxed(async move {
             inner
                 .call(Words::Command(&command), None, inner.timeout)

@@ -18,32 +18,6 @@ pub enum Reply {
 }
 
 impl Reply {
-    pub(super) fn from_value(value: redis::Value) -> Result<Self, StoreError> {
-        Ok(match value {
-            redis::Value::Nil => Self::Nil,
-            redis::Value::Int(number) => Self::Int(number),
-            redis::Value::BulkString(bytes) => Self::Bytes(bytes.into()),
-            redis::Value::SimpleString(text) => Self::Bytes(text.into()),
-            // RESP3, where the URL asks for it, has types of their own for fields with values and for scores.
-            redis::Value::Map(pairs) => Self::Array(
-                pairs
-                    .into_iter()
-                    .flat_map(|(name, value)| [name, value])
-                    .map(Self::from_value)
-                    .collect::<Result<_, _>>()?,
-            ),
-            redis::Value::Double(number) => Self::Bytes(number.to_string().into()),
-            redis::Value::Okay => Self::Bytes(Bytes::from_static(b"OK")),
-            redis::Value::Array(values) => Self::Array(
-                values
-                    .into_iter()
-                    .map(Self::from_value)
-                    .collect::<Result<_, _>>()?,
-            ),
-            _ => return Err(unexpected("a value of a known kind")),
-        })
-    }
-
     /// Takes a whole number; a text of digits counts as one, since numbers over 2^53 travel as text.
     ///
     /// # Errors

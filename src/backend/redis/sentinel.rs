@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use redis::aio::MultiplexedConnection;
-use redis::{Cmd, RedisError, Value};
+use redis::RedisError;
 
 use super::address::{Endpoint, SentinelsAddress};
 use super::asking::first_answer;
+use super::command::Command;
 use super::error::away;
+use super::reply::Reply;
 use super::server::connect;
+use super::wire::Wire;
 
 /// Sentinels that watch over one primary.
 pub(super) struct Sentinels {
@@ -52,31 +54,38 @@ impl Sentinels {
 }
 
 async fn ask(address: &SentinelsAddress, index: usize) -> Result<Endpoint, RedisError> {
-    let (mut connection, driver) = connect(&address.sentinels[index]).await?;
+    let (connection, driver) = connect(&address.sentinels[index]).await?;
     let question = async move {
-        let mut question = Cmd::new();
-        question.arg(b"SENTINEL").arg(b"get-master-addr-by-name");
-        question.arg(&address.name);
-        connection.send_packed_command(&question).await
+        let question = Command::new("SENTINEL").arg("get-master-addr-by-name");
+        let question = question.arg(&address.name);
+        connection.send(&question).await
     };
     let answer = tokio::select! {
-        answer = question => answer?.extract_error()?,
+        answer = question => answer?,
         () = driver => return Err(away("the sentinel hung up")),
     };
-    let (host, port): (String, u16) = match answer {
-        Value::Nil => return Err(away("the sentinel does not know that name")),
-        answer => redis::from_redis_value(answer)?,
+    let (host, port) = match answer {
+        Reply::Nil => return Err(away("the sentinel does not know that name")),
+        answer => place(answer).ok_or_else(|| away("the sentinel names no place"))?,
     };
     Ok(address.server.at(host, port))
 }
 
+/// A host and a port, both as text.
+fn place(answer: Reply) -> Option<(String, u16)> {
+    let mut parts = answer.array().ok()?.into_iter();
+    let host = parts.next()?.bytes().ok()?;
+    let port = parts.next()?.int().ok()?;
+    Some((
+        String::from_utf8(host.into()).ok()?,
+        u16::try_from(port).ok()?,
+    ))
+}
+
 /// Fails where the server is not (or no longer) a primary: sentinels may be behind, and a replica takes no write.
-pub(super) async fn check_role(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
-    let mut role = Cmd::new();
-    role.arg(b"ROLE");
-    let answer = connection.send_packed_command(&role).await?;
-    match answer.extract_error()? {
-        Value::Array(fields) if matches!(fields.first(), Some(Value::BulkString(role)) if role == b"master") => {
+pub(super) async fn check_role(connection: &Wire) -> Result<(), RedisError> {
+    match connection.send(&Command::new("ROLE")).await? {
+        Reply::Array(fields) if matches!(fields.first(), Some(Reply::Bytes(role)) if role == "master") => {
             Ok(())
         }
         _ => Err(away("the server is not the primary")),

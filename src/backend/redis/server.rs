@@ -7,17 +7,19 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use redis::aio::{MultiplexedConnection, PubSub};
+use redis::aio::PubSub;
 use redis::io::tcp::socket2::{SockRef, TcpKeepalive};
-use redis::{AsyncConnectionConfig, ConnectionAddr, RedisError};
+use redis::{ConnectionAddr, RedisConnectionInfo, RedisError};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
 
 use super::address::Endpoint;
+use super::command::Command;
 use super::error::{self, away};
 use super::sentinel::{Sentinels, check_role};
+use super::wire::Wire;
 
 /// The longest that one attempt to connect may take, name lookup, the greeting of TLS and first words included.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -37,7 +39,7 @@ pub(super) struct Server {
 }
 
 /// A connected socket of either kind.
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
@@ -46,7 +48,7 @@ pub(super) type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 #[derive(Default)]
 struct Current {
-    connection: Option<MultiplexedConnection>,
+    connection: Option<Wire>,
     /// Counts connections, so that a late error of an old one does not end its successor.
     generation: Generation,
 }
@@ -82,9 +84,7 @@ impl Server {
     }
 
     /// Returns the connection, made where there is none.
-    pub(super) async fn connection(
-        self: &Arc<Self>,
-    ) -> Result<(MultiplexedConnection, Generation), RedisError> {
+    pub(super) async fn connection(self: &Arc<Self>) -> Result<(Wire, Generation), RedisError> {
         if let Some(found) = self.current() {
             return Ok(found);
         }
@@ -103,7 +103,7 @@ impl Server {
         attempt.map_err(error::unreached)
     }
 
-    async fn connect(self: Arc<Self>) -> Result<(MultiplexedConnection, Generation), RedisError> {
+    async fn connect(self: Arc<Self>) -> Result<(Wire, Generation), RedisError> {
         let (connection, driver) = tokio::time::timeout(CONNECT_TIMEOUT, self.greet())
             .await
             .map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))??;
@@ -121,14 +121,14 @@ impl Server {
         Ok((connection, generation))
     }
 
-    async fn greet(&self) -> Result<(MultiplexedConnection, Driver), RedisError> {
+    async fn greet(&self) -> Result<(Wire, Driver), RedisError> {
         match &self.origin {
             Origin::Fixed(address) => connect(address).await,
             Origin::Sentinels(sentinels) => {
                 let (address, told_by) = sentinels.primary().await?;
-                let (mut connection, mut driver) = connect(&address).await?;
+                let (connection, mut driver) = connect(&address).await?;
                 tokio::select! {
-                    checked = check_role(&mut connection) => checked?,
+                    checked = check_role(&connection) => checked?,
                     () = &mut driver => return Err(away("the server hung up")),
                 }
                 sentinels.trust(told_by);
@@ -162,7 +162,7 @@ impl Server {
         }
     }
 
-    fn keep(&self, connection: &MultiplexedConnection) -> Generation {
+    fn keep(&self, connection: &Wire) -> Generation {
         let mut current = self.current.lock();
         current.generation += 1;
         current.connection = Some(connection.clone());
@@ -170,7 +170,7 @@ impl Server {
     }
 
     /// Returns the connection that is there.
-    pub(super) fn current(&self) -> Option<(MultiplexedConnection, Generation)> {
+    pub(super) fn current(&self) -> Option<(Wire, Generation)> {
         let current = self.current.lock();
         Some((current.connection.clone()?, current.generation))
     }
@@ -185,17 +185,38 @@ impl Server {
 }
 
 /// Reaches a server and passes its door: password, database.
-pub(super) async fn connect(
-    address: &Endpoint,
-) -> Result<(MultiplexedConnection, Driver), RedisError> {
-    let settings = address.redis_settings();
-    // Each call has its own timeout; the driver's would count from another moment.
-    let config = AsyncConnectionConfig::new().set_response_timeout(None);
-    let stream = reach(address).await?;
-    let made = MultiplexedConnection::new_with_config(settings, stream, config);
-    let made = made.await.map_err(|error| address.explained(error));
-    let (connection, driver) = made?;
-    Ok((connection, Box::pin(driver)))
+pub(super) async fn connect(address: &Endpoint) -> Result<(Wire, Driver), RedisError> {
+    let (wire, driver) = Wire::over(reach(address).await?);
+    let mut driver: Driver = Box::pin(driver);
+    let passed = tokio::select! {
+        passed = pass_door(&wire, address.redis_settings()) => passed,
+        () = &mut driver => Err(wire.why()),
+    };
+    passed.map_err(|error| address.explained(error))?;
+    Ok((wire, driver))
+}
+
+/// Says who is there, in the words of RESP2, whatever the URL asks for: scripts answer the same in both.
+async fn pass_door(wire: &Wire, settings: &RedisConnectionInfo) -> Result<(), RedisError> {
+    let auth = settings.password().map(|password| {
+        let auth = Command::new("AUTH");
+        let auth = match settings.username() {
+            Some(name) => auth.arg(name),
+            None => auth,
+        };
+        auth.arg(password)
+    });
+    let select = (settings.db() != 0).then(|| Command::new("SELECT").num(settings.db().into()));
+    // For whoever lists the server's clients. Servers before 7.2 do not know it, and users need not have the right.
+    let name = Command::new("CLIENT").arg("SETINFO").arg("LIB-NAME");
+    let name = name.arg(env!("CARGO_PKG_NAME"));
+    let say = async |words: Option<Command>| match words {
+        Some(words) => wire.send(&words).await.map(drop),
+        None => Ok(()),
+    };
+    // They go out together, in this order.
+    let (passed, selected, _named) = tokio::join!(biased; say(auth), say(select), say(Some(name)));
+    passed.and(selected)
 }
 
 async fn reach(address: &Endpoint) -> Result<Box<dyn Stream>, RedisError> {

@@ -1,8 +1,7 @@
 //! Which node of a cluster has which keys: the slot of a key, and the map that a node tells.
 
-use redis::Value;
-
 use super::error::away;
+use super::reply::Reply;
 
 pub(super) const SLOTS: usize = 16_384;
 
@@ -53,22 +52,22 @@ static TABLE: [u16; 256] = {
 };
 
 /// Reads the answer to CLUSTER SLOTS; the replicas in it are not asked.
-pub(super) fn parse_slots(answer: Value) -> Result<Vec<Range>, redis::RedisError> {
+pub(super) fn parse_slots(answer: Reply) -> Result<Vec<Range>, redis::RedisError> {
     let wrong = || away("the answer to CLUSTER SLOTS cannot be understood");
-    let Value::Array(rows) = answer else {
+    let Reply::Array(rows) = answer else {
         return Err(wrong());
     };
     let ranges: Option<Vec<Range>> = rows.into_iter().map(range).collect();
     ranges.ok_or_else(wrong)
 }
 
-fn range(row: Value) -> Option<Range> {
-    let Value::Array(fields) = row else {
+fn range(row: Reply) -> Option<Range> {
+    let Reply::Array(fields) = row else {
         return None;
     };
     let mut fields = fields.into_iter();
     let (first, last) = (number(fields.next()?)?, number(fields.next()?)?);
-    let Value::Array(node) = fields.next()? else {
+    let Reply::Array(node) = fields.next()? else {
         return None;
     };
     let mut node = node.into_iter();
@@ -82,24 +81,24 @@ fn range(row: Value) -> Option<Range> {
     })
 }
 
-fn number(value: Value) -> Option<u16> {
+fn number(value: Reply) -> Option<u16> {
     match value {
-        Value::Int(number) => u16::try_from(number).ok(),
+        Reply::Int(number) => u16::try_from(number).ok(),
         _ => None,
     }
 }
 
-fn text(value: Value) -> Option<String> {
+fn text(value: Reply) -> Option<String> {
     match value {
-        Value::BulkString(bytes) => String::from_utf8(bytes).ok(),
-        Value::SimpleString(text) => Some(text),
-        Value::Nil => Some(String::new()),
+        Reply::Bytes(bytes) => String::from_utf8(bytes.into()).ok(),
+        Reply::Nil => Some(String::new()),
         _ => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::resp::read;
     use super::*;
 
     #[test]
@@ -116,7 +115,7 @@ mod tests {
 
     #[test]
     fn the_map_is_read_and_anything_else_is_refused() {
-        let told = |line: &str| parse_slots(redis::parse_redis_value(line.as_bytes()).unwrap());
+        let told = |line: &str| parse_slots(read(line.as_bytes()).unwrap().0.unwrap());
         let one = "*1\r\n*4\r\n:0\r\n:5460\r\n*3\r\n$9\r\n127.0.0.1\r\n:7000\r\n$2\r\nid\r\n\
                    *3\r\n$9\r\n127.0.0.1\r\n:7003\r\n$2\r\nid\r\n";
         let expected = Range {

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use redis::{Cmd, Value};
-
 use super::call::Call;
+use super::command::Command;
 use super::error;
 use super::link::Link;
 use super::look::{Look, Looks};
@@ -204,8 +203,7 @@ impl RedisStore {
     pub fn ping(&self) -> StoreFuture<()> {
         let inner = Arc::clone(&self.inner);
         StoreFuture::boxed(async move {
-            let mut command = Cmd::new();
-            command.arg(b"PING");
+            let command = Command::new("PING");
             let words = Words::Command(&command);
             inner.call(words, None, inner.timeout).await.map(drop)
         })
@@ -235,7 +233,7 @@ impl Inner {
         words: Words<'_>,
         slot: Option<Slot>,
         timeout: Duration,
-    ) -> Result<Value, StoreError> {
+    ) -> Result<Reply, StoreError> {
         self.call_within(words, slot, timeout, timeout).await
     }
 
@@ -246,7 +244,7 @@ impl Inner {
         slot: Option<Slot>,
         timeout: Duration,
         rest: Duration,
-    ) -> Result<Value, StoreError> {
+    ) -> Result<Reply, StoreError> {
         if self.is_deaf.load(Ordering::Relaxed) {
             listen_again(self);
         }

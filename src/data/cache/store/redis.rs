@@ -234,7 +234,10 @@ fn fetched(reply: Reply) -> Result<Vec<Fetched>, StoreError> {
             _ => Leased::Busy,
         };
         // What cannot be read is no record: a miss, which a fill replaces.
-        let record = raw.opt_bytes()?.and_then(|raw| parse(&raw));
+        let record = raw
+            .opt_bytes()?
+            .and_then(|raw| parse(&raw))
+            .map(|(_, record)| record);
         all.push(Fetched {
             record,
             leased,
@@ -245,7 +248,8 @@ fn fetched(reply: Reply) -> Result<Vec<Fetched>, StoreError> {
 }
 
 /// Reads `stamp stored refresh fresh expires length ` and the tags, with every length checked.
-fn parse(raw: &Bytes) -> Option<Record> {
+/// The stamp of a record, and what is kept.
+fn parse(raw: &Bytes) -> Option<(u64, Record)> {
     let (mut numbers, mut at) = ([0_u64; 6], 0);
     for number in &mut numbers {
         let length = raw.get(at..)?.iter().position(|byte| *byte == b' ')?;
@@ -257,14 +261,15 @@ fn parse(raw: &Bytes) -> Option<Record> {
     }
     let end = at.checked_add(usize::try_from(numbers[5]).ok()?)?;
     let tags = std::str::from_utf8(raw.get(at..end)?).ok()?;
-    Some(Record {
+    let record = Record {
         payload: raw.slice(end..),
         tags: tags.split_whitespace().map(str::to_owned).collect(),
         stored: numbers[1],
         refresh: numbers[2],
         fresh: numbers[3],
         expires: numbers[4],
-    })
+    };
+    Some((numbers[0], record))
 }
 
 fn unexpected() -> StoreError {

@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use parking_lot::RwLock;
 
 use super::{own_key, parse, stamps_of};
@@ -144,10 +143,10 @@ pub(super) async fn look(
     let stamps = stamps_of(store, group);
     let asked: Look = store
         .look("cache.look", &record)
-        .command(["GETEX", &record]);
+        .command("GETEX", [&*record]);
     let prefixes = key.prefixes();
-    let names = ["ZMSCORE", &stamps, ""].into_iter();
-    let asked = asked.command(names.chain(prefixes.iter().map(String::as_str)));
+    let names = [&*stamps, ""].into_iter();
+    let asked = asked.command("ZMSCORE", names.chain(prefixes.iter().map(String::as_str)));
     let (now, mut answers) = match asked.ask().await {
         Ok(Some(seen)) => seen,
         Err(error) if error.is_unknown() => return Err(error),
@@ -159,7 +158,7 @@ pub(super) async fn look(
     let (Ok(raw), Ok(scores)) = (next().opt_bytes(), next().array()) else {
         return Ok(None);
     };
-    let stamped = raw.as_ref().and_then(stamped);
+    let stamped = raw.as_ref().and_then(parse);
     if stamped
         .as_ref()
         .is_some_and(|(_, record)| record.has_tags())
@@ -167,7 +166,7 @@ pub(super) async fn look(
         Tagged::of(store).remember(group);
         return Ok(None);
     }
-    let is_good = |(stamp, record): &(f64, Record)| now < record.expires && is_good(*stamp, scores);
+    let is_good = |(stamp, record): &(u64, Record)| now < record.expires && is_good(*stamp, scores);
     let record = stamped.filter(is_good).map(|(_, record)| record);
     let is_due = record.as_ref().is_none_or(|record| now >= record.refresh);
     if is_due && *ask != Ask::Read {
@@ -188,21 +187,12 @@ impl Record {
     }
 }
 
-fn stamped(raw: &Bytes) -> Option<(f64, Record)> {
-    let end = raw.iter().position(|byte| *byte == b' ')?;
-    let stamp = std::str::from_utf8(&raw[..end]).ok()?.parse().ok()?;
-    Some((stamp, parse(raw)?))
-}
-
-/// As in `fetch.lua`: without the group's own stamp all are lost, and one as late as the record's overtakes it.
-fn is_good(stamp: f64, scores: Vec<Reply>) -> bool {
-    let score = |reply: Reply| {
-        let text = reply.opt_bytes().ok().flatten()?;
-        std::str::from_utf8(&text).ok()?.parse::<f64>().ok()
+/// As in `fetch.lua`: without the group's own stamp all are lost, and one as late as the record's overtakes it. So does
+/// one that cannot be read.
+fn is_good(stamp: u64, scores: Vec<Reply>) -> bool {
+    let is_earlier = |score: &Reply| match score.clone().int() {
+        Ok(score) => u64::try_from(score).is_ok_and(|score| score < stamp),
+        Err(_) => *score == Reply::Nil,
     };
-    let mut scores = scores.into_iter().map(score);
-    let Some(Some(own)) = scores.next() else {
-        return false;
-    };
-    own < stamp && scores.flatten().all(|score| score < stamp)
+    scores.first().is_some_and(|own| *own != Reply::Nil) && scores.iter().all(is_earlier)
 }
