@@ -17,11 +17,19 @@ impl Command {
 
     /// Starts with the command's name; `size` is about what the other words take.
     pub(super) fn with_capacity(name: &str, size: usize) -> Self {
-        let command = Self {
+        Self::empty(size).arg(name)
+    }
+
+    /// Makes a command of all its words.
+    pub(super) fn of<'a>(words: impl IntoIterator<Item = &'a str>) -> Self {
+        words.into_iter().fold(Self::empty(128), Self::arg)
+    }
+
+    fn empty(size: usize) -> Self {
+        Self {
             packed: Vec::with_capacity(size),
             words: 0,
-        };
-        command.arg(name)
+        }
     }
 
     /// Appends a word.

@@ -77,10 +77,8 @@ impl Look {
     }
 
     /// Appends a command that writes nothing, on keys that share the first one's slot.
-    pub fn command<'a>(mut self, name: &str, parts: impl IntoIterator<Item = &'a str>) -> Self {
-        let command = Command::with_capacity(name, 128);
-        self.commands
-            .push(parts.into_iter().fold(command, Command::arg));
+    pub fn command<'a>(mut self, parts: impl IntoIterator<Item = &'a str>) -> Self {
+        self.commands.push(Command::of(parts));
         self
     }
 

@@ -26,6 +26,8 @@ use super::server::Stream;
 const MOST_UNSENT: usize = 1 << 20;
 /// Room for what comes in.
 const READ_ROOM: usize = 16 << 10;
+/// So many answers are handed out before the task gives way to those who were answered.
+const ANSWERS_OF_A_TURN: usize = 16;
 const MOST_READ_ROOM: usize = 1 << 20;
 /// A buffer that a large message has made larger than this is not kept.
 const MOST_KEPT: usize = 64 << 10;
@@ -293,10 +295,18 @@ impl Driver {
         self.shared.wake_for_commands(cx)?;
         // Both directions: one that waits does not hold up the other.
         self.write(cx)?;
-        while self.read(cx)?.is_ready() {
-            self.hand_out().map_err(broken)?;
+        let mut turn = ANSWERS_OF_A_TURN;
+        loop {
+            self.hand_out(&mut turn).map_err(broken)?;
+            if turn == 0 {
+                // Those who were answered go first: what they ask next is on its way while the others are answered.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if self.read(cx)?.is_pending() {
+                return Poll::Pending;
+            }
         }
-        Poll::Pending
     }
 
     /// Writes until there is nothing left, or the link takes no more.
@@ -351,11 +361,14 @@ impl Driver {
         }
     }
 
-    /// Hands the answers that have come to their callers, the first to the first.
-    fn hand_out(&mut self) -> Result<(), &'static str> {
-        while self.coming.len() >= self.needs {
+    /// Hands the answers that have come to their callers, the first to the first, as many as are left of its turn.
+    fn hand_out(&mut self, turn: &mut usize) -> Result<(), &'static str> {
+        while *turn > 0 && self.coming.len() >= self.needs {
             match self.next() {
-                Ok(answer) => self.shared.answer(answer)?,
+                Ok(answer) => {
+                    self.shared.answer(answer)?;
+                    *turn -= 1;
+                }
                 Err(Unread::Broken(why)) => return Err(why),
                 Err(Unread::Needs(needs)) => self.needs = needs,
             }

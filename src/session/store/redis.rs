@@ -133,10 +133,10 @@ fn look_or_load(store: &RedisStore, at: SessionRef, read: Read) -> StoreFuture<L
     let session = session_key(store, at.id);
     let look = store.look("session.look", &session);
     let look = match read.part {
-        Part::Whole => look.command("HGETALL", [&*session]),
-        Part::Core => look.command("HMGET", [&session, "h", "t", "c", "u", "r"]),
+        Part::Whole => look.command(["HGETALL", &session]),
+        Part::Core => look.command(["HMGET", &session, "h", "t", "c", "u", "r"]),
     };
-    let look = look.command("GETEX", [&*cut_off_key(store, at.id.home())]);
+    let look = look.command(["GETEX", &cut_off_key(store, at.id.home())]);
     let store = store.clone();
     StoreFuture::boxed(async move {
         let began = monotonic();

@@ -64,7 +64,9 @@ async fn a_log_on_redis_is_one_key_that_counts_by_ones_and_ends_a_day_after_its_
     let store = server.store_with(&prefix).await;
     let mut last = None;
     for seq in 1..=20 {
-        let kept = store.publish(&orders(), "x".into(), RETAIN).await.unwrap();
+        let kept = TopicStore::publish(&store, &orders(), "x".into(), RETAIN)
+            .await
+            .unwrap();
         assert_eq!(kept.id.seq(), seq);
         assert_eq!(kept.id.epoch(), last.unwrap_or(kept.id.epoch()));
         last = Some(kept.id.epoch());
@@ -90,7 +92,9 @@ async fn a_log_on_redis_is_one_key_that_counts_by_ones_and_ends_a_day_after_its_
 #[tokio::test]
 async fn a_place_that_no_log_can_have_is_behind_every_event_on_redis() {
     let store = shared().await.store_with(&fresh_prefix()).await;
-    let kept = store.publish(&orders(), "x".into(), RETAIN).await.unwrap();
+    let kept = TopicStore::publish(&store, &orders(), "x".into(), RETAIN)
+        .await
+        .unwrap();
     for (epoch, seq) in [
         (u64::MAX, u64::MAX),
         (u64::MAX, 0),

@@ -143,10 +143,10 @@ pub(super) async fn look(
     let stamps = stamps_of(store, group);
     let asked: Look = store
         .look("cache.look", &record)
-        .command("GETEX", [&*record]);
+        .command(["GETEX", &record]);
     let prefixes = key.prefixes();
-    let names = [&*stamps, ""].into_iter();
-    let asked = asked.command("ZMSCORE", names.chain(prefixes.iter().map(String::as_str)));
+    let names = ["ZMSCORE", &stamps, ""].into_iter();
+    let asked = asked.command(names.chain(prefixes.iter().map(String::as_str)));
     let (now, mut answers) = match asked.ask().await {
         Ok(Some(seen)) => seen,
         Err(error) if error.is_unknown() => return Err(error),
