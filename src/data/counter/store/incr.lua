@@ -6,22 +6,22 @@
 -- Reply: {value, ms left, 1 applied | 0} per change, flat.
 local EXACT = 9007199254740992 -- Lua's own numbers are exact below
 
-local args = ARGV
-if #args == 3 then
+local plain = #ARGV == 3
+if plain then
   -- Most calls are of this kind, and most of them find the counter alive.
   local ends = tonumber(redis.call('HGET', KEYS[1], 'e') or nil)
   if ends and now_ms < ends then
-    local sum = redis.pcall('HINCRBY', KEYS[1], 'v', args[2])
+    local sum = redis.pcall('HINCRBY', KEYS[1], 'v', ARGV[2])
     if type(sum) == 'number' and sum > -EXACT and sum < EXACT then
       return {sum, ends - now_ms, 1}
     elseif type(sum) == 'number' then
       return {redis.call('HGET', KEYS[1], 'v'), ends - now_ms, 1}
     end
   end
-  args = {args[1], '1', '0', '0', args[2], args[3], '0', '', '', '0'}
 end
 
-local seen = args[3] ~= '0' and redis.call('SET', KEYS[tonumber(args[3])], '', 'NX', 'PX', args[4]) == false
+local count = plain and 1 or tonumber(ARGV[2])
+local seen = not plain and ARGV[3] ~= '0' and redis.call('SET', KEYS[tonumber(ARGV[3])], '', 'NX', 'PX', ARGV[4]) == false
 
 -- Compares whole numbers as text, beyond what is exact.
 local function less(a, b)
@@ -37,9 +37,12 @@ local function less(a, b)
 end
 
 local reply, last, at = {}, 0, 5
-for i = 1, tonumber(args[2]) do
-  local key, event = KEYS[i], args[at + 5] ~= '0' and KEYS[tonumber(args[at + 5])]
-  local low, high = args[at + 3], args[at + 4]
+for i = 1, count do
+  local by, ttl, sliding, low, high, mark = ARGV[2], ARGV[3], '0', '', '', '0'
+  if not plain then
+    by, ttl, sliding, low, high, mark = unpack(ARGV, at, at + 5)
+  end
+  local key, event = KEYS[i], mark ~= '0' and KEYS[tonumber(mark)]
   local kept = redis.call('HGET', key, 'e')
   local value, ends, applied = nil, tonumber(kept or '0') or 0, 0
   if now_ms >= ends then
@@ -51,7 +54,7 @@ for i = 1, tonumber(args[2]) do
     value = redis.call('HGET', key, 'v')
   end
   if not seen and not (event and redis.call('EXISTS', event) == 1) then
-    local sum = redis.pcall('HINCRBY', key, 'v', args[at])
+    local sum = redis.pcall('HINCRBY', key, 'v', by)
     local counts = type(sum) == 'number'
     if counts and (sum <= -EXACT or sum >= EXACT) then
       sum = redis.call('HGET', key, 'v')
@@ -64,14 +67,13 @@ for i = 1, tonumber(args[2]) do
     end
     if counts then
       applied, value = 1, sum
-      if ends == 0 or args[at + 2] == '1' then
-        local ttl = tonumber(args[at + 1])
-        ends = now_ms + ttl
+      if ends == 0 or sliding == '1' then
+        ends = now_ms + tonumber(ttl)
         redis.call('HSET', key, 'e', ends)
         redis.call('PEXPIRE', key, string.format('%.0f', ttl + 3600000))
       end
       if event then
-        redis.call('SET', event, '', 'PX', args[4])
+        redis.call('SET', event, '', 'PX', ARGV[4])
       end
     elseif ends == 0 then
       redis.call('DEL', key)

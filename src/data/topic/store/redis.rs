@@ -12,11 +12,11 @@ use crate::data::{Names, subscribe_and_stay};
 
 static PUBLISH: Script = Script::named(
     "topic.publish",
-    concat!(include_str!("epoch.lua"), include_str!("publish.lua")),
+    concat!(include_str!("topic.lua"), include_str!("publish.lua")),
 );
 static READ: Script = Script::named(
     "topic.read",
-    concat!(include_str!("epoch.lua"), include_str!("read.lua")),
+    concat!(include_str!("topic.lua"), include_str!("read.lua")),
 );
 
 impl TopicStore for RedisStore {
