@@ -18,6 +18,7 @@ use super::meter::Meter;
 use super::reply::Reply;
 use super::resp::Answer;
 use super::server::{Generation, Origin, Server};
+use super::wire::TURNS_FOR_ALL;
 use crate::core::telemetry::count;
 use crate::core::{StoreError, StoreErrorKind};
 
@@ -341,8 +342,8 @@ impl Drop for Watch {
 /// Asks once more after the time is over: where this process is so busy that it woke late, the answer lies in the
 /// socket already, and the server is not to blame. Costs no time where there is none.
 async fn last_look<F: Future>(mut sent: Pin<&mut F>) -> Option<F::Output> {
-    /// The runtime looks at its sockets, then the connection's task runs, then the answer is here.
-    const TURNS: usize = 3;
+    /// The runtime looks at its sockets, then the connection's task hands out what has come, then the answer is here.
+    const TURNS: usize = 2 + TURNS_FOR_ALL;
     for _ in 0..TURNS {
         tokio::task::yield_now().await;
         let polled = poll_fn(|cx| Poll::Ready(sent.as_mut().poll(cx))).await;

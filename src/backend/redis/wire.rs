@@ -26,8 +26,10 @@ use super::server::Stream;
 const MOST_UNSENT: usize = 1 << 20;
 /// Room for what comes in.
 const READ_ROOM: usize = 16 << 10;
-/// So many answers are handed out before the task gives way to those who were answered.
+/// So many answers are handed out before the task gives way to those who were answered; more where many wait, so that
+/// each that is here has been handed out after so many turns.
 const ANSWERS_OF_A_TURN: usize = 16;
+pub(super) const TURNS_FOR_ALL: usize = 4;
 const MOST_READ_ROOM: usize = 1 << 20;
 /// A buffer that a large message has made larger than this is not kept.
 const MOST_KEPT: usize = 64 << 10;
@@ -102,6 +104,7 @@ impl Wire {
             coming: BytesMut::new(),
             measure: None,
             needs: 1,
+            turn: 0,
             is_large: false,
         };
         let driven = async move {
@@ -241,8 +244,8 @@ impl Shared {
         self.room.notify_waiters();
     }
 
-    /// The driver is woken by the next command, and by the end.
-    fn wake_for_commands(&self, cx: &Context<'_>) -> Result<(), io::Error> {
+    /// The driver is woken by the next command, and by the end. Returns how many callers wait.
+    fn begin_turn(&self, cx: &Context<'_>) -> Result<usize, io::Error> {
         let mut state = self.state.lock();
         if let Some(why) = &state.end {
             return Err(io::Error::new(why.kind(), Arc::clone(why)));
@@ -251,7 +254,7 @@ impl Shared {
             Some(driver) => driver.clone_from(cx.waker()),
             none => *none = Some(cx.waker().clone()),
         }
-        Ok(())
+        Ok(state.waiting.len())
     }
 
     fn why(&self) -> RedisError {
@@ -278,6 +281,8 @@ struct Driver {
     measure: Option<Measure>,
     /// An answer is not there before so many bytes are.
     needs: usize,
+    /// How many answers each turn hands out until all that came are; 0 is not decided.
+    turn: usize,
     /// A large answer has made the room larger than it need be.
     is_large: bool,
 }
@@ -292,10 +297,13 @@ impl Drop for Driver {
 
 impl Driver {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Infallible, io::Error>> {
-        self.shared.wake_for_commands(cx)?;
+        let waiting = self.shared.begin_turn(cx)?;
+        if self.turn == 0 {
+            self.turn = (waiting / TURNS_FOR_ALL).max(ANSWERS_OF_A_TURN);
+        }
         // Both directions: one that waits does not hold up the other.
         self.write(cx)?;
-        let mut turn = ANSWERS_OF_A_TURN;
+        let mut turn = self.turn;
         loop {
             self.hand_out(&mut turn).map_err(broken)?;
             if turn == 0 {
@@ -304,6 +312,7 @@ impl Driver {
                 return Poll::Pending;
             }
             if self.read(cx)?.is_pending() {
+                self.turn = 0;
                 return Poll::Pending;
             }
         }
@@ -399,3 +408,6 @@ impl Driver {
 fn broken(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
+
+#[cfg(test)]
+mod tests;
