@@ -64,7 +64,8 @@ async fn each_caller_gets_its_own_answer_also_byte_by_byte_and_beside_those_who_
             let wire = wire.clone();
             async move {
                 let text = format!("{number} {}", "x".repeat(number));
-                let call = wire.send(&echo(&text));
+                let command = echo(&text);
+                let call = wire.send(&command);
                 if number % 3 == 0 {
                     // Leaves once its command is on its way.
                     let mut call = pin!(call);
