@@ -234,9 +234,15 @@ impl Feed {
         }
     }
 
-    /// Lets whoever reads fastest move the window from now on.
+    /// Lets whoever reads fastest move the window from now on, where somebody has read as far as the leader.
     pub(super) fn overtake_leader(&self) {
-        self.state.lock().is_overtaken = true;
+        let mut state = self.state.lock();
+        let (leader, others) = state.readers.split_at(1);
+        let read = leader.iter().flatten().map(|place| place.next).max();
+        let mut others = others.iter().flatten();
+        if others.any(|other| read.is_none_or(|read| other.next >= read)) {
+            state.is_overtaken = true;
+        }
     }
 }
 

@@ -7,6 +7,8 @@ use super::reply::Reply;
 
 /// The most arrays inside one another: more than any answer has.
 const DEEPEST: usize = 32;
+/// More than any error's text, or any number, takes.
+const LONGEST_LINE: usize = 64 << 10;
 /// Room made for an array before its elements are there: its length is only a claim.
 const FIRST_ROOM: usize = 64;
 
@@ -95,7 +97,8 @@ impl<'a> Reader<'a> {
             Head::Text(text) => Reply::Bytes(text.to_vec().into()),
             Head::Line(line) => {
                 // The driver knows the kinds of errors.
-                let said = redis::parse_redis_value(line);
+                let line = String::from_utf8_lossy(line);
+                let said = redis::parse_redis_value(line.as_bytes());
                 let error = said.and_then(redis::Value::extract_error);
                 let error = error.err().ok_or(Unread::Broken("an error that is none"))?;
                 self.error.get_or_insert(error);
@@ -128,7 +131,7 @@ impl<'a> Reader<'a> {
                 (b'$', length) => Head::Bulk(size(length)?),
                 (_, elements) => Head::Array(size(elements)?),
             },
-            _ => return Err(Unread::Broken("an answer of an unknown kind")),
+            _ => return Err(Unread::Broken("an answer of no kind")),
         };
         Ok(head)
     }
@@ -136,8 +139,20 @@ impl<'a> Reader<'a> {
     /// Takes a line, and returns it without its end.
     fn line(&mut self) -> Result<&'a [u8], Unread> {
         let rest = &self.bytes[self.at..];
-        let Some(length) = rest.iter().position(|byte| *byte == b'\n') else {
-            return Err(Unread::Needs(self.bytes.len() + 1));
+        let is_known = |kind: &u8| b"+-:$*".contains(kind);
+        if !rest.first().is_none_or(is_known) {
+            return Err(Unread::Broken("an answer of an unknown kind"));
+        }
+        let Some(length) = rest
+            .iter()
+            .take(LONGEST_LINE)
+            .position(|byte| *byte == b'\n')
+        else {
+            return Err(if rest.len() < LONGEST_LINE {
+                Unread::Needs(self.bytes.len() + 1)
+            } else {
+                Unread::Broken("a line without its end")
+            });
         };
         let line = rest[..length].strip_suffix(b"\r");
         self.at += length + 1;
@@ -288,6 +303,24 @@ mod tests {
         }
         let least = read(b":-9223372036854775808\r\n").unwrap().0;
         assert_eq!(least.unwrap(), Reply::Int(i64::MIN));
+    }
+
+    #[test]
+    fn a_line_that_never_ends_is_not_waited_for() {
+        let line = [b"-ERR ".as_slice(), &vec![b'x'; LONGEST_LINE]].concat();
+        assert!(matches!(
+            read(&line[..LONGEST_LINE - 1]),
+            Err(Unread::Needs(_))
+        ));
+        assert!(matches!(read(&line), Err(Unread::Broken(_))));
+        assert!(matches!(read(b"HTTP/1.1 400"), Err(Unread::Broken(_))));
+    }
+
+    #[test]
+    fn an_error_is_one_also_where_its_text_is_cut_in_the_middle_of_a_character() {
+        let (answer, _) =
+            read(b"-ERR unknown command 'x', with args beginning with: '\xc3\r\n").unwrap();
+        assert_eq!(answer.unwrap_err().code(), Some("ERR"));
     }
 
     #[test]

@@ -216,7 +216,19 @@ async fn pass_door(wire: &Wire, settings: &RedisConnectionInfo) -> Result<(), Re
     };
     // They go out together, in this order.
     let (passed, selected, _named) = tokio::join!(biased; say(auth), say(select), say(Some(name)));
-    passed.and(selected)
+    passed.map_err(refused).and(selected)
+}
+
+/// What a server says to AUTH is not told on: where it does not know the command, it repeats the password.
+fn refused(error: RedisError) -> RedisError {
+    if error.is_io_error() {
+        return error;
+    }
+    let why = match error.code() {
+        Some(code) => format!("the server refused the name or the password ({code})"),
+        None => "the server refused the name or the password".to_owned(),
+    };
+    io::Error::new(io::ErrorKind::NotConnected, why).into()
 }
 
 async fn reach(address: &Endpoint) -> Result<Box<dyn Stream>, RedisError> {
@@ -259,8 +271,40 @@ fn keepalive() -> TcpKeepalive {
 
 #[cfg(test)]
 mod tests {
-    #[cfg(target_os = "linux")]
+    use std::error::Error;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::super::address::Address;
     use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_repeats_the_password_is_not_quoted() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut heard = vec![0; 1_000];
+            let _read = stream.read(&mut heard).await.unwrap();
+            let line = "-ERR unknown command 'AUTH', with args beginning with: 'u' 'hunter2'\r\n";
+            stream.write_all(line.repeat(2).as_bytes()).await.unwrap();
+            // Until it is left.
+            let _end = stream.read(&mut heard).await;
+        });
+        let url = format!("redis://u:hunter2@127.0.0.1:{port}/");
+        let Ok(Address::Server(address)) = Address::parse(&url, None) else {
+            panic!("{url}");
+        };
+        let error = connect(&address).await.err().unwrap();
+        let mut told = format!("{error} {error:?}");
+        let mut source = error.source();
+        while let Some(error) = source {
+            told += &format!("{error} {error:?}");
+            source = error.source();
+        }
+        assert!(told.contains("ERR") && !told.contains("hunter2"), "{told}");
+        assert!(error::ends_connection(&error));
+    }
 
     #[cfg(target_os = "linux")]
     #[tokio::test]

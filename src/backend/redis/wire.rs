@@ -26,8 +26,8 @@ use super::server::Stream;
 const MOST_UNSENT: usize = 1 << 20;
 /// Room for what comes in.
 const READ_ROOM: usize = 16 << 10;
-/// So many answers are handed out before the task gives way to those who were answered; more where many wait, so that
-/// each that is here has been handed out after so many turns.
+/// So many callers are answered before the task gives way to them; more where many wait, so that each whose answer is here
+/// has it after so many turns.
 const ANSWERS_OF_A_TURN: usize = 16;
 pub(super) const TURNS_FOR_ALL: usize = 4;
 const MOST_READ_ROOM: usize = 1 << 20;
@@ -189,8 +189,8 @@ impl Shared {
         Ok(Some(answer))
     }
 
-    /// Hands an answer to whoever has waited longest.
-    fn answer(&self, answer: Answer) -> Result<(), &'static str> {
+    /// Hands an answer to whoever has waited longest. Says whether that caller has all it asked for.
+    fn answer(&self, answer: Answer) -> Result<bool, &'static str> {
         let mut state = self.state.lock();
         let Some(first) = state.waiting.front_mut() else {
             return Err("an answer that nobody waits for");
@@ -202,7 +202,7 @@ impl Shared {
         } else {
             first.add(answer);
             if first.open > 0 {
-                return Ok(());
+                return Ok(false);
             }
             first.whole()
         };
@@ -210,7 +210,7 @@ impl Shared {
         drop(state);
         // Who has left meanwhile wants no answer.
         let _left = first.map(|first| first.caller.send(answer));
-        Ok(())
+        Ok(true)
     }
 
     async fn enter_later(
@@ -281,7 +281,7 @@ struct Driver {
     measure: Option<Measure>,
     /// An answer is not there before so many bytes are.
     needs: usize,
-    /// How many answers each turn hands out until all that came are; 0 is not decided.
+    /// How many callers each turn answers, until all are whose answers came.
     turn: usize,
     /// A large answer has made the room larger than it need be.
     is_large: bool,
@@ -297,12 +297,11 @@ impl Drop for Driver {
 
 impl Driver {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Infallible, io::Error>> {
-        let waiting = self.shared.begin_turn(cx)?;
-        if self.turn == 0 {
-            self.turn = (waiting / TURNS_FOR_ALL).max(ANSWERS_OF_A_TURN);
-        }
-        // Both directions: one that waits does not hold up the other.
-        self.write(cx)?;
+        let share = self.shared.begin_turn(cx)?.div_ceil(TURNS_FOR_ALL);
+        self.turn = self.turn.max(share).max(ANSWERS_OF_A_TURN);
+        // Both directions: one that waits does not hold up the other, and what has been answered is handed out also where
+        // nothing more can be written.
+        let wrote = self.write(cx);
         let mut turn = self.turn;
         loop {
             self.hand_out(&mut turn).map_err(broken)?;
@@ -313,6 +312,7 @@ impl Driver {
             }
             if self.read(cx)?.is_pending() {
                 self.turn = 0;
+                wrote?;
                 return Poll::Pending;
             }
         }
@@ -370,14 +370,11 @@ impl Driver {
         }
     }
 
-    /// Hands the answers that have come to their callers, the first to the first, as many as are left of its turn.
+    /// Hands the answers that have come to their callers, the first to the first, as many callers as are left of its turn.
     fn hand_out(&mut self, turn: &mut usize) -> Result<(), &'static str> {
         while *turn > 0 && self.coming.len() >= self.needs {
             match self.next() {
-                Ok(answer) => {
-                    self.shared.answer(answer)?;
-                    *turn -= 1;
-                }
+                Ok(answer) => *turn -= usize::from(self.shared.answer(answer)?),
                 Err(Unread::Broken(why)) => return Err(why),
                 Err(Unread::Needs(needs)) => self.needs = needs,
             }

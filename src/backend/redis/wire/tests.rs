@@ -208,3 +208,39 @@ async fn those_who_were_answered_ask_again_before_all_the_others_are_answered() 
     let came = 1 + heard.len() / "*2\r\n$4\r\nECHO\r\n$1\r\na\r\n".len();
     assert!((1..=ANSWERS_OF_A_TURN).contains(&came), "{came}");
 }
+
+#[tokio::test]
+async fn whoever_is_answered_has_it_after_a_few_turns_however_many_wait_and_whatever_they_ask() {
+    let (own, mut server) = duplex(1 << 20);
+    let (wire, driver) = Wire::over(Box::new(own));
+    let mut driver = pin!(driver);
+    let mut turn = async || {
+        let polled = poll_fn(|cx| Poll::Ready(driver.as_mut().poll(cx))).await;
+        assert!(polled.is_pending());
+    };
+    let command = [echo("a"), echo("b"), echo("c"), echo("d")];
+    // A few first, so that a turn that was decided then would be a short one.
+    let mut calls: Vec<_> = (0..203)
+        .map(|_| Box::pin(wire.send_all(&command)))
+        .collect();
+    let (early, late) = calls.split_at_mut(3);
+    let mut noop = Context::from_waker(Waker::noop());
+    for call in early {
+        assert!(call.as_mut().poll(&mut noop).is_pending());
+    }
+    turn().await;
+    for call in &mut *late {
+        assert!(call.as_mut().poll(&mut noop).is_pending());
+    }
+    turn().await;
+    server
+        .write_all("+OK\r\n".repeat(4 * 203).as_bytes())
+        .await
+        .unwrap();
+    for _ in 0..TURNS_FOR_ALL + 1 {
+        turn().await;
+    }
+    for call in &mut calls {
+        assert!(call.as_mut().poll(&mut noop).is_ready());
+    }
+}
