@@ -1,7 +1,7 @@
 //! What all clones of one layer share: the store, the local level, the stamps and the fetches under way.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -50,7 +50,10 @@ pub(super) struct Cache {
     /// Requests on private routes that nobody is known to have sent, until the first that somebody has.
     strangers: AtomicUsize,
     asking: AtomicBool,
-    catching_up: tokio::sync::Mutex<()>,
+    /// How many of those who would join have begun to ask what was invalidated elsewhere.
+    catch_ups: AtomicU64,
+    /// The last of them that has ended.
+    catching_up: tokio::sync::Mutex<u64>,
     /// Asked for once; `None` until it is confirmed, and where the staleness bound is under test.
     told: OnceLock<Mutex<Option<Subscription>>>,
     refreshes: AtomicUsize,
@@ -91,6 +94,7 @@ impl Cache {
             counters: Counters::new(place),
             strangers: AtomicUsize::new(0),
             asking: AtomicBool::new(false),
+            catch_ups: AtomicU64::new(0),
             catching_up: tokio::sync::Mutex::default(),
             told,
             refreshes: AtomicUsize::new(0),
@@ -178,23 +182,31 @@ impl Cache {
         flights.enter(key, &self.stamps, times, || ask.targets())
     }
 
-    /// Learns of invalidations elsewhere before a fetch is joined that began a while ago; one asks for all.
+    /// Learns of invalidations elsewhere before a fetch is joined that they may have hit: with copies if it began a while
+    /// ago, without them always. One asks for all who came before it asked.
     pub(super) async fn catch_up(&self, ask: &Ask) {
-        let stands = |now: u64| {
-            let behind = now.saturating_sub(self.stamps.confirmed()) >= BELIEVED;
-            behind
-                && self
-                    .flights
-                    .is_older(ask.flight_key(), now.saturating_sub(BELIEVED))
-        };
-        if self.place == Place::Process || !stands(self.real.now_micros()) {
+        if self.place == Place::Process || !self.may_join_too_late(ask) {
             return;
         }
-        match self.catching_up.try_lock() {
-            Err(_) => drop(self.catching_up.lock().await),
-            // With the store away a fetch is shared all the same.
-            Ok(_one) => drop(self.sync().await),
+        let came = self.catch_ups.load(Ordering::Acquire);
+        let mut last_ended = self.catching_up.lock().await;
+        if *last_ended > came {
+            return;
         }
+        let this = self.catch_ups.fetch_add(1, Ordering::AcqRel) + 1;
+        // With the store away a fetch is shared all the same.
+        let _ = self.sync().await;
+        *last_ended = this;
+    }
+
+    fn may_join_too_late(&self, ask: &Ask) -> bool {
+        let key = ask.flight_key();
+        if !self.keeps_copies {
+            return self.flights.is_older(key, u64::MAX);
+        }
+        let now = self.real.now_micros();
+        let then = now.saturating_sub(BELIEVED);
+        self.stamps.confirmed() <= then && self.flights.is_older(key, then)
     }
 
     /// Fetches the stamps that this process lacks.

@@ -14,7 +14,7 @@ fn truthful(truth: &Arc<AtomicUsize>, fields: &'static [(&'static str, &'static 
     Origin::new(move |_, call| {
         let version = truth.load(Ordering::SeqCst);
         Box::pin(async move {
-            for _ in 0..call % 7 {
+            for _ in 0..(call % 7) * 20 {
                 tokio::task::yield_now().await;
             }
             Ok(said(fields, version.to_string()).map(|text| full(text.into())))

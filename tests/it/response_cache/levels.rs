@@ -600,6 +600,41 @@ async fn a_fetch_that_began_before_an_invalidation_elsewhere_is_not_joined_a_sec
 }
 
 #[tokio::test]
+async fn without_local_copies_a_fetch_is_not_joined_after_an_invalidation_elsewhere() {
+    let fleet = Fleet::new().await;
+    let (origin, gate) =
+        gated(|_, call| said(&[("cache-control", "max-age=60")], format!("run {call}")));
+    let one = Process::new(&fleet, &origin, |layer| {
+        layer.real_clock(0, clock()).lease(secs(60))
+    })
+    .await;
+    let two = Process::new(&fleet, &origin, |layer| layer).await;
+    let get = || {
+        let app = one.app.clone();
+        tokio::spawn(async move { app.get("/a").await.body })
+    };
+    let first = get();
+    until("called", || origin.calls() == 1).await;
+    let waiters = || one.layer.handle().stats().waiters;
+    // What nothing has hit is joined by all, and one asks for them.
+    let before = one.store.commands();
+    let early: Vec<_> = (0..50).map(|_| get()).collect();
+    until("they wait", || waiters() == 50).await;
+    let asked = one.store.commands() - before;
+    assert!((1..=2).contains(&asked), "{asked}");
+    two.layer.handle().invalidate([Target::everything()]).await;
+    let before = one.store.commands();
+    let newcomer = get();
+    until("it has asked", || one.store.commands() >= before + 2).await;
+    gate.add_permits(2);
+    assert_eq!(first.await.unwrap(), "run 0");
+    for early in early {
+        assert_eq!(early.await.unwrap(), "run 0");
+    }
+    assert_eq!(newcomer.await.unwrap(), "run 1");
+}
+
+#[tokio::test]
 async fn an_idle_process_is_told_of_an_invalidation_elsewhere() {
     let fleet = Fleet::new().await;
     let origin = counted();
