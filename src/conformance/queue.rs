@@ -64,6 +64,7 @@ pub async fn queue(store: Arc<dyn QueueStore>, clock: &ManualClock) {
     make("digest")
         .a_digest_is_due_after_its_window_or_when_full()
         .await;
+    make("sizes").a_job_of_any_size_comes_back_whole().await;
     make("large")
         .a_digest_over_its_bytes_is_closed_and_loses_nothing()
         .await;

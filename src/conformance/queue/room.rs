@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{MS, Suite, digest, job, texts};
 use crate::core::{IntoKey, StoreErrorKind};
-use crate::data::queue::store::{Again, EnqueueOutcome, Listing, NewJob, Rules};
+use crate::data::queue::store::{Again, EnqueueOutcome, Listing, NewJob, Rules, Settle, Settled};
 
 #[allow(clippy::panic, clippy::unwrap_used)]
 impl Suite {
@@ -42,6 +42,43 @@ impl Suite {
         let alone = self.add(digest("c", "alone", 1)).await;
         assert!(matches!(alone, EnqueueOutcome::New(_)));
         assert_eq!(texts(&self.take(3, 1, Some("c")).await.jobs), ["alone"]);
+    }
+
+    pub(super) async fn a_job_of_any_size_comes_back_whole(&self) {
+        let sizes = [0, 1, 999, 1_019, 1_020, 1_021, 1_024, 1_025, 5_000, 70_000];
+        let text = |size: usize| "x".repeat(size);
+        let all = sizes.map(|size| job("a", &text(size)));
+        let ids: Vec<_> = self.add_all(all.into()).await;
+        let ids: Vec<_> = ids.iter().map(|added| added.id()).collect();
+        // Given back and leased again, the whole of it each time; then gone, with all that it had.
+        for token in [1, 2] {
+            let jobs = self.take(token, 99, None).await.jobs;
+            assert_eq!(texts(&jobs), sizes.map(text));
+            let listed = self.list(Listing::Of("a".into_key(), 99)).await;
+            let listed: Vec<usize> = listed.iter().map(|job| job.items[0].len()).collect();
+            assert_eq!(listed, sizes);
+            for id in ids.iter().take(usize::from(token == 1) * 99) {
+                assert_eq!(self.nack(1, *id, Settle::GiveBack).await, Settled::Done);
+            }
+        }
+        for id in &ids {
+            assert_eq!(self.ack(2, *id).await, Settled::Done);
+        }
+        // A large one takes a small one's place, and the other way round.
+        let given = |size: usize| NewJob {
+            once: Some([7; 32]),
+            again: Again::Replace,
+            ..job("a", &text(size))
+        };
+        let id = self.add(given(10)).await.id();
+        for size in [2_000, 20, 3_000, 4_000] {
+            assert_eq!(self.add(given(size)).await, EnqueueOutcome::Replaced(id));
+            let shown = self.show(id).await.unwrap();
+            assert_eq!(shown.items[0].len(), size);
+        }
+        let jobs = self.take(3, 9, None).await.jobs;
+        assert_eq!(texts(&jobs), [text(4_000)]);
+        assert_eq!(self.ack(3, id).await, Settled::Done);
     }
 
     pub(super) async fn a_digest_over_its_bytes_is_closed_and_loses_nothing(&self) {

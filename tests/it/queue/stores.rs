@@ -1,13 +1,16 @@
 //! The conformance suite on every engine.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tower_keep::backend::fallback::Fallback;
 use tower_keep::backend::memory::MemoryStore;
+use tower_keep::backend::redis::RedisStore;
 use tower_keep::conformance::queue::{histories, queue};
 use tower_keep::core::ManualClock;
+use tower_keep::data::queue::{Job, Queue};
 
-use crate::support::redis::shared;
+use crate::support::redis::{fresh_prefix, shared};
 use crate::support::redis_cluster::RedisCluster;
 
 fn clock() -> ManualClock {
@@ -55,6 +58,58 @@ async fn random_histories_on_redis_are_those_of_a_sorted_list() {
         let store = shared().await.store(&clock).await;
         histories(Arc::new(store), &clock, seed, 300).await;
     }
+}
+
+#[tokio::test]
+async fn what_is_done_leaves_nothing_of_itself_on_redis() {
+    let (server, clock) = (shared().await, clock());
+    let prefix = fresh_prefix();
+    let store = RedisStore::builder(&server.url()).prefix(&prefix);
+    let queue: Queue<String> = Queue::new(store.clock(clock.clone()).open().await.unwrap(), "q");
+    let add = |size: usize| queue.enqueue(Job::to("a", "x".repeat(size)));
+    for round in 0..3 {
+        let mut ids = Vec::new();
+        for size in [10, 2_000, 10, 2_000] {
+            ids.push(add(size).await.unwrap().id());
+        }
+        // Taken and done, taken back, or a dead letter that is forgotten.
+        match round {
+            0 => {
+                let batch = queue.lease(9).await.unwrap().unwrap();
+                assert_eq!(batch.jobs.len(), 4);
+                assert!(queue.ack(&batch).await.unwrap().is_complete());
+            }
+            1 => assert_eq!(queue.cancel("a", ids).await.unwrap().len(), 4),
+            _ => {
+                clock.advance(Duration::from_secs(2 * 24 * 3_600));
+                assert_eq!(queue.depth().await.unwrap().dead, 4);
+                clock.advance(Duration::from_secs(8 * 24 * 3_600));
+                assert_eq!(queue.depth().await.unwrap().dead, 0);
+            }
+        }
+    }
+    let keys: Vec<String> = redis::cmd("KEYS")
+        .arg(format!("{prefix}*"))
+        .query_async(&mut server.raw().await)
+        .await
+        .unwrap();
+    assert_eq!(keys.len(), 1, "the last number alone: {keys:?}");
+}
+
+/// By the server's clock not every lease looks for what is over.
+#[tokio::test]
+async fn by_the_servers_clock_what_is_over_is_leased_by_nobody() {
+    let store = shared().await.store_with(&fresh_prefix()).await;
+    let queue: Queue<u64> = Queue::new(store, "q").expire_after(Duration::from_millis(1));
+    for round in 0..24 {
+        let jobs = (0..3).map(|to| Job::to(&to.to_string(), round));
+        queue.enqueue_many(jobs).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        assert!(queue.lease(9).await.unwrap().is_none());
+        assert!(queue.lease_from("1", 9).await.unwrap().is_none());
+    }
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.waiting(), depth.dead), (0, 72));
 }
 
 #[tokio::test]

@@ -9,22 +9,24 @@ if #ids == 0 then
   return reply
 end
 -- What is done goes in one command per key.
-local kept, count, done, seats, seen = redis.call('HMGET', JOBS, unpack(ids)), 0, {}, {}, {}
+local kept, count, done, seats, seen, apart = redis.call('HMGET', JOBS, unpack(ids)), 0, {}, {}, {}, {}
 for index, id in ipairs(ids) do
-  local job = kept[index] and not seen[id] and unpacked(kept[index])
+  local job = not seen[id] and kept[index] and unpacked(kept[index])
   local code = held(job, ARGV[8])
   if code == 1 then
     close_digest(id, job)
     count, seen[id] = count + 1, true
     done[count], seats[count] = id, seat(id, job)
+    if job[ITEM] == '' then
+      apart[#apart + 1] = id
+    end
   end
   reply[index] = code
 end
 if count > 0 then
   redis.call('ZREM', LEASED, unpack(done))
   redis.call('ZREM', WHO, unpack(seats))
-  redis.call('ZREM', EXPIRY, unpack(done))
-  redis.call('HDEL', ITEMS, unpack(done))
   redis.call('HDEL', JOBS, unpack(done))
+  send('HDEL', ITEMS, apart)
 end
 return reply

@@ -8,20 +8,22 @@ for index = 9, #ARGV do
   end
 end
 -- What is removed goes in one command per key.
-local gone, seats = {}, {}
+local gone, seats, apart = {}, {}, {}
 for index, kept in ipairs(#ids > 0 and redis.call('HMGET', JOBS, unpack(ids)) or {}) do
   local job = kept and unpacked(kept)
   if job and job[TO] == ARGV[8] and (job[STATE] == 'b' or job[STATE] == 'c') then
     close_digest(ids[index], job)
     gone[#gone + 1], seats[#seats + 1] = ids[index], seat(ids[index], job)
+    if job[ITEM] == '' then
+      apart[#apart + 1] = ids[index]
+    end
   end
 end
 if #gone > 0 then
   redis.call('ZREM', READY, unpack(gone))
   redis.call('ZREM', DELAYED, unpack(gone))
   redis.call('ZREM', WHO, unpack(seats))
-  redis.call('ZREM', EXPIRY, unpack(gone))
-  redis.call('HDEL', ITEMS, unpack(gone))
   redis.call('HDEL', JOBS, unpack(gone))
+  send('HDEL', ITEMS, apart)
 end
 return gone

@@ -1,6 +1,8 @@
 -- Counts jobs.
 -- KEYS and ARGV[2..7]: queue.lua. ARGV: 8 recipient or ''.
 -- Reply: {ready, delayed, leased, dead, due time of the oldest ready one or ''}.
+local move = moves()
+local load, sweep = move.load, move.sweep
 sweep()
 if ARGV[8] ~= '' then
   local function of(state)
@@ -12,7 +14,7 @@ end
 local oldest
 -- Without aging each priority has a band of its own; with aging the first of all has waited longest, or nearly.
 for rank = 0, aging > 0 and 0 or 2 do
-  local id = redis.call('ZRANGEBYSCORE', READY, string.format('%.0f', rank * 100000000000000), '+inf', 'LIMIT', 0, 1)[1]
+  local id = redis.call('ZRANGEBYSCORE', READY, string.format('%.0f', rank * BAND), '+inf', 'LIMIT', 0, 1)[1]
   if id then
     local due = load(id)[DUE]
     oldest = math.min(oldest or due, due)

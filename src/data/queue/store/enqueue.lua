@@ -4,6 +4,8 @@
 -- once or a digest, for each job: 1 to replace, window ms, most items; the id or '', and the digest or '', behind their lengths.
 -- Reply: the first of as many ids in a row, where all are new; else for each job a code and its id, in one text: 0 new,
 -- 1 duplicate, 2 replaced, 3 joined | nil no room.
+local move = moves()
+local load, is_short, leave, place_of, settle_in, expire, sweep, alarm, ring, fits = move.load, move.is_short, move.leave, move.place_of, move.settle_in, move.expire, move.sweep, move.alarm, move.ring, move.fits
 local FIRST, TIME, WISH = 13, '>BBI8', '>BI8I4Bc0I4c0'
 local capacity, each_of, remember_ms, digest_bytes = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
 local count = #ARGV[12] / 10
@@ -121,7 +123,7 @@ end
 local function collecting(name)
   local id = digest_of(name)
   local job = id and job_of(id)
-  return job and now_ms < job[EXPIRES] and {items = job[COUNT], bytes = job[BYTES]}
+  return job and not is_over(job) and {items = job[COUNT], bytes = job[BYTES]}
 end
 
 -- How many numbers are drawn together: as many as there will be new jobs.
@@ -212,8 +214,7 @@ local fresh, items_of, place_in, joined = {}, {}, {}, {}
 
 local function insert(to, rank, due, item, joins)
   local id = next_id()
-  local job = {to, rank, 'b', 0, 0, 0, 0, '', joins, '', 1, size_of(item)}
-  set_due(job, due)
+  local job = {to, rank, 'b', 0, due, 0, NOBODY, joins, '', 1, size_of(item), ''}
   local at = #fresh + 1
   fresh[at], items_of[at], place_in[id], jobs[id] = id, item, at, job
   if joins ~= '' then
@@ -222,27 +223,49 @@ local function insert(to, rank, due, item, joins)
   return id
 end
 
--- Adds jobs that are all new. Most of one call have the same time.
+-- Adds jobs that are all new. Most of one call have the same time, and much else in common: each is put together of
+-- parts that are made once.
 local function add_new()
-  local last = redis.call('INCRBY', LAST, count)
-  local items, kept, ends, ready, delayed, seats, given, remembered = {}, {}, {}, {}, {}, {}, {}, {}
+  local number = redis.call('INCRBY', LAST, count) - count
+  local first_id = string.format('%016x', number + 1)
+  local apart, kept, ready, delayed, seats, given, remembered = {}, {}, {}, {}, {}, {}, {}
   local til = string.format('%.0f', now_ms + remember_ms)
-  local job, order, start, middle, ends_at = {'', '', 'b', 0, 0, 0, 0, '', '', '', 1, 0}
+  local job, time, digits, of_size, of_recipient = {'', '', 'b', 0, 0, 0, NOBODY}, '', nil, {}, {}
+  local order, start, middle, score
   for index = 1, count do
-    local at, id = FIRST + 2 * (index - 1), string.format('%016x', last - count + index)
-    local to, item, rank, due = ARGV[at], ARGV[at + 1], time_of(index)
-    if rank ~= job[RANK] or due ~= job[DUE] then
-      job[RANK] = rank
-      set_due(job, due)
+    local at, first = FIRST + 2 * (index - 1), 2 * index - 1
+    local to, item = ARGV[at], ARGV[at + 1]
+    number = number + 1
+    local last = number % 16
+    if last == 0 or not digits then
+      digits = string.format('%015x', math.floor(number / 16))
+    end
+    local id = digits .. string.sub('0123456789abcdef', last + 1, last + 1)
+    if string.sub(ARGV[12], 10 * index - 9, 10 * index) ~= time then
+      time = string.sub(ARGV[12], 10 * index - 9, 10 * index)
+      job[RANK], job[DUE] = time_of(index)
       job[STATE], job[PLACE] = place_of(job)
       order = job[STATE] == 'b' and ready or delayed
-      start, middle, ends_at = string.sub(packed(job), 1, -9), seat('', job), string.format('%.0f', job[EXPIRES])
+      start, score = changes(job), string.format('%016.0f', job[PLACE])
+      middle = '\0' .. job[STATE] .. job[RANK] .. score
     end
-    local first = 2 * index - 1
-    items[first], items[first + 1] = id, item
-    kept[first], kept[first + 1] = id, start .. struct.pack('>I4I4', size_of(item), #to) .. to
-    ends[first], ends[first + 1] = ends_at, id
-    order[#order + 1], order[#order + 2] = place_text, id
+    local size, recipient = of_size[#item], of_recipient[to]
+    if not size then
+      size = struct.pack('>I4I4', 1, size_of(item))
+      of_size[#item] = size
+    end
+    if not recipient then
+      recipient = struct.pack('>I4c0I4I4', #to, to, 0, 0)
+      of_recipient[to] = recipient
+    end
+    kept[first] = id
+    if #item > SHORT then
+      apart[#apart + 1], apart[#apart + 2] = id, item
+      kept[first + 1] = start .. size .. recipient
+    else
+      kept[first + 1] = start .. size .. recipient .. item
+    end
+    order[#order + 1], order[#order + 2] = score, id
     seats[first], seats[first + 1] = '0', to .. middle .. id
     local once = new_onces[index]
     if once then
@@ -250,33 +273,31 @@ local function add_new()
       remembered[#remembered + 1], remembered[#remembered + 2] = til, once
     end
   end
-  send('HSET', ITEMS, items)
   send('HSET', JOBS, kept)
-  send('ZADD', EXPIRY, ends)
+  send('HSET', ITEMS, apart)
   send('ZADD', READY, ready)
   send('ZADD', DELAYED, delayed)
   send('ZADD', WHO, seats)
   send('HSET', ONCE, given)
   send('ZADD', REMEMBER, remembered)
-  return string.format('%016x', last - count + 1)
+  return first_id
 end
 
 local function whole(items)
   return type(items) == 'table' and table.concat(items) or items
 end
 
-local expires, expires_text
 local function send_fresh()
-  local items, kept, ends, ready, delayed, seats, names = {}, {}, {}, {}, {}, {}, {}
+  local apart, kept, ready, delayed, seats, names = {}, {}, {}, {}, {}, {}
   for index, id in ipairs(fresh) do
-    local job, first = jobs[id], 2 * index - 1
-    job[STATE], job[PLACE] = place_of(job)
-    if job[EXPIRES] ~= expires then
-      expires, expires_text = job[EXPIRES], string.format('%.0f', job[EXPIRES])
+    local job, first, items = jobs[id], 2 * index - 1, whole(items_of[index])
+    if is_short(job, items) then
+      job[ITEM] = items
+    else
+      apart[#apart + 1], apart[#apart + 2] = id, items
     end
-    items[first], items[first + 1] = id, whole(items_of[index])
+    job[STATE], job[PLACE] = place_of(job)
     kept[first], kept[first + 1] = id, packed(job)
-    ends[first], ends[first + 1] = expires_text, id
     seats[first], seats[first + 1] = '0', seat(id, job)
     local order = job[STATE] == 'b' and ready or delayed
     -- The seat's text of it is a number, too.
@@ -285,9 +306,8 @@ local function send_fresh()
       names[#names + 1], names[#names + 2] = job[TO] .. '\0' .. job[JOINS], id
     end
   end
-  send('HSET', ITEMS, items)
+  send('HSET', ITEMS, apart)
   send('HSET', JOBS, kept)
-  send('ZADD', EXPIRY, ends)
   send('ZADD', READY, ready)
   send('ZADD', DELAYED, delayed)
   send('ZADD', WHO, seats)
@@ -307,14 +327,13 @@ end
 local function close(id, job, name)
   digests[name] = false
   if place_in[id] then
-    job[JOINS] = ''
-    set_due(job, math.min(now_ms, job[DUE]))
+    job[JOINS], job[DUE] = '', math.min(now_ms, job[DUE])
     return
   end
   send_joined(id)
   close_digest(id, job)
   leave(id, job)
-  set_due(job, math.min(now_ms, job[DUE]))
+  job[DUE] = math.min(now_ms, job[DUE])
   settle_in(id, job)
 end
 
@@ -325,7 +344,7 @@ local function join(new)
   if not job then
     return nil
   end
-  if now_ms >= job[EXPIRES] then
+  if is_over(job) then
     -- Dead already, and only not yet noticed: what is new must not be buried with it.
     send_fresh()
     expire(id, job)
@@ -363,9 +382,16 @@ local function again(id, job, new)
   end
   close_digest(id, job)
   leave(id, job)
-  job[RANK], job[COUNT], job[BYTES] = new.rank, 1, size_of(new.item)
-  redis.call('HSET', ITEMS, id, new.item)
-  set_due(job, new.due)
+  local was_apart = job[ITEM] == ''
+  job[RANK], job[DUE], job[COUNT], job[BYTES], job[ITEM] = new.rank, new.due, 1, size_of(new.item), ''
+  if is_short(job, new.item) then
+    job[ITEM] = new.item
+    if was_apart then
+      redis.call('HDEL', ITEMS, id)
+    end
+  else
+    redis.call('HSET', ITEMS, id, new.item)
+  end
   settle_in(id, job)
   return 2
 end

@@ -20,7 +20,7 @@ for index, id in ipairs(ids) do
     local at = #ends
     ends[at + 1], ends[at + 2] = til, id
     seats[at + 1], seats[at + 2] = '0', seat(id, job)
-    jobs[at + 1], jobs[at + 2] = id, packed(job)
+    jobs[at + 1], jobs[at + 2] = id, changes(job) .. string.sub(kept[index], REST)
   end
 end
 if #left > 0 then

@@ -1,20 +1,24 @@
 -- Leases the first ready job and more of its recipient and priority, or of a given recipient of any.
 -- KEYS and ARGV[2..7]: queue.lua. ARGV: 8 token, 9 most jobs, 10 lease ms, 11 most bytes, 12 recipient or ''.
--- Reply: {now, until, next due or '', recipient, ended, died, expired, dropped, ready, delayed, leased, dead,
+-- Reply: {now, until, next due or '', recipient, ended, died, expired, dropped, ready or -1 untold, delayed, leased, dead,
 -- {id, rank, attempt, due, items}, ...}.
-local most, bytes = tonumber(ARGV[9]), 0
-local recipient = ARGV[12]
+local most, bytes, to = tonumber(ARGV[9]), 0, ARGV[12]
+local move
+local function moved()
+  move = move or moves()
+  return move
+end
 
 -- The ready ones of a recipient and rank, in order.
-local function ready_of(to, rank)
+local function ready_of(rank)
   local start = to .. '\0b'
   return redis.call('ZRANGEBYLEX', WHO, '[' .. start .. rank, '(' .. start .. (rank + 1), 'LIMIT', 0, most)
 end
 
-local function first_of(to)
+local function ready_of_all()
   local all = {}
   for rank = 0, 2 do
-    for _, member in ipairs(ready_of(to, rank)) do
+    for _, member in ipairs(ready_of(rank)) do
       all[#all + 1] = member
     end
   end
@@ -29,47 +33,72 @@ local function first()
     if not id then
       return {}
     end
-    local job = load(id)
+    local kept = redis.call('HGET', JOBS, id)
+    local job = kept and unpacked(kept)
     if not job then
       redis.call('ZREM', READY, id)
-    elseif now_ms < job[EXPIRES] then
-      recipient = job[TO]
-      return ready_of(recipient, job[RANK])
+    elseif is_over(job) then
+      moved().expire(id, job)
     else
-      expire(id, job)
+      to = job[TO]
+      return ready_of(job[RANK])
     end
   end
   return {}
 end
 
-sweep()
+local ended, due_now = over(LEASED), over(DELAYED)
+if #ended + #due_now > 0 then
+  moved().settle(ended, due_now)
+end
+-- Each time by a clock that was passed, so that what happens is certain; and for a recipient, of whose jobs not the oldest
+-- come first: what is over must not take their places.
+local wholly = to ~= '' or ARGV[1] ~= ''
+local now_and_then = wholly or now_ms % 8 == 0
+if now_and_then then
+  moved().tidy(wholly)
+end
 local til = now_ms + tonumber(ARGV[10])
-local members, ids = recipient ~= '' and first_of(recipient) or first(), {}
+local members, ids = to ~= '' and ready_of_all() or first(), {}
 for index, member in ipairs(members) do
   ids[index] = string.sub(member, -16)
 end
 -- What is leased moves in one command per key.
 local kept = #ids > 0 and redis.call('HMGET', JOBS, unpack(ids)) or {}
-local count, leased, seats, ends, sits, jobs, taken = 0, {}, {}, {}, {}, {}, {}
+local count, leased, seats, ends, sits, jobs, taken, apart = 0, {}, {}, {}, {}, {}, {}, {}
+local sits_of, sits_at = to .. '\0a', string.format('%016.0f', til)
 for index, id in ipairs(ids) do
-  local job = kept[index] and unpacked(kept[index])
-  if not job then
+  local text = kept[index]
+  if not text then
     redis.call('ZREM', WHO, members[index])
-  elseif now_ms >= job[EXPIRES] then
-    expire(id, job)
   else
-    bytes = bytes + job[BYTES]
-    if count >= most or (bytes > tonumber(ARGV[11]) and count > 0) then
-      break
+    -- Without a table for each.
+    local _, rank, tries, due, _, _, _, size, _, joins, _, rest = struct.unpack(RECORD, text)
+    if now_ms >= due + expire_ms then
+      moved().expire(id, unpacked(text))
+    else
+      bytes = bytes + size
+      if count >= most or (bytes > tonumber(ARGV[11]) and count > 0) then
+        break
+      end
+      local change = struct.pack(CHANGES, 'a', rank, tries + 1, due, til, ARGV[8])
+      if joins == '' then
+        text = change .. string.sub(text, REST)
+      else
+        local job = unpacked(text)
+        close_digest(id, job)
+        text = change .. string.sub(packed(job), REST)
+      end
+      local at, items = 2 * count + 1, string.sub(text, rest - #joins)
+      ends[at], ends[at + 1] = til, id
+      sits[at], sits[at + 1] = 0, sits_of .. rank .. sits_at .. id
+      jobs[at], jobs[at + 1] = id, text
+      count = count + 1
+      leased[count], seats[count], taken[count] = id, members[index], {id, rank, tries + 1, due, items}
+      if items == '' then
+        apart[#apart + 1] = count
+      end
     end
-    close_digest(id, job)
-    job[STATE], job[PLACE], job[TRIES], job[TOKEN] = 'a', til, job[TRIES] + 1, ARGV[8]
-    local first = 2 * count + 1
-    ends[first], ends[first + 1] = til, id
-    sits[first], sits[first + 1] = 0, seat(id, job)
-    jobs[first], jobs[first + 1] = id, packed(job)
-    count = count + 1
-    leased[count], seats[count], taken[count] = id, members[index], {id, job[RANK], job[TRIES], job[DUE]}
   end
 end
 if count > 0 then
@@ -78,24 +107,21 @@ if count > 0 then
   redis.call('ZADD', LEASED, unpack(ends))
   redis.call('ZADD', WHO, unpack(sits))
   redis.call('HSET', JOBS, unpack(jobs))
-  for index, items in ipairs(redis.call('HMGET', ITEMS, unpack(leased))) do
-    taken[index][5] = items
+  for _, at in ipairs(apart) do
+    taken[at][5] = redis.call('HGET', ITEMS, leased[at])
   end
 end
-local ready = redis.call('ZCARD', READY)
-local next_due = ''
-if ready > 0 then
-  next_due = now_ms
-else
+-- Where something was leased there may be more: whoever has a place for it asks again.
+local next_due, counts = now_ms, {-1, 0, 0, 0}
+if count == 0 or now_and_then then
+  counts = {redis.call('ZCARD', READY), redis.call('ZCARD', DELAYED), redis.call('ZCARD', LEASED), redis.call('ZCARD', DEAD)}
+end
+if count == 0 and counts[1] == 0 then
   local due = tonumber(redis.call('ZRANGE', DELAYED, 0, 0, 'WITHSCORES')[2])
   local ends = tonumber(redis.call('ZRANGE', LEASED, 0, 0, 'WITHSCORES')[2])
-  if due or ends then
-    next_due = string.format('%.0f', math.min(due or ends, ends or due))
-  end
+  next_due = (due or ends) and string.format('%.0f', math.min(due or ends, ends or due)) or ''
 end
-local reply = {now_ms, til, next_due, recipient,
-  swept[1], swept[2], swept[3], swept[4],
-  ready, redis.call('ZCARD', DELAYED), redis.call('ZCARD', LEASED), redis.call('ZCARD', DEAD)}
+local reply = {now_ms, til, next_due, to, swept[1], swept[2], swept[3], swept[4], unpack(counts)}
 for _, job in ipairs(taken) do
   reply[#reply + 1] = job
 end

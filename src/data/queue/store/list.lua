@@ -1,6 +1,8 @@
 -- Shows jobs.
 -- KEYS and ARGV[2..7]: queue.lua. ARGV: 8 'of' | 'ids' | 'dead', then recipient and most | ids | most.
 -- Reply: {{id, recipient, state, rank, attempts, due, error, items}, ...}.
+local move = moves()
+local sweep = move.sweep
 sweep()
 local ids = {}
 if ARGV[8] == 'of' then
@@ -19,11 +21,12 @@ else
 end
 local reply = {}
 if #ids > 0 then
-  local kept, items = redis.call('HMGET', JOBS, unpack(ids)), redis.call('HMGET', ITEMS, unpack(ids))
+  local kept = redis.call('HMGET', JOBS, unpack(ids))
   for index, id in ipairs(ids) do
     local job = kept[index] and unpacked(kept[index])
     if job then
-      reply[#reply + 1] = {id, job[TO], job[STATE], job[RANK], job[TRIES], string.format('%.0f', job[DUE]), job[ERROR], items[index]}
+      local items = job[ITEM] ~= '' and job[ITEM] or redis.call('HGET', ITEMS, id)
+      reply[#reply + 1] = {id, job[TO], job[STATE], job[RANK], job[TRIES], string.format('%.0f', job[DUE]), job[ERROR], items}
     end
   end
 end

@@ -2,6 +2,8 @@
 -- KEYS and ARGV[2..7]: queue.lua. ARGV: 8 token, then for each job 4: id, how ('0' after, '1' at, '2' dead, '3' as if never
 -- leased), ms, error.
 -- Reply: {1 done | 3 done and dead | 0 lost | 2 gone, ...}.
+local move = moves()
+local place_of, alarm, ring = move.place_of, move.alarm, move.ring
 local reply, ids = {}, {}
 for index = 9, #ARGV, 4 do
   ids[#ids + 1] = ARGV[index]
@@ -11,7 +13,7 @@ if #ids == 0 then
 end
 -- What is given back moves in one command per key.
 local before, kept = alarm(), redis.call('HMGET', JOBS, unpack(ids))
-local seen, done, dead, left, jobs, ends, seats = {}, {}, {}, {}, {}, {}, {}
+local seen, done, left, jobs, seats = {}, {}, {}, {}, {}
 local places = {b = {}, c = {}, d = {}}
 
 local function add(words, first, second)
@@ -33,15 +35,13 @@ for index, id in ipairs(ids) do
       if how == '2' or job[TRIES] >= most_attempts then
         code = 3
       else
-        set_due(job, how == '0' and now_ms + ms or math.max(now_ms, ms))
+        job[DUE] = how == '0' and now_ms + ms or math.max(now_ms, ms)
       end
     end
     if code == 3 then
       job[STATE], job[PLACE] = 'd', now_ms
-      dead[#dead + 1] = id
     else
       job[STATE], job[PLACE] = place_of(job)
-      add(ends, job[EXPIRES], id)
       add(seats, '0', seat(id, job))
     end
     add(places[job[STATE]], job[PLACE], id)
@@ -51,8 +51,6 @@ for index, id in ipairs(ids) do
 end
 send('ZREM', LEASED, done)
 send('ZREM', WHO, left)
-send('ZREM', EXPIRY, dead)
-send('ZADD', EXPIRY, ends)
 for state, words in pairs(places) do
   send('ZADD', ORDER[state], words)
 end

@@ -1,4 +1,4 @@
-//! Queues on Redis: twelve keys under one hash tag, one script per method, so one command.
+//! Queues on Redis: eleven keys under one hash tag, one script per method, so one command.
 
 use std::time::Duration;
 
@@ -18,28 +18,28 @@ use crate::data::Names;
 use crate::data::queue::policy::millis;
 
 macro_rules! script {
-    ($name:literal, $file:literal) => {
+    ($name:literal, $($file:literal),+) => {
         Script::named(
             concat!("queue.", $name),
-            concat!(include_str!("queue.lua"), include_str!($file)),
+            concat!(include_str!("queue.lua"), $(include_str!($file)),+),
         )
     };
 }
 
-static ENQUEUE: Script = script!("enqueue", "enqueue.lua");
-static LEASE: Script = script!("lease", "lease.lua");
+static ENQUEUE: Script = script!("enqueue", "moves.lua", "enqueue.lua");
+static LEASE: Script = script!("lease", "moves.lua", "lease.lua");
 static ACK: Script = script!("ack", "ack.lua");
-static NACK: Script = script!("nack", "nack.lua");
+static NACK: Script = script!("nack", "moves.lua", "nack.lua");
 static EXTEND: Script = script!("extend", "extend.lua");
 static CANCEL: Script = script!("cancel", "cancel.lua");
-static LIST: Script = script!("list", "list.lua");
-static COUNT: Script = script!("count", "count.lua");
-static REVIVE: Script = script!("revive", "revive.lua");
+static LIST: Script = script!("list", "moves.lua", "list.lua");
+static COUNT: Script = script!("count", "moves.lua", "count.lua");
+static REVIVE: Script = script!("revive", "moves.lua", "revive.lua");
 
 /// The keys of a queue in the order of `queue.lua`.
-const PARTS: [&str; 12] = [
-    "ready", "delayed", "leased", "expiry", "dead", "who", "items", "jobs", "once", "remember",
-    "digest", "last",
+const PARTS: [&str; 11] = [
+    "ready", "delayed", "leased", "dead", "who", "jobs", "items", "once", "remember", "digest",
+    "last",
 ];
 
 impl QueueStore for RedisStore {
@@ -148,7 +148,7 @@ impl QueueStore for RedisStore {
             .arg(recipient.map_or("", Key::as_str))
             .run(|reply| {
                 let mut parts = reply.array()?.into_iter();
-                let mut depth = depth(&mut parts)?;
+                let mut depth = depth(&mut parts)?.ok_or_else(unexpected)?;
                 depth.oldest = time_or_none(next(&mut parts)?)?;
                 Ok(depth)
             })
@@ -285,7 +285,7 @@ fn leased(reply: Reply) -> Result<Leased, StoreError> {
         expired: number(next(&mut parts)?)?,
         dropped: number(next(&mut parts)?)?,
     };
-    let depth = Some(depth(&mut parts)?);
+    let depth = depth(&mut parts)?;
     let jobs: Vec<_> = parts.map(attempt).collect::<Result<_, _>>()?;
     Ok(Leased {
         recipient: (!jobs.is_empty()).then_some(recipient),
@@ -333,14 +333,17 @@ fn listed(reply: Reply) -> Result<Listed, StoreError> {
     })
 }
 
-fn depth(parts: &mut impl Iterator<Item = Reply>) -> Result<Depth, StoreError> {
-    Ok(Depth {
-        ready: number(next(parts)?)?,
+/// The numbers of jobs; `None` where they were not counted.
+fn depth(parts: &mut impl Iterator<Item = Reply>) -> Result<Option<Depth>, StoreError> {
+    let ready = next(parts)?.int()?;
+    let depth = Depth {
+        ready: ready.cast_unsigned(),
         delayed: number(next(parts)?)?,
         leased: number(next(parts)?)?,
         dead: number(next(parts)?)?,
         oldest: None,
-    })
+    };
+    Ok((ready >= 0).then_some(depth))
 }
 
 fn items(reply: Reply) -> Result<Vec<Bytes>, StoreError> {
