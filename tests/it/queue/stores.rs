@@ -102,7 +102,7 @@ async fn by_the_servers_clock_what_is_over_is_leased_by_nobody() {
     let store = shared().await.store_with(&fresh_prefix()).await;
     let queue: Queue<u64> = Queue::new(store, "q").expire_after(Duration::from_millis(1));
     for round in 0..24 {
-        let jobs = (0..3).map(|to| Job::to(&to.to_string(), round));
+        let jobs = (0..3).map(|to| Job::to(to.to_string(), round));
         queue.enqueue_many(jobs).await.unwrap();
         tokio::time::sleep(Duration::from_millis(2)).await;
         assert!(queue.lease(9).await.unwrap().is_none());
