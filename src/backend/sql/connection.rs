@@ -124,6 +124,20 @@ impl Connected {
         }
     }
 
+    /// Completes the transaction's name, if its statements could not.
+    pub(super) async fn complete(&mut self, name: &mut String) -> Result<(), sqlx::Error> {
+        match &mut self.inner {
+            // It has no names for its transactions.
+            #[cfg(feature = "sqlite")]
+            Inner::Sqlite(_) => {
+                let _ = name;
+                Ok(())
+            }
+            #[cfg(feature = "postgres")]
+            Inner::Postgres(transaction) => super::postgres::complete(transaction, name).await,
+        }
+    }
+
     /// Says whether the driver still believes in the transaction: a dropped SAVEPOINT makes it forget.
     pub(super) fn is_open(&self) -> bool {
         match &self.inner {

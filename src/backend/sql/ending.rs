@@ -86,12 +86,19 @@ fn rolled_back(cause: RollbackCause) -> Ended {
 }
 
 async fn commit_open(shared: &Shared, mut open: Open) -> Ended {
-    if let Err(error) = open.check().await {
-        open.rollback().await;
-        return rolled_back(cause_before_commit(&error));
-    }
+    let name = match open.check().await {
+        Ok(()) => open.take_xid().await,
+        Err(error) => Err(error),
+    };
+    let xid = match name {
+        Ok(name) => name,
+        Err(error) => {
+            open.rollback().await;
+            return rolled_back(cause_before_commit(&error));
+        }
+    };
     let clue = Clue {
-        xid: open.take_xid(),
+        xid,
         nameless: open.nameless,
         probe: shared.said.lock().probe.take(),
     };

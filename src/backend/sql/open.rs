@@ -73,8 +73,17 @@ impl Open {
     }
 
     /// Gives away the name of the transaction, to those who end it.
-    pub(super) fn take_xid(&mut self) -> Option<String> {
-        self.xid.take()
+    pub(super) async fn take_xid(&mut self) -> Result<Option<String>, TransactionError> {
+        self.complete().await?;
+        Ok(self.xid.take())
+    }
+
+    /// Asks for the rest of the name, where the connection has not been asked yet.
+    async fn complete(&mut self) -> Result<(), TransactionError> {
+        if let (Some(connection), Some(name)) = (&mut self.connection, &mut self.xid) {
+            connection.complete(name).await?;
+        }
+        Ok(())
     }
 
     /// Asks the database after the transaction if user SQL had it; healthy means it may go on.
@@ -93,7 +102,7 @@ impl Open {
         self.xid = xid.or(self.xid.take());
         // Asked after everything so far.
         (self.used, self.nameless) = (false, false);
-        Ok(())
+        self.complete().await
     }
 
     /// Undoes everything since the mark; the sentinel then says whether the transaction is still there.

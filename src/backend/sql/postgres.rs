@@ -57,27 +57,41 @@ macro_rules! run {
     };
 }
 
-/// The same, asked once for each connection: no connection outlives the run of its server, so that the session
-/// remembers it. (Working it out takes longer than everything else that the sentinel does.)
-macro_rules! own_run {
+/// The run that the session remembers: no connection outlives the run of its server. Empty until [`own_run`]
+/// has asked. (What would ask right here, but is never reached, is still made ready for at each execution:
+/// that made the sentinel a fifth dearer.)
+macro_rules! known_run {
     () => {
-        concat!(
-            "coalesce(nullif(current_setting('keep.run', true), ''), set_config('keep.run', ",
-            run!(),
-            ", false))"
-        )
+        "coalesce(current_setting('keep.run', true), '')"
     };
 }
 
 /// What names the transaction that asks, as SQL: `number@run`. Gives it a number if it has none.
 pub(crate) const TRANSACTION: &str =
-    concat!("(pg_current_xact_id()::text || '@' || ", own_run!(), ")");
+    concat!("(pg_current_xact_id()::text || '@' || ", known_run!(), ")");
 
 const SENTINEL: &str = concat!(
     "SELECT pg_current_xact_id_if_assigned()::text || '@' || ",
-    own_run!(),
+    known_run!(),
     ", current_setting('keep.transaction', true)"
 );
+
+const OWN_RUN: &str = concat!("SELECT set_config('keep.run', ", run!(), ", false)");
+
+/// Completes the name of a transaction on a connection that does not know its run yet: once for each
+/// connection whose transaction is then committed.
+pub(super) async fn complete(
+    connection: &mut PgConnection,
+    name: &mut String,
+) -> Result<(), sqlx::Error> {
+    // Before 15 a run has no name.
+    let has_none = |of| of < 150_000;
+    if name.ends_with('@') && !connection.server_version_num().is_some_and(has_none) {
+        let run: String = sqlx::query_scalar(OWN_RUN).fetch_one(connection).await?;
+        name.push_str(&run);
+    }
+    Ok(())
+}
 
 /// The status of number `$1`, and whether `$2` is the run that is going on.
 const FATE: &str = concat!("SELECT pg_xact_status($1::text::xid8), $2 = ", run!());
