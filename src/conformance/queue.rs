@@ -81,6 +81,9 @@ pub async fn queue(store: Arc<dyn QueueStore>, clock: &ManualClock) {
         .await;
     make("dead").dead_letters_are_forgotten_after_a_week().await;
     make("aging").an_aged_job_overtakes().await;
+    make("aging.expiry")
+        .what_expired_is_found_behind_younger_ones_that_aging_puts_before_it()
+        .await;
     make("told").sleeping_workers_are_told().await;
     make("parallel").twenty_at_once_are_twenty().await;
 }

@@ -67,7 +67,8 @@ impl ResponseCacheLayer {
     /// Bounds the copies that this process keeps of a shared store's entries, in bytes, everything counted (64 MiB).
     ///
     /// With 0 there are none, and every hit is one exact shared read; who would wait for a fetch under way asks first whether
-    /// an invalidation elsewhere came since, one for all who come meanwhile. Call it before cloning: it begins
+    /// an invalidation elsewhere came since, one for all who come meanwhile (while the store is away fetches are shared
+    /// unasked). Call it before cloning: it begins
     /// a local level of its own. A [`MemoryStore`](crate::backend::memory::MemoryStore) has its own bound.
     pub fn local_bytes(self, bytes: usize) -> Self {
         self.with_cache(bytes, None)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{HOUR, LEASE, MS, Suite, job, texts};
 use crate::core::IntoKey;
-use crate::data::queue::store::{Due, EnqueueOutcome, NewJob, Priority, Rules, Settled};
+use crate::data::queue::store::{Due, EnqueueOutcome, JobState, NewJob, Priority, Rules, Settled};
 
 #[allow(clippy::panic, clippy::unwrap_used)]
 impl Suite {
@@ -125,6 +125,36 @@ impl Suite {
         suite.take_one(1, "old").await;
         suite.add(job("late", "late")).await;
         suite.take_one(2, "fresh").await;
+    }
+
+    pub(super) async fn what_expired_is_found_behind_younger_ones_that_aging_puts_before_it(&self) {
+        let suite = Suite {
+            rules: Rules {
+                aging: 12 * HOUR,
+                capacity: 151,
+                ..self.rules
+            },
+            store: Arc::clone(&self.store),
+            clock: self.clock.clone(),
+            name: Arc::clone(&self.name),
+        };
+        let low = NewJob {
+            priority: Priority::Low,
+            ..job("low", "old")
+        };
+        let old = suite.add(low).await.id();
+        suite.clock.advance(24 * HOUR - 1_000 * MS);
+        let high = |_| NewJob {
+            priority: Priority::High,
+            ..job("high", "young")
+        };
+        suite.add_all((0..150).map(high).collect()).await;
+        suite.clock.advance(1_000 * MS);
+        // There is room for one more.
+        let fresh = suite.add(job("a", "fresh")).await.id();
+        assert_eq!(suite.numbers(None).await, [151, 0, 0, 1]);
+        assert_eq!(suite.show(old).await.unwrap().state, JobState::Dead);
+        assert_eq!(suite.take(1, 9, Some("a")).await.jobs[0].id, fresh);
     }
 
     pub(super) async fn sleeping_workers_are_told(&self) {

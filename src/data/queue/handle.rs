@@ -249,6 +249,10 @@ impl<T: DeserializeOwned> Queue<T> {
             meter::leased(self.name(), &leased);
             let next_in = leased.next_due.map(|due| due.since(leased.now));
             let Some(recipient) = leased.recipient else {
+                // Many that had expired stood before what is ready: each look buries some of them.
+                if leased.swept.expired > 0 && next_in.is_some_and(|wait| wait.is_zero()) {
+                    continue;
+                }
                 return Ok(Claimed {
                     batch: None,
                     next_in,

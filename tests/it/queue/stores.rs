@@ -8,7 +8,7 @@ use tower_keep::backend::memory::MemoryStore;
 use tower_keep::backend::redis::RedisStore;
 use tower_keep::conformance::queue::{histories, queue};
 use tower_keep::core::ManualClock;
-use tower_keep::data::queue::{Job, Queue};
+use tower_keep::data::queue::{Job, Priority, Queue};
 
 use crate::support::redis::{fresh_prefix, shared};
 use crate::support::redis_cluster::RedisCluster;
@@ -110,6 +110,47 @@ async fn by_the_servers_clock_what_is_over_is_leased_by_nobody() {
     }
     let depth = queue.depth().await.unwrap();
     assert_eq!((depth.waiting(), depth.dead), (0, 72));
+}
+
+/// Not every lease looks for what may be forgotten; so many as do keep up with those that leave something behind.
+#[tokio::test]
+async fn by_the_servers_clock_ids_do_not_pile_up() {
+    for (batch, looks) in [(5, 600), (50, 70)] {
+        let (server, prefix) = (shared().await, fresh_prefix());
+        let store = server.store_with(&prefix).await;
+        let remembered = Duration::from_millis(500);
+        let queue: Queue<usize> = Queue::new(store, "q").remember_for(remembered);
+        for round in 0..6_000 / batch {
+            let job = |n| Job::to("a", n).once(format!("{round} {n}"));
+            queue.enqueue_many((0..batch).map(job)).await.unwrap();
+            let leased = queue.lease(batch).await.unwrap().unwrap();
+            queue.ack(&leased).await.unwrap();
+        }
+        tokio::time::sleep(remembered).await;
+        for _ in 0..looks {
+            assert!(queue.lease(batch).await.unwrap().is_none());
+        }
+        let ids: usize = redis::cmd("HLEN")
+            .arg(format!("{prefix}:queue:{{q}}:once"))
+            .query_async(&mut server.raw().await)
+            .await
+            .unwrap();
+        assert!(ids < 1_000, "{ids} of {batch} at a time");
+    }
+}
+
+/// Five hundred that expired stand before one that has not.
+#[tokio::test]
+async fn what_is_ready_is_leased_however_many_expired_before_it() {
+    let clock = clock();
+    let store = shared().await.store(&clock).await;
+    let queue: Queue<u64> = Queue::new(store, "q").capacity(10_000, 10_000);
+    let old = (0..500).map(|n| Job::to("a", n).priority(Priority::High));
+    queue.enqueue_many(old).await.unwrap();
+    clock.advance(Duration::from_secs(24 * 3_600));
+    queue.enqueue(Job::to("b", 500)).await.unwrap();
+    let leased = queue.lease(9).await.unwrap().unwrap();
+    assert_eq!((leased.jobs.len(), leased.jobs[0].items[0]), (1, 500));
 }
 
 #[tokio::test]

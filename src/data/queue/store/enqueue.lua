@@ -214,7 +214,7 @@ local fresh, items_of, place_in, joined = {}, {}, {}, {}
 
 local function insert(to, rank, due, item, joins)
   local id = next_id()
-  local job = {to, rank, 'b', 0, due, 0, NOBODY, joins, '', 1, size_of(item), ''}
+  local job = {to, rank, 'b', 0, due, due + expire_ms, 0, NOBODY, joins, '', 1, size_of(item), ''}
   local at = #fresh + 1
   fresh[at], items_of[at], place_in[id], jobs[id] = id, item, at, job
   if joins ~= '' then
@@ -230,7 +230,7 @@ local function add_new()
   local first_id = string.format('%016x', number + 1)
   local apart, kept, ready, delayed, seats, given, remembered = {}, {}, {}, {}, {}, {}, {}
   local til = string.format('%.0f', now_ms + remember_ms)
-  local job, time, digits, of_size, of_recipient = {'', '', 'b', 0, 0, 0, NOBODY}, '', nil, {}, {}
+  local job, time, digits, of_size, of_recipient = {'', '', 'b', 0, 0, 0, 0, NOBODY}, '', nil, {}, {}
   local order, start, middle, score
   for index = 1, count do
     local at, first = FIRST + 2 * (index - 1), 2 * index - 1
@@ -243,7 +243,9 @@ local function add_new()
     local id = digits .. string.sub('0123456789abcdef', last + 1, last + 1)
     if string.sub(ARGV[12], 10 * index - 9, 10 * index) ~= time then
       time = string.sub(ARGV[12], 10 * index - 9, 10 * index)
-      job[RANK], job[DUE] = time_of(index)
+      local rank, due = time_of(index)
+      job[RANK] = rank
+      set_due(job, due)
       job[STATE], job[PLACE] = place_of(job)
       order = job[STATE] == 'b' and ready or delayed
       start, score = changes(job), string.format('%016.0f', job[PLACE])
@@ -327,13 +329,14 @@ end
 local function close(id, job, name)
   digests[name] = false
   if place_in[id] then
-    job[JOINS], job[DUE] = '', math.min(now_ms, job[DUE])
+    job[JOINS] = ''
+    set_due(job, math.min(now_ms, job[DUE]))
     return
   end
   send_joined(id)
   close_digest(id, job)
   leave(id, job)
-  job[DUE] = math.min(now_ms, job[DUE])
+  set_due(job, math.min(now_ms, job[DUE]))
   settle_in(id, job)
 end
 
@@ -383,7 +386,8 @@ local function again(id, job, new)
   close_digest(id, job)
   leave(id, job)
   local was_apart = job[ITEM] == ''
-  job[RANK], job[DUE], job[COUNT], job[BYTES], job[ITEM] = new.rank, new.due, 1, size_of(new.item), ''
+  job[RANK], job[COUNT], job[BYTES], job[ITEM] = new.rank, 1, size_of(new.item), ''
+  set_due(job, new.due)
   if is_short(job, new.item) then
     job[ITEM] = new.item
     if was_apart then

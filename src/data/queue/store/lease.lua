@@ -51,12 +51,12 @@ local ended, due_now = over(LEASED), over(DELAYED)
 if #ended + #due_now > 0 then
   moved().settle(ended, due_now)
 end
--- Each time by a clock that was passed, so that what happens is certain; and for a recipient, of whose jobs not the oldest
--- come first: what is over must not take their places.
-local wholly = to ~= '' or ARGV[1] ~= ''
-local now_and_then = wholly or now_ms % 8 == 0
+-- One time in eight, by the token, which is random: 100 ids and dead letters then are more than eight leases of a dozen
+-- leave behind, and larger ones see to it themselves. Each time by a clock that was passed, so that what happens is
+-- certain; and for a recipient, of whose jobs not the oldest come first: what is over must not take their places.
+local now_and_then = string.byte(ARGV[8]) % 8 == 0 or most > 12 or ARGV[1] ~= '' or to ~= ''
 if now_and_then then
-  moved().tidy(wholly)
+  moved().tidy()
 end
 local til = now_ms + tonumber(ARGV[10])
 local members, ids = to ~= '' and ready_of_all() or first(), {}
@@ -73,15 +73,15 @@ for index, id in ipairs(ids) do
     redis.call('ZREM', WHO, members[index])
   else
     -- Without a table for each.
-    local _, rank, tries, due, _, _, _, size, _, joins, _, rest = struct.unpack(RECORD, text)
-    if now_ms >= due + expire_ms then
+    local _, rank, tries, due, expires, _, _, _, size, _, joins, _, rest = struct.unpack(RECORD, text)
+    if now_ms >= expires then
       moved().expire(id, unpacked(text))
     else
       bytes = bytes + size
       if count >= most or (bytes > tonumber(ARGV[11]) and count > 0) then
         break
       end
-      local change = struct.pack(CHANGES, 'a', rank, tries + 1, due, til, ARGV[8])
+      local change = struct.pack(CHANGES, 'a', rank, tries + 1, due, expires, til, ARGV[8])
       if joins == '' then
         text = change .. string.sub(text, REST)
       else

@@ -6,7 +6,15 @@ local BAND, AT_ONCE = 100000000000000, 100
 local swept = {0, 0, 0, 0} -- leases that ended, died, expired, dropped
 
 local function is_over(job)
-  return now_ms >= job[DUE] + expire_ms
+  return now_ms >= job[EXPIRES]
+end
+
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+local function set_due(job, due)
+  job[DUE], job[EXPIRES] = due, due + expire_ms
 end
 
 local function over(order)
@@ -120,7 +128,7 @@ local function moves()
       local job = id and load(id)
       if job and job[STATE] ~= 'd' then
         -- The id is known for as long as its job lives: look again when that may be over.
-        redis.call('ZADD', REMEMBER, string.format('%.0f', math.max(job[DUE] + expire_ms, now_ms + 1000)), once)
+        redis.call('ZADD', REMEMBER, text(math.max(job[EXPIRES], now_ms + 1000)), once)
       else
         redis.call('ZREM', REMEMBER, once)
         redis.call('HDEL', ONCE, once)
@@ -128,20 +136,23 @@ local function moves()
     end
   end
 
-  -- Ready ones that are over. With aging those of lower ranks stand among younger ones of higher ranks: with `all` they are
-  -- looked for there, without it they are found when nothing but such is left before them.
-  local function overdue(all)
-    local before = now_ms - expire_ms
-    local function from(band, til, most)
-      return redis.call('ZRANGEBYSCORE', READY, string.format('%.0f', band), string.format('%.0f', til), 'LIMIT', 0, most)
-    end
-    local ids = from(0, all and before + 2 * aging or before, AT_ONCE)
-    for rank = 1, 2 do
-      if #ids < AT_ONCE then
-        for _, id in ipairs(from(rank * BAND, rank * BAND + before, AT_ONCE - #ids)) do
-          ids[#ids + 1] = id
-        end
+  -- Ready ones that may be over, if they were given as long as the settings say. Within a rank they come first. With
+  -- aging those of a lower rank stand among younger ones of higher ranks, the oldest last.
+  local function overdue()
+    local before, ids = now_ms - expire_ms, {}
+    local function add(order, one, other)
+      local most = AT_ONCE - #ids
+      local found = most > 0 and redis.call(order, READY, one, other, 'LIMIT', 0, most) or {}
+      for _, id in ipairs(found) do
+        ids[#ids + 1] = id
       end
+    end
+    add('ZRANGEBYSCORE', '0', text(before))
+    for rank = 1, 2 do
+      if aging > 0 then
+        add('ZREVRANGEBYSCORE', text(before + rank * aging), '(' .. text(before + (rank - 1) * aging))
+      end
+      add('ZRANGEBYSCORE', text(rank * BAND), text(rank * BAND + before))
     end
     return ids
   end
@@ -153,8 +164,8 @@ local function moves()
   end
 
   -- What may as well be done a little later: nobody gets it meanwhile.
-  local function tidy(all)
-    each(overdue(all), READY, expire_if_over)
+  local function tidy()
+    each(overdue(), READY, expire_if_over)
     local dead = redis.call('ZCARD', DEAD)
     if dead > 0 then
       local old = redis.call('ZRANGEBYSCORE', DEAD, '-inf', now_ms - tonumber(ARGV[7]), 'LIMIT', 0, AT_ONCE)
@@ -169,7 +180,7 @@ local function moves()
 
   local function sweep()
     settle(over(LEASED), over(DELAYED))
-    tidy(true)
+    tidy()
   end
 
   -- What an idle worker waits for: something ready, else the first due time.

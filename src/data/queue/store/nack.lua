@@ -35,7 +35,7 @@ for index, id in ipairs(ids) do
       if how == '2' or job[TRIES] >= most_attempts then
         code = 3
       else
-        job[DUE] = how == '0' and now_ms + ms or math.max(now_ms, ms)
+        set_due(job, how == '0' and now_ms + ms or math.max(now_ms, ms))
       end
     end
     if code == 3 then

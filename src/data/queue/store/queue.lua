@@ -5,21 +5,21 @@
 -- ones from 8.
 local READY, DELAYED, LEASED, DEAD, WHO, JOBS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local ITEMS, ONCE, REMEMBER, DIGEST, LAST = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
--- A job: recipient, rank, state (a leased, b ready, c delayed, d dead), attempts, due, place in the order of its state,
--- token, digest, error, number of items, their bytes, and the items or ''.
-local TO, RANK, STATE, TRIES, DUE, PLACE, TOKEN, JOINS, ERROR, COUNT, BYTES, ITEM = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
+-- A job: recipient, rank, state (a leased, b ready, c delayed, d dead), attempts, due, expires, place in the order of its
+-- state, token, digest, error, number of items, their bytes, and the items or ''.
+local TO, RANK, STATE, TRIES, DUE, EXPIRES, PLACE, TOKEN, JOINS, ERROR, COUNT, BYTES, ITEM = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13
 local ORDER = {a = LEASED, b = READY, c = DELAYED, d = DEAD}
 -- Items of more bytes lie by themselves, so that a change of their job does not copy them.
 local SHORT = 1024
 
 -- As it is kept: what changes with its state, texts behind their lengths, its items.
-local CHANGES, TEXTS = '>c1BI4ddc16', '>I4I4I4c0I4c0I4c0'
-local RECORD, REST = CHANGES .. 'I4I4I4c0I4c0I4c0', 39
+local CHANGES, TEXTS = '>c1BI4dddc16', '>I4I4I4c0I4c0I4c0'
+local RECORD, REST = CHANGES .. 'I4I4I4c0I4c0I4c0', 47
 local NOBODY = string.rep('\0', 16)
 
 -- What changes, as it is kept.
 local function changes(job)
-  return struct.pack(CHANGES, job[STATE], job[RANK], job[TRIES], job[DUE], job[PLACE], job[TOKEN])
+  return struct.pack(CHANGES, job[STATE], job[RANK], job[TRIES], job[DUE], job[EXPIRES], job[PLACE], job[TOKEN])
 end
 
 local function packed(job)
@@ -28,8 +28,8 @@ local function packed(job)
 end
 
 local function unpacked(kept)
-  local state, rank, tries, due, at, token, items, bytes, to, joins, why, rest = struct.unpack(RECORD, kept)
-  return {to, rank, state, tries, due, at, token, joins, why, items, bytes, string.sub(kept, rest)}
+  local state, rank, tries, due, expires, at, token, items, bytes, to, joins, why, rest = struct.unpack(RECORD, kept)
+  return {to, rank, state, tries, due, expires, at, token, joins, why, items, bytes, string.sub(kept, rest)}
 end
 
 local function send(command, key, words)

@@ -19,7 +19,8 @@ end
 for _, id in ipairs(ids) do
   local job = jobs[id]
   leave(id, job)
-  job[TRIES], job[DUE] = 0, now_ms
+  job[TRIES] = 0
+  set_due(job, now_ms)
   settle_in(id, job)
 end
 ring(before)
