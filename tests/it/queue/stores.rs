@@ -124,7 +124,7 @@ async fn by_the_servers_clock_ids_do_not_pile_up() {
             let job = |n| Job::to("a", n).once(format!("{round} {n}"));
             queue.enqueue_many((0..batch).map(job)).await.unwrap();
             let leased = queue.lease(batch).await.unwrap().unwrap();
-            queue.ack(&leased).await.unwrap();
+            assert!(queue.ack(&leased).await.unwrap().is_complete());
         }
         tokio::time::sleep(remembered).await;
         for _ in 0..looks {
