@@ -140,19 +140,19 @@ local function moves()
   -- aging those of a lower rank stand among younger ones of higher ranks, the oldest last.
   local function overdue()
     local before, ids = now_ms - expire_ms, {}
-    local function add(order, one, other)
+    local function add(from, til, ...)
       local most = AT_ONCE - #ids
-      local found = most > 0 and redis.call(order, READY, one, other, 'LIMIT', 0, most) or {}
-      for _, id in ipairs(found) do
-        ids[#ids + 1] = id
+      local found = most > 0 and redis.call('ZRANGE', READY, from, til, 'BYSCORE', ...) or {}
+      for index = 1, math.min(#found, most) do
+        ids[#ids + 1] = found[index]
       end
     end
-    add('ZRANGEBYSCORE', '0', text(before))
+    add('0', text(before), 'LIMIT', 0, AT_ONCE)
     for rank = 1, 2 do
       if aging > 0 then
-        add('ZREVRANGEBYSCORE', text(before + rank * aging), '(' .. text(before + (rank - 1) * aging))
+        add(text(before + rank * aging), '(' .. text(before + (rank - 1) * aging), 'REV', 'LIMIT', 0, AT_ONCE)
       end
-      add('ZRANGEBYSCORE', text(rank * BAND), text(rank * BAND + before))
+      add(text(rank * BAND), text(rank * BAND + before), 'LIMIT', 0, AT_ONCE)
     end
     return ids
   end
