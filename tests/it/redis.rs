@@ -7,7 +7,7 @@ use tower_keep::core::{ManualClock, StoreErrorKind, Timestamp};
 use tower_keep::data::counter::Counter;
 use tower_keep::ttl::METRIC;
 
-use crate::support::redis::shared;
+use crate::support::redis::{fresh_prefix, shared};
 use crate::support::{Proxy, RedisServer};
 
 static INCREMENT: Script = Script::new("return redis.call('INCR', KEYS[1])");
@@ -69,6 +69,19 @@ async fn a_passed_clock_reaches_the_script_and_without_one_the_server_rules() {
     assert_eq!(ask(shared().await.store(&clock).await).await, 7_000_000);
     let by_server = ask(shared().await.store_with("b").await).await;
     assert!(by_server > 1_700_000_000_000_000);
+}
+
+#[tokio::test]
+async fn a_command_of_no_words_is_refused_and_nobody_has_anothers_answer() {
+    let store = shared().await.store_with(&fresh_prefix()).await;
+    let key = store.key("t").tag(["a"]).finish();
+    let look = || store.look("test.look", &key);
+    let asked = look().command([]).timeout(Duration::from_millis(100)).ask();
+    assert_eq!(asked.await.unwrap_err().kind(), StoreErrorKind::Failed);
+    for word in ["one", "two", "three"] {
+        let (_, answers) = look().command(["ECHO", word]).ask().await.unwrap().unwrap();
+        assert_eq!(answers.collect::<Vec<_>>(), [Reply::Bytes(word.into())]);
+    }
 }
 
 #[tokio::test]

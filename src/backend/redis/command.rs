@@ -66,6 +66,10 @@ impl Command {
         other
     }
 
+    pub(super) const fn is_empty(&self) -> bool {
+        self.words == 0
+    }
+
     /// Appends the whole command to what goes out.
     pub(super) fn write_to(&self, out: &mut Vec<u8>) {
         out.reserve(self.packed.len() + 16);

@@ -90,8 +90,13 @@ impl Look {
     /// [`Call::since`](super::Call::since), so that both together wait no longer than one call does.
     ///
     /// # Errors
-    /// The first of its commands that failed, or the server cannot be reached.
+    /// The first of its commands that failed, or the server cannot be reached. `Failed` without asking, if one has no
+    /// words: the server would not answer it, and each answer after it would go to the wrong caller.
     pub async fn ask(self) -> Result<Option<(u64, vec::IntoIter<Reply>)>, StoreError> {
+        if self.commands.iter().any(Command::is_empty) {
+            let why = "a command of no words";
+            return Err(StoreError::with_source(StoreErrorKind::Failed, why));
+        }
         let looks = &self.inner.looks;
         if !looks.are_taken() {
             return Ok(None);

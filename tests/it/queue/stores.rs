@@ -115,7 +115,7 @@ async fn by_the_servers_clock_what_is_over_is_leased_by_nobody() {
 /// Not every lease looks for what may be forgotten; so many as do keep up with those that leave something behind.
 #[tokio::test]
 async fn by_the_servers_clock_ids_do_not_pile_up() {
-    for (batch, looks) in [(5, 600), (50, 70)] {
+    for (batch, looks) in [(5, 900), (50, 70)] {
         let (server, prefix) = (shared().await, fresh_prefix());
         let store = server.store_with(&prefix).await;
         let remembered = Duration::from_millis(500);

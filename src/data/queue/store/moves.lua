@@ -229,6 +229,7 @@ local function moves()
   end
 
   return {
-    load = load, is_short = is_short, leave = leave, place_of = place_of, settle_in = settle_in, expire = expire, settle = settle, tidy = tidy, sweep = sweep, alarm = alarm, ring = ring, fits = fits,
+    load = load, is_short = is_short, leave = leave, place_of = place_of, settle_in = settle_in, expire = expire,
+    settle = settle, tidy = tidy, sweep = sweep, alarm = alarm, ring = ring, fits = fits,
   }
 end
