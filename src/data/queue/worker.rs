@@ -14,7 +14,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::batch::{Batch, JobError};
@@ -276,6 +276,8 @@ impl<T: DeserializeOwned + Send + 'static> Shared<T> {
             }
         };
         drop(slot);
+        // The next lease goes out first: the store acks while its answer is on the way.
+        yield_now().await;
         seconds!("keep_queue_run_seconds", monotonic() - started, "queue" => self.queue.name().to_owned());
         let failed = match done {
             Ok(()) => failures.lock().drain(..).collect(),

@@ -1,7 +1,7 @@
 //! The service and its workers: retries, deaths, drains, wake-ups, outages.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
@@ -488,11 +488,22 @@ async fn a_recipient_without_a_name_is_one_like_any_other() {
     assert!(queue.lease_from("", 9).await.unwrap().is_none());
 }
 
-/// A store whose acks wait at a gate.
+/// A store whose acks wait at a gate, and that writes down what it is asked.
 #[derive(Clone, Debug)]
 struct SlowAck {
     inner: MemoryStore,
     gate: Arc<Semaphore>,
+    asked: Arc<Mutex<Vec<&'static str>>>,
+}
+
+impl SlowAck {
+    fn new(gate: &Arc<Semaphore>) -> Self {
+        Self {
+            inner: MemoryStore::new(),
+            gate: Arc::clone(gate),
+            asked: Arc::default(),
+        }
+    }
 }
 
 impl QueueStore for SlowAck {
@@ -506,10 +517,12 @@ impl QueueStore for SlowAck {
     }
 
     fn lease(&self, queue: &QueueName, claim: Claim, rules: &Rules) -> StoreFuture<Leased> {
+        self.asked.lock().unwrap().push("lease");
         self.inner.lease(queue, claim, rules)
     }
 
     fn ack(&self, queue: &QueueName, token: Token, ids: Vec<JobId>) -> StoreFuture<Vec<Settled>> {
+        self.asked.lock().unwrap().push("ack");
         let (own, queue) = (self.clone(), queue.clone());
         StoreFuture::boxed(async move {
             own.gate.acquire().await.unwrap().forget();
@@ -575,8 +588,7 @@ impl QueueStore for SlowAck {
 #[tokio::test]
 async fn work_goes_on_beside_an_ack_but_no_more_acks_wait_than_there_are_slots() {
     let gate = Arc::new(Semaphore::new(0));
-    let (inner, gated) = (MemoryStore::new(), Arc::clone(&gate));
-    let queue: Queue<u32> = Queue::new(SlowAck { inner, gate: gated }, "q");
+    let queue: Queue<u32> = Queue::new(SlowAck::new(&gate), "q");
     let jobs = (0..6).map(|number| Job::to(number, number));
     queue.enqueue_many(jobs).await.unwrap();
     let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -601,4 +613,21 @@ async fn work_goes_on_beside_an_ack_but_no_more_acks_wait_than_there_are_slots()
     gate.add_permits(6);
     let report = work.await.unwrap().unwrap();
     assert_eq!((report.delivered, most.load(Ordering::SeqCst)), (6, 1));
+}
+
+#[tokio::test]
+async fn the_next_lease_goes_out_before_the_ack_of_the_last_batch() {
+    let store = SlowAck::new(&Arc::new(Semaphore::new(3)));
+    let queue: Queue<u32> = Queue::new(store.clone(), "q");
+    let jobs = (0..3).map(|number| Job::to(number, number));
+    queue.enqueue_many(jobs).await.unwrap();
+    let worker = queue.worker(|_: Batch<u32>| async { Ok::<(), JobError>(()) });
+    let report = worker.concurrency(1).batch(1).run_until_idle().await;
+    assert_eq!(report.unwrap().delivered, 3);
+    let asked = store.asked.lock().unwrap();
+    let leases_before_acks: Vec<_> = (0..asked.len())
+        .filter(|at| asked[*at] == "ack")
+        .map(|at| asked[..at].iter().filter(|one| **one == "lease").count())
+        .collect();
+    assert_eq!(leases_before_acks, [2, 3, 4], "{asked:?}");
 }
