@@ -6,8 +6,9 @@
 //! for i in 1 2 3 4 5 6; do curl -i -X POST localhost:8082/payments -H 'x-user: u1'; done    # the sixth is a 429
 //! curl -i localhost:8082/export -H 'x-api-key: k1'                                          # costs 25 of 100 units
 //! curl -i localhost:8082/report -H 'if-none-match: "1"'                                     # a 304 is free of charge
-//! for i in 1 2 3 4; do curl -i -X POST localhost:8082/login -d wrong; done                  # only failures count
-//! curl -X POST 'localhost:8082/block?ip=127.0.0.1'                                          # blocked for ten seconds
+//! curl -i -X POST 'localhost:8082/block?ip=127.0.0.1'                                       # no login from there for ten seconds
+//! curl -i -X POST localhost:8082/login -d secret                                            # a 429, and then a welcome
+//! for i in 1 2 3 4; do curl -i -X POST localhost:8082/login -d wrong; done                  # only failures count: the fourth is a 429
 //! ```
 
 #![allow(clippy::print_stdout, reason = "a program tells where it listens")]

@@ -3,7 +3,8 @@
 //! Run it: `cargo run --example response_cache`, then
 //! `curl -i localhost:8083/experts`, twice: the second one says `cache-status: tower-keep;hit`.
 //! `curl -X PUT localhost:8083/experts/e1 -d name=Eve` renames an expert: the answer to a good `PUT` drops the URL, and
-//! the handler drops the lists that show her by their tag. `curl -X POST localhost:8083/purge -d tag=experts` drops by hand.
+//! the handler expires the lists that show her by their tag: the next look still shows the old name, the one after it the new
+//! one. `curl -X POST localhost:8083/purge -d tag=lists` drops by hand.
 //!
 //! Arguments: where to listen, the store (`memory:`). Two of them on one `redis://…` see each other's changes.
 

@@ -81,6 +81,9 @@ impl<T> Store for T where
 ///   TLS. Trusted are the platform's roots, or those that `SSL_CERT_FILE` names, or what
 ///   `StoreBuilder::root_certificates` was given.
 ///
+/// A database is no such store, for it cannot keep all: what it can keep (idempotency keys, sessions, holds, locks, queues,
+/// one-time values) is kept by a [`SqlStore`](crate::backend::sql::SqlStore) that is given to the layer or service itself.
+///
 /// # Errors
 /// The URL cannot be understood, or names an engine whose feature is off.
 pub async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
@@ -254,9 +257,15 @@ impl OpenError {
             }
             _ => " for a URL without a scheme".to_owned(),
         };
+        let scheme = url.split(':').next().unwrap_or_default();
+        let hint = if ["sqlite", "postgres", "postgresql"].contains(&scheme) {
+            "; a database is opened by SqlStore::connect, and given to each layer and service that can use it"
+        } else {
+            ""
+        };
         let what = format!(
             "no store{of_scheme}: use memory: or, with the feature redis, redis://host:port/db, or, \
-             with the feature redis-tls, rediss://host:port/db"
+             with the feature redis-tls, rediss://host:port/db{hint}"
         );
         Self { what, source: None }
     }
@@ -293,6 +302,10 @@ mod tests {
         let url = "redis://user:hunter2@localhost:6379/0";
         assert!(!format!("{:?}", builder(url)).contains("hunter2"));
         // No scheme at all: what stands there may be anything.
+        let error = open("postgres://u:hunter2@h/d").await.unwrap_err();
+        let told = error.to_string();
+        assert!(told.contains("SqlStore::connect"), "{told}");
+        assert!(!told.contains("hunter2"), "{told}");
         for url in ["hunter2", "hunter2@localhost:6379", "mysql://u:hunter2@h/"] {
             let error = open(url).await.unwrap_err();
             assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");

@@ -49,6 +49,7 @@ mod users;
 mod visit;
 mod webhooks;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use options::Wish;
@@ -60,7 +61,8 @@ async fn main() -> ExitCode {
     let options = match wish {
         Ok(Wish::Run(options)) => options,
         Ok(Wish::Help) => {
-            println!("{}", options::USAGE);
+            // Whoever reads only its beginning closes the pipe.
+            let _ = writeln!(std::io::stdout(), "{}", options::USAGE);
             return ExitCode::SUCCESS;
         }
         Err(why) => {

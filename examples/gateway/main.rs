@@ -18,6 +18,7 @@ mod serve;
 mod setting;
 mod stack;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use options::{Options, Wish};
@@ -31,7 +32,8 @@ async fn main() -> ExitCode {
     let options = match options::parse(std::env::args().skip(1)) {
         Ok(Wish::Run(options)) => options,
         Ok(Wish::Help) => {
-            println!("{}", options::usage());
+            // Whoever reads only its beginning closes the pipe.
+            let _ = writeln!(std::io::stdout(), "{}", options::usage());
             return ExitCode::SUCCESS;
         }
         Err(why) => {

@@ -305,3 +305,41 @@ impl IdempotencyRejection {
         response
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_what_the_page_of_codes_says_of_it() {
+        for cause in [
+            RejectionCause::KeyMissing,
+            RejectionCause::KeyInvalid,
+            RejectionCause::FieldsInvalid("start".into()),
+            RejectionCause::BodyUnreadable,
+            RejectionCause::ScopeMissing,
+            RejectionCause::DigestMismatch,
+            RejectionCause::BodyTooLarge(1),
+            RejectionCause::KeyReused,
+            RejectionCause::InProgress(1),
+            RejectionCause::OutcomeUnknown,
+            RejectionCause::NotReplayable(None),
+            RejectionCause::StoreUnavailable(1),
+            RejectionCause::StoreFull,
+            RejectionCause::Contention,
+            RejectionCause::RunLimit,
+            RejectionCause::AnswerLost,
+            RejectionCause::CommitUnknown,
+            RejectionCause::TransactionFailed,
+            RejectionCause::TransactionLeaked,
+        ] {
+            let facts = cause.facts();
+            let says = Some((facts.status.as_u16(), facts.again.is_some()));
+            assert_eq!(
+                says,
+                crate::problem_codes::promised(facts.code),
+                "{cause:?}"
+            );
+        }
+    }
+}

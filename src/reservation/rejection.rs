@@ -144,15 +144,22 @@ impl ReservationError {
     /// Says whether the client may send the same again later.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
-        matches!(
-            self,
-            Self::Conflict(Conflict::SlotTaken {
-                held_until: Some(_),
-                ..
-            }) | Self::Contention { .. }
-                | Self::StoreUnavailable { .. }
-                | Self::CommitUnknown { .. }
-        )
+        match self {
+            Self::Conflict(conflict) => matches!(
+                conflict,
+                Conflict::SlotTaken {
+                    held_until: Some(_),
+                    ..
+                } | Conflict::CapacityExceeded { .. }
+            ),
+            Self::PaymentNotFound
+            | Self::Contention { .. }
+            | Self::StoreUnavailable { .. }
+            | Self::CommitUnknown { .. }
+            | Self::TransactionFailed(_)
+            | Self::TransactionLeaked => true,
+            _ => false,
+        }
     }
 
     fn problem(&self) -> Problem {
@@ -302,3 +309,50 @@ impl fmt::Display for ReservationRejection {
 }
 
 impl std::error::Error for ReservationRejection {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_what_the_page_of_codes_says_of_it() {
+        let taken = |held_until| {
+            ReservationError::Conflict(Conflict::SlotTaken {
+                held_until,
+                by_you: false,
+                retry_after: 1,
+            })
+        };
+        let holds = Arc::from([]);
+        for error in [
+            taken(Some(Timestamp::MAX)),
+            taken(None),
+            ReservationError::Conflict(Conflict::AlreadyBookedByYou),
+            ReservationError::Conflict(Conflict::CapacityExceeded { left: 1 }),
+            ReservationError::SlotInvalid(SlotError::Range),
+            ReservationError::SlotInPast,
+            ReservationError::SlotNotOffered,
+            ReservationError::HoldNotFound,
+            ReservationError::PaymentNotFound,
+            ReservationError::HoldExpired,
+            ReservationError::HoldState(HoldState::Released),
+            ReservationError::PaymentInUse,
+            ReservationError::PaymentOutlivesHold,
+            ReservationError::Contention { again: false },
+            ReservationError::StoreUnavailable { retry_after: 1 },
+            ReservationError::CommitUnknown { holds },
+            ReservationError::TransactionFailed(RollbackCause::Poisoned),
+            ReservationError::TransactionLeaked,
+            ReservationError::NotOwner,
+            ReservationError::Misconfigured,
+            ReservationError::Internal,
+        ] {
+            let says = Some((error.status().as_u16(), error.is_retryable()));
+            assert_eq!(
+                says,
+                crate::problem_codes::promised(error.code()),
+                "{error:?}"
+            );
+        }
+    }
+}

@@ -81,7 +81,8 @@
 //! | name | labels, and what it was called elsewhere |
 //! |---|---|
 //! | `requests_total` | `name`, `outcome`, `level` (`local` or `shared`); `cache_hits` |
-//! | `fetches_total`, `fetch_seconds` | `kind` (`miss`, `validate`, `refresh`), `result` (`ok`, `error`, `panic`); `cache_response_time` |
+//! | `fetches_total` | `kind` (`miss`, `validate`, `refresh`), `result` (`ok`, `error`, `panic`) |
+//! | `fetch_seconds` | `kind`; `cache_response_time` |
 //! | `refusals_total`, `invalidations_total` | `reason`; `kind` |
 //! | `store_seconds`, `store_errors_total` | `method`, of shared stores; `cache_errors`, `cache_error_rate` |
 //! | `takeovers_total`, `alone_total`, `joined_total`, `superseded_total`, `undecodable_total` | |

@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use tower_keep::core::ManualClock;
 use tower_keep::data::lock::Lock;
 
-use crate::support::program::run;
+use crate::support::program::{run, run_unread};
 use crate::support::{Browser, PostgresServer, Program, RedisServer, Reply};
 
 /// The first Wednesday of tested time.
@@ -154,6 +154,8 @@ fn options_that_cannot_be_are_refused_with_exit_2_and_help_is_told() {
     let (code, out, _) = run("clinic", &["--help"]);
     assert_eq!(code, Some(0));
     assert!(out.contains("--trusted-hops"));
+    let unread = run_unread("clinic", &["--help"]);
+    assert_eq!(unread, (Some(0), String::new()));
     for wrong in [
         &["--nonsense"][..],
         &["--listen", "here"],

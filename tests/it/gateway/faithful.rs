@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::gateway::wire::{Gateway, Reply, response};
-use crate::support::program::run;
+use crate::support::program::{run, run_unread};
 
 fn bytes(text: &str) -> Reply {
     Reply::Bytes(text.as_bytes().to_vec())
@@ -338,4 +338,7 @@ async fn it_ends_when_it_is_told_to_and_says_what_it_cannot_understand() {
     ] {
         assert!(help.contains(name), "{name}");
     }
+    // As by `--help | head`: the rest is not wanted, and that is no fault.
+    let unread = run_unread("gateway", &["--help"]);
+    assert_eq!(unread, (Some(0), String::new()));
 }

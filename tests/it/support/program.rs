@@ -109,6 +109,19 @@ pub fn run(example: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
     )
 }
 
+/// Runs an example whose standard output nobody reads any more: exit code, standard error.
+pub fn run_unread(example: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = command(example, arguments)
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code(), error)
+}
+
 /// A command that runs an example.
 pub fn command(example: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(path(example));
