@@ -1,10 +1,18 @@
-//! The principal as an axum extractor.
+//! axum: the principal as an extractor, and the URI before a router cut it.
 
 use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
 use http::request::Parts;
+use http::{Extensions, Uri};
 
 use super::principal::{Principal, PrincipalRejection, Visitor, principal_of};
+
+/// Returns the URI that the client sent, where a router has taken a prefix away.
+pub(crate) fn original_uri(extensions: &Extensions) -> Option<&Uri> {
+    extensions
+        .get::<axum::extract::OriginalUri>()
+        .map(|original| &original.0)
+}
 
 impl IntoResponse for PrincipalRejection {
     fn into_response(self) -> Response {

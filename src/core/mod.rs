@@ -41,6 +41,8 @@ pub(crate) use clock::monotonic;
 pub use clock::{Clock, ManualClock, NotATimestamp, SystemClock, Timestamp};
 pub(crate) use digits::{Digits, number_field};
 pub use email::Email;
+#[cfg(feature = "axum")]
+pub(crate) use extract::original_uri;
 pub(crate) use interned::interned_field;
 pub use into_key::{IntoKey, Key, KeySegments, Segments};
 pub use key::{KeyBuilder, LONGEST_SEGMENT, base64url, digest22};
@@ -52,8 +54,10 @@ pub use principal::{
     AskVisitor, CacheOutside, Personal, Principal, PrincipalRejection, Visitor, principal_of,
 };
 pub use problem::Problem;
-pub(crate) use service::emptied;
+#[cfg(not(feature = "axum"))]
+pub(crate) use service::original_uri;
 pub use service::take_ready;
+pub(crate) use service::{Inner, emptied};
 pub use service_name::{NotAServiceName, ServiceName};
 pub use store_error::{StoreError, StoreErrorKind};
 pub use store_failure::StoreFailure;

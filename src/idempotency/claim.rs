@@ -11,19 +11,21 @@ use tower_service::Service;
 use super::answer;
 use super::backlog::Waiting;
 use super::config::Config;
+use super::fingerprint::path_of;
 use super::intake::{self, Gist, Stream};
 use super::key::ClientKey;
 use super::mac::Hasher;
 use super::policy::{self, Twins};
 use super::record::{Content, Fingerprint, Head, Nonce, Record, RecordId, ScopeTag};
 use super::rejection::{IdempotencyRejection, RejectionCause};
-use super::run::{self, IdempotentRun, RunState};
+use super::run::{self, RunState};
 use super::running::{Enter, Found, Seat, draw_nonce, jitter, timed};
 use super::scope::ScopeId;
 use super::service::Shared;
 use super::store::{Begin, Claim};
+use super::unguarded::{is_within, unprotected, within};
 use crate::core::telemetry::{count, error};
-use crate::core::{Body, IdempotencyOutcome, StoreError, StoreFailure, Timestamp, emptied};
+use crate::core::{Body, IdempotencyOutcome, Inner, StoreError, StoreFailure, Timestamp, emptied};
 
 /// Which record a request means, and what it would write.
 #[derive(Clone, Copy)]
@@ -43,7 +45,7 @@ enum Claimed {
 
 /// Everything a guarded request goes through; the order of refusals is the order of this function.
 pub(super) async fn guarded<S, B, R>(
-    mut inner: S,
+    inner: S,
     (mut gist, body): (Box<Gist>, B),
     key: Option<ClientKey>,
     shared: Arc<Shared>,
@@ -62,7 +64,7 @@ where
         Ok(None) => return refused(RejectionCause::ScopeMissing, key),
         Err(_) if config.on_store_failure == StoreFailure::Open => {
             let request = Request::from_parts(gist.parts, Body::pass(body));
-            return Box::pin(unprotected(config, inner, request)).await;
+            return Box::pin(unprotected(config, Inner::new(inner), request)).await;
         }
         Err(error) => return refused(RejectionCause::of_store(&error), key),
     };
@@ -84,7 +86,8 @@ where
         let run = super::transactional::guarded(mode, inner, gist, question, run, key);
         return Box::pin(run).await;
     }
-    match claim(&shared, &question, &state).await {
+    let mut inner = Inner::new(inner);
+    match claim(&shared, &question, &state, &mut || inner.rest()).await {
         // In a box of its own: a replay pays for no room of a run.
         Claimed::Run(ticket) => {
             let gist = (gist, stream);
@@ -121,7 +124,8 @@ fn ask(
     gist: &Gist,
 ) -> Result<Question, RejectionCause> {
     let config = &*shared.config;
-    let endpoint = (gist.parts.method.as_str(), gist.parts.uri.path());
+    let path = path_of(&gist.parts);
+    let endpoint = (gist.parts.method.as_str(), &*path);
     let id = record_id(config, scope, endpoint, |hasher| {
         match (key, &config.derive) {
             (Some(key), _) => {
@@ -183,7 +187,12 @@ pub(super) fn record_id<E>(
 }
 
 /// Asks the store, waiting for a twin's answer where the layer attaches.
-async fn claim(shared: &Arc<Shared>, question: &Question, state: &RunState) -> Claimed {
+async fn claim(
+    shared: &Arc<Shared>,
+    question: &Question,
+    state: &RunState,
+    rest: &mut (dyn FnMut() + Send),
+) -> Claimed {
     if let Some((fingerprint, end)) = shared.runs.backlog.end(&question.id) {
         return match end {
             _ if fingerprint.contradicts(&question.fingerprint) => {
@@ -199,7 +208,7 @@ async fn claim(shared: &Arc<Shared>, question: &Question, state: &RunState) -> C
             Begun::Running(head, _) => Claimed::Refused(in_progress(shared, &head)),
         };
     };
-    let attached = Box::pin(attach(shared, question, state));
+    let attached = Box::pin(attach(shared, question, state, rest));
     match tokio::time::timeout(most, attached).await {
         Ok(claimed) => claimed,
         // Only waiting is cut: a claim that was won has been answered by then.
@@ -321,21 +330,31 @@ impl Drop for Asked<'_> {
 }
 
 /// Waits for the twin that runs, in this process by a channel, elsewhere by looking; then answers, or claims anew.
-async fn attach(shared: &Arc<Shared>, question: &Question, state: &RunState) -> Claimed {
+/// Whoever waits rests: the place of the inner service may be one that another request needs.
+async fn attach(
+    shared: &Arc<Shared>,
+    question: &Question,
+    state: &RunState,
+    rest: &mut (dyn FnMut() + Send),
+) -> Claimed {
     loop {
         let seat = match shared.runs.table.enter(question.id, question.fingerprint) {
             Enter::Own(seat) => seat,
             Enter::Mismatch => return Claimed::Refused(RejectionCause::KeyReused),
             Enter::Crowded => return Claimed::Refused(RejectionCause::InProgress(1)),
-            Enter::Wait(waiter) => match waiter.wait().await {
-                Some(found) => return Claimed::Answer(found, IdempotencyOutcome::Attached),
-                None => continue,
-            },
+            Enter::Wait(waiter) => {
+                rest();
+                match waiter.wait().await {
+                    Some(found) => return Claimed::Answer(found, IdempotencyOutcome::Attached),
+                    None => continue,
+                }
+            }
         };
         let seat = match begin(shared, question, state, Some(seat)).await {
             Begun::Settled(claimed) => return claimed,
             Begun::Running(_, seat) => seat,
         };
+        rest();
         match look(shared, &question.id).await {
             Ok(Some(found)) => {
                 if let Some(seat) = seat {
@@ -422,40 +441,4 @@ where
     };
     gist.fill(whole);
     Ok(stream)
-}
-
-/// Says whether the same layer outside holds this very key for this very request: nobody waits for himself.
-fn is_within(gist: &Gist, question: &Question) -> bool {
-    let outer = gist.parts.extensions.get::<IdempotentRun>();
-    outer.is_some_and(|run| run.id() == question.id)
-}
-
-/// Hands a request on that a layer outside guards already.
-async fn within<S, B, R>(
-    mut inner: S,
-    gist: Box<Gist>,
-    stream: Option<Box<Stream<B>>>,
-) -> Result<Response<Body<R>>, S::Error>
-where
-    S: Service<Request<Body<B>>, Response = Response<R>>,
-{
-    let request = match stream {
-        None => gist.request(),
-        Some(stream) => Request::from_parts(gist.parts, stream.body),
-    };
-    Ok(inner.call(request).await?.map(Body::pass))
-}
-
-/// Lets the handler run although nothing guards it.
-async fn unprotected<S, B, R>(
-    config: &Config,
-    mut inner: S,
-    request: Request<Body<B>>,
-) -> Result<Response<Body<R>>, S::Error>
-where
-    S: Service<Request<Body<B>>, Response = Response<R>>,
-{
-    let mut response = inner.call(request).await?.map(Body::pass);
-    answer::mark(config, &mut response, IdempotencyOutcome::Unprotected, None);
-    Ok(response)
 }

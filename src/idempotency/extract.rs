@@ -1,4 +1,7 @@
-//! axum: the run as an argument, the directive as a part of a response.
+//! axum: the run as an argument, the directive as a part of a response; the errors of its bodies.
+
+use std::any::Any;
+use std::error::Error;
 
 #[cfg(feature = "axum")]
 mod axum {
@@ -53,3 +56,15 @@ mod axum {
 
 #[cfg(feature = "axum")]
 pub use axum::NoIdempotentRun;
+
+/// Returns the error of one of axum's own bodies.
+#[cfg(feature = "axum")]
+pub(super) fn body_error(error: &dyn Any) -> Option<&(dyn Error + 'static)> {
+    let own = error.downcast_ref::<axum_core::Error>()?;
+    Some(own)
+}
+
+#[cfg(not(feature = "axum"))]
+pub(super) fn body_error(_: &dyn Any) -> Option<&(dyn Error + 'static)> {
+    None
+}

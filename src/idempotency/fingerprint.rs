@@ -1,5 +1,7 @@
 //! What makes two requests the same request.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
@@ -11,6 +13,17 @@ use super::json::Json;
 use super::mac::{Hasher, Keyed};
 use super::multipart::Multipart;
 use super::record::Fingerprint;
+use crate::core::original_uri;
+
+/// The path as it was routed, after the whole one where a router has cut its prefix away: the rest alone would mean
+/// different things. No path has a space in it.
+pub(super) fn path_of(parts: &Parts) -> Cow<'_, str> {
+    let path = parts.uri.path();
+    match original_uri(&parts.extensions) {
+        Some(whole) if whole.path() != path => Cow::Owned(format!("{} {path}", whole.path())),
+        _ => Cow::Borrowed(path),
+    }
+}
 
 /// What of a request counts when a key comes again: the same is a repetition, another is 422.
 ///
@@ -153,7 +166,7 @@ impl FingerprintRule {
         hasher
             .number(u64::from(tag))
             .part(parts.method.as_str().as_bytes());
-        hasher.part(parts.uri.path().as_bytes());
+        hasher.part(path_of(parts).as_bytes());
         for name in &self.headers {
             let values = parts.headers.get_all(name);
             hasher.number(values.iter().count() as u64);

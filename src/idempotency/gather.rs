@@ -1,5 +1,7 @@
 //! Reading a body into memory, up to a bound; a body of one frame is not copied.
 
+use std::any::Any;
+use std::error::Error;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -7,8 +9,10 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::Body;
+use http_body_util::LengthLimitError;
 use tokio::task::yield_now;
 
+use super::extract::body_error;
 use crate::core::FRAMES_AT_ONCE;
 
 /// What was read so far.
@@ -25,6 +29,8 @@ pub(super) enum End {
     Whole,
     /// More than the bound; what was read, the frame that went over included, is kept.
     TooLarge,
+    /// A layer outside ended it, since it is larger than that one lets through.
+    OverLimit,
     Failed,
 }
 
@@ -36,10 +42,17 @@ impl Gathered {
     /// ended, and the server drops the request only when it has to wait.
     pub(super) async fn fill<B>(&mut self, mut body: Pin<&mut B>, most: usize) -> End
     where
-        B: Body<Data = Bytes>,
+        B: Body<Data = Bytes> + 'static,
     {
         let least = body.size_hint().lower();
-        let end = poll_fn(|cx| self.poll_fill(body.as_mut(), most, cx)).await;
+        let ended = |error: B::Error| {
+            if is_over_limit(&error) {
+                End::OverLimit
+            } else {
+                End::Failed
+            }
+        };
+        let end = poll_fn(|cx| self.poll_frames(body.as_mut(), most, ended, cx)).await;
         if end == End::Whole {
             if (self.len() as u64) < least {
                 return End::Failed;
@@ -53,8 +66,21 @@ impl Gathered {
 
     pub(super) fn poll_fill<B>(
         &mut self,
+        body: Pin<&mut B>,
+        most: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<End>
+    where
+        B: Body<Data = Bytes>,
+    {
+        self.poll_frames(body, most, |_| End::Failed, cx)
+    }
+
+    fn poll_frames<B>(
+        &mut self,
         mut body: Pin<&mut B>,
         most: usize,
+        ended: impl FnOnce(B::Error) -> End,
         cx: &mut Context<'_>,
     ) -> Poll<End>
     where
@@ -63,7 +89,7 @@ impl Gathered {
         for _ in 0..FRAMES_AT_ONCE {
             let frame = match ready!(body.as_mut().poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
-                Some(Err(_)) => return Poll::Ready(End::Failed),
+                Some(Err(error)) => return Poll::Ready(ended(error)),
                 None => return Poll::Ready(End::Whole),
             };
             match frame.into_data() {
@@ -107,6 +133,23 @@ impl Gathered {
         };
         (bytes, self.trailers.map(|trailers| *trailers))
     }
+}
+
+/// Says whether a body ended in the error of tower-http's and axum's limits, however it is wrapped.
+fn is_over_limit(error: &dyn Any) -> bool {
+    let boxed = error.downcast_ref::<Box<dyn Error + Send + Sync>>();
+    let own = error.downcast_ref::<LengthLimitError>();
+    let mut cause = boxed
+        .map(|error| &**error as &(dyn Error + 'static))
+        .or(own.map(|error| error as _))
+        .or_else(|| body_error(error));
+    while let Some(error) = cause {
+        if error.is::<LengthLimitError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Says whether a body is larger than `most` for certain.

@@ -59,7 +59,7 @@ pub(super) struct Stream<B> {
 /// Reads a body, up to the limit.
 pub(super) async fn read<B>(config: &Config, body: Pin<&mut B>) -> Result<Whole, RejectionCause>
 where
-    B: HttpBody<Data = Bytes>,
+    B: HttpBody<Data = Bytes> + 'static,
 {
     let most = config.max_request_body;
     if is_larger(&*body, most) {
@@ -69,6 +69,7 @@ where
     match gathered.fill(body, most).await {
         End::Whole => Ok(gathered.finish()),
         End::TooLarge => Err(RejectionCause::BodyTooLarge(most)),
+        End::OverLimit => Err(RejectionCause::BodyOverLimit),
         End::Failed => Err(RejectionCause::BodyUnreadable),
     }
 }
@@ -93,6 +94,7 @@ where
     match end {
         End::Whole if said.fits(&bytes) => Ok(((bytes, trailers), None)),
         End::Whole => Err(RejectionCause::DigestMismatch),
+        End::OverLimit => Err(RejectionCause::BodyOverLimit),
         End::Failed => Err(RejectionCause::BodyUnreadable),
         End::TooLarge if !config.may_stream() => Err(RejectionCause::BodyTooLarge(most)),
         End::TooLarge => {

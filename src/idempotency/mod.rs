@@ -24,8 +24,13 @@
 //! before its first byte leaves, and a run whose client went away goes on in a task of its own (which does
 //! not have the request's task-locals).
 //!
-//! The layer sees the URI as it was routed: mount one router twice behind a prefix-stripping `nest`, and
-//! each mount needs a [`namespace`](IdempotencyLayer::namespace) of its own.
+//! Where axum's `nest` has cut a prefix off, the whole path counts, too: one key at two mounts of a router, or at two
+//! values of a parameter in the prefix, is another request (422). Behind another router that cuts prefixes each mount
+//! needs a [`namespace`](IdempotencyLayer::namespace) of its own.
+//!
+//! A timeout belongs outside of this layer: there it cuts the client, and the run goes on. Inside it cuts the handler,
+//! and its key is free as after any error. A twin that [waits](Twins::Attach) keeps no place of a limit of concurrent
+//! calls inside; a [`transactional`](IdempotencyLayer::transactional) one does.
 //!
 //! [`IdempotencyLayer::transactional`] is for effects in the same SQL database: the claim, what the handler
 //! writes and the answer commit together, or none of them does. It stands outside the reservation layer.
@@ -73,6 +78,7 @@ mod store;
 mod tee;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod transactional;
+mod unguarded;
 pub mod what_can_go_wrong;
 
 pub use admin::{Admin, RecordInfo, RecordState, ResolveError};

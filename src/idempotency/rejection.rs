@@ -36,6 +36,8 @@ pub enum RejectionCause {
     DigestMismatch,
     /// 413: larger than this many bytes.
     BodyTooLarge(usize),
+    /// 413: larger than a layer outside lets through.
+    BodyOverLimit,
     /// 422: the key belongs to another request.
     KeyReused,
     /// 409: the same request is running; ask again after this many seconds.
@@ -108,7 +110,7 @@ impl RejectionCause {
             Self::ScopeMissing => {
                 facts(403, "IDEMPOTENCY_SCOPE_MISSING", "The caller is not known")
             }
-            Self::BodyTooLarge(_) => facts(413, "BODY_TOO_LARGE", "The request body is too large"),
+            Self::BodyTooLarge(_) | Self::BodyOverLimit => TOO_LARGE,
             Self::KeyReused => facts(
                 422,
                 "IDEMPOTENCY_KEY_REUSED",
@@ -167,6 +169,7 @@ impl RejectionCause {
             Self::DigestMismatch => "the request body is another than its digest field says".into(),
             Self::ScopeMissing => "a key belongs to a caller, and this request names none".into(),
             Self::BodyTooLarge(most) => format!("the request body may have {most} bytes"),
+            Self::BodyOverLimit => "the request body is larger than this service takes".into(),
             Self::KeyReused => {
                 "the key was used for a request with another payload, use a new key".into()
             }
@@ -213,6 +216,8 @@ struct Facts {
     /// A retry, unchanged, may succeed: after this many seconds, or nobody knows when (0).
     again: Option<u64>,
 }
+
+const TOO_LARGE: Facts = facts(413, "BODY_TOO_LARGE", "The request body is too large");
 
 const fn facts(status: u16, code: &'static str, title: &'static str) -> Facts {
     let status = match StatusCode::from_u16(status) {

@@ -30,7 +30,7 @@ use super::service::Shared;
 use super::store::Owned;
 use super::tee;
 use crate::core::telemetry::{count, seconds, warn};
-use crate::core::{Body, Clock, IdempotencyOutcome, SystemClock, Timestamp};
+use crate::core::{Body, Clock, IdempotencyOutcome, Inner, SystemClock, Timestamp};
 
 /// What a won claim carries along until its end.
 pub(super) struct Ticket {
@@ -160,7 +160,7 @@ enum Out<R> {
 
 async fn handle<S, B, R>(
     config: &Config,
-    inner: &mut S,
+    inner: &mut Inner<S>,
     request: impl FnOnce() -> Request<B>,
 ) -> Result<Out<R>, S::Error>
 where
@@ -177,7 +177,7 @@ where
 /// As [`handle`], for a body that is checked while it streams.
 async fn handle_upload<S, B, R>(
     config: &Config,
-    inner: &mut S,
+    inner: &mut Inner<S>,
     request: impl FnOnce() -> Request<B>,
     upload: Arc<Upload>,
 ) -> Result<Out<R>, S::Error>
@@ -204,7 +204,7 @@ where
 
 /// Calls the handler and drives it to its end; it is dropped by then.
 async fn call<S, B, R>(
-    inner: &mut S,
+    inner: &mut Inner<S>,
     (gist, stream): (Box<Gist>, Option<Box<Stream<B>>>),
     ticket: &Ticket,
     shared: &Shared,
@@ -231,7 +231,7 @@ where
 
 /// Runs the handler and ends the record.
 pub(super) async fn run<S, B, R>(
-    inner: &mut S,
+    inner: &mut Inner<S>,
     (mut gist, stream): (Box<Gist>, Option<Box<Stream<B>>>),
     mut ticket: Box<Ticket>,
     shared: &Arc<Shared>,

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 
 use super::head::View;
-use crate::core::{Principal, base64url};
+use crate::core::{Principal, base64url, original_uri};
 
 /// Says by what a policy counts: each key has a state of its own.
 ///
@@ -75,7 +75,7 @@ impl Partition {
         Self::of(name, Source::Header(HeaderName::from_static(name)))
     }
 
-    /// Counts by the raw path of the request. With axum prefer `Partition::matched_path`: a client can invent paths.
+    /// Counts by the raw path of the request, whole also where a router has cut its prefix away. With axum prefer `Partition::matched_path`: a client can invent paths.
     pub fn path() -> Self {
         Self::of("path", Source::Path)
     }
@@ -205,6 +205,11 @@ pub(super) enum Keyed {
     NoAddress,
 }
 
+/// The path that the client asked for.
+fn whole_path<'a>(head: &View<'a>) -> &'a str {
+    original_uri(head.extensions).unwrap_or(head.uri).path()
+}
+
 impl Source {
     fn find(&self, request: &Found<'_>, key: &mut PartitionKey) -> Keyed {
         let segment = match self {
@@ -230,11 +235,11 @@ impl Source {
                 .map(|value| value.as_bytes())
                 .filter(|value| !value.trim_ascii().is_empty())
                 .map(Segment::text),
-            Self::Path => Some(Segment::text(request.head.uri.path().as_bytes())),
+            Self::Path => Some(Segment::text(whole_path(&request.head).as_bytes())),
             #[cfg(feature = "axum")]
             Self::MatchedPath => {
                 let matched = super::extract::matched_path(request.head.extensions);
-                let path = matched.unwrap_or(request.head.uri.path());
+                let path = matched.unwrap_or_else(|| whole_path(&request.head));
                 Some(Segment::text(path.as_bytes()))
             }
             Self::Global => Some(Segment::Global),

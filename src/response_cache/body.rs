@@ -63,6 +63,13 @@ impl<R> ResponseBody<R> {
     }
 }
 
+/// Empty, as the answers that a layer outside makes itself: to a preflight, at a timeout.
+impl<R> Default for ResponseBody<R> {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
 impl<R> http_body::Body for ResponseBody<R>
 where
     R: http_body::Body<Data = Bytes>,

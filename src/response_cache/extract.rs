@@ -1,19 +1,4 @@
-//! axum's side: a [`CachePolicy`](super::CachePolicy) as part of a response, and the URI before a router cut it.
-
-use http::{Extensions, Uri};
-
-/// Returns the URI that the client sent, where a router has taken a prefix away.
-#[cfg(feature = "axum")]
-pub(super) fn original_uri(extensions: &Extensions) -> Option<&Uri> {
-    extensions
-        .get::<axum::extract::OriginalUri>()
-        .map(|original| &original.0)
-}
-
-#[cfg(not(feature = "axum"))]
-pub(super) const fn original_uri(_: &Extensions) -> Option<&Uri> {
-    None
-}
+//! axum: a [`CachePolicy`](super::CachePolicy) as part of a response.
 
 #[cfg(feature = "axum")]
 impl axum_core::response::IntoResponseParts for super::CachePolicy {

@@ -15,8 +15,8 @@ use sha2::{Digest, Sha256};
 use siphasher::sip128::{Hasher128, SipHasher13};
 use smallvec::SmallVec;
 
-use super::extract;
 use super::store::Hash128;
+use crate::core::original_uri;
 
 /// Query parameters by which campaigns follow clicks; they select no content.
 pub const TRACKING: &[&str] = &[
@@ -235,10 +235,7 @@ impl Key {
         principal: Option<[u8; 16]>,
     ) -> Option<Self> {
         let mut text = Text::new();
-        let (fields, original) = (
-            request.headers(),
-            extract::original_uri(request.extensions()),
-        );
+        let (fields, original) = (request.headers(), original_uri(request.extensions()));
         let host = put_site(&mut text, uri, fields);
         let target = put_target(&mut text, uri, original);
         // Where a router has cut its prefix away, the rest alone would mean different things.

@@ -253,7 +253,7 @@ impl ResponseCacheLayer {
     }
 }
 
-impl<S> Layer<S> for ResponseCacheLayer {
+impl<S: Clone> Layer<S> for ResponseCacheLayer {
     type Service = ResponseCache<S>;
 
     fn layer(&self, inner: S) -> Self::Service {

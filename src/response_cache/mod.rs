@@ -132,7 +132,6 @@ mod future;
 mod handle;
 mod headed;
 mod hit;
-mod inner;
 mod invalidate;
 mod keep;
 mod key;

@@ -9,14 +9,13 @@ use http::{Extensions, Method, Request, Response, Uri, Version};
 use tokio::time::{Instant, sleep, timeout_at};
 use tower_service::Service;
 
-use crate::core::{Body, ResponseCacheOutcome, telemetry};
+use crate::core::{Body, Inner, ResponseCacheOutcome, telemetry};
 
 use super::body::{BoxError, ResponseBody};
 use super::entry::Entry;
 use super::exchange::{Exchange, ticket_of};
 use super::fetch::Fetch;
 use super::flight::{Entered, Leader, Leading, LeadingMark, Outcome, Waiter};
-use super::inner::Inner;
 use super::look::Looked;
 use super::miss::Lead;
 use super::policy::Use;

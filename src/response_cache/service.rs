@@ -6,9 +6,10 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{Request, Response};
+use parking_lot::Mutex;
 use tower_service::Service;
 
-use crate::core::{Body, Principal, ResponseCacheOutcome, Visitor, emptied, take_ready};
+use crate::core::{Body, Principal, ResponseCacheOutcome, Visitor, emptied};
 
 use super::ask::Ask;
 use super::body::{BoxError, ResponseBody};
@@ -35,13 +36,36 @@ use super::target::{self, Target};
 /// Answers from stored responses where it may; made by [`ResponseCacheLayer`](super::ResponseCacheLayer).
 #[derive(Clone)]
 pub struct ResponseCache<S> {
-    inner: S,
-    setup: Arc<Setup>,
+    /// Nothing once its readiness was given back, or taken along: the next one is a clone of the origin.
+    inner: Option<S>,
+    shared: Arc<Shared<S>>,
 }
 
-impl<S> ResponseCache<S> {
-    pub(super) const fn new(inner: S, setup: Arc<Setup>) -> Self {
-        Self { inner, setup }
+/// What all clones of one service share.
+struct Shared<S> {
+    setup: Arc<Setup>,
+    /// Never made ready. Locked only by who was answered before and is asked again.
+    origin: Mutex<S>,
+}
+
+impl<S: Clone> ResponseCache<S> {
+    pub(super) fn new(inner: S, setup: Arc<Setup>) -> Self {
+        let origin = Mutex::new(inner.clone());
+        Self {
+            inner: Some(inner),
+            shared: Arc::new(Shared { setup, origin }),
+        }
+    }
+
+    fn inner(&mut self) -> &mut S {
+        let origin = &self.shared.origin;
+        self.inner.get_or_insert_with(|| origin.lock().clone())
+    }
+
+    /// Takes the readied one along.
+    fn take_inner(&mut self) -> S {
+        let ready = self.inner.take();
+        ready.unwrap_or_else(|| self.shared.origin.lock().clone())
     }
 }
 
@@ -59,7 +83,7 @@ where
     type Future = ResponseFuture<S::Future, R, S::Error>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
+        self.inner().poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
@@ -88,15 +112,16 @@ impl<S> ResponseCache<S> {
         why: Bypass,
     ) -> ResponseFuture<S::Future, R, S::Error>
     where
-        S: Service<Request<Body<B>>, Response = Response<R>>,
+        S: Service<Request<Body<B>>, Response = Response<R>> + Clone,
         R: Send + 'static,
     {
-        self.setup
+        self.shared
+            .setup
             .cache
             .counters
             .count(ResponseCacheOutcome::Bypass);
-        let call = self.inner.call(request.map(Body::pass));
-        ResponseFuture::pass(call, Arc::clone(&self.setup), why)
+        let call = self.inner().call(request.map(Body::pass));
+        ResponseFuture::pass(call, Arc::clone(&self.shared.setup), why)
     }
 
     /// A request that may change things: a good answer invalidates what it names.
@@ -107,14 +132,14 @@ impl<S> ResponseCache<S> {
         signals: Signals,
     ) -> ResponseFuture<S::Future, R, S::Error>
     where
-        S: Service<Request<Body<B>>, Response = Response<R>> + Send + 'static,
+        S: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
         S::Future: Send,
         S::Error: Send,
         B: Send + 'static,
         R: http_body::Body<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
-        let setup = Arc::clone(&self.setup);
+        let setup = Arc::clone(&self.shared.setup);
         let rules = &setup.config.key;
         // The handler gets what the client sent; only the target is named in the key's form.
         let rewritten = key::rewritten(rules, request.uri());
@@ -123,7 +148,7 @@ impl<S> ResponseCache<S> {
         let posted = site.as_ref().and_then(|site| {
             posted::as_get(&setup, &mut request, rewritten.as_ref(), site, signals)
         });
-        let call = self.inner.call(request.map(Body::pass));
+        let call = self.inner().call(request.map(Body::pass));
         let run = async move {
             let asked = setup.cache.now();
             let mut response = call.await?;
@@ -164,7 +189,7 @@ impl<S> ResponseCache<S> {
         R: http_body::Body<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
-        let setup = &self.setup;
+        let setup = &self.shared.setup;
         let principal = if setup.config.private() {
             let named = request.extensions().get::<Principal>();
             match named.map(|own| target::principal_digest(own.id())) {
@@ -184,6 +209,8 @@ impl<S> ResponseCache<S> {
             Tried::Hit(entry, now) => {
                 let response = answer(setup, &ask, request, &entry, now);
                 Span::begin(Some(ask.key.local)).end(response.extensions().get());
+                // Whatever readiness reserved is given back.
+                self.inner = None;
                 ResponseFuture::hit(response)
             }
             tried => self.go_in(ask, request, tried),
@@ -206,7 +233,7 @@ impl<S> ResponseCache<S> {
         R::Error: Into<BoxError>,
     {
         let span = Span::begin(Some(ask.key.local));
-        let mut exchange = Exchange::new(&self.setup, ask, &request);
+        let mut exchange = Exchange::new(&self.shared.setup, ask, &request);
         let led = match tried {
             Tried::Unknown(at) => exchange.lead_now(request.headers(), at),
             _ => Led::Not,
@@ -215,10 +242,10 @@ impl<S> ResponseCache<S> {
             exchange.ask.mark_personal();
             exchange.fields = Sent::of(request.headers());
             let lease = LeaseHold::new(&exchange, fetch.ticket);
-            let call = span.within(|| self.inner.call(miss::shared(&exchange, request)));
+            let call = span.within(|| self.inner().call(miss::shared(&exchange, request)));
             return ResponseFuture::run(Fetching::new(call, exchange, fetch, lease), span);
         }
-        let (inner, leading) = (take_ready(&mut self.inner), Arc::<Leading>::default());
+        let (inner, leading) = (self.take_inner(), Arc::<Leading>::default());
         let mut run = Box::new(Run::new(exchange, inner, request, &leading));
         if let Led::Leader(lead) = led {
             run.led = Some(lead);
@@ -242,10 +269,10 @@ impl<S> ResponseCache<S> {
         R::Error: Into<BoxError>,
     {
         let Some(visitor) = request.extensions().get::<Visitor>().cloned() else {
-            self.setup.cache.asked_by(false);
+            self.shared.setup.cache.asked_by(false);
             return self.pass(request, Bypass::Principal);
         };
-        let (mut inner, setup) = (take_ready(&mut self.inner), Arc::clone(&self.setup));
+        let (mut inner, setup) = (self.take_inner(), Arc::clone(&self.shared.setup));
         let leading = Arc::<Leading>::default();
         let own = Arc::clone(&leading);
         let span = Span::begin(None);
@@ -365,8 +392,8 @@ impl<S: fmt::Debug> fmt::Debug for ResponseCache<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseCache")
             .field("inner", &self.inner)
-            .field("cache", &self.setup.cache)
-            .field("config", &self.setup.config)
+            .field("cache", &self.shared.setup.cache)
+            .field("config", &self.shared.setup.config)
             .finish()
     }
 }

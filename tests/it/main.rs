@@ -11,6 +11,7 @@ mod support;
 
 mod clinic;
 mod cluster;
+mod companions;
 mod data;
 mod gateway;
 mod hyper;

@@ -1,6 +1,5 @@
 //! What no service sees in process: HTTP/2 and the odd corners of HTTP/1.1, over sockets and through the layers.
 
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -10,11 +9,9 @@ use axum::extract::{Request, State};
 use axum::routing::{any, get, post};
 use http::{StatusCode, header};
 use hyper::upgrade::Upgraded;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tower::{Service, ServiceBuilder};
@@ -29,34 +26,7 @@ use tower_keep::response_cache::ResponseCacheLayer;
 use tower_keep::session::{Session, SessionCookie, SessionLayer, SessionRejection};
 
 use crate::support::http2::{Frames, connect, send};
-
-/// Serves an application as hyper speaks, HTTP/1.1 and HTTP/2.
-async fn serve(app: Router) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let service = TowerToHyperService::new(app.clone());
-            tokio::spawn(async move {
-                let builder = auto::Builder::new(TokioExecutor::new());
-                let connection =
-                    builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-                // An end that a client made is none of ours.
-                let _ = connection.await;
-            });
-        }
-    });
-    address
-}
-
-/// Writes a request by hand and reads until the server closes.
-async fn raw(server: SocketAddr, text: &str) -> String {
-    let mut stream = TcpStream::connect(server).await.unwrap();
-    stream.write_all(text.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    answer
-}
+use crate::support::serving::{raw, serve};
 
 /// Bodies as the handler got them.
 #[derive(Clone, Default)]

@@ -42,7 +42,9 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
+const CANCEL: u32 = 8;
 
 /// Frames by hand, on one stream (RFC 9113 §4.1).
 pub struct Frames(TcpStream);
@@ -83,6 +85,16 @@ impl Frames {
     /// Takes the stream back and says that nothing was wrong.
     pub async fn reset_without_error(&mut self) {
         self.frame(RST_STREAM, 0, 1, &0_u32.to_be_bytes()).await;
+    }
+
+    /// Ends the body.
+    pub async fn end(&mut self) {
+        self.frame(DATA, END_STREAM, 1, &[]).await;
+    }
+
+    /// Takes the stream back: its answer is not wanted any more.
+    pub async fn cancel(&mut self) {
+        self.frame(RST_STREAM, 0, 1, &CANCEL.to_be_bytes()).await;
     }
 
     /// Reads what comes until the server closes.

@@ -18,6 +18,7 @@ pub mod proxy;
 pub mod redis;
 pub mod redis_cluster;
 pub mod redis_sentinel;
+pub mod serving;
 pub mod sql;
 
 pub use authority::Authority;
