@@ -21,7 +21,7 @@ use crate::records::Records;
 use crate::state::App;
 use crate::{
     account, checkout, experts, fakepay, guests, health, hooks, limits, live, outbox, pages,
-    payments, problem, reservations, sessions, tokens, visit, webhooks,
+    patience, payments, problem, reservations, sessions, tokens, visit, webhooks,
 };
 
 const LARGEST_BODY: usize = 64 * 1_024;
@@ -113,6 +113,7 @@ pub fn app<D: Records>(app: App) -> Router {
                 .layer(from_fn(problem::finish))
                 .layer(from_fn(health::count))
                 .layer(limits::addresses(&app))
+                .layer(from_fn(patience::bounded))
                 .layer(DefaultBodyLimit::max(LARGEST_BODY)),
         )
         .with_state(app)

@@ -35,6 +35,7 @@ mod operations;
 mod options;
 mod outbox;
 mod pages;
+mod patience;
 mod payments;
 mod problem;
 mod progress;

@@ -7,6 +7,7 @@
 
 mod settle;
 
+use std::error::Error;
 use std::sync::Arc;
 
 use axum::body::{Body, to_bytes};
@@ -17,6 +18,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use bytes::Bytes;
+use http_body_util::LengthLimitError;
 use serde_json::{Value, json};
 use tower::ServiceBuilder;
 use tower_keep::backend::sql::SqlStore;
@@ -68,8 +70,16 @@ pub fn once(sql: SqlStore, options: &Options) -> IdempotencyLayer {
 
 async fn check_signature(Extract(app): Extract<App>, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
-    let Ok(body) = to_bytes(body, 64 * 1_024).await else {
-        return Fault::TOO_LARGE.into_response();
+    let body = match to_bytes(body, 64 * 1_024).await {
+        Ok(body) => body,
+        Err(why)
+            if why
+                .source()
+                .is_some_and(<dyn Error>::is::<LengthLimitError>) =>
+        {
+            return Fault::TOO_LARGE.into_response();
+        }
+        Err(_) => return Fault::validation("the body ended too early").into_response(),
     };
     if !provider::is_signed(
         &app.options.webhook_secret,

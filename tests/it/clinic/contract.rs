@@ -2,7 +2,7 @@
 
 use http::{Method, StatusCode};
 use serde_json::json;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::people::{refused, told};
 use super::{Guest, advance, alone, slot, soon, text, wish};
@@ -75,6 +75,36 @@ async fn a_session_tells_the_whole_address_of_its_client_and_a_mapped_one_as_ipv
         let own = sessions.find(|one| one["current"] == true).unwrap();
         assert_eq!(own["ip"], shown);
     }
+}
+
+#[tokio::test]
+async fn a_body_that_stops_half_way_is_answered_and_holds_nothing() {
+    let clinic = alone();
+    let guest = Guest::new(&clinic, 1).await;
+    let half = async |path: &str| {
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\nconnection: close\r\n\
+             idempotency-key: k\r\ncookie: guest={}\r\ncontent-length: 100\r\n\r\n{{",
+            clinic.address(),
+            guest.browser.cookie("guest").unwrap(),
+        );
+        let mut window = tokio::net::TcpStream::connect(clinic.address())
+            .await
+            .unwrap();
+        window.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        soon(window.read_to_string(&mut answer)).await.unwrap();
+        let is_refused = answer.starts_with("HTTP/1.1 400 ") && answer.contains("\"VALIDATION\"");
+        assert!(is_refused, "{path}: {answer}");
+    };
+    tokio::join!(
+        half("/api/create-payment-intent"),
+        half("/api/login"),
+        half("/api/webhooks/payments"),
+    );
+    // Nothing was claimed under its key.
+    let paid = guest.pay("k", &wish("e1", "s60", "10:00")).await;
+    assert_eq!(paid.status, StatusCode::CREATED);
 }
 
 #[tokio::test]
