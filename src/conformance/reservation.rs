@@ -40,6 +40,7 @@ pub async fn reservation(store: Arc<dyn ReservationStore>, clock: &ManualClock) 
     events::a_failing_delivery_waits_longer_and_longer_and_is_parked(&desk).await;
     events::what_was_delivered_is_not_failed_by_a_late_answer(&desk).await;
     events::a_sweep_says_how_far_behind_it_was(&desk).await;
+    events::events_come_in_the_order_in_which_they_became_due(&desk).await;
     a_calendar_shows_what_is_taken(&desk).await;
     payments::payments(&desk).await;
 }

@@ -171,7 +171,10 @@ impl Reservations {
             "keep_reservation_sweep_lag_seconds",
             swept.lag.as_secs_f64()
         );
-        gauge!("keep_reservation_events_pending", swept.pending as f64);
+        if let Some(pending) = swept.pending {
+            gauge!("keep_reservation_events_pending", pending as f64);
+            let _ = pending;
+        }
         Ok(swept)
     }
 

@@ -1,6 +1,7 @@
 //! The SQL backend: the shared transaction, its marks, its endings, the schema.
 
 pub mod lost;
+mod plans;
 mod pools;
 
 use std::sync::Arc;

@@ -191,24 +191,12 @@ pub(super) trait Calendar: Send {
 /// Events waiting beyond that are not counted.
 pub(super) const MOST_COUNTED: i64 = 100_000;
 
-/// How far a store is behind.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Standing {
-    pub(super) lag: Duration,
-    pub(super) pending: u64,
-}
-
-impl Standing {
-    /// `oldest` is the first end of a running hold, over or not.
-    pub(super) fn of(now: Timestamp, oldest: Option<Timestamp>, pending: i64) -> Self {
-        let over = oldest.map_or(0, |oldest| {
-            now.as_millis().saturating_sub(oldest.as_millis())
-        });
-        Self {
-            lag: Duration::from_millis(over),
-            pending: u64::try_from(pending.min(MOST_COUNTED)).unwrap_or(0),
-        }
-    }
+/// For how long the first of the due holds has been over; `oldest` is the first end of a running hold, over or not.
+pub(super) fn lag_of(now: Timestamp, oldest: Option<Timestamp>) -> Duration {
+    let over = oldest.map_or(0, |oldest| {
+        now.as_millis().saturating_sub(oldest.as_millis())
+    });
+    Duration::from_millis(over)
 }
 
 /// What was recorded and has to be told.
@@ -224,8 +212,11 @@ pub(super) trait Outbox: Calendar {
         lease: Duration,
     ) -> impl Future<Output = Result<Vec<ReservationEvent>, Self::Error>> + Send;
 
-    /// Reads how far the store is behind.
-    fn standing(&mut self) -> impl Future<Output = Result<Standing, Self::Error>> + Send;
+    /// Reads how far the store is behind ([`lag_of`]).
+    fn lag(&mut self) -> impl Future<Output = Result<Duration, Self::Error>> + Send;
+
+    /// Counts the events that are neither delivered nor parked, up to [`MOST_COUNTED`].
+    fn pending(&mut self) -> impl Future<Output = Result<u64, Self::Error>> + Send;
 
     /// Writes how a delivery went. What was delivered or parked meanwhile stays so, unless it is wanted again.
     fn settle_event(

@@ -282,15 +282,22 @@ pub(super) async fn sweep<C: Outbox>(
     calendar: &mut C,
     limits: SweepLimits,
 ) -> Result<SweptBatch, C::Error> {
-    let behind = calendar.standing().await?;
+    let lag = calendar.lag().await?;
     let (over, now) = calendar.expire_due(limits.batch).await?;
     tell_over(calendar, &over, limits.record, now).await?;
     let holds = calendar.purge_holds(now.minus(limits.keep_closed)).await?;
     let events = calendar.purge_events(now.minus(KEEP_DELIVERED)).await?;
+    let (expired, purged) = (over.len() as u64, holds + events);
+    // Counting a backlog takes as long as a batch: once, by the last of a sweep.
+    let is_last = expired < u64::from(limits.batch) && purged == 0;
+    let pending = match is_last {
+        true => Some(calendar.pending().await?),
+        false => None,
+    };
     Ok(SweptBatch {
-        expired: over.len() as u64,
-        purged: holds + events,
-        lag: behind.lag,
-        pending: behind.pending,
+        expired,
+        purged,
+        lag,
+        pending,
     })
 }

@@ -317,8 +317,8 @@ pub struct SweptBatch {
     pub purged: u64,
     /// For how long the first of the due holds had been over; zero if none was.
     pub lag: Duration,
-    /// Events not delivered and not parked, counted up to 100,000.
-    pub pending: u64,
+    /// Events not delivered and not parked, counted up to 100,000; told when there was no more to sweep.
+    pub pending: Option<u64>,
 }
 
 /// How a delivery went.

@@ -254,10 +254,9 @@ impl Book {
         now: Timestamp,
     ) -> Vec<ReservationEvent> {
         let mut pages = self.pages.lock();
+        // In the order in which they became due, so that a backlog costs a batch no more than its own.
         let due = pages.pending.iter().take_while(|(due, _, _)| *due <= now);
-        let mut due: Vec<_> = due.cloned().collect();
-        due.sort_by(|a, b| (a.1, &a.2).cmp(&(b.1, &b.2)));
-        due.truncate(limit as usize);
+        let due: Vec<_> = due.take(limit as usize).cloned().collect();
         let leased = due.into_iter().filter_map(|entry| {
             pages.pending.remove(&entry);
             let (_, made, id) = entry;
@@ -269,11 +268,14 @@ impl Book {
         leased.collect()
     }
 
-    /// The end of the hold that ends or ended first, and how many events are not delivered.
-    pub(super) fn standing(&self) -> (Option<Timestamp>, i64) {
-        let pages = self.pages.lock();
-        let pending = i64::try_from(pages.pending.len()).unwrap_or(i64::MAX);
-        (pages.due.first().map(|(end, _)| *end), pending)
+    /// The end of the hold that ends or ended first.
+    pub(super) fn first_end(&self) -> Option<Timestamp> {
+        self.pages.lock().due.first().map(|(end, _)| *end)
+    }
+
+    /// How many events are not delivered.
+    pub(super) fn pending(&self) -> u64 {
+        self.pages.lock().pending.len() as u64
     }
 
     pub(super) fn settle_event(&self, event: &EventId, delivery: Delivery, now: Timestamp) {

@@ -11,7 +11,9 @@ use crate::reservation::event::{EventId, ReservationEvent};
 use crate::reservation::hold::{HoldId, HoldState};
 use crate::reservation::policy::Row;
 use crate::reservation::slot::Slot;
-use crate::reservation::store::calendar::{Calendar, Lock, Outbox, Over, PURGE_ROWS, Standing};
+use crate::reservation::store::calendar::{
+    Calendar, Lock, MOST_COUNTED, Outbox, Over, PURGE_ROWS, lag_of,
+};
 use crate::reservation::store::{
     AvailabilityQuery, Busy, Delivery, HoldRecord, HoldWish, PaymentRecord,
 };
@@ -215,9 +217,13 @@ impl Outbox for MemoryCalendar<'_> {
         Ok(self.book().take_events(limit, lease, self.now()))
     }
 
-    async fn standing(&mut self) -> Result<Standing, StoreError> {
-        let (oldest, pending) = self.book().standing();
-        Ok(Standing::of(self.now(), oldest, pending))
+    async fn lag(&mut self) -> Result<Duration, StoreError> {
+        Ok(lag_of(self.now(), self.book().first_end()))
+    }
+
+    async fn pending(&mut self) -> Result<u64, StoreError> {
+        let most = u64::try_from(MOST_COUNTED).unwrap_or(u64::MAX);
+        Ok(self.book().pending().min(most))
     }
 
     async fn settle_event(

@@ -31,8 +31,9 @@ use crate::reservation::store::{
 };
 
 pub(super) fn schema(prefix: &str) -> Schema {
-    let first = include_str!("postgres.sql").replace("{p}", prefix);
-    Schema::new("reservation", vec![first])
+    let steps = [include_str!("postgres.sql"), super::DELIVERED];
+    let steps = steps.map(|step| step.replace("{p}", prefix));
+    Schema::new("reservation", steps.to_vec())
 }
 
 pub(super) struct PostgresCalendar<'c> {

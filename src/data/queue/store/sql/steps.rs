@@ -224,14 +224,22 @@ impl<'c> Steps<'c> {
         &mut self,
         recipient: Option<&Key>,
     ) -> Done<Depth> {
-        let sql = self.sql(
+        // Each by an index of its own: other queues' jobs and, of one recipient, the dead ones are not looked at.
+        let (whose, dead) = match recipient {
+            Some(_) => ("AND recipient = $3", "CAST(0 AS bigint)"),
+            None => (
+                "AND $3 = ''",
+                "(SELECT count(*) FROM {p}queue WHERE queue = $1 AND state = 3)",
+            ),
+        };
+        let sql = format!(
             "SELECT count(CASE WHEN state = 1 AND due <= $2 THEN 1 END), \
              count(CASE WHEN state = 1 AND due > $2 THEN 1 END), \
-             count(CASE WHEN state = 2 THEN 1 END), count(CASE WHEN state = 3 THEN 1 END), \
+             count(CASE WHEN state = 2 THEN 1 END), {dead}, \
              min(CASE WHEN state = 1 AND due <= $2 THEN due END) \
-             FROM {p}queue WHERE queue = $1 AND ($3 = '' OR (recipient = $3 AND state < 3))",
+             FROM {{p}}queue WHERE queue = $1 AND state < 3 {whose}"
         );
-        let row: (i64, i64, i64, i64, Option<i64>) = sqlx::query_as(sql)
+        let row: (i64, i64, i64, i64, Option<i64>) = sqlx::query_as(self.sql(&sql))
             .bind(self.queue)
             .bind(self.now)
             .bind(recipient.map_or("", Key::as_str))

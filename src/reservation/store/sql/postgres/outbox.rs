@@ -7,7 +7,7 @@ use super::{PostgresCalendar, sql};
 use crate::backend::sql::TransactionError;
 use crate::core::Timestamp;
 use crate::reservation::event::{EventId, ReservationEvent};
-use crate::reservation::store::calendar::{MOST_COUNTED, Outbox, PURGE_ROWS, Standing};
+use crate::reservation::store::calendar::{MOST_COUNTED, Outbox, PURGE_ROWS, lag_of};
 use crate::reservation::store::{Delivery, MOST_ATTEMPTS, event_pause};
 
 impl Outbox for PostgresCalendar<'_> {
@@ -36,14 +36,20 @@ impl Outbox for PostgresCalendar<'_> {
         Ok(events)
     }
 
-    async fn standing(&mut self) -> Result<Standing, TransactionError> {
-        let (now, oldest, pending): (i64, Option<i64>, i64) =
-            sqlx::query_as(sql(&self.sql.standing))
-                .bind(self.injected())
-                .bind(MOST_COUNTED)
-                .fetch_one(&mut *self.connection)
-                .await?;
-        Ok(Standing::of(at(now), oldest.map(at), pending))
+    async fn lag(&mut self) -> Result<Duration, TransactionError> {
+        let (now, oldest): (i64, Option<i64>) = sqlx::query_as(sql(&self.sql.first_end))
+            .bind(self.injected())
+            .fetch_one(&mut *self.connection)
+            .await?;
+        Ok(lag_of(at(now), oldest.map(at)))
+    }
+
+    async fn pending(&mut self) -> Result<u64, TransactionError> {
+        let pending: i64 = sqlx::query_scalar(sql(&self.sql.pending))
+            .bind(MOST_COUNTED)
+            .fetch_one(&mut *self.connection)
+            .await?;
+        Ok(u64::try_from(pending).unwrap_or(0))
     }
 
     async fn settle_event(

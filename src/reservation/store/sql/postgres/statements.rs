@@ -42,7 +42,8 @@ pub(in crate::reservation::store::sql) struct Statements {
     pub(super) take_events: Arc<str>,
     pub(super) fail_event: Arc<str>,
     pub(super) settle_event: Arc<str>,
-    pub(super) standing: Arc<str>,
+    pub(super) first_end: Arc<str>,
+    pub(super) pending: Arc<str>,
 }
 
 impl Statements {
@@ -148,7 +149,7 @@ impl Statements {
             take_events: arc(format!(
                 "WITH clock AS MATERIALIZED (SELECT {CLOCK} AS ms), \
                  due AS MATERIALIZED (SELECT id FROM {p}event, clock WHERE state = 0 \
-                 AND due_at <= clock.ms ORDER BY created_at, id LIMIT $2 \
+                 AND due_at <= clock.ms ORDER BY due_at, created_at, id LIMIT $2 \
                  FOR UPDATE OF {p}event SKIP LOCKED) \
                  UPDATE {p}event e SET due_at = clock.ms + $3 FROM due, clock WHERE e.id = due.id \
                  RETURNING e.id, e.kind, e.hold_id, e.payload, e.created_at, e.attempts"
@@ -162,9 +163,11 @@ impl Statements {
                  attempts = CASE WHEN $5 THEN 0 ELSE attempts END \
                  WHERE id = $2 AND (state = 0 OR $5)"
             )),
-            standing: arc(format!(
-                "SELECT {CLOCK}, (SELECT min(expires_at) FROM {p}hold WHERE state <= 2), \
-                 (SELECT count(*) FROM (SELECT 1 FROM {p}event WHERE state = 0 LIMIT $2) e)"
+            first_end: arc(format!(
+                "SELECT {CLOCK}, (SELECT min(expires_at) FROM {p}hold WHERE state <= 2)"
+            )),
+            pending: arc(format!(
+                "SELECT count(*) FROM (SELECT 1 FROM {p}event WHERE state = 0 LIMIT $1) e"
             )),
         }
     }

@@ -8,7 +8,7 @@ use super::{SqliteCalendar, sql};
 use crate::backend::sql::TransactionError;
 use crate::core::Timestamp;
 use crate::reservation::event::{EventId, ReservationEvent};
-use crate::reservation::store::calendar::{MOST_COUNTED, Outbox, PURGE_ROWS, Standing};
+use crate::reservation::store::calendar::{MOST_COUNTED, Outbox, PURGE_ROWS, lag_of};
 use crate::reservation::store::{Delivery, MOST_ATTEMPTS, event_pause};
 
 pub(super) struct OutboxStatements {
@@ -17,7 +17,8 @@ pub(super) struct OutboxStatements {
     take_events: Arc<str>,
     fail_event: Arc<str>,
     settle_event: Arc<str>,
-    standing: Arc<str>,
+    first_end: Arc<str>,
+    pending: Arc<str>,
 }
 
 impl OutboxStatements {
@@ -34,7 +35,7 @@ impl OutboxStatements {
             )),
             take_events: arc(format!(
                 "UPDATE {p}event SET due_at = ?2 WHERE id IN (SELECT id FROM {p}event \
-                 WHERE state = 0 AND due_at <= ?1 ORDER BY created_at, id LIMIT ?3) \
+                 WHERE state = 0 AND due_at <= ?1 ORDER BY due_at, created_at, id LIMIT ?3) \
                  RETURNING id, kind, hold_id, payload, created_at, attempts"
             )),
             fail_event: arc(format!(
@@ -46,9 +47,11 @@ impl OutboxStatements {
                  attempts = CASE WHEN ?4 THEN 0 ELSE attempts END \
                  WHERE id = ?1 AND (state = 0 OR ?4)"
             )),
-            standing: arc(format!(
-                "SELECT (SELECT min(expires_at) FROM {p}hold WHERE state <= 2), \
-                 (SELECT count(*) FROM (SELECT 1 FROM {p}event WHERE state = 0 LIMIT ?1))"
+            first_end: arc(format!(
+                "SELECT min(expires_at) FROM {p}hold WHERE state <= 2"
+            )),
+            pending: arc(format!(
+                "SELECT count(*) FROM (SELECT 1 FROM {p}event WHERE state = 0 LIMIT ?1)"
             )),
         }
     }
@@ -80,12 +83,19 @@ impl Outbox for SqliteCalendar<'_> {
         Ok(events)
     }
 
-    async fn standing(&mut self) -> Result<Standing, TransactionError> {
-        let (oldest, pending): (Option<i64>, i64) = sqlx::query_as(sql(&self.sql.outbox.standing))
+    async fn lag(&mut self) -> Result<Duration, TransactionError> {
+        let oldest: Option<i64> = sqlx::query_scalar(sql(&self.sql.outbox.first_end))
+            .fetch_one(&mut *self.connection)
+            .await?;
+        Ok(lag_of(self.now, oldest.map(at)))
+    }
+
+    async fn pending(&mut self) -> Result<u64, TransactionError> {
+        let pending: i64 = sqlx::query_scalar(sql(&self.sql.outbox.pending))
             .bind(MOST_COUNTED)
             .fetch_one(&mut *self.connection)
             .await?;
-        Ok(Standing::of(self.now, oldest.map(at), pending))
+        Ok(u64::try_from(pending).unwrap_or(0))
     }
 
     async fn settle_event(

@@ -1,0 +1,164 @@
+//! No statement of any part reads a whole table, however large it has grown: every suite runs, and the engines tell.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
+use tower_keep::backend::sql::SqlStore;
+use tower_keep::conformance::{idempotency, lock, once, queue, reservation, session};
+use tower_keep::core::{ManualClock, Timestamp};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
+
+use crate::support::postgres::shared;
+
+fn clock() -> ManualClock {
+    ManualClock::at("2030-01-01T09:00:00Z".parse::<Timestamp>().unwrap())
+}
+
+/// Everything that the parts ask a database.
+async fn all_suites(url: &str) {
+    let clock = clock();
+    let db = SqlStore::builder(url).clock(clock.clone()).open();
+    let db = Arc::new(db.await.unwrap());
+    reservation::reservation(db.clone(), &clock).await;
+    session::session(db.clone(), &clock).await;
+    idempotency::idempotency(db.clone(), &clock).await;
+    once::once(db.clone(), &clock).await;
+    lock::lock(db.clone(), &clock).await;
+    queue::queue(db.clone(), &clock).await;
+    db.close(std::time::Duration::from_secs(30)).await;
+}
+
+/// Tables of which rows were read by going through all of them; what the handle that is closed by now did is counted.
+async fn scanned(admin: &mut PgConnection) -> Vec<String> {
+    let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    while sqlx::query_scalar::<_, i64>(others)
+        .fetch_one(&mut *admin)
+        .await
+        .unwrap()
+        > 0
+    {
+        tokio::task::yield_now().await;
+    }
+    let sql = "SELECT relname::text FROM pg_stat_user_tables WHERE seq_tup_read > 0 ORDER BY 1";
+    sqlx::query_scalar(sql).fetch_all(admin).await.unwrap()
+}
+
+#[tokio::test]
+async fn no_statement_reads_a_whole_table_of_postgres() {
+    let url = shared().await.database().await;
+    let mut admin = PgConnection::connect(&url).await.unwrap();
+    // From here on it is the planner's last resort.
+    let name: String = sqlx::query_scalar("SELECT current_database()::text")
+        .fetch_one(&mut admin)
+        .await
+        .unwrap();
+    let rare = format!("ALTER DATABASE {name} SET enable_seqscan = off");
+    sqlx::raw_sql(AssertSqlSafe(rare))
+        .execute(&mut admin)
+        .await
+        .unwrap();
+    all_suites(&url).await;
+    assert_eq!(scanned(&mut admin).await, [""; 0]);
+    // The check can fail.
+    let mut other = PgConnection::connect(&url).await.unwrap();
+    sqlx::raw_sql("SELECT count(*) FROM keep_event WHERE attempts > 1")
+        .execute(&mut other)
+        .await
+        .unwrap();
+    other.close().await.unwrap();
+    assert_eq!(scanned(&mut admin).await, ["keep_event"]);
+}
+
+/// The statements that sqlx tells of.
+#[derive(Clone, Default)]
+struct Statements(Arc<Mutex<BTreeSet<String>>>);
+
+impl<S: tracing::Subscriber> Layer<S> for Statements {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        if event.metadata().target() == "sqlx::query" {
+            let mut told = Told::default();
+            event.record(&mut told);
+            let text = match told.statement.trim() {
+                "" => told.summary,
+                text => text.to_owned(),
+            };
+            self.0.lock().unwrap().insert(text);
+        }
+    }
+}
+
+#[derive(Default)]
+struct Told {
+    summary: String,
+    statement: String,
+}
+
+impl tracing::field::Visit for Told {
+    fn record_str(&mut self, field: &tracing::field::Field, value: &str) {
+        match field.name() {
+            "summary" => self.summary = value.to_owned(),
+            "db.statement" => self.statement = value.to_owned(),
+            _ => {}
+        }
+    }
+
+    fn record_debug(&mut self, _: &tracing::field::Field, _: &dyn std::fmt::Debug) {}
+}
+
+/// The steps of all plans that go through a whole table; constants and what another step has found are none.
+async fn whole_tables(file: &mut SqliteConnection, statements: &BTreeSet<String>) -> Vec<String> {
+    let mut found = Vec::new();
+    for statement in statements {
+        let plan = format!("EXPLAIN QUERY PLAN {statement}");
+        let steps: Vec<(i64, i64, i64, String)> = sqlx::query_as(AssertSqlSafe(plan))
+            .fetch_all(&mut *file)
+            .await
+            .unwrap_or_default();
+        let steps = steps.into_iter().map(|(_, _, _, step)| step);
+        found.extend(steps.filter(|step| {
+            let read = step.strip_prefix("SCAN ");
+            read.is_some_and(|of| {
+                !(of.contains("INDEX")
+                    || of.starts_with('(')
+                    || ["CONSTANT ROW", "t"].contains(&of))
+            })
+        }));
+    }
+    found
+}
+
+#[tokio::test]
+async fn no_statement_reads_a_whole_table_of_sqlite() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("keep.db").display());
+    let statements = Statements::default();
+    let listening = tracing_subscriber::registry().with(statements.clone());
+    // For all threads: a connection's own one runs what it is asked.
+    tracing::subscriber::set_global_default(listening).unwrap();
+    all_suites(&url).await;
+    let mut file = SqliteConnection::connect(&url).await.unwrap();
+    let statements = statements.0.lock().unwrap().clone();
+    let of = |part: &str| statements.iter().any(|text| text.contains(part));
+    let parts = [
+        "hold",
+        "event",
+        "session",
+        "idempotency",
+        "once",
+        "lock",
+        "queue",
+    ];
+    assert!(
+        parts.iter().all(|part| of(&format!("keep_{part}"))),
+        "{statements:#?}"
+    );
+    assert_eq!(whole_tables(&mut file, &statements).await, [""; 0]);
+    // The check can fail.
+    sqlx::raw_sql("DROP INDEX keep_event_delivered")
+        .execute(&mut file)
+        .await
+        .unwrap();
+    let found = whole_tables(&mut file, &statements).await;
+    assert_eq!(found, ["SCAN keep_event"]);
+}
