@@ -49,14 +49,25 @@ impl<S: Clone> Inner<S> {
 }
 
 impl<S> Inner<S> {
-    /// Calls it, waiting for readiness where that was given back, or used up by an earlier call.
+    /// Waits for readiness where that was given back, or used up by an earlier call.
+    pub(crate) async fn ready<Q>(&mut self) -> Result<(), S::Error>
+    where
+        S: Service<Q>,
+    {
+        if !self.is_ready {
+            poll_fn(|cx| self.service.poll_ready(cx)).await?;
+            self.is_ready = true;
+        }
+        Ok(())
+    }
+
+    /// Calls it once it is ready.
     pub(crate) async fn call<Q>(&mut self, request: Q) -> Result<S::Response, S::Error>
     where
         S: Service<Q>,
     {
-        if !std::mem::take(&mut self.is_ready) {
-            poll_fn(|cx| self.service.poll_ready(cx)).await?;
-        }
+        self.ready().await?;
+        self.is_ready = false;
         self.service.call(request).await
     }
 }

@@ -105,7 +105,8 @@ impl Admin {
         self.id_at(scope, key, &Method::POST, "")
     }
 
-    /// Returns the id of the record of a caller's key on one endpoint.
+    /// Returns the id of the record of a caller's key on one endpoint. Where axum's `nest` has cut a prefix away, `path`
+    /// is the whole one, a space, and the rest: `/experts/1/pay /pay`.
     #[must_use]
     pub fn id_at(&self, scope: &ScopeId, key: &str, method: &Method, path: &str) -> RecordId {
         let key = self.config.key_format.fold(ClientKey::from(key));

@@ -1,7 +1,6 @@
 //! From a request to a claim: whose key it is, which payload, and what is already there.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Extensions, Request, Response};
@@ -15,11 +14,12 @@ use super::fingerprint::path_of;
 use super::intake::{self, Gist, Stream};
 use super::key::ClientKey;
 use super::mac::Hasher;
-use super::policy::{self, Twins};
+use super::patience::{Patience, look};
+use super::policy;
 use super::record::{Content, Fingerprint, Head, Nonce, Record, RecordId, ScopeTag};
 use super::rejection::{IdempotencyRejection, RejectionCause};
 use super::run::{self, RunState};
-use super::running::{Enter, Found, Seat, draw_nonce, jitter, timed};
+use super::running::{Enter, Found, Seat, draw_nonce, timed};
 use super::scope::ScopeId;
 use super::service::Shared;
 use super::store::{Begin, Claim};
@@ -87,7 +87,7 @@ where
         return Box::pin(run).await;
     }
     let mut inner = Inner::new(inner);
-    match claim(&shared, &question, &state, &mut || inner.rest()).await {
+    match claimed(&shared, &question, &state, &mut inner).await? {
         // In a box of its own: a replay pays for no room of a run.
         Claimed::Run(ticket) => {
             let gist = (gist, stream);
@@ -186,33 +186,59 @@ pub(super) fn record_id<E>(
     Ok(RecordId::from_bytes(id))
 }
 
-/// Asks the store, waiting for a twin's answer where the layer attaches.
+/// Claims the key, or says why not. Who has waited for a twin that left no answer first has the place again that was
+/// given back meanwhile: whoever holds a claim runs at once.
+async fn claimed<S, B>(
+    shared: &Arc<Shared>,
+    question: &Question,
+    state: &RunState,
+    inner: &mut Inner<S>,
+) -> Result<Claimed, S::Error>
+where
+    S: Service<Request<Body<B>>> + Clone + Send,
+{
+    let patience = Patience::of(&shared.config);
+    loop {
+        let mut rest = || inner.rest();
+        let claimed = claim(shared, question, state, patience, &mut rest).await;
+        if let Some(claimed) = claimed {
+            return Ok(claimed);
+        }
+        match Box::pin(patience.wait(inner.ready())).await {
+            Some(ready) => ready?,
+            None => return Ok(Claimed::Refused(RejectionCause::InProgress(1))),
+        }
+    }
+}
+
+/// Asks the store, waiting for a twin's answer where the layer attaches; `None` where that twin left none.
 async fn claim(
     shared: &Arc<Shared>,
     question: &Question,
     state: &RunState,
+    patience: Patience,
     rest: &mut (dyn FnMut() + Send),
-) -> Claimed {
+) -> Option<Claimed> {
     if let Some((fingerprint, end)) = shared.runs.backlog.end(&question.id) {
-        return match end {
+        return Some(match end {
             _ if fingerprint.contradicts(&question.fingerprint) => {
                 Claimed::Refused(RejectionCause::KeyReused)
             }
             Waiting::Answer(found) => Claimed::Answer(found, IdempotencyOutcome::Replayed),
             Waiting::Undecided => Claimed::Refused(RejectionCause::OutcomeUnknown),
-        };
+        });
     }
-    let Twins::Attach(most) = shared.config.twins else {
-        return match begin(shared, question, state, None).await {
+    if !patience.attaches() {
+        return Some(match begin(shared, question, state, None).await {
             Begun::Settled(claimed) => claimed,
             Begun::Running(head, _) => Claimed::Refused(in_progress(shared, &head)),
-        };
-    };
+        });
+    }
     let attached = Box::pin(attach(shared, question, state, rest));
-    match tokio::time::timeout(most, attached).await {
-        Ok(claimed) => claimed,
+    match patience.wait(attached).await {
+        Some(claimed) => claimed,
         // Only waiting is cut: a claim that was won has been answered by then.
-        Err(_elapsed) => Claimed::Refused(RejectionCause::InProgress(1)),
+        None => Some(Claimed::Refused(RejectionCause::InProgress(1))),
     }
 }
 
@@ -329,64 +355,38 @@ impl Drop for Asked<'_> {
     }
 }
 
-/// Waits for the twin that runs, in this process by a channel, elsewhere by looking; then answers, or claims anew.
-/// Whoever waits rests: the place of the inner service may be one that another request needs.
+/// Waits for the twin that runs, in this process by a channel, elsewhere by looking; then answers, or says that the key
+/// may be free. Whoever waits rests: the place of the inner service may be one that another request needs.
 async fn attach(
     shared: &Arc<Shared>,
     question: &Question,
     state: &RunState,
     rest: &mut (dyn FnMut() + Send),
-) -> Claimed {
-    loop {
-        let seat = match shared.runs.table.enter(question.id, question.fingerprint) {
-            Enter::Own(seat) => seat,
-            Enter::Mismatch => return Claimed::Refused(RejectionCause::KeyReused),
-            Enter::Crowded => return Claimed::Refused(RejectionCause::InProgress(1)),
-            Enter::Wait(waiter) => {
-                rest();
-                match waiter.wait().await {
-                    Some(found) => return Claimed::Answer(found, IdempotencyOutcome::Attached),
-                    None => continue,
-                }
-            }
-        };
-        let seat = match begin(shared, question, state, Some(seat)).await {
-            Begun::Settled(claimed) => return claimed,
-            Begun::Running(_, seat) => seat,
-        };
-        rest();
-        match look(shared, &question.id).await {
-            Ok(Some(found)) => {
-                if let Some(seat) = seat {
-                    seat.publish(found.clone());
-                }
-                return Claimed::Answer(found, IdempotencyOutcome::Attached);
-            }
-            Ok(None) => {}
-            Err(error) => return Claimed::StoreFailed(error),
+) -> Option<Claimed> {
+    let attached = |found| Some(Claimed::Answer(found, IdempotencyOutcome::Attached));
+    let seat = match shared.runs.table.enter(question.id, question.fingerprint) {
+        Enter::Own(seat) => seat,
+        Enter::Mismatch => return Some(Claimed::Refused(RejectionCause::KeyReused)),
+        Enter::Crowded => return Some(Claimed::Refused(RejectionCause::InProgress(1))),
+        Enter::Wait(waiter) => {
+            rest();
+            return waiter.wait().await.and_then(attached);
         }
-    }
-}
-
-/// Looks after 25, 50, 100, 200, 400, then every 500 ms; `None` once nobody holds the claim.
-async fn look(shared: &Shared, id: &RecordId) -> Result<Option<Found>, StoreError> {
-    let mut pause = Duration::from_millis(25);
-    loop {
-        tokio::time::sleep(jitter(pause)).await;
-        pause = (pause * 2).min(Duration::from_millis(500));
-        let Some(record) = timed("peek", shared.config.store.peek(id)).await? else {
-            return Ok(None);
-        };
-        match record.content {
-            Content::Claimed if record.head.is_leased() => {}
-            Content::Claimed => return Ok(None),
-            content => {
-                return Ok(Some(Found {
-                    content,
-                    expires_at: record.head.expires_at,
-                }));
+    };
+    let seat = match begin(shared, question, state, Some(seat)).await {
+        Begun::Settled(claimed) => return Some(claimed),
+        Begun::Running(_, seat) => seat,
+    };
+    rest();
+    match look(shared, &question.id).await {
+        Ok(found) => {
+            let found = found?;
+            if let Some(seat) = seat {
+                seat.publish(found.clone());
             }
+            attached(found)
         }
+        Err(error) => Some(Claimed::StoreFailed(error)),
     }
 }
 

@@ -65,6 +65,7 @@ mod layer;
 mod mac;
 mod multipart;
 mod packed;
+mod patience;
 mod policy;
 mod record;
 mod rejection;

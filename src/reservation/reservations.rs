@@ -149,7 +149,7 @@ impl Reservations {
             let swept = self.sweep_batch(500, 90 * DAY).await?;
             all.expired += swept.expired;
             all.purged += swept.purged;
-            if swept.expired < 500 && swept.purged == 0 {
+            if swept.pending.is_some() {
                 return Ok(all);
             }
         }

@@ -70,7 +70,7 @@ impl Sweeper {
         self
     }
 
-    /// Delivers recorded events, at least once each, oldest first; use their id to do the work once. An
+    /// Delivers recorded events, at least once each, those first that became due first; use their id to do the work once. An
     /// error means again: after 1 s, doubling to 1 h, parked after 20 times.
     pub fn on_event<F, Fut>(mut self, consumer: F) -> Self
     where
@@ -136,7 +136,7 @@ impl Sweeper {
             if is_over(shutdown.as_mut()).await {
                 return Ok(Round::Shutdown);
             }
-            due = swept.expired >= u64::from(self.batch) || swept.purged > 0;
+            due = swept.pending.is_none();
             if !due {
                 plan.sweep = Some(Box::pin(sleep(jittered(self.every))));
             }

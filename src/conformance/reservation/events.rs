@@ -143,6 +143,10 @@ pub(super) async fn events_come_in_the_order_in_which_they_became_due(desk: &Des
     let (first, second) = (take(1).await, take(1).await);
     let holds = [first[0].hold, second[0].hold];
     assert_eq!(holds, [younger, failing]);
+    desk.clock.advance(2 * MINUTE);
+    let together = take(2).await;
+    let holds = together.iter().map(|event| event.hold);
+    assert!(holds.eq([failing, younger]), "a batch is oldest first");
     for event in first.into_iter().chain(second) {
         settle(event.id, Delivery::Delivered).await;
     }

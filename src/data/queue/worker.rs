@@ -276,10 +276,8 @@ impl<T: DeserializeOwned + Send + 'static> Shared<T> {
             }
         };
         drop(slot);
-        // The next lease goes out first: the store acks while its answer is on the way.
-        yield_now().await;
         seconds!("keep_queue_run_seconds", monotonic() - started, "queue" => self.queue.name().to_owned());
-        let failed = match done {
+        let failed: Vec<_> = match done {
             Ok(()) => failures.lock().drain(..).collect(),
             Err(error) => {
                 let error = Arc::new(error);
@@ -287,6 +285,10 @@ impl<T: DeserializeOwned + Send + 'static> Shared<T> {
                 all.map(|index| (index, same(&error))).collect::<Vec<_>>()
             }
         };
+        if failed.is_empty() {
+            // The next lease goes out first: the store acks while its answer is on the way.
+            yield_now().await;
+        }
         self.settle(token, &jobs, failed, &ends).await;
     }
 

@@ -58,7 +58,8 @@ pub trait ReservationStore: fmt::Debug + Send + Sync + 'static {
     /// The store's; [`TooLarge`](crate::core::StoreErrorKind::TooLarge) beyond 10,000 spans.
     fn availability(&self, query: AvailabilityQuery) -> StoreFuture<Vec<Busy>>;
 
-    /// Ends due holds, at most a batch, each counted by exactly one sweeper; removes what is long closed.
+    /// Ends due holds, at most a batch, each counted by exactly one sweeper; removes what is long closed. Whoever finds
+    /// less than a batch of each tells how many events wait ([`SweptBatch::pending`]): that sweep is over.
     ///
     /// # Errors
     /// The store's; nothing was swept then.
@@ -78,7 +79,7 @@ pub trait ReservationStore: fmt::Debug + Send + Sync + 'static {
         StoreFuture::boxed(std::future::pending())
     }
 
-    /// Takes due events for `lease`, oldest first.
+    /// Takes the events that became due first for `lease`; those of one batch come oldest first.
     ///
     /// # Errors
     /// The store's.

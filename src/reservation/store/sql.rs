@@ -41,9 +41,6 @@ pub(crate) struct Statements {
     postgres: postgres::Statements,
 }
 
-/// The second step of the tables: what was delivered is found by its age.
-const DELIVERED: &str = "CREATE INDEX {p}event_delivered ON {p}event (due_at) WHERE state = 1;\n";
-
 fn tables(prefix: &str, dialect: Dialect) -> Schema {
     match dialect {
         #[cfg(feature = "sqlite")]

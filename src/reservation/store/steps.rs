@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use super::calendar::{Calendar, InTheWay, Lock, Outbox, Over};
+use super::calendar::{Calendar, InTheWay, Lock, Outbox, Over, PURGE_ROWS};
 use super::{
     Change, ChangeDecision, Delivery, HoldDecision, HoldRecord, HoldWish, KEEP_DELIVERED,
     SweepLimits, SweptBatch,
@@ -289,7 +289,8 @@ pub(super) async fn sweep<C: Outbox>(
     let events = calendar.purge_events(now.minus(KEEP_DELIVERED)).await?;
     let (expired, purged) = (over.len() as u64, holds + events);
     // Counting a backlog takes as long as a batch: once, by the last of a sweep.
-    let is_last = expired < u64::from(limits.batch) && purged == 0;
+    let most = u64::try_from(PURGE_ROWS).unwrap_or(u64::MAX);
+    let is_last = expired < u64::from(limits.batch) && holds < most && events < most;
     let pending = match is_last {
         true => Some(calendar.pending().await?),
         false => None,

@@ -171,6 +171,51 @@ async fn a_twin_that_waits_leaves_its_place_to_others_and_asks_for_one_again_whe
 }
 
 #[tokio::test]
+async fn a_twin_has_its_place_again_before_it_claims() {
+    let (gate, places) = (Gate::default(), Arc::new(Semaphore::new(2)));
+    let own = gate.clone();
+    let handler = service_fn(move |_: Request<tower_keep::core::Body<Full<Bytes>>>| {
+        let gate = own.clone();
+        async move {
+            let run = gate.pass().await;
+            let mut answer = Response::new(Full::<Bytes>::from(format!("run {run}")));
+            if run == 1 {
+                *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            }
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    let once = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
+    let once = once.twins(Twins::Attach(MINUTE));
+    let limit = GlobalConcurrencyLimitLayer::with_semaphore(places.clone());
+    let limited = ServiceBuilder::new().layer(once.clone()).layer(limit);
+    let limited = limited.service(handler.clone());
+    let free = ServiceBuilder::new().layer(once).service(handler);
+    let keyed = asked("POST", &[("idempotency-key", "k")]);
+    let runs = tokio::spawn(limited.clone().oneshot(keyed.clone()));
+    gate.entered().await;
+    let mut twin = Box::pin(limited.oneshot(keyed.clone()));
+    assert!(twin.as_mut().now_or_never().is_none());
+    // Others have both places when the first run ends without an answer to keep.
+    let _one = places.acquire().await.unwrap();
+    let mut other = Box::pin(places.acquire());
+    assert!(other.as_mut().now_or_never().is_none());
+    gate.open(1);
+    let first = runs.await.unwrap().unwrap();
+    assert_eq!(first.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let other = other.await.unwrap();
+    assert!(twin.as_mut().now_or_never().is_none(), "it has no place");
+    gate.open(1);
+    let third = free.oneshot(keyed).now_or_never();
+    let third = third.expect("a key that nobody runs is free").unwrap();
+    assert_eq!(third.status(), StatusCode::OK);
+    drop(other);
+    let answer = twin.await.unwrap();
+    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!((gate.runs(), &*body), (2, &b"run 2"[..]));
+}
+
+#[tokio::test]
 async fn behind_load_shed_a_hit_a_replay_and_a_429_wait_for_nobodys_place() {
     let places = Arc::new(Semaphore::new(1));
     let store = MemoryStore::new();

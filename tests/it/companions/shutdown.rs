@@ -47,10 +47,14 @@ async fn a_server_that_stops_lets_runs_and_fetches_end_and_drains_those_whose_cl
     let (once_key, pages) = ([("idempotency-key", "stays")], stays.clone());
     let paid = tokio::spawn(async move { send(&stays, "POST", "/once", &once_key, "").await });
     gate.entered().await;
-    let (own, other) = (pages.clone(), pages);
+    let (own, other, probe) = (pages.clone(), pages.clone(), pages);
     let first = tokio::spawn(async move { send(&own, "GET", "/page", &[], "").await });
     gate.entered().await;
     let second = tokio::spawn(async move { send(&other, "GET", "/page", &[], "").await });
+    tokio::task::yield_now().await;
+    // Behind it on the same connection.
+    let nothing = send(&probe, "GET", "/none", &[], "").await;
+    assert_eq!(nothing.status(), StatusCode::NOT_FOUND);
 
     stop.send(()).unwrap();
     gate.open(3);

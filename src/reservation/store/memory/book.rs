@@ -265,7 +265,9 @@ impl Book {
             told.due = now.plus(lease);
             Some(told.event.clone())
         });
-        leased.collect()
+        let mut events: Vec<_> = leased.collect();
+        events.sort_by(|a, b| (a.at, &a.id).cmp(&(b.at, &b.id)));
+        events
     }
 
     /// The end of the hold that ends or ended first.

@@ -31,9 +31,8 @@ use crate::reservation::store::{
 };
 
 pub(super) fn schema(prefix: &str) -> Schema {
-    let steps = [include_str!("postgres.sql"), super::DELIVERED];
-    let steps = steps.map(|step| step.replace("{p}", prefix));
-    Schema::new("reservation", steps.to_vec())
+    let first = include_str!("postgres.sql").replace("{p}", prefix);
+    Schema::new("reservation", vec![first])
 }
 
 pub(super) struct PostgresCalendar<'c> {

@@ -47,3 +47,4 @@ CREATE TABLE {p}event (
   state smallint NOT NULL
 );
 CREATE INDEX {p}event_due ON {p}event (due_at) WHERE state = 0;
+CREATE INDEX {p}event_delivered ON {p}event (due_at) WHERE state = 1;

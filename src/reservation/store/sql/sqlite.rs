@@ -24,9 +24,8 @@ use crate::reservation::store::{
 };
 
 pub(super) fn schema(prefix: &str) -> Schema {
-    let steps = [include_str!("sqlite.sql"), super::DELIVERED];
-    let steps = steps.map(|step| step.replace("{p}", prefix));
-    Schema::new("reservation", steps.to_vec())
+    let first = include_str!("sqlite.sql").replace("{p}", prefix);
+    Schema::new("reservation", vec![first])
 }
 
 pub(super) struct Statements {

@@ -60,3 +60,4 @@ CREATE TABLE {p}event (
   state INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX {p}event_due ON {p}event (due_at) WHERE state = 0;
+CREATE INDEX {p}event_delivered ON {p}event (due_at) WHERE state = 1;
