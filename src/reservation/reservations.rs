@@ -149,7 +149,7 @@ impl Reservations {
             let swept = self.sweep_batch(500, 90 * DAY).await?;
             all.expired += swept.expired;
             all.purged += swept.purged;
-            if swept.pending.is_some() {
+            if swept.is_last() {
                 return Ok(all);
             }
         }

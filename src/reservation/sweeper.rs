@@ -136,7 +136,7 @@ impl Sweeper {
             if is_over(shutdown.as_mut()).await {
                 return Ok(Round::Shutdown);
             }
-            due = swept.pending.is_none();
+            due = !swept.is_last();
             if !due {
                 plan.sweep = Some(Box::pin(sleep(jittered(self.every))));
             }

@@ -10,7 +10,13 @@ mod timeouts;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
 use tokio::sync::Semaphore;
+use tower::service_fn;
+use tower::util::BoxCloneService;
+use tower_keep::core::Body;
 
 /// A handler's door: it tells who is inside, and lets them out when it is opened.
 #[derive(Clone)]
@@ -52,4 +58,26 @@ impl Gate {
     pub fn runs(&self) -> usize {
         self.runs.load(Ordering::SeqCst)
     }
+}
+
+/// A request as the layers hand it on.
+type Asked = Request<Body<Full<Bytes>>>;
+
+/// A service behind a gate that answers with the number of the run, the first time with a status of one's choice.
+pub fn runs<E: Send + 'static>(
+    gate: &Gate,
+    first: StatusCode,
+) -> BoxCloneService<Asked, Response<Full<Bytes>>, E> {
+    let gate = gate.clone();
+    BoxCloneService::new(service_fn(move |_| {
+        let gate = gate.clone();
+        async move {
+            let run = gate.pass().await;
+            let mut answer = Response::new(Full::from(format!("run {run}")));
+            if run == 1 {
+                *answer.status_mut() = first;
+            }
+            Ok(answer)
+        }
+    }))
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{Desk, MINUTE};
-use crate::reservation::store::{Delivery, SweepLimits};
+use crate::reservation::store::{Delivery, SweepLimits, SweptBatch};
 use crate::reservation::{EventKind, EventSet, HoldState, ReservationGuard};
 
 pub(super) async fn an_expiry_is_told_once(desk: &Desk<'_>) {
@@ -109,6 +109,11 @@ pub(super) async fn a_sweep_says_how_far_behind_it_was(desk: &Desk<'_>) {
     desk.clock.advance(13 * MINUTE);
     let found = sweep().await;
     assert_eq!((found.expired, found.lag), (1, 3 * MINUTE));
+    assert!(found.is_last() && found.pending.is_some(), "{found:?}");
+    assert!(
+        SweptBatch::default().is_last(),
+        "a store that swept nothing"
+    );
     desk.events_of(hold).await;
     let after = sweep().await;
     assert_eq!((after.lag, after.pending), (Duration::ZERO, Some(0)));

@@ -321,6 +321,14 @@ pub struct SweptBatch {
     pub pending: Option<u64>,
 }
 
+impl SweptBatch {
+    /// Says whether there was no more to sweep. Whoever did nothing at all is not asked again, though nothing was counted.
+    #[must_use]
+    pub const fn is_last(&self) -> bool {
+        self.pending.is_some() || (self.expired == 0 && self.purged == 0)
+    }
+}
+
 /// How a delivery went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {

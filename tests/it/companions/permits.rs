@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tower::limit::{ConcurrencyLimit, GlobalConcurrencyLimitLayer};
 use tower::load_shed::{LoadShedLayer, error::Overloaded};
-use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt as _, service_fn};
+use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt as _};
 use tower_keep::MINUTE;
 use tower_keep::backend::memory::MemoryStore;
 use tower_keep::idempotency::{IdempotencyLayer, Scope, Twins};
@@ -26,7 +26,7 @@ use tower_keep::rate_limit::{Partition, Quota, RateLimitLayer};
 use tower_keep::response_cache::ResponseCacheLayer;
 use tower_keep::session::{RequireLayer, SessionLayer};
 
-use super::Gate;
+use super::{Gate, runs};
 use crate::support::http2::{connect, send};
 use crate::support::serving::serve;
 
@@ -134,29 +134,20 @@ async fn who_is_answered_without_the_handler_leaves_its_place_to_others() {
 async fn a_twin_that_waits_leaves_its_place_to_others_and_asks_for_one_again_when_it_runs() {
     for first in [StatusCode::OK, StatusCode::SERVICE_UNAVAILABLE] {
         let (gate, places) = (Gate::default(), Arc::new(Semaphore::new(2)));
-        let own = gate.clone();
-        let handler = service_fn(move |_: Request<tower_keep::core::Body<Full<Bytes>>>| {
-            let gate = own.clone();
-            async move {
-                let run = gate.pass().await;
-                let mut answer = Response::new(Full::<Bytes>::from(format!("run {run}")));
-                *answer.status_mut() = if run == 1 { first } else { StatusCode::OK };
-                Ok::<_, Infallible>(answer)
-            }
-        });
+        let handler = runs::<Infallible>(&gate, first);
         let once = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
         let service = ServiceBuilder::new()
             .layer(once.twins(Twins::Attach(MINUTE)))
             .layer(GlobalConcurrencyLimitLayer::with_semaphore(places.clone()))
             .service(handler);
         let keyed = asked("POST", &[("idempotency-key", "k")]);
-        let runs = tokio::spawn(service.clone().oneshot(keyed.clone()));
+        let first_run = tokio::spawn(service.clone().oneshot(keyed.clone()));
         gate.entered().await;
         let mut twin = Box::pin(service.clone().oneshot(keyed));
         assert!(twin.as_mut().now_or_never().is_none());
         assert_eq!(places.available_permits(), 1, "the twin keeps a place");
         gate.open(1);
-        assert_eq!(runs.await.unwrap().unwrap().status(), first);
+        assert_eq!(first_run.await.unwrap().unwrap().status(), first);
         gate.open(1);
         let answer = twin.await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
@@ -173,18 +164,7 @@ async fn a_twin_that_waits_leaves_its_place_to_others_and_asks_for_one_again_whe
 #[tokio::test]
 async fn a_twin_has_its_place_again_before_it_claims() {
     let (gate, places) = (Gate::default(), Arc::new(Semaphore::new(2)));
-    let own = gate.clone();
-    let handler = service_fn(move |_: Request<tower_keep::core::Body<Full<Bytes>>>| {
-        let gate = own.clone();
-        async move {
-            let run = gate.pass().await;
-            let mut answer = Response::new(Full::<Bytes>::from(format!("run {run}")));
-            if run == 1 {
-                *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-            }
-            Ok::<_, Infallible>(answer)
-        }
-    });
+    let handler = runs::<Infallible>(&gate, StatusCode::SERVICE_UNAVAILABLE);
     let once = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
     let once = once.twins(Twins::Attach(MINUTE));
     let limit = GlobalConcurrencyLimitLayer::with_semaphore(places.clone());
@@ -192,7 +172,7 @@ async fn a_twin_has_its_place_again_before_it_claims() {
     let limited = limited.service(handler.clone());
     let free = ServiceBuilder::new().layer(once).service(handler);
     let keyed = asked("POST", &[("idempotency-key", "k")]);
-    let runs = tokio::spawn(limited.clone().oneshot(keyed.clone()));
+    let first_run = tokio::spawn(limited.clone().oneshot(keyed.clone()));
     gate.entered().await;
     let mut twin = Box::pin(limited.oneshot(keyed.clone()));
     assert!(twin.as_mut().now_or_never().is_none());
@@ -201,7 +181,7 @@ async fn a_twin_has_its_place_again_before_it_claims() {
     let mut other = Box::pin(places.acquire());
     assert!(other.as_mut().now_or_never().is_none());
     gate.open(1);
-    let first = runs.await.unwrap().unwrap();
+    let first = first_run.await.unwrap().unwrap();
     assert_eq!(first.status(), StatusCode::SERVICE_UNAVAILABLE);
     let other = other.await.unwrap();
     assert!(twin.as_mut().now_or_never().is_none(), "it has no place");

@@ -24,7 +24,7 @@ use tower_keep::response_cache::ResponseCacheLayer;
 use tower_keep::session::{Session, SessionCookie, SessionLayer, SessionRejection};
 use tower_keep::{MINUTE, SECOND};
 
-use super::Gate;
+use super::{Gate, runs};
 use crate::support::http2::{connect, send};
 use crate::support::serving::serve;
 
@@ -82,14 +82,7 @@ async fn a_timeout_inside_of_idempotency_cuts_the_handler_and_frees_its_key() {
 #[tokio::test]
 async fn an_error_of_the_service_inside_comes_out_as_it_is_and_frees_the_key() {
     let gate = Gate::default();
-    let own = gate.clone();
-    let handler = service_fn(move |_: Request<tower_keep::core::Body<Full<Bytes>>>| {
-        let gate = own.clone();
-        async move {
-            let run = gate.pass().await;
-            Ok::<_, BoxError>(Response::new(Full::<Bytes>::from(format!("paid {run}"))))
-        }
-    });
+    let handler = runs::<BoxError>(&gate, StatusCode::OK);
     let service = ServiceBuilder::new()
         .layer(IdempotencyLayer::new(MemoryStore::new(), Scope::global()))
         .layer(LoadShedLayer::new())
@@ -111,7 +104,7 @@ async fn an_error_of_the_service_inside_comes_out_as_it_is_and_frees_the_key() {
     assert!(slow.is::<Elapsed>(), "{slow}");
     gate.open(1);
     let answer = keyed("k").await.unwrap().into_body();
-    assert_eq!(&answer.collect().await.unwrap().to_bytes()[..], b"paid 3");
+    assert_eq!(&answer.collect().await.unwrap().to_bytes()[..], b"run 3");
 }
 
 /// Sends again what failed, as it was.
@@ -136,14 +129,7 @@ impl<R> tower::retry::Policy<Sent, R, BoxError> for Again {
 #[tokio::test]
 async fn what_is_sent_again_outside_of_idempotency_runs_once_and_its_answer_comes_back() {
     let gate = Gate::default();
-    let own = gate.clone();
-    let handler = service_fn(move |_: Request<tower_keep::core::Body<Full<Bytes>>>| {
-        let gate = own.clone();
-        async move {
-            let run = gate.pass().await;
-            Ok::<_, BoxError>(Response::new(Full::<Bytes>::from(format!("paid {run}"))))
-        }
-    });
+    let handler = runs::<BoxError>(&gate, StatusCode::OK);
     let once = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
     let once = once.twins(Twins::Attach(MINUTE));
     let service = ServiceBuilder::new()
@@ -159,7 +145,7 @@ async fn what_is_sent_again_outside_of_idempotency_runs_once_and_its_answer_come
     assert_eq!(once.drain(10 * SECOND).await.abandoned, 0);
     let answer = service.oneshot(request).await.unwrap().into_body();
     let answer = answer.collect().await.unwrap().to_bytes();
-    assert_eq!((&answer[..], gate.runs()), (&b"paid 1"[..], 1));
+    assert_eq!((&answer[..], gate.runs()), (&b"run 1"[..], 1));
 }
 
 type Fetched = Request<tower_keep::core::Body<Full<Bytes>>>;
