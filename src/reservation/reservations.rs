@@ -121,7 +121,8 @@ impl Reservations {
     }
 
     /// Returns the tables' definition, for those who make them by hand
-    /// ([`Migrations::Check`](crate::backend::sql::Migrations::Check)).
+    /// ([`Migrations::Check`](crate::backend::sql::Migrations::Check)). Run it in one transaction (`psql -1`): its last
+    /// statements note that all is there, which is what is checked. Run twice it is refused and changes nothing.
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
     #[must_use]
     pub fn schema(&self, dialect: crate::backend::sql::Dialect) -> String {

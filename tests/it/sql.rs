@@ -1,5 +1,6 @@
 //! The SQL backend: the shared transaction, its marks, its endings, the schema.
 
+mod by_hand;
 pub mod lost;
 mod plans;
 mod pools;

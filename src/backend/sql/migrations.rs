@@ -26,10 +26,43 @@ impl Schema {
         Self { part, steps }
     }
 
-    /// Returns the DDL, for those who run it by hand.
+    /// Returns the DDL and the note that it was run, for those who run it by hand: in one transaction, so that
+    /// nothing is noted where something failed.
     #[must_use]
-    pub fn sql(&self) -> String {
-        self.steps.join("\n")
+    pub fn sql(&self, prefix: &str) -> String {
+        self.sql_after(0, prefix)
+    }
+
+    /// The same for tables that are as the first `version` steps left them.
+    fn sql_after(&self, version: usize, prefix: &str) -> String {
+        let mut text = String::new();
+        for step in self.steps.iter().skip(version) {
+            text.push_str(step.trim_end());
+            text.push('\n');
+        }
+        let notes = [
+            format!("{};\n", self.notes(prefix)),
+            format!("{};\n", self.noted(prefix)),
+        ];
+        text.extend(notes);
+        text
+    }
+
+    /// Makes the table that says how far each part is.
+    fn notes(&self, prefix: &str) -> String {
+        format!(
+            "CREATE TABLE IF NOT EXISTS {prefix}schema (part text PRIMARY KEY, version integer NOT NULL)"
+        )
+    }
+
+    /// Says there that all steps were run; statements of an older release turn nothing back.
+    fn noted(&self, prefix: &str) -> String {
+        // Both are ours: a static name and a count.
+        let (part, version) = (self.part, self.steps.len());
+        format!(
+            "INSERT INTO {prefix}schema AS s (part, version) VALUES ('{part}', {version}) \
+             ON CONFLICT (part) DO UPDATE SET version = excluded.version WHERE s.version < excluded.version"
+        )
     }
 }
 
@@ -90,12 +123,18 @@ async fn steps(db: &SqlStore, open: &mut Open, schema: &Schema) -> Result<(), Tr
     let prefix = db.table_prefix();
     let table = format!("{prefix}schema");
     let checking = db.inner.settings.migrations == Migrations::Check;
+    let forbidden = |version: usize| {
+        move |problem: &sqlx::Error| {
+            tell_if_forbidden(schema, &schema.sql_after(version, prefix), problem)
+        }
+    };
     if !checking {
         lock(db, open).await?;
-        let sql = format!(
-            "CREATE TABLE IF NOT EXISTS {table} (part text PRIMARY KEY, version integer NOT NULL)"
-        );
-        open.connection()?.run(sql).await?;
+        // Asked first: who may make no tables may work with those that somebody else made.
+        if !is_there(open, &table).await? {
+            let made = open.connection()?.run(schema.notes(prefix)).await;
+            made.inspect_err(forbidden(0))?;
+        }
     }
     let version = version(open, &table, schema.part).await?;
     let version = usize::try_from(version).unwrap_or(0);
@@ -111,30 +150,34 @@ async fn steps(db: &SqlStore, open: &mut Open, schema: &Schema) -> Result<(), Tr
     }
     for step in schema.steps.iter().skip(version) {
         let made = open.connection()?.run(step.clone()).await;
-        made.inspect_err(|problem| tell_if_forbidden(schema.part, step, problem))?;
+        made.inspect_err(forbidden(version))?;
     }
-    // Both are ours: a static name and a count.
-    let sql = format!(
-        "INSERT INTO {table} (part, version) VALUES ('{0}', {1}) \
-         ON CONFLICT (part) DO UPDATE SET version = {1}",
-        schema.part,
-        schema.steps.len()
-    );
-    open.connection()?.run(sql).await?;
+    open.connection()?.run(schema.noted(prefix)).await?;
     Ok(())
 }
 
 /// Whoever may do it needs the statements: nothing of them is secret.
-fn tell_if_forbidden(part: &'static str, step: &str, problem: &sqlx::Error) {
+fn tell_if_forbidden(schema: &Schema, statements: &str, problem: &sqlx::Error) {
     let code = problem.as_database_error().and_then(|error| error.code());
     if code.as_deref() == Some("42501") {
         error!(
-            part,
-            statements = step,
-            "no right to make the tables: let the owner of the database run these statements once, or grant the right"
+            part = schema.part,
+            statements,
+            "no right to make the tables: let the owner of the database run these statements in one transaction, or grant the right"
         );
-        let _ = (part, step);
+        let _ = (schema.part, statements);
     }
+}
+
+/// On SQLite whoever may write may make tables: there `IF NOT EXISTS` is enough.
+async fn is_there(open: &mut Open, table: &str) -> Result<bool, TransactionError> {
+    #[cfg(feature = "postgres")]
+    if let Some(connection) = open.connection()?.postgres() {
+        let found = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL");
+        return Ok(found.bind(table).fetch_one(connection).await?);
+    }
+    let _ = (open, table);
+    Ok(false)
 }
 
 /// Two processes that start at once: SQLite's are apart by BEGIN IMMEDIATE already.

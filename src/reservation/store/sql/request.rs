@@ -179,7 +179,7 @@ pub(crate) fn request_of(transaction: &dyn ReservationTransaction) -> Option<&Re
 pub(crate) fn schema(transaction: &dyn ReservationTransaction, dialect: Dialect) -> String {
     let own = transaction.as_any().downcast_ref::<SqlReservations>();
     let prefix = own.map_or("keep_", |own| own.db.table_prefix());
-    tables(prefix, dialect).sql()
+    tables(prefix, dialect).sql(prefix)
 }
 
 /// Nothing was begun and nobody waits for the end: no task, no I/O.
