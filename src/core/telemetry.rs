@@ -117,6 +117,21 @@ pub(crate) use is_heard;
 pub(crate) use measured;
 pub(crate) use {count, gauge, seconds, shift};
 
+/// Says something once a minute at this place, and how often it was `silent` since: for what a client may bring about as
+/// often as it likes, so that no flood of requests is one of lines.
+#[allow(unused_macros)]
+macro_rules! seldom {
+    ($level:ident, $($event:tt)+) => {{
+        static TOLD: $crate::core::telemetry::Seldom = $crate::core::telemetry::Seldom::new();
+        if let Some(silent) = TOLD.turn() {
+            $crate::core::telemetry::$level!(silent, $($event)+);
+            let _ = silent;
+        }
+    }};
+}
+#[allow(unused_imports)]
+pub(crate) use seldom;
+
 /// Lets something be said once per process or per layer, however many requests meet it.
 #[derive(Debug, Default)]
 pub(crate) struct Once(std::sync::atomic::AtomicBool);
@@ -132,6 +147,49 @@ impl Once {
     pub(crate) fn first(&self) -> bool {
         use std::sync::atomic::Ordering::Relaxed;
         !self.0.load(Relaxed) && !self.0.swap(true, Relaxed)
+    }
+}
+
+/// Lets something be said once a minute, for what anybody may bring about as often as he likes.
+#[derive(Debug, Default)]
+pub(crate) struct Seldom {
+    /// Not before; 0 at the beginning.
+    next: std::sync::atomic::AtomicU64,
+    silent: std::sync::atomic::AtomicU64,
+}
+
+#[allow(dead_code)]
+impl Seldom {
+    const PAUSE: u64 = 60_000_000;
+
+    /// Makes one that has not spoken.
+    pub(crate) const fn new() -> Self {
+        Self {
+            next: std::sync::atomic::AtomicU64::new(0),
+            silent: std::sync::atomic::AtomicU64::new(0),
+        }
+    }
+
+    /// Returns how often it was not said since the last time, where it is time to say it again.
+    pub(crate) fn turn(&self) -> Option<u64> {
+        use crate::core::Clock as _;
+        self.turn_at(crate::core::SystemClock.now_micros())
+    }
+
+    fn turn_at(&self, now: u64) -> Option<u64> {
+        use std::sync::atomic::Ordering::Relaxed;
+        let next = self.next.load(Relaxed);
+        let after = now.saturating_add(Self::PAUSE);
+        let is_time = now >= next
+            && self
+                .next
+                .compare_exchange(next, after, Relaxed, Relaxed)
+                .is_ok();
+        if is_time {
+            return Some(self.silent.swap(0, Relaxed));
+        }
+        self.silent.fetch_add(1, Relaxed);
+        None
     }
 }
 
@@ -201,7 +259,16 @@ mod tests {
 
     use metrics::{Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 
-    use super::Counter;
+    use super::{Counter, Seldom};
+
+    #[test]
+    fn it_is_said_once_a_minute_and_with_how_often_it_was_not() {
+        let seldom = Seldom::new();
+        let minute = Seldom::PAUSE;
+        let said = [5, 6, minute, minute + 5, minute + 6, 3 * minute];
+        let said = said.map(|now| seldom.turn_at(now));
+        assert_eq!(said, [Some(0), None, None, Some(2), None, Some(1)]);
+    }
 
     /// Counts, and counts how often it was asked for a counter.
     #[derive(Default)]

@@ -24,7 +24,7 @@ use super::scope::ScopeId;
 use super::service::Shared;
 use super::store::{Begin, Claim};
 use super::unguarded::{is_within, unprotected, within};
-use crate::core::telemetry::{count, error};
+use crate::core::telemetry::{Seldom, count, error};
 use crate::core::{Body, IdempotencyOutcome, Inner, StoreError, StoreFailure, Timestamp, emptied};
 
 /// Which record a request means, and what it would write.
@@ -296,7 +296,7 @@ async fn begin(
         }
         Ok(Begin::Mismatch(_)) => Claimed::Refused(RejectionCause::KeyReused),
         Ok(Begin::Unknown(_)) => {
-            error!(record = %question.id, "idempotency: a run did not report its end, an operator must resolve it");
+            tell_unknown(question.id);
             Claimed::Refused(RejectionCause::OutcomeUnknown)
         }
         Ok(Begin::Done(record)) => replayed(question, record, seat),
@@ -441,4 +441,15 @@ where
     };
     gist.fill(whole);
     Ok(stream)
+}
+
+/// Names the record to the operator, once a minute however often its client asks again; 64 places, so that other records
+/// are still told.
+pub(super) fn tell_unknown(record: RecordId) {
+    static TOLD: [Seldom; 64] = [const { Seldom::new() }; 64];
+    let place = usize::from(record.as_bytes()[31]) % TOLD.len();
+    if let Some(silent) = TOLD[place].turn() {
+        error!(%record, silent, "idempotency: a run did not report its end, an operator must resolve it");
+        let _ = silent;
+    }
 }

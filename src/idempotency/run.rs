@@ -29,7 +29,7 @@ use super::running::{Active, Found, Seat, Written, timed};
 use super::service::Shared;
 use super::store::Owned;
 use super::tee;
-use crate::core::telemetry::{count, seconds, warn};
+use crate::core::telemetry::{count, seconds, seldom, warn};
 use crate::core::{Body, Clock, IdempotencyOutcome, Inner, SystemClock, Timestamp};
 
 /// What a won claim carries along until its end.
@@ -397,7 +397,7 @@ pub(super) async fn finish<R>(
         Written::Yes => IdempotencyOutcome::First,
         Written::Lost | Written::Later => {
             count!("keep_idempotency_unrecorded_total", 1);
-            warn!("idempotency: an answer could not be kept");
+            seldom!(warn, "idempotency: an answer could not be kept");
             IdempotencyOutcome::Unrecorded
         }
     };

@@ -12,7 +12,7 @@ use http_body::Body as HttpBody;
 use tower_service::Service;
 
 use self::ending::{Outcome, Turn};
-use super::claim::{Question, give, refuse};
+use super::claim::{Question, give, refuse, tell_unknown};
 use super::config::Config;
 use super::intake::Gist;
 use super::key::ClientKey;
@@ -27,7 +27,7 @@ use super::store::{Begin, Claim, IdempotencyStore};
 use crate::backend::sql::{
     Dialect, Finisher, RequestTransaction, SqlStore, TransactionError, TransactionErrorKind,
 };
-use crate::core::telemetry::{Once, count, error, warn};
+use crate::core::telemetry::{Once, count, warn};
 use crate::core::{
     Body, Clock, IdempotencyOutcome, RollbackCause, StoreError, SystemClock, Timestamp, emptied,
 };
@@ -375,7 +375,7 @@ fn decided(question: &Question, record: Record, seat: Option<Seat>) -> Option<Lo
     if head.at_lease_end == LeaseEnd::Reexecute {
         return None;
     }
-    error!(record = %question.id, "idempotency: a run did not report its end, an operator must resolve it");
+    tell_unknown(question.id);
     Some(refused(RejectionCause::OutcomeUnknown))
 }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{Response, request};
 
 use super::cookie::{CookieText, SessionCookie};
-use super::event::{SessionEvent, SessionEventKind};
+use super::event::{SessionEvent, SessionEventKind, Signal};
 use super::limits::{EXTENDED, Lifetimes, SessionLimit};
 use super::observed::observed;
 use super::record::UserId;
@@ -16,7 +16,7 @@ use super::rejection::SessionRejection;
 use super::store::{EndedSession, SessionStore};
 use super::token::SessionId;
 use crate::core::StoreFailure;
-use crate::core::telemetry::{Once, count, info, warn};
+use crate::core::telemetry::{Once, Seldom, count, debug, info, warn};
 
 pub(super) type IsPassive = Arc<dyn Fn(&request::Parts) -> bool + Send + Sync>;
 pub(super) type OnEvent = Arc<dyn Fn(&SessionEvent) + Send + Sync>;
@@ -41,9 +41,11 @@ pub(super) struct Config {
     pub(super) said: Arc<Said>,
 }
 
-/// What is said once per layer.
+/// What is said once per layer, or once a minute.
 #[derive(Debug, Default)]
 pub(super) struct Said {
+    /// By the signal: anybody may send what is no session, or no session any more.
+    signals: [Seldom; Signal::KINDS],
     pub(super) nested: Once,
     pub(super) token_not_taken: Once,
 }
@@ -76,7 +78,14 @@ impl Config {
     ) {
         match kind {
             SessionEventKind::Signal(signal) => {
-                warn!(?session, signal = signal.as_str(), "session signal");
+                let name = signal.as_str();
+                if let Some(silent) = self.said.signals[signal as usize].turn() {
+                    warn!(?session, signal = name, silent, "session signal");
+                    let _ = silent;
+                } else {
+                    debug!(?session, signal = name, "session signal");
+                }
+                let _ = name;
                 count!("keep_session_signals_total", 1, "kind" => signal.as_str());
             }
             SessionEventKind::StoreFailed => {

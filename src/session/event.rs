@@ -74,6 +74,8 @@ pub enum Signal {
 }
 
 impl Signal {
+    pub(super) const KINDS: usize = Self::NetworkChanged as usize + 1;
+
     pub(super) const fn of(why: NotLive) -> Option<Self> {
         match why {
             NotLive::Replayed => Some(Self::Replayed),

@@ -7,7 +7,7 @@ use http::request::Parts;
 use super::error::{SessionError, SessionErrorKind};
 use super::handle::Session;
 use super::rejection::SessionRejection;
-use crate::core::telemetry::{Once, error};
+use crate::core::telemetry::{Once, error, seldom};
 
 /// Takes the handle; touches nothing. 500 without the layer.
 impl<S: Send + Sync> FromRequestParts<S> for Session {
@@ -35,7 +35,7 @@ impl IntoResponse for SessionError {
 impl IntoResponse for SessionRejection {
     fn into_response(self) -> Response {
         if self.status() == http::StatusCode::INTERNAL_SERVER_ERROR {
-            error!("a handler misused its session: {self}");
+            seldom!(error, "a handler misused its session: {self}");
         }
         self.response().map(Into::into)
     }

@@ -129,7 +129,8 @@
 //! ```
 //!
 //! **6. Look at it.** `cargo run --example session` is all of this as a small site; [`SessionLayer::on_event`] tells of
-//! logins, ends and signals (a replayed secret, another device); the metrics are `keep_session_*`.
+//! logins, ends and signals (a replayed secret, another device), of which the log has one of a kind in a minute; the metrics
+//! are `keep_session_*`.
 //!
 //! # Without axum
 //!

@@ -12,6 +12,7 @@ use super::error::TransactionError;
 use super::lease::Lease;
 use super::transaction::{Guarded, RequestTransaction};
 use crate::core::Problem;
+use crate::core::telemetry::{Once, error};
 
 /// Extracts the transaction that a layer outside (transactional idempotency, a reservation layer) finishes.
 ///
@@ -66,7 +67,10 @@ pub struct SqlTransactionRejection;
 
 impl IntoResponse for SqlTransactionRejection {
     fn into_response(self) -> Response {
-        crate::core::telemetry::error!("no layer on this route finishes a transaction");
+        static SAID: Once = Once::new();
+        if SAID.first() {
+            error!("no layer on this route finishes a transaction");
+        }
         let problem = Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "MISCONFIGURED");
         problem.response().map(axum_core::body::Body::from)
     }

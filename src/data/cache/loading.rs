@@ -61,7 +61,10 @@ where
             self.meter.load_errors.fetch_add(1, Ordering::Relaxed);
             let hashed = key.map(|key| crate::core::digest22(key.key.as_str().as_bytes()));
             let _ = &hashed;
-            warn!(cache = %self.label, key = hashed, result, "a load failed");
+            if let Some(silent) = self.meter.load_failed.turn() {
+                warn!(cache = %self.label, key = hashed, result, silent, "a load failed");
+                let _ = silent;
+            }
         }
         let _ = result;
         count!("keep_cache_loads_total", 1, "cache" => self.label.clone(), "result" => result);

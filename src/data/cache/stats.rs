@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::core::Stripes;
-use crate::core::telemetry::Counter;
+use crate::core::telemetry::{Counter, Seldom};
 
 /// Counts of a cache since it was made. A miss never counts as a hit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +58,7 @@ pub(super) struct Meter {
     pub(super) bypassed: AtomicU64,
     pub(super) loads: AtomicU64,
     pub(super) load_errors: AtomicU64,
+    pub(super) load_failed: Seldom,
     pub(super) refused: AtomicU64,
     pub(super) undecodable: AtomicU64,
     /// The same for the world, in the order of [`RESULTS`].
@@ -88,6 +89,7 @@ impl Meter {
             bypassed: AtomicU64::default(),
             loads: AtomicU64::default(),
             load_errors: AtomicU64::default(),
+            load_failed: Seldom::new(),
             refused: AtomicU64::default(),
             undecodable: AtomicU64::default(),
             told: RESULTS.map(told),

@@ -14,7 +14,7 @@ use tower_service::Service;
 
 use super::is_contention;
 use crate::backend::sql::{Finisher, RequestTransaction, TransactionError, TransactionErrorKind};
-use crate::core::telemetry::{count, error, warn};
+use crate::core::telemetry::{count, error, seldom};
 use crate::core::{
     Body, Clock, Ending, IdempotencyOutcome, RollbackCause, StoreError, SystemClock, Timestamp,
     Vote,
@@ -254,7 +254,7 @@ impl Turn {
             // Nothing was done, and the client may know; only a retry will be told anew.
             Err(_) => {
                 count!("keep_idempotency_unrecorded_total", 1);
-                warn!("idempotency: a refusal could not be kept");
+                seldom!(warn, "idempotency: a refusal could not be kept");
                 Ok(IdempotencyOutcome::Unrecorded)
             }
         }

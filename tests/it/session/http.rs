@@ -17,6 +17,7 @@ use tower_keep::session::{
 };
 
 use super::app::{App, Probe, clock, memory};
+use crate::rate_limit::telemetry::Logged;
 
 async fn whole(app: Router, request: Request<Body>) -> (String, Vec<u8>) {
     let (parts, body) = app.oneshot(request).await.unwrap().into_parts();
@@ -153,6 +154,23 @@ async fn malformed_and_unknown_cookies_are_never_a_fault() {
         signals.lock()[5..],
         [Signal::MalformedToken, Signal::UnknownSession]
     );
+}
+
+/// Whoever may send requests may not fill the log: what no session is in is said once a minute, and counted.
+#[tokio::test]
+async fn a_flood_of_cookies_that_are_none_writes_few_lines() {
+    let logged = Logged::start();
+    let app = App::new(SessionLayer::new(memory(&clock())));
+    for _ in 0..50 {
+        for value in ["malformed", &"A".repeat(54)] {
+            let browser = app.browser();
+            browser.plant(&format!("__Host-id={value}"));
+            assert_eq!(browser.status("/me").await, 200);
+        }
+    }
+    for signal in ["malformed_token", "unknown_session"] {
+        assert_eq!(logged.lines_with(&["WARN", signal]), 1, "{signal}");
+    }
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ impl From<sqlx::Error> for ReservationError {
             TransactionErrorKind::LockTimeout => Self::Contention { again: false },
             TransactionErrorKind::Unavailable => Self::StoreUnavailable { retry_after: 1 },
             _ => {
-                crate::core::telemetry::error!(%error, "a handler's statement failed");
+                crate::core::telemetry::seldom!(error, %error, "a handler's statement failed");
                 Self::Internal
             }
         }
