@@ -42,6 +42,7 @@ pub async fn reservation(store: Arc<dyn ReservationStore>, clock: &ManualClock) 
     events::a_sweep_says_how_far_behind_it_was(&desk).await;
     events::events_come_in_the_order_in_which_they_became_due(&desk).await;
     a_calendar_shows_what_is_taken(&desk).await;
+    a_calendar_too_full_to_show_says_so_and_ends_nothing(&desk).await;
     payments::payments(&desk).await;
 }
 
@@ -282,4 +283,41 @@ async fn a_calendar_shows_what_is_taken(desk: &Desk<'_>) {
     let shown = desk.own.availability("calendar", range).await;
     assert_eq!(shown.map(|shown| shown.spans().len()).ok(), Some(0));
     assert!(desk.clock.now_micros() > 0);
+}
+
+/// 10,000 spans are shown, and one more is not.
+async fn a_calendar_too_full_to_show_says_so_and_ends_nothing(desk: &Desk<'_>) {
+    let of = |row: u32, slots: u32| -> Vec<Slot> {
+        let seats = 0..slots;
+        seats
+            .map(|seat| desk.slot("hall", seat, seat + 1).unit(format!("row {row}")))
+            .collect()
+    };
+    for row in 0..312 {
+        desk.held(of(row, 32), "ann").await;
+    }
+    desk.held(of(312, 16), "ann").await;
+    let hour = desk.slot("hall", 0, 60);
+    let shown = desk.own.availability("hall", hour.blocks()).await;
+    assert_eq!(shown.map(|shown| shown.spans().len()).ok(), Some(10_000));
+    desk.held(desk.slot("hall", 40, 41), "ann").await;
+    let refused = desk.own.availability("hall", hour.blocks()).await;
+    assert_eq!(code(refused), "RANGE_TOO_WIDE");
+    let fewer = desk.slot("hall", 0, 31).blocks();
+    let shown = desk.own.availability("hall", fewer).await;
+    assert_eq!(
+        shown.map(|shown| shown.spans().len()).ok(),
+        Some(312 * 31 + 16)
+    );
+    let (whole, other) = (hour.blocks(), desk.slot("hall", 50, 51));
+    let held = desk.own.run(|mut guard: ReservationGuard| {
+        let (whole, other) = (whole.clone(), other.clone());
+        async move {
+            let refused = guard.availability("hall", whole).await;
+            assert_eq!(code(refused), "RANGE_TOO_WIDE");
+            guard.hold(other, "ann").await.map(|hold| hold.id())
+        }
+    });
+    let held = held.await.unwrap_or_else(|error| panic!("{error:?}"));
+    assert_eq!(desk.state(held).await, HoldState::Held);
 }

@@ -198,7 +198,8 @@ impl<D: GuardEngine> ReservationGuard<D> {
     /// Lists what blocks a resource, this request's own writes included.
     ///
     /// # Errors
-    /// [`SlotInvalid`](ReservationError::SlotInvalid) for more than 366 days, and the store's.
+    /// [`SlotInvalid`](ReservationError::SlotInvalid) for more than 366 days,
+    /// [`RangeTooWide`](ReservationError::RangeTooWide) for more than 10,000 spans, and the store's.
     pub async fn availability(
         &mut self,
         resource: &str,
@@ -206,7 +207,8 @@ impl<D: GuardEngine> ReservationGuard<D> {
     ) -> Result<Availability, ReservationError> {
         self.request.usable()?;
         let query = AvailabilityQuery::checked(resource, &range)?;
-        let spans = self.request.transaction.availability(query).await?;
+        let spans = self.request.transaction.availability(query).await;
+        let spans = spans.map_err(ReservationError::of_availability)?;
         Ok(Availability::new(range, spans))
     }
 

@@ -11,7 +11,7 @@ use super::policy;
 use super::slot::SlotError;
 use super::store::Blockers;
 use crate::core::problem::{CONTENTION, STORE_UNAVAILABLE};
-use crate::core::telemetry::error;
+use crate::core::telemetry::seldom;
 use crate::core::{Problem, RollbackCause, StoreError, StoreErrorKind, Timestamp};
 
 /// A hold that was refused because of others.
@@ -54,6 +54,8 @@ pub enum ReservationError {
     SlotInPast,
     /// The schedule does not have it.
     SlotNotOffered,
+    /// More than 10,000 spans are taken in the range whose availability was asked for.
+    RangeTooWide,
     /// No such hold, or not the claimant's: one answer.
     HoldNotFound,
     /// No such payment.
@@ -108,6 +110,7 @@ impl ReservationError {
             Self::SlotInvalid(_) => "SLOT_INVALID",
             Self::SlotInPast => "SLOT_IN_PAST",
             Self::SlotNotOffered => "SLOT_NOT_OFFERED",
+            Self::RangeTooWide => "RANGE_TOO_WIDE",
             Self::HoldNotFound => "HOLD_NOT_FOUND",
             Self::PaymentNotFound => "PAYMENT_NOT_FOUND",
             Self::HoldExpired => "HOLD_EXPIRED",
@@ -129,7 +132,7 @@ impl ReservationError {
     pub const fn status(&self) -> StatusCode {
         match self {
             Self::Conflict(_) | Self::HoldState(_) | Self::PaymentInUse => StatusCode::CONFLICT,
-            Self::SlotInvalid(_) | Self::SlotInPast | Self::SlotNotOffered => {
+            Self::SlotInvalid(_) | Self::SlotInPast | Self::SlotNotOffered | Self::RangeTooWide => {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
             Self::HoldNotFound | Self::PaymentNotFound => StatusCode::NOT_FOUND,
@@ -204,6 +207,9 @@ impl fmt::Display for ReservationError {
             Self::SlotInvalid(why) => return why.fmt(f),
             Self::SlotInPast => "the slot lies in the past",
             Self::SlotNotOffered => "the slot is not offered",
+            Self::RangeTooWide => {
+                "more than 10,000 spans are taken in this range, ask for a shorter one"
+            }
             Self::HoldNotFound => "there is no such hold",
             Self::PaymentNotFound => "there is no such payment",
             Self::HoldExpired => "the hold is over",
@@ -243,16 +249,26 @@ impl From<StoreError> for ReservationError {
                 again: super::store::is_worth_again(&problem),
             },
             StoreErrorKind::Unavailable | StoreErrorKind::TimedOut | StoreErrorKind::Full => {
-                error!(error = ?problem, "the reservation store did not answer");
+                seldom!(error, error = ?problem, "the reservation store did not answer");
                 Self::StoreUnavailable {
                     retry_after: problem.retry_after_secs(),
                 }
             }
             _ => {
-                error!(error = ?problem, "the reservation store failed");
+                seldom!(error, error = ?problem, "the reservation store failed");
                 Self::TransactionFailed(RollbackCause::Poisoned)
             }
         }
+    }
+}
+
+impl ReservationError {
+    /// What a store says that was asked for a calendar.
+    pub(super) fn of_availability(problem: StoreError) -> Self {
+        if problem.kind() == StoreErrorKind::TooLarge {
+            return Self::RangeTooWide;
+        }
+        problem.into()
     }
 }
 
@@ -332,6 +348,7 @@ mod tests {
             ReservationError::SlotInvalid(SlotError::Range),
             ReservationError::SlotInPast,
             ReservationError::SlotNotOffered,
+            ReservationError::RangeTooWide,
             ReservationError::HoldNotFound,
             ReservationError::PaymentNotFound,
             ReservationError::HoldExpired,

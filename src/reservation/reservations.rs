@@ -100,14 +100,16 @@ impl Reservations {
     /// Lists what blocks a resource.
     ///
     /// # Errors
-    /// [`SlotInvalid`](ReservationError::SlotInvalid) for more than 366 days, and the store's.
+    /// [`SlotInvalid`](ReservationError::SlotInvalid) for more than 366 days,
+    /// [`RangeTooWide`](ReservationError::RangeTooWide) for more than 10,000 spans, and the store's.
     pub async fn availability(
         &self,
         resource: &str,
         range: Range<Timestamp>,
     ) -> Result<Availability, ReservationError> {
         let query = AvailabilityQuery::checked(resource, &range)?;
-        let spans = self.config.store.availability(query).await?;
+        let spans = self.config.store.availability(query).await;
+        let spans = spans.map_err(ReservationError::of_availability)?;
         Ok(Availability::new(range, spans))
     }
 

@@ -126,7 +126,8 @@ pub trait ReservationTransaction: fmt::Debug + Send + Sync + 'static {
     /// Lists what blocks a resource, own writes included.
     ///
     /// # Errors
-    /// The store's; the transaction is doomed.
+    /// The store's; the transaction is doomed. [`TooLarge`](crate::core::StoreErrorKind::TooLarge) beyond 10,000 spans,
+    /// which dooms nothing.
     fn availability(&self, query: AvailabilityQuery) -> StoreFuture<Vec<Busy>>;
 
     /// Says how the transaction should end; one vote for a rollback decides.
