@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Sleep, sleep, timeout};
 
 use super::event::ReservationEvent;
 use super::rejection::ReservationError;
@@ -20,6 +20,8 @@ use crate::core::ttl::{DAY, MINUTE, SECOND};
 const EVENTS: u32 = 100;
 /// How long taken events are ours.
 const LEASE: Duration = Duration::from_secs(60);
+/// How long a consumer may take for one of them: as long as most who call somebody else's endpoint wait for it.
+const DELIVERY: Duration = Duration::from_secs(30);
 
 /// What a consumer of events says when it could not do its work.
 pub type DeliveryError = Box<dyn std::error::Error + Send + Sync>;
@@ -37,6 +39,7 @@ pub struct Sweeper {
     every: Duration,
     batch: u32,
     keep_closed: Duration,
+    delivery: Duration,
     consumer: Option<Arc<Consumer>>,
 }
 
@@ -48,6 +51,7 @@ impl Sweeper {
             every: 30 * SECOND,
             batch: 500,
             keep_closed: 90 * DAY,
+            delivery: DELIVERY,
             consumer: None,
         }
     }
@@ -70,8 +74,16 @@ impl Sweeper {
         self
     }
 
+    /// Bounds one delivery (30 s): a consumer that takes longer is dropped where it waits, and its event has failed. Events are
+    /// taken for a minute, so with more than that another sweeper may deliver one that is still being worked on.
+    pub fn delivery_timeout(mut self, longest: Duration) -> Self {
+        self.delivery = longest;
+        self
+    }
+
     /// Delivers recorded events, at least once each, those first that became due first; use their id to do the work once. An
-    /// error means again: after 1 s, doubling to 1 h, parked after 20 times.
+    /// error means again, and so do a panic and a delivery that [takes too long](Self::delivery_timeout): after 1 s, doubling
+    /// to 1 h, parked after 20 times. It may be dropped wherever it waits, and then it is asked again.
     pub fn on_event<F, Fut>(mut self, consumer: F) -> Self
     where
         F: Fn(ReservationEvent) -> Fut + Send + Sync + 'static,
@@ -173,8 +185,23 @@ impl Sweeper {
                 _ => Poll::Pending,
             }
         });
-        let woken = tokio::time::timeout(pause, waiting).await;
+        let woken = timeout(pause, waiting).await;
         woken.unwrap_or(Round::Done)
+    }
+
+    /// Asks the consumer, and says whether it took the event in time.
+    async fn delivered(&self, consumer: &Arc<Consumer>, event: ReservationEvent) -> bool {
+        let consumer = Arc::clone(consumer);
+        // A task of its own, so that a panic in it is a failed delivery.
+        let mut work = tokio::spawn(async move { consumer(event).await });
+        match timeout(self.delivery, &mut work).await {
+            Ok(done) => matches!(done, Ok(Ok(()))),
+            Err(_) => {
+                // Not waited for: it may hold its thread.
+                work.abort();
+                false
+            }
+        }
     }
 
     /// Delivers one batch and says how large it was.
@@ -188,11 +215,9 @@ impl Sweeper {
         for event in events {
             let failed = event.attempts + 1;
             let (id, kind) = (event.id.clone(), event.kind);
-            // A task of its own, so that a panic in it is a failed delivery.
-            let done = tokio::spawn(consumer(event)).await;
-            let delivery = match done {
-                Ok(Ok(())) => Delivery::Delivered,
-                _ => {
+            let delivery = match self.delivered(consumer, event).await {
+                true => Delivery::Delivered,
+                false => {
                     count!("keep_reservation_event_failures_total", 1, "kind" => kind.as_str());
                     if failed >= MOST_ATTEMPTS {
                         count!("keep_reservation_events_parked_total", 1);
@@ -271,6 +296,7 @@ impl fmt::Debug for Sweeper {
             .field("every", &self.every)
             .field("batch", &self.batch)
             .field("keep_closed", &self.keep_closed)
+            .field("delivery_timeout", &self.delivery)
             .finish_non_exhaustive()
     }
 }

@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tower_keep::backend::memory::MemoryStore;
+use tower_keep::core::Clock;
 use tower_keep::reservation::{
-    EventKind, EventSet, HoldRef, ReservationGuard, ReservationLayer, Sweeper,
+    EventKind, EventSet, HoldRef, ReservationGuard, ReservationLayer, Reservations, Sweeper,
 };
 
-use super::{MINUTE, slot, stores};
+use super::{MINUTE, clock, slot, stores};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -36,6 +38,75 @@ async fn a_commit_wakes_the_sweeper_of_its_process() {
         end.send(()).unwrap();
         sweeping.await.unwrap();
     }
+}
+
+/// Goes with the runtime's own time, which a test may pause.
+#[derive(Debug)]
+struct Runtime(Instant);
+
+impl Clock for Runtime {
+    fn now_micros(&self) -> u64 {
+        clock().now_micros() + self.0.elapsed().as_micros() as u64
+    }
+}
+
+fn paused() -> Reservations {
+    let store = MemoryStore::builder().clock(Runtime(Instant::now()));
+    let layer = ReservationLayer::new(store.build()).record(EventSet::all());
+    layer.reservations()
+}
+
+/// Says that it is gone.
+struct Told(mpsc::UnboundedSender<()>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_hangs_has_failed_and_holds_up_no_other_event() {
+    let own = paused();
+    let hung = own.hold(slot("a"), "ann").await.unwrap().id();
+    own.hold(slot("b"), "bob").await.unwrap();
+    let (told, mut heard) = mpsc::unbounded_channel();
+    let (gone, mut dropped) = mpsc::unbounded_channel();
+    let sweeper = Sweeper::new(&own).every(HOUR).on_event(move |event| {
+        let (told, gone) = (told.clone(), Told(gone.clone()));
+        async move {
+            told.send((event.hold == hung, event.attempts))?;
+            if event.hold == hung && event.attempts == 0 {
+                std::future::pending::<()>().await;
+            }
+            drop(gone);
+            Ok(())
+        }
+    });
+    let sweeping = tokio::spawn(sweeper.run(std::future::pending()));
+    let mut seen = Vec::new();
+    while seen.len() < 3 {
+        let one = tokio::time::timeout(10 * MINUTE, heard.recv()).await;
+        seen.push(one.expect("the sweeper waits for ever").unwrap());
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, [(false, 0), (true, 0), (true, 1)]);
+    for _ in 0..3 {
+        dropped.recv().await.unwrap();
+    }
+    sweeping.abort();
+}
+
+#[tokio::test]
+async fn a_consumer_that_panics_before_it_has_a_future_has_failed() {
+    let own = ReservationLayer::new(MemoryStore::new()).record(EventSet::all());
+    let own = own.reservations();
+    own.hold(slot("a"), "ann").await.unwrap();
+    let sweeper = Sweeper::new(&own).on_event(|event| {
+        assert!(event.attempts > 0, "this one panics");
+        async { Ok(()) }
+    });
+    assert_eq!(sweeper.once().await.unwrap().delivered, 0);
 }
 
 #[tokio::test]
