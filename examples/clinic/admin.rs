@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tower_keep::core::{Principal, principal_of};
 
-use crate::fault::{Fault, Input};
+use crate::fault::{Fault, Input, lines};
 use crate::fixtures;
 use crate::sessions;
 use crate::state::App;
@@ -85,9 +85,7 @@ pub async fn force_verification(
     Extract(app): Extract<App>,
     Input(wish): Input<Force>,
 ) -> Result<Json<Value>, Fault> {
-    if !(1..=500).contains(&wish.reason.chars().count()) {
-        return Err(Fault::INVALID_VALUE);
-    }
+    lines("reason", &wish.reason, 1..=500)?;
     verify(&app, &wish.user_id).await?;
     Ok(Json(json!({ "user_id": wish.user_id, "verified": true })))
 }

@@ -6,6 +6,7 @@
 
 mod causes;
 mod input;
+mod text;
 
 use axum::body::Body;
 use axum::extract::rejection::FormRejection;
@@ -14,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use tower_keep::core::Problem;
 
 pub use self::input::Input;
+pub use self::text::{line, lines};
 
 /// A refusal of a handler: a status, a code, a sentence.
 #[derive(Debug)]
@@ -34,11 +36,6 @@ impl Fault {
         StatusCode::FORBIDDEN,
         "FORBIDDEN",
         "your role does not allow this",
-    );
-    pub const INVALID_VALUE: Self = Self::Plain(
-        StatusCode::UNPROCESSABLE_ENTITY,
-        "INVALID_VALUE",
-        "one of the values cannot be taken",
     );
     pub const SLOT_NOT_OFFERED: Self = Self::Plain(
         StatusCode::UNPROCESSABLE_ENTITY,
@@ -66,6 +63,19 @@ impl Fault {
         "BODY_TOO_LARGE",
         "a body has 64 KiB at most",
     );
+    pub const TOO_SLOW: Self = Self::Plain(
+        StatusCode::REQUEST_TIMEOUT,
+        "REQUEST_TIMEOUT",
+        "a body has ten seconds to come",
+    );
+
+    /// A value that cannot be taken: which member, and why.
+    pub fn invalid(field: &'static str, why: &str) -> Self {
+        let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "INVALID_VALUE")
+            .detail(format!("{field} {why}"))
+            .member("field", field);
+        Self::Ready(Box::new(problem.response().map(Body::from)))
+    }
 
     pub const fn validation(why: &'static str) -> Self {
         Self::Plain(StatusCode::BAD_REQUEST, "VALIDATION", why)

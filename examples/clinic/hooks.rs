@@ -103,7 +103,7 @@ async fn fault(
     match order.store.as_deref() {
         Some("up") => faults.store.mend(),
         Some("down") => faults.store.cut(),
-        Some(_) => return Err(Fault::INVALID_VALUE),
+        Some(_) => return Err(Fault::invalid("store", "is up or down")),
         None => {}
     }
     if let Some(millis) = order.delay_ms {

@@ -139,8 +139,9 @@ pub async fn events(
     Query(wanted): Query<Wanted>,
     last: LastEventId,
 ) -> Result<TopicSse, Fault> {
-    let topic = wanted.topic.ok_or(Fault::INVALID_VALUE)?;
-    let (kind, key) = topic.split_once(':').ok_or(Fault::INVALID_VALUE)?;
+    let unknown = || Fault::invalid("topic", "is none that this practice has");
+    let topic = wanted.topic.ok_or_else(unknown)?;
+    let (kind, key) = topic.split_once(':').ok_or_else(unknown)?;
     let live = &app.live;
     let stream = match kind {
         "slots" if fixtures::expert(key).is_some() => live.slots.sse(key, last).await?,
@@ -148,9 +149,7 @@ pub async fn events(
             let known = key
                 .strip_suffix(":status")
                 .filter(|id| fixtures::expert(id).is_some());
-            live.status
-                .sse(known.ok_or(Fault::INVALID_VALUE)?, last)
-                .await?
+            live.status.sse(known.ok_or_else(unknown)?, last).await?
         }
         "appointment" => {
             let record = app.db.reservation(key).await?;
@@ -158,7 +157,7 @@ pub async fn events(
             is_own.then_some(()).ok_or(Fault::FORBIDDEN)?;
             live.appointments.sse(key, last).await?
         }
-        _ => return Err(Fault::INVALID_VALUE),
+        _ => return Err(unknown()),
     };
     Ok(stream.until(live.stopped()))
 }

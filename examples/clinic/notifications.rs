@@ -16,7 +16,7 @@ use tower_keep::data::queue::{Backoff, Batch, Job, JobError, Priority, Queue, Wo
 use tower_keep::store::Store;
 use tower_keep::{MINUTE, SECOND};
 
-use crate::fault::{Fault, Input};
+use crate::fault::{Fault, Input, line, lines};
 use crate::state::{App, State};
 
 /// Something to tell somebody.
@@ -58,17 +58,20 @@ pub async fn send(
     Input(wish): Input<Wish>,
 ) -> Result<(StatusCode, Json<Value>), Fault> {
     let known = app.db.user(&wish.user_id).await?;
-    known.ok_or(Fault::INVALID_VALUE)?;
+    known.ok_or_else(|| Fault::invalid("user_id", "is nobody here"))?;
+    line("type", &wish.kind, 1..=64)?;
+    line("title", &wish.title, 1..=200)?;
+    lines("message", &wish.message, 1..=2_000)?;
     let priority = match wish.priority.as_str() {
         "high" => Priority::High,
         "normal" => Priority::Normal,
         "low" => Priority::Low,
-        _ => return Err(Fault::INVALID_VALUE),
+        _ => return Err(Fault::invalid("priority", "is low, normal or high")),
     };
     let scheduled_for = wish.scheduled_for.map(|time| time.parse::<Timestamp>());
     let scheduled_for = scheduled_for
         .transpose()
-        .map_err(|_| Fault::INVALID_VALUE)?;
+        .map_err(|_| Fault::invalid("scheduled_for", "is a time like 2030-01-02T10:00:00Z"))?;
     let notice = Notice {
         id: uuid::Uuid::now_v7().simple().to_string(),
         recipient: format!("u:{}", wish.user_id),

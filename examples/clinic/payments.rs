@@ -19,7 +19,7 @@ use tower_keep::reservation::{
 pub use self::keys::{once, once_per_form};
 use crate::announce::commit_and_tell;
 use crate::customers;
-use crate::fault::{Fault, Input};
+use crate::fault::{Fault, Input, line};
 use crate::fixtures;
 use crate::guests::Owner;
 use crate::provider::PaymentSession;
@@ -78,6 +78,8 @@ pub async fn open<D: Records>(
             "the price has changed, load it again",
         ));
     }
+    line("guest.name", &wish.guest.name, 1..=100)?;
+    line("guest.email", &wish.guest.email, 1..=254)?;
     let end = wish.start + service.length();
     let slot = Slot::new(expert.id, wish.start..end);
     let hold = guard.hold(slot, owner.subject()).key(service.id).await?;

@@ -18,6 +18,7 @@ mod real_time;
 mod screen;
 mod slowness;
 mod stories;
+mod texts;
 mod tour;
 
 use futures_util::future::join_all;

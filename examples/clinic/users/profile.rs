@@ -14,7 +14,7 @@ use tower_keep::response_cache::Target;
 
 use super::UserRecord;
 use crate::bookings;
-use crate::fault::{Fault, Input};
+use crate::fault::{Fault, Input, line, lines};
 use crate::fixtures;
 use crate::state::App;
 
@@ -37,20 +37,9 @@ pub async fn set_profile(
     user: Principal,
     Input(wish): Input<Profile>,
 ) -> Result<Json<Value>, Fault> {
-    let is_short = |text: &Option<String>, most: usize| {
-        text.as_ref()
-            .is_none_or(|text| text.chars().count() <= most)
-    };
-    if !(1..=100).contains(&wish.name.chars().count())
-        || !is_short(&wish.phone, 30)
-        || !is_short(&wish.bio, 2_000)
-        || [Some(&wish.name), wish.phone.as_ref(), wish.bio.as_ref()]
-            .into_iter()
-            .flatten()
-            .any(|text| text.contains('\0'))
-    {
-        return Err(Fault::INVALID_VALUE);
-    }
+    line("name", &wish.name, 1..=100)?;
+    line("phone", wish.phone.as_deref().unwrap_or_default(), 0..=30)?;
+    lines("bio", wish.bio.as_deref().unwrap_or_default(), 0..=2_000)?;
     let changed = app.db.change_user(user.id(), |record| {
         record.name.clone_from(&wish.name);
         record.phone.clone_from(&wish.phone);
@@ -90,7 +79,7 @@ pub async fn set_status(
 ) -> Result<StatusCode, Fault> {
     let expert = bookings::expert_of(&user).ok_or(Fault::FORBIDDEN)?;
     if !["online", "busy", "offline"].contains(&wish.status.as_str()) {
-        return Err(Fault::INVALID_VALUE);
+        return Err(Fault::invalid("status", "is online, busy or offline"));
     }
     let changed = app.db.change_user(user.id(), |record| {
         record.status.clone_from(&wish.status);

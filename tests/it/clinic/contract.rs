@@ -94,8 +94,10 @@ async fn a_body_that_stops_half_way_is_answered_and_holds_nothing() {
         window.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         soon(window.read_to_string(&mut answer)).await.unwrap();
-        let is_refused = answer.starts_with("HTTP/1.1 400 ") && answer.contains("\"VALIDATION\"");
+        let is_refused =
+            answer.starts_with("HTTP/1.1 408 ") && answer.contains("\"REQUEST_TIMEOUT\"");
         assert!(is_refused, "{path}: {answer}");
+        assert!(answer.contains("connection: close\r\n"), "{answer}");
     };
     tokio::join!(
         half("/api/create-payment-intent"),
