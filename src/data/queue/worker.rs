@@ -181,11 +181,26 @@ struct Crew<T> {
     started: u64,
 }
 
+/// Jobs of a batch that the store knows as leased.
+enum Unsettled {
+    /// They are worked on.
+    Leased(Vec<JobId>),
+    /// Their work is done.
+    Done(Verdicts),
+}
+
+/// What became of the jobs of a batch.
+#[derive(Clone, Default)]
+struct Verdicts {
+    good: Vec<JobId>,
+    bad: Vec<(JobId, Settle)>,
+}
+
 struct Shared<T> {
     queue: Queue<T>,
     work: Arc<Work<T>>,
-    /// What is not yet settled, to be given back at a shutdown.
-    unsettled: Mutex<HashMap<u64, (Token, Vec<JobId>)>>,
+    /// What the store has not yet heard, for a shutdown that waits no longer.
+    unsettled: Mutex<HashMap<u64, (Token, Unsettled)>>,
     delivered: AtomicU64,
     retried: AtomicU64,
     dead: AtomicU64,
@@ -232,33 +247,42 @@ impl<T: DeserializeOwned + Send + 'static> Crew<T> {
     fn start(&mut self, batch: Batch<T>) {
         self.started += 1;
         let (shared, number) = (Arc::clone(&self.shared), self.started);
-        let kept = (batch.token, batch.ids());
+        let kept = (batch.token, Unsettled::Leased(batch.ids()));
         shared.unsettled.lock().insert(number, kept);
         let slot = self.next.take();
         self.tasks.spawn(async move {
-            shared.work_off(batch, slot).await;
+            shared.work_off(number, batch, slot).await;
             shared.unsettled.lock().remove(&number);
         });
     }
 
-    /// Waits for what is under way, then gives the rest back as if it had not been leased.
+    /// Waits for what is under way. Then what is done is settled once more, for its task may have been on the way to it, and
+    /// the rest is given back as if it had not been leased.
     async fn drain(mut self) -> WorkReport {
         let ended = async { while self.tasks.join_next().await.is_some() {} };
         if timeout(self.drain, ended).await.is_err() {
             self.tasks.shutdown().await;
         }
         let unsettled: Vec<_> = self.shared.unsettled.lock().drain().collect();
-        for (_, (token, ids)) in unsettled {
-            let back = ids.into_iter().map(|id| (id, Settle::GiveBack)).collect();
-            // Where it fails, they return at the end of their lease.
-            let _ = self.shared.queue.settle(token, back).await;
+        // Where it fails, they return at the end of their lease.
+        for (_, (token, unsettled)) in unsettled {
+            match unsettled {
+                Unsettled::Leased(ids) => {
+                    let back = ids.into_iter().map(|id| (id, Settle::GiveBack)).collect();
+                    let _ = self.shared.queue.settle(token, back).await;
+                }
+                Unsettled::Done(Verdicts { good, bad }) => {
+                    let _ = self.shared.ack(token, good, true).await;
+                    let _ = self.shared.give_back(token, bad).await;
+                }
+            }
         }
         self.shared.report()
     }
 }
 
 impl<T: DeserializeOwned + Send + 'static> Shared<T> {
-    async fn work_off(&self, batch: Batch<T>, slot: Option<OwnedSemaphorePermit>) {
+    async fn work_off(&self, number: u64, batch: Batch<T>, slot: Option<OwnedSemaphorePermit>) {
         let (token, ends) = (batch.token, Arc::clone(&batch.ends));
         let jobs: Vec<_> = batch.jobs.iter().map(|job| (job.id, job.attempt)).collect();
         let failures = Arc::clone(&batch.failures);
@@ -285,11 +309,15 @@ impl<T: DeserializeOwned + Send + 'static> Shared<T> {
                 all.map(|index| (index, same(&error))).collect::<Vec<_>>()
             }
         };
-        if failed.is_empty() {
+        let verdicts = self.verdicts(&jobs, failed);
+        let done = (token, Unsettled::Done(verdicts.clone()));
+        self.unsettled.lock().insert(number, done);
+        if verdicts.bad.is_empty() {
             // The next lease goes out first: the store acks while its answer is on the way.
             yield_now().await;
         }
-        self.settle(token, &jobs, failed, &ends).await;
+        let ends = *ends.lock();
+        self.settle(number, token, verdicts, ends).await;
     }
 
     /// A lease that cannot be extended runs out; the work goes on, and its ack will be too late.
@@ -302,40 +330,63 @@ impl<T: DeserializeOwned + Send + 'static> Shared<T> {
         }
     }
 
-    async fn settle(
-        &self,
-        token: Token,
-        jobs: &[(JobId, u32)],
-        failed: Vec<(usize, JobError)>,
-        ends: &Mutex<Instant>,
-    ) {
+    fn verdicts(&self, jobs: &[(JobId, u32)], failed: Vec<(usize, JobError)>) -> Verdicts {
         // The last word about a job counts.
         let failed: HashMap<usize, JobError> = failed.into_iter().collect();
-        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        let mut verdicts = Verdicts::default();
         for (index, (id, attempt)) in jobs.iter().enumerate() {
             match failed.get(&index) {
-                Some(error) => bad.push((*id, self.queue.verdict(*attempt, error))),
-                None => good.push(*id),
+                Some(error) => verdicts
+                    .bad
+                    .push((*id, self.queue.verdict(*attempt, error))),
+                None => verdicts.good.push(*id),
             }
         }
-        let ends = *ends.lock();
+        verdicts
+    }
+
+    async fn settle(&self, number: u64, token: Token, verdicts: Verdicts, ends: Instant) {
+        let Verdicts { good, bad } = verdicts;
         if !good.is_empty() {
             let asked = AtomicBool::new(false);
             let ack = || {
                 let before = asked.swap(true, Ordering::Relaxed);
-                self.queue.end(token, good.clone(), before)
+                self.ack(token, good.clone(), before)
             };
-            let acked = until(ends, ack).await;
-            let done = acked.map_or(0, |report| report.done.len() as u64);
-            self.delivered.fetch_add(done, Ordering::Relaxed);
+            until(ends, ack).await;
+            if !bad.is_empty() {
+                let rest = Verdicts {
+                    good: Vec::new(),
+                    bad: bad.clone(),
+                };
+                let rest = (token, Unsettled::Done(rest));
+                self.unsettled.lock().insert(number, rest);
+            }
         }
         if !bad.is_empty() {
-            let settled = until(ends, || self.queue.settle(token, bad.clone())).await;
-            let settled = settled.unwrap_or_default();
-            let of = |wanted| settled.iter().filter(|(_, one)| *one == wanted).count() as u64;
-            self.retried.fetch_add(of(Settled::Done), Ordering::Relaxed);
-            self.dead.fetch_add(of(Settled::Died), Ordering::Relaxed);
+            until(ends, || self.give_back(token, bad.clone())).await;
         }
+    }
+
+    /// Counts with the answer, so that nothing that was counted is settled again.
+    async fn ack(&self, token: Token, good: Vec<JobId>, before: bool) -> Result<(), StoreError> {
+        if good.is_empty() {
+            return Ok(());
+        }
+        let done = self.queue.end(token, good, before).await?.done.len() as u64;
+        self.delivered.fetch_add(done, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn give_back(&self, token: Token, bad: Vec<(JobId, Settle)>) -> Result<(), StoreError> {
+        if bad.is_empty() {
+            return Ok(());
+        }
+        let settled = self.queue.settle(token, bad).await?;
+        let of = |wanted| settled.iter().filter(|(_, one)| *one == wanted).count() as u64;
+        self.retried.fetch_add(of(Settled::Done), Ordering::Relaxed);
+        self.dead.fetch_add(of(Settled::Died), Ordering::Relaxed);
+        Ok(())
     }
 
     fn report(&self) -> WorkReport {

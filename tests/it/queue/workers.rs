@@ -631,3 +631,27 @@ async fn the_next_lease_goes_out_before_the_ack_of_the_last_batch() {
         .collect();
     assert_eq!(leases_before_acks, [2, 3, 4], "{asked:?}");
 }
+
+/// The work is done, its ack is not answered, and the shutdown waits no longer: the job is not done again.
+#[tokio::test(start_paused = true)]
+async fn what_was_done_is_acked_at_a_shutdown_and_never_given_back() {
+    let gate = Arc::new(Semaphore::new(0));
+    let mut store = SlowAck::new(&gate);
+    store.inner = paused();
+    let queue: Queue<u32> = Queue::new(store, "q");
+    let jobs = [Job::to("u1", 1), Job::to("u1", 2), Job::to("u1", 3)];
+    queue.enqueue_many(jobs).await.unwrap();
+    let worker = queue.worker(|batch: Batch<u32>| async move {
+        batch.fail(1, JobError::dead("never"));
+        Done::Ok(())
+    });
+    tokio::spawn(async move {
+        tokio::time::sleep(6 * SECOND).await;
+        gate.add_permits(9);
+    });
+    let shutdown = tokio::time::sleep(Duration::from_millis(100));
+    let done = worker.drain(5 * SECOND).run(shutdown).await;
+    assert_eq!(done, report(2, 0, 1));
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.leased, depth.dead), (0, 0, 1));
+}
