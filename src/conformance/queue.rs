@@ -84,6 +84,9 @@ pub async fn queue(store: Arc<dyn QueueStore>, clock: &ManualClock) {
     make("aging.expiry")
         .what_expired_is_found_behind_younger_ones_that_aging_puts_before_it()
         .await;
+    make("aging.window")
+        .what_expired_is_found_among_any_number_that_aging_puts_beside_it()
+        .await;
     make("told").sleeping_workers_are_told().await;
     make("parallel").twenty_at_once_are_twenty().await;
 }

@@ -157,6 +157,42 @@ impl Suite {
         assert_eq!(suite.take(1, 9, Some("a")).await.jobs[0].id, fresh);
     }
 
+    pub(super) async fn what_expired_is_found_among_any_number_that_aging_puts_beside_it(&self) {
+        let suite = Suite {
+            rules: Rules {
+                aging: 12 * HOUR,
+                ..self.rules
+            },
+            store: Arc::clone(&self.store),
+            clock: self.clock.clone(),
+            name: Arc::clone(&self.name),
+        };
+        let low = NewJob {
+            priority: Priority::Low,
+            ..job("low", "old")
+        };
+        let old = suite.add(low).await.id();
+        suite.clock.advance(24 * HOUR - 1_000 * MS);
+        let due = suite.now() + 2_000 * MS;
+        let high = |_| NewJob {
+            priority: Priority::High,
+            due: Due::At(due),
+            ..job("high", "young")
+        };
+        suite.add_all((0..300).map(high).collect()).await;
+        suite.clock.advance(3_000 * MS);
+        // A look moves a hundred, and one that finds more than it takes in finds the others at another time.
+        let mut looks = 0;
+        while suite.show(old).await.unwrap().state != JobState::Dead {
+            suite.numbers(None).await;
+            suite.clock.advance(MS);
+            looks += 1;
+            assert!(looks < 200, "a job that expired is never found");
+        }
+        let [ready, delayed, _, dead] = suite.numbers(None).await;
+        assert_eq!((ready + delayed, dead), (300, 1));
+    }
+
     pub(super) async fn sleeping_workers_are_told(&self) {
         let told = Arc::new(tokio::sync::Semaphore::new(0));
         let listening = self

@@ -137,7 +137,8 @@ local function moves()
   end
 
   -- Ready ones that may be over, if they were given as long as the settings say. Within a rank they come first. With
-  -- aging those of a lower rank stand among younger ones of higher ranks, the oldest last.
+  -- aging those of a lower rank stand among younger ones of higher ranks, the oldest last; where more stand there than are
+  -- looked at, a part of the whole order is looked at as well, at another time another one.
   local function overdue()
     local before, ids = now_ms - expire_ms, {}
     local function add(from, til, ...)
@@ -153,6 +154,19 @@ local function moves()
         add(text(before + rank * aging), '(' .. text(before + (rank - 1) * aging), 'REV', 'LIMIT', 0, AT_ONCE)
       end
       add(text(rank * BAND), text(rank * BAND + before), 'LIMIT', 0, AT_ONCE)
+    end
+    if aging > 0 and #ids == AT_ONCE then
+      local known = {}
+      for _, id in ipairs(ids) do
+        known[id] = true
+      end
+      -- Steps of the golden ratio come near every place soon, however regularly somebody looks.
+      local first = math.floor(now_ms % 1000000 * 0.6180339887498949 % 1 * redis.call('ZCARD', READY))
+      for _, id in ipairs(redis.call('ZRANGE', READY, first, first + AT_ONCE / 2 - 1)) do
+        if not known[id] then
+          ids[#ids + 1] = id
+        end
+      end
     end
     return ids
   end
