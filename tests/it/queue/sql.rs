@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use sqlx::{Connection, PgConnection};
+use tower_keep::MINUTE;
 use tower_keep::backend::sql::{Postgres, RequestTransaction, SqlStore, Sqlite};
 use tower_keep::conformance::queue::{histories, queue};
 use tower_keep::core::{ManualClock, RollbackCause};
@@ -150,4 +152,70 @@ async fn a_job_lost_with_its_commit_is_never_told_as_enqueued() {
     sqlx::raw_sql(dies).execute(pool).await.unwrap();
     assert!(queue.enqueue(job()).await.is_err());
     assert_eq!(queue.depth().await.unwrap().ready, 1);
+}
+
+/// What has been read of the jobs by their indexes; the handles that did it are closed.
+async fn read_by_index(url: &str) -> i64 {
+    let mut admin = PgConnection::connect(url).await.unwrap();
+    let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    while sqlx::query_scalar::<_, i64>(others)
+        .fetch_one(&mut admin)
+        .await
+        .unwrap()
+        > 0
+    {
+        tokio::task::yield_now().await;
+    }
+    let read =
+        "SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'keep_queue'";
+    sqlx::query_scalar(read)
+        .fetch_one(&mut admin)
+        .await
+        .unwrap()
+}
+
+const THERE: u64 = 4_096;
+
+/// A queue in which so many wait, each for somebody else, and that holds `capacity`.
+async fn crowd(url: &str, capacity: u64) -> (SqlStore, Queue<u64>) {
+    let db = SqlStore::connect(url).await.unwrap();
+    let queue: Queue<u64> = Queue::new(db.clone(), "crowd");
+    for first in (0..THERE).step_by(512) {
+        let jobs = (first..first + 512).map(|number| Job::to(number, number));
+        queue.enqueue_many(jobs).await.unwrap();
+    }
+    (db, queue.capacity(capacity, capacity))
+}
+
+#[tokio::test]
+async fn an_enqueue_far_from_its_limits_counts_no_jobs() {
+    let url = shared().await.database().await;
+    let (db, queue) = crowd(&url, 2 * THERE).await;
+    db.close(MINUTE).await;
+    let before = read_by_index(&url).await;
+    drop(queue);
+    let db = SqlStore::connect(&url).await.unwrap();
+    let queue: Queue<u64> = Queue::new(db.clone(), "crowd").capacity(2 * THERE, 2 * THERE);
+    queue.enqueue(Job::to("u1", 1)).await.unwrap();
+    db.close(MINUTE).await;
+    let read = read_by_index(&url).await - before;
+    assert!(read < 100, "{read} entries were read");
+}
+
+#[tokio::test]
+async fn an_enqueue_near_its_limits_counts_what_is_there_whatever_has_gone() {
+    let postgres = shared().await.database().await;
+    for url in ["sqlite::memory:", &postgres] {
+        let (_db, queue) = crowd(url, THERE + 1).await;
+        let add = async || queue.enqueue(Job::to("u1", 1)).await;
+        let last = add().await.unwrap().id();
+        assert!(add().await.is_err(), "{url}");
+        assert_eq!(queue.cancel("u1", [last]).await.unwrap(), [last]);
+        let inner = queue.list(7_u64, 1).await.unwrap()[0].id;
+        assert_eq!(queue.cancel(7_u64, [inner]).await.unwrap(), [inner]);
+        for _ in 0..2 {
+            add().await.unwrap();
+        }
+        assert!(add().await.is_err(), "{url}");
+    }
 }

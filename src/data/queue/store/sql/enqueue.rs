@@ -76,17 +76,36 @@ impl Steps<'_> {
         if new == 0 {
             return Ok(true);
         }
-        let sql = self.sql("SELECT count(*) FROM {p}queue WHERE queue = $1 AND state < 3");
+        let waiting = self.waiting(rules.capacity.saturating_sub(new)).await?;
+        if waiting + new > rules.capacity {
+            return Ok(false);
+        }
+        if waiting + new <= rules.per_recipient {
+            // No recipient can have more than there are.
+            return Ok(true);
+        }
+        for (recipient, new) in of {
+            if self.seats(recipient).await? + new > rules.per_recipient {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// How many jobs wait. Where the numbers of all jobs there are lie within `enough` of each other, there can be no more,
+    /// and it is told how many there are at most: nothing is counted then.
+    async fn waiting(&mut self, enough: u64) -> Done<u64> {
+        let sql = self.sql(
+            "SELECT CASE WHEN (SELECT max(seq) FROM {p}queue) - (SELECT min(seq) FROM {p}queue) < $2 \
+             THEN (SELECT max(seq) FROM {p}queue) - (SELECT min(seq) FROM {p}queue) + 1 \
+             ELSE (SELECT count(*) FROM {p}queue WHERE queue = $1 AND state < 3) END",
+        );
         let waiting: i64 = sqlx::query_scalar(sql)
             .bind(self.queue)
+            .bind(ms(enough))
             .fetch_one(&mut *self.connection)
             .await?;
-        let mut fits = waiting.unsigned_abs() + new <= rules.capacity;
-        for (recipient, new) in of {
-            let own = self.seats(recipient).await?;
-            fits &= own + new <= rules.per_recipient;
-        }
-        Ok(fits)
+        Ok(waiting.unsigned_abs())
     }
 
     async fn seats(&mut self, recipient: &Key) -> Done<u64> {
