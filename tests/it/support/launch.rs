@@ -146,8 +146,12 @@ pub fn user_id() -> u32 {
     fs::metadata("/proc/self").map_or(u32::MAX, |own| own.uid())
 }
 
-/// Finds a program where Debian keeps Postgres, or in PATH.
+/// Finds a program where the environment says, where Debian keeps Postgres, or in PATH. `KEEP_REDIS_SERVER` is a
+/// redis-server or valkey-server of another version, `KEEP_POSTGRES_BIN` a folder of another Postgres' programs.
 pub fn find(program: &str) -> PathBuf {
+    if let Some(other) = wished(program) {
+        return other;
+    }
     let versions = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
@@ -161,6 +165,15 @@ pub fn find(program: &str) -> PathBuf {
         .unwrap_or_else(|| {
             panic!("{program} is not installed: run scripts/test, which installs it")
         })
+}
+
+fn wished(program: &str) -> Option<PathBuf> {
+    if program == "redis-server" {
+        return std::env::var_os("KEEP_REDIS_SERVER").map(PathBuf::from);
+    }
+    // Some packages bring the server only: its clients get on with any.
+    let wished = PathBuf::from(std::env::var_os("KEEP_POSTGRES_BIN")?).join(program);
+    wished.exists().then_some(wished)
 }
 
 fn in_path(program: &str) -> Option<PathBuf> {
