@@ -48,6 +48,11 @@ impl Server {
         let admin = server.raw().await;
         let mut own = Self { server, admin };
         let _: String = own.ask(rights).await;
+        // As the README says; Redis 7.0 does not know it, and neither logs nor grants it.
+        let named = ::redis::cmd("ACL")
+            .arg(&["SETUSER", "app", "+client|setinfo"])
+            .to_owned();
+        let _: Result<String, _> = named.query_async(&mut own.admin).await;
         own
     }
 

@@ -27,5 +27,5 @@ pub use postgres::PostgresServer;
 pub use program::Program;
 pub use proxy::Proxy;
 pub use redis::RedisServer;
-pub use redis_cluster::RedisCluster;
+pub use redis_cluster::{RedisCluster, is_redis_6};
 pub use redis_sentinel::RedisSentinels;
