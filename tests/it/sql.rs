@@ -3,6 +3,7 @@
 mod by_hand;
 pub mod lost;
 mod plans;
+mod poolers;
 mod pools;
 
 use std::sync::Arc;

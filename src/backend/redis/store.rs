@@ -24,7 +24,7 @@ static PROBE: Script = Script::new(include_str!("probe.lua"));
 const DEFAULT_PREFIX: &str = "keep";
 const DEFAULT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Keeps state on a Redis server (6.2 or later, or Valkey 7.2). Clones share connections and breakers.
+/// Keeps state on a Redis server (6.2 or later, or Valkey; the README says which were tried). Clones share connections and breakers.
 #[derive(Clone)]
 pub struct RedisStore {
     pub(super) inner: Arc<Inner>,

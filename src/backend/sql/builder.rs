@@ -29,6 +29,8 @@ pub(super) struct Settings {
     pub(super) prefix: Arc<str>,
     pub(super) migrations: Migrations,
     pub(super) clock: Option<Arc<dyn Clock>>,
+    /// The driver was told to keep no statements: behind a pooler each transaction may meet another session.
+    pub(super) uncached: bool,
 }
 
 impl Default for Settings {
@@ -43,6 +45,7 @@ impl Default for Settings {
             prefix: Arc::from("keep_"),
             migrations: Migrations::Apply,
             clock: None,
+            uncached: false,
         }
     }
 }
@@ -151,7 +154,8 @@ impl std::fmt::Debug for SqlStoreBuilder {
     }
 }
 
-async fn open_url(url: &str, settings: Settings) -> Result<SqlStore, StoreError> {
+#[cfg_attr(not(feature = "postgres"), allow(unused_mut))]
+async fn open_url(url: &str, mut settings: Settings) -> Result<SqlStore, StoreError> {
     let scheme = url.split(':').next().unwrap_or_default();
     match scheme {
         #[cfg(feature = "sqlite")]
@@ -165,6 +169,7 @@ async fn open_url(url: &str, settings: Settings) -> Result<SqlStore, StoreError>
         }
         #[cfg(feature = "postgres")]
         "postgres" | "postgresql" => {
+            settings.uncached = super::postgres::keeps_no_statements(url);
             let pool = super::postgres::open(url, &settings)
                 .await
                 .map_err(unopened)?;

@@ -26,6 +26,15 @@
 //! not poison the transaction; an error caught outside one does on Postgres, and the commit becomes a
 //! rollback and an error, never a silent success.
 //!
+//! # Behind a pooler
+//! One that lends a session for a transaction (pgbouncer's `pool_mode = transaction`) mixes up the statements that a driver prepares by name.
+//! Let it follow them (pgbouncer from 1.21 on, `max_prepared_statements`), or end the URL in `?statement-cache-capacity=0`: then
+//! each transaction begins by forgetting the statements of whoever had the session, and what else needs no transaction stands in one of its own.
+//! That costs a second round trip for each statement. (The URL says so to [`SqlStore::builder`] only; a pool of your own, and what you
+//! ask of [`SqlStore::pool`] outside a transaction, is not watched.) Without either, statements fail, or meet another client's of the same name.
+//! A commit's fate is asked after on whichever session: what names it belongs to the server, not to the session. A pooler that lends for a
+//! whole connection (`pool_mode = session`) needs nothing. Either of pgbouncer's has to have `ignore_startup_parameters = extra_float_digits`.
+//!
 //! # What it does not do
 //! It does not watch statements that go round it, through a pool of your own. On `sqlite::memory:`
 //! there is one connection: a handler that holds the transaction must not ask the pool for another.
@@ -44,6 +53,7 @@ mod open;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod proof;
+mod reading;
 mod shared;
 #[cfg(feature = "sqlite")]
 mod sqlite;

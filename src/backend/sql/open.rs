@@ -230,7 +230,8 @@ async fn open(
         #[cfg(feature = "postgres")]
         AnyPool::Postgres(pool) => {
             let settings = &db.inner.settings;
-            let begun = super::postgres::begin(pool, settings, lock_timeout, id).await?;
+            let sql = super::postgres::begin(settings, lock_timeout, id);
+            let begun = pool.begin_with(sqlx::AssertSqlSafe(sql)).await?;
             Ok(Connected::of_postgres(begun))
         }
     }

@@ -1,7 +1,7 @@
 //! What is particular to Postgres: opening, the one-message BEGIN, the sentinel, and asking after a lost COMMIT.
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool};
 
 use super::builder::Settings;
 use super::connection::Sentinel;
@@ -20,23 +20,32 @@ pub(super) async fn open(url: &str, settings: &Settings) -> Result<PgPool, sqlx:
         .await
 }
 
+/// Whether the driver keeps no statements, as it is told behind a pooler that gives each transaction another session.
+pub(super) fn keeps_no_statements(url: &str) -> bool {
+    let settings = url.split_once('?').map_or("", |(_, settings)| settings);
+    settings
+        .split('&')
+        .any(|setting| setting == "statement-cache-capacity=0")
+}
+
 /// Begins in one simple-protocol message, hence one round trip. READ COMMITTED is forced: under
 /// REPEATABLE READ the snapshot is older than the wait for a lock, and a re-check sees the past.
-pub(super) async fn begin(
-    pool: &PgPool,
-    settings: &Settings,
-    lock_timeout: std::time::Duration,
-    id: u128,
-) -> Result<sqlx::Transaction<'static, sqlx::Postgres>, sqlx::Error> {
-    let sql = format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
+///
+/// A driver that keeps no statements gives each a name all the same, and never takes it back: who had the session before
+/// has left its own there, under the names that ours will have.
+pub(super) fn begin(settings: &Settings, lock_timeout: std::time::Duration, id: u128) -> String {
+    let forget = match settings.uncached {
+        true => "DEALLOCATE ALL; ",
+        false => "",
+    };
+    format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {forget}\
          SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; \
          SET LOCAL idle_in_transaction_session_timeout = {}; SET LOCAL keep.transaction = '{id:032x}'",
         millis(lock_timeout),
         millis(settings.statement_timeout),
         millis(settings.transaction_timeout),
-    );
-    pool.begin_with(AssertSqlSafe(sql)).await
+    )
 }
 
 /// Whole milliseconds, at least 1: zero would switch a timeout off.
@@ -134,12 +143,15 @@ pub(super) enum Fate {
 }
 
 /// Asks after a transaction by its `number` or `number@run`.
-pub(super) async fn fate(pool: &PgPool, transaction: &str) -> Result<Fate, sqlx::Error> {
+pub(super) async fn fate(
+    connection: &mut PgConnection,
+    transaction: &str,
+) -> Result<Fate, sqlx::Error> {
     let (xid, run) = transaction.split_once('@').unwrap_or((transaction, ""));
     let asked: Result<(Option<String>, bool), sqlx::Error> = sqlx::query_as(FATE)
         .bind(xid)
         .bind(run)
-        .fetch_one(pool)
+        .fetch_one(connection)
         .await;
     let (status, same) = match asked {
         Ok(told) => told,

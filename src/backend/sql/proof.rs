@@ -67,7 +67,12 @@ impl Clue {
                     Some(End::Committed)
                 };
             };
-            match fate(pool, xid).await {
+            // A question of its own: what was begun for it is rolled back.
+            let asked = match db.ask(pool).await {
+                Ok(mut reading) => fate(&mut reading, xid).await,
+                Err(_) => return None,
+            };
+            match asked {
                 Ok(Fate::Committed) => return Some(End::Committed),
                 Ok(Fate::Aborted) => return Some(End::RolledBack(RollbackCause::Aborted)),
                 Ok(Fate::Open) | Err(_) => return None,

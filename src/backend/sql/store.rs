@@ -191,8 +191,9 @@ impl SqlStore {
         let answered = match &self.inner.pool {
             #[cfg(feature = "sqlite")]
             AnyPool::Sqlite(pool) => sqlx::query("SELECT 1").execute(pool).await.map(drop),
+            // In one message: between two of them a pooler may change the session.
             #[cfg(feature = "postgres")]
-            AnyPool::Postgres(pool) => sqlx::query("SELECT 1").execute(pool).await.map(drop),
+            AnyPool::Postgres(pool) => sqlx::raw_sql("SELECT 1").execute(pool).await.map(drop),
         };
         Ok(answered.map_err(TransactionError::from)?)
     }
@@ -258,24 +259,9 @@ impl SqlStore {
         }
     }
 
-    /// Takes a connection for reading, outside any transaction.
-    pub(crate) async fn read<D: Engine>(&self) -> Result<Reading<D>, TransactionError> {
-        self.prepare().await?;
-        let permit = if self.inner.single {
-            Some(self.write_permit(self.inner.settings.lock_timeout).await?)
-        } else {
-            None
-        };
-        let Some(pool) = self.pool::<D>() else {
-            return Err(TransactionError::new(TransactionErrorKind::WrongEngine));
-        };
-        let admission = self.admit()?;
-        let connection = pool.acquire().await;
-        self.report(admission, connection.as_ref().err());
-        Ok(Reading {
-            connection: connection?,
-            _permit: permit,
-        })
+    /// Whether readers queue with the writers.
+    pub(super) fn is_single(&self) -> bool {
+        self.inner.single
     }
 
     /// Waits for the turn to write, first come, first served.
@@ -309,12 +295,6 @@ impl SqlStore {
             _ => breaker.succeeded(),
         }
     }
-}
-
-/// A connection taken for reading; goes back on drop.
-pub(crate) struct Reading<D: Engine> {
-    pub(crate) connection: sqlx::pool::PoolConnection<D>,
-    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl fmt::Debug for SqlStore {

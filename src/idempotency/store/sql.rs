@@ -220,12 +220,16 @@ macro_rules! alone {
                     let (mut tries, mut old) = (0, db.idle_connections());
                     loop {
                         let mut reading = db.read::<sqlx::Postgres>().await?;
-                        let $connection = &mut *reading.connection;
+                        let $connection = &mut *reading;
                         let answer = async { $body };
                         let longest = db.lock_timeout() + db.statement_timeout();
                         let Ok(answer) = tokio::time::timeout(longest, answer).await else {
-                            reading.connection.close_on_drop();
+                            reading.give_up();
                             break Err(StoreErrorKind::TimedOut.into());
+                        };
+                        let answer = match answer {
+                            Ok(answer) => reading.done().await.map(|()| answer),
+                            error => error,
                         };
                         match answer {
                             // It had died in the pool: another, until none of the old ones is left.
@@ -361,7 +365,7 @@ fn find(db: &SqlStore, key: &RecordId) -> StoreFuture<Option<Seen>> {
             let (db, part) = (db.clone(), part(db));
             StoreFuture::boxed(async move {
                 let mut reading = db.read::<sqlx::Sqlite>().await?;
-                let connection = &mut *reading.connection;
+                let connection = &mut *reading;
                 let found = on_sqlite::steps::find(connection, &part.sql, time_of(&db), &id);
                 Ok(found.await?)
             })

@@ -122,7 +122,7 @@ macro_rules! on_reader {
             Dialect::Sqlite => {
                 let mut reading = $db.read::<sqlx::Sqlite>().await?;
                 let mut own = sqlite::SqliteCalendar {
-                    connection: &mut reading.connection,
+                    connection: &mut reading,
                     sql: &$sql.sqlite,
                     now: $db.now(),
                     told: false,
@@ -134,7 +134,7 @@ macro_rules! on_reader {
             Dialect::Postgres => {
                 let mut reading = $db.read::<sqlx::Postgres>().await?;
                 let mut own = postgres::PostgresCalendar {
-                    connection: &mut reading.connection,
+                    connection: &mut reading,
                     sql: &$sql.postgres,
                     now: $db.injected_now(),
                     xid: &mut None,
@@ -144,7 +144,7 @@ macro_rules! on_reader {
                 // Outside a transaction no timeout of the server bounds it.
                 let read = tokio::time::timeout($db.statement_timeout(), async { $body }).await;
                 read.unwrap_or_else(|_| {
-                    reading.connection.close_on_drop();
+                    reading.give_up();
                     Err(TransactionError::unanswered())
                 })
             }

@@ -12,6 +12,7 @@ pub mod cost;
 pub mod http;
 pub mod http2;
 pub mod launch;
+pub mod pgbouncer;
 pub mod postgres;
 pub mod program;
 pub mod proxy;
@@ -23,6 +24,7 @@ pub mod sql;
 
 pub use authority::Authority;
 pub use browser::{Browser, Reply};
+pub use pgbouncer::PgBouncer;
 pub use postgres::PostgresServer;
 pub use program::Program;
 pub use proxy::Proxy;

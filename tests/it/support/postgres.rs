@@ -191,7 +191,7 @@ fn template() -> PathBuf {
     template
 }
 
-fn folder_of_owner() -> TempDir {
+pub fn folder_of_owner() -> TempDir {
     let folder = TempDir::new().unwrap();
     if let Some(user) = owner() {
         check(Command::new("chown").arg(user).arg(folder.path()));
@@ -200,7 +200,7 @@ fn folder_of_owner() -> TempDir {
 }
 
 /// Postgres refuses to run as root.
-fn owner() -> Option<&'static str> {
+pub fn owner() -> Option<&'static str> {
     let passwd = || fs::read_to_string("/etc/passwd").unwrap_or_default();
     match user_id() {
         0 if passwd().lines().any(|line| line.starts_with("postgres:")) => Some("postgres"),

@@ -14,7 +14,10 @@ use crate::reservation::store::{HoldDecision, HoldWish};
 
 pub(super) async fn hold(db: SqlStore, wish: HoldWish) -> Result<HoldDecision, StoreError> {
     #[cfg(feature = "postgres")]
-    if db.dialect() == crate::backend::sql::Dialect::Postgres && is_one_statement(&wish) {
+    if db.dialect() == crate::backend::sql::Dialect::Postgres
+        && is_one_statement(&wish)
+        && !db.keeps_no_statements()
+    {
         return match at_once(&db, &wish).await? {
             AtOnce::Decided(decision) => Ok(decision),
             AtOnce::Open => begin(&db, wish).await,
@@ -59,7 +62,7 @@ async fn at_once(db: &SqlStore, wish: &HoldWish) -> Result<AtOnce, TransactionEr
     let sql = statements(db);
     let mut reading = db.read::<sqlx::Postgres>().await?;
     let mut own = super::postgres::PostgresCalendar {
-        connection: &mut reading.connection,
+        connection: &mut reading,
         sql: &sql.postgres,
         now: db.injected_now(),
         xid: &mut None,
@@ -86,7 +89,7 @@ async fn at_once(db: &SqlStore, wish: &HoldWish) -> Result<AtOnce, TransactionEr
             _ => Err(error),
         },
         Err(_) => {
-            reading.connection.close_on_drop();
+            reading.give_up();
             Ok(AtOnce::Unknown)
         }
     }

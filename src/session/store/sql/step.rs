@@ -59,7 +59,7 @@ pub(super) async fn find(db: &SqlStore, text: &Text, key: &[u8]) -> Result<Vec<R
         #[cfg(feature = "sqlite")]
         Dialect::Sqlite => {
             let mut reading = db.read::<sqlx::Sqlite>().await?;
-            let found = on_sqlite::steps::find(&mut reading.connection, text, key, now);
+            let found = on_sqlite::steps::find(&mut reading, text, key, now);
             Ok(found.await?)
         }
         #[cfg(feature = "postgres")]
@@ -67,11 +67,11 @@ pub(super) async fn find(db: &SqlStore, text: &Text, key: &[u8]) -> Result<Vec<R
             let longest = db.statement_timeout();
             let read = || async {
                 let mut reading = db.read::<sqlx::Postgres>().await?;
-                let found = on_postgres::steps::find(&mut reading.connection, text, key, now);
+                let found = on_postgres::steps::find(&mut reading, text, key, now);
                 match tokio::time::timeout(longest, found).await {
                     Ok(found) => Ok(Some(found?)),
                     Err(_elapsed) => {
-                        reading.connection.close_on_drop();
+                        reading.give_up();
                         Ok(None)
                     }
                 }

@@ -1,0 +1,117 @@
+//! A connection for one statement that needs no transaction, in one all the same where a pooler stands between.
+
+use std::ops::{Deref, DerefMut};
+
+use sqlx::pool::PoolConnection;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::engine::Engine;
+use super::error::{TransactionError, TransactionErrorKind};
+use super::store::SqlStore;
+
+/// A connection taken for a statement alone; goes back on drop.
+pub(crate) struct Reading<D: Engine> {
+    lent: Lent<D>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+enum Lent<D: Engine> {
+    Bare(PoolConnection<D>),
+    /// A statement is prepared by one message and run by the next: outside a transaction a pooler may give the second
+    /// to another session, where the name is nobody's or somebody else's. Dropped, it is rolled back.
+    #[cfg(feature = "postgres")]
+    Begun(sqlx::Transaction<'static, D>),
+}
+
+impl SqlStore {
+    /// Takes a connection for reading, or for a statement that commits itself by [`Reading::done`].
+    pub(crate) async fn read<D: Engine>(&self) -> Result<Reading<D>, TransactionError> {
+        self.prepare().await?;
+        let permit = if self.is_single() {
+            Some(self.write_permit(self.inner.settings.lock_timeout).await?)
+        } else {
+            None
+        };
+        let Some(pool) = self.pool::<D>() else {
+            return Err(TransactionError::new(TransactionErrorKind::WrongEngine));
+        };
+        let admission = self.admit()?;
+        let reading = self.ask(pool).await;
+        self.report(admission, reading.as_ref().err());
+        Ok(Reading {
+            _permit: permit,
+            ..reading?
+        })
+    }
+
+    /// Whether each statement stands in a transaction, because the driver keeps none.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn keeps_no_statements(&self) -> bool {
+        self.inner.settings.uncached
+    }
+
+    /// The same, whatever the breaker says and the tables are.
+    pub(super) async fn ask<D: Engine>(
+        &self,
+        pool: &sqlx::Pool<D>,
+    ) -> Result<Reading<D>, sqlx::Error> {
+        Ok(Reading {
+            lent: self.lend(pool).await?,
+            _permit: None,
+        })
+    }
+
+    async fn lend<D: Engine>(&self, pool: &sqlx::Pool<D>) -> Result<Lent<D>, sqlx::Error> {
+        #[cfg(feature = "postgres")]
+        if self.keeps_no_statements() {
+            let settings = &self.inner.settings;
+            let sql = super::postgres::begin(settings, settings.lock_timeout, 0);
+            let pool = pool.clone();
+            // To its end, as every BEGIN.
+            let begin = async move { pool.begin_with(sqlx::AssertSqlSafe(sql)).await };
+            return self.inner.tasks.carry(begin).await.map(Lent::Begun);
+        }
+        pool.acquire().await.map(Lent::Bare)
+    }
+}
+
+impl<D: Engine> Reading<D> {
+    /// Keeps what was written, where that is not done yet.
+    #[cfg(feature = "postgres")]
+    pub(crate) async fn done(self) -> Result<(), TransactionError> {
+        match self.lent {
+            Lent::Bare(_) => Ok(()),
+            Lent::Begun(begun) => Ok(begun.commit().await?),
+        }
+    }
+
+    /// Lets nobody else have it: nobody knows what it is doing. (A begun one is ended by the server's own timeout.)
+    #[cfg(feature = "postgres")]
+    pub(crate) fn give_up(mut self) {
+        if let Lent::Bare(connection) = &mut self.lent {
+            connection.close_on_drop();
+        }
+    }
+}
+
+impl<D: Engine> Deref for Reading<D> {
+    type Target = D::Connection;
+
+    fn deref(&self) -> &D::Connection {
+        match &self.lent {
+            Lent::Bare(connection) => connection,
+            #[cfg(feature = "postgres")]
+            Lent::Begun(begun) => begun,
+        }
+    }
+}
+
+impl<D: Engine> DerefMut for Reading<D> {
+    fn deref_mut(&mut self) -> &mut D::Connection {
+        match &mut self.lent {
+            Lent::Bare(connection) => connection,
+            #[cfg(feature = "postgres")]
+            Lent::Begun(begun) => begun,
+        }
+    }
+}
