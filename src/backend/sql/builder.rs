@@ -30,6 +30,7 @@ pub(super) struct Settings {
     pub(super) migrations: Migrations,
     pub(super) clock: Option<Arc<dyn Clock>>,
     /// The driver was told to keep no statements: behind a pooler each transaction may meet another session.
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
     pub(super) uncached: bool,
 }
 
