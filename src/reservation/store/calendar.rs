@@ -27,6 +27,17 @@ pub(super) struct InTheWay {
     pub(super) now: Timestamp,
 }
 
+/// The rows in blocking states that overlap a wish, and the clock.
+pub(super) type Seen = (Vec<Row>, Timestamp);
+
+/// What became of the rows of a new hold.
+#[derive(Debug)]
+pub(super) enum Insertion {
+    Made(HoldRecord),
+    /// Something is in the way; and what, if the same statement saw it.
+    Refused(Option<Seen>),
+}
+
 /// What a step asks of an engine, inside one transaction. A refused insert leaves no row of itself.
 pub(super) trait Calendar: Send {
     type Error: Send;
@@ -67,7 +78,7 @@ pub(super) trait Calendar: Send {
         slots: &[Slot],
         holder: &str,
         key: &str,
-    ) -> impl Future<Output = Result<(Vec<Row>, Timestamp), Self::Error>> + Send;
+    ) -> impl Future<Output = Result<Seen, Self::Error>> + Send;
 
     fn load(
         &mut self,
@@ -123,14 +134,14 @@ pub(super) trait Calendar: Send {
     fn insert(
         &mut self,
         wish: &HoldWish,
-    ) -> impl Future<Output = Result<Option<HoldRecord>, Self::Error>> + Send;
+    ) -> impl Future<Output = Result<Insertion, Self::Error>> + Send;
 
     /// Writes what is in the way and over as expired, and inserts the rows of a new hold, all or none.
     fn take_over(
         &mut self,
         wish: &HoldWish,
         over: &InTheWay,
-    ) -> impl Future<Output = Result<Option<HoldRecord>, Self::Error>> + Send
+    ) -> impl Future<Output = Result<Insertion, Self::Error>> + Send
     where
         Self: Sized,
     {

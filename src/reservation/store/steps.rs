@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use super::calendar::{Calendar, InTheWay, Lock, Outbox, Over, PURGE_ROWS};
+use super::calendar::{Calendar, InTheWay, Insertion, Lock, Outbox, Over, PURGE_ROWS, Seen};
 use super::{
     Change, ChangeDecision, Delivery, HoldDecision, HoldRecord, HoldWish, KEEP_DELIVERED,
     SweepLimits, SweptBatch,
@@ -26,37 +26,47 @@ pub(super) async fn hold<C: Calendar>(
     if ask {
         calendar.lock_lanes(&wish.slots).await?;
     }
+    let mut seen = None;
     for _ in 0..ROUNDS {
         let mut over = None;
         if ask {
-            match look(calendar, wish).await? {
+            match look(calendar, wish, seen.take()).await? {
                 Ok(found) => over = found,
                 Err(refused) => return Ok(refused),
             }
         }
         ask = true;
-        let made = match over {
+        let inserted = match over {
             None => calendar.insert(wish).await?,
             Some(over) => calendar.take_over(wish, &over).await?,
         };
-        if let Some(record) = made {
-            if let Some(event) = policy::creation_event(&record, wish.record) {
-                calendar.write_events(&[event]).await?;
+        match inserted {
+            Insertion::Made(record) => {
+                if let Some(event) = policy::creation_event(&record, wish.record) {
+                    calendar.write_events(&[event]).await?;
+                }
+                return Ok(HoldDecision::Created(record));
             }
-            return Ok(HoldDecision::Created(record));
+            Insertion::Refused(rows) => seen = rows,
         }
     }
     Err(C::crowded())
 }
 
-/// Looks at what overlaps: an answer, or, when the way is free, the holds in it that are over.
+/// Looks at what overlaps, unless it has just been seen: an answer, or, when the way is free, the holds in it that
+/// are over.
 async fn look<C: Calendar>(
     calendar: &mut C,
     wish: &HoldWish,
+    seen: Option<Seen>,
 ) -> Result<Result<Option<InTheWay>, HoldDecision>, C::Error> {
-    let (rows, now) = calendar
-        .overlaps(&wish.slots, &wish.holder, &wish.key)
-        .await?;
+    let (rows, now) = match seen {
+        Some(seen) => seen,
+        None => {
+            let asked = calendar.overlaps(&wish.slots, &wish.holder, &wish.key);
+            asked.await?
+        }
+    };
     if let Some(twin) = twin(calendar, wish, &rows, now).await? {
         return Ok(Err(HoldDecision::Reused(twin)));
     }
@@ -104,8 +114,9 @@ async fn tell_over<C: Calendar>(
 pub(super) async fn refusal<C: Calendar>(
     calendar: &mut C,
     wish: &HoldWish,
+    seen: Option<Seen>,
 ) -> Result<Option<HoldDecision>, C::Error> {
-    Ok(look(calendar, wish).await?.err())
+    Ok(look(calendar, wish, seen).await?.err())
 }
 
 /// Finds the running hold of the same wish.

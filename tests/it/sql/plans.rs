@@ -4,9 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
-use tower_keep::backend::sql::SqlStore;
+use tower_keep::backend::sql::{Postgres, SqlStore};
 use tower_keep::conformance::{idempotency, lock, once, queue, reservation, session};
 use tower_keep::core::{ManualClock, Timestamp};
+use tower_keep::reservation::{
+    EventSet, ReservationError, ReservationGuard, ReservationLayer, Reservations, Slot,
+};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
@@ -177,4 +180,73 @@ async fn no_statement_reads_a_whole_table_of_sqlite() {
         .unwrap();
     let found = whole_tables(&mut file, &statements).await;
     assert_eq!(found, ["SCAN plan_event"]);
+}
+
+/// A calendar as it is after a while, as far as the planner is concerned.
+async fn fill(pool: &sqlx::PgPool) {
+    let sql = "INSERT INTO keep_hold (hold_id, part, resource, unit, starts, ends, block_start, block_end, units, \
+         capacity, counted, holder, wish_key, token_hash, state, version, created_at, expires_at, changed_at) \
+         SELECT gen_random_uuid(), 0, 'room ' || n % 100, '', n, n + 1, n, n + 1, 1, 0, false, 'guest ' || n, '', \
+         '', 3, 1, n, NULL, n FROM generate_series(1, 20000) n; ANALYZE";
+    sqlx::raw_sql(sql).execute(pool).await.unwrap();
+}
+
+/// A booking with all that belongs to it, and another who comes too late, each alone and in a request.
+async fn book(own: &Reservations, nth: u64) -> Result<(), ReservationError> {
+    let from = Timestamp::from_millis(4_102_444_800_000 + nth * 60_000);
+    let slot = |room: &str| Slot::new(room, from..from.plus(std::time::Duration::from_secs(60)));
+    own.hold(slot("room 1"), "ann").await?;
+    own.hold(slot("room 1"), "bob").await.unwrap_err();
+    let held = own.run(|mut guard: ReservationGuard<Postgres>| async move {
+        guard.hold(slot("room 2"), "ann").await
+    });
+    let held = held.await?.id();
+    let late = own.run(|mut guard: ReservationGuard<Postgres>| async move {
+        guard.hold(slot("room 2"), "bob").await.map(drop)
+    });
+    late.await.unwrap_err();
+    own.find(held).await?.unwrap();
+    own.run(|mut guard: ReservationGuard<Postgres>| async move {
+        guard
+            .extend(held, "ann", std::time::Duration::from_secs(900))
+            .await?;
+        guard.confirm(held).await?;
+        guard.cancel(held, "ann").await.map(drop)
+    })
+    .await?;
+    own.availability(
+        "room 2",
+        from..from.plus(std::time::Duration::from_secs(60)),
+    )
+    .await
+    .map(drop)
+}
+
+#[tokio::test]
+async fn postgres_plans_once_what_it_is_asked_again_and_again() {
+    let url = shared().await.database().await;
+    let db = SqlStore::builder(&url)
+        .max_connections(1)
+        .open()
+        .await
+        .unwrap();
+    let pool = db.pool::<Postgres>().unwrap().clone();
+    for (run, events) in [EventSet::NONE, EventSet::all()].into_iter().enumerate() {
+        let layer = ReservationLayer::new(db.clone()).record(events);
+        let own = layer.reservations();
+        own.migrate().await.unwrap();
+        if run == 0 {
+            fill(&pool).await;
+        }
+        for nth in 0..12 {
+            book(&own, nth + 100 * run as u64).await.unwrap();
+        }
+    }
+    let plans = "SELECT statement, generic_plans, custom_plans FROM pg_prepared_statements \
+         WHERE generic_plans + custom_plans > 10 AND statement LIKE '%keep_%'";
+    let plans: Vec<(String, i64, i64)> = sqlx::query_as(plans).fetch_all(&pool).await.unwrap();
+    assert!(plans.len() > 5, "{plans:#?}");
+    // The first five are planned each for itself, to compare.
+    let anew: Vec<_> = plans.iter().filter(|(_, kept, _)| *kept == 0).collect();
+    assert!(anew.is_empty(), "{anew:#?}");
 }

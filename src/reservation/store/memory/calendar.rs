@@ -9,10 +9,9 @@ use crate::backend::memory::MemoryStore;
 use crate::core::{StoreError, StoreErrorKind, Timestamp};
 use crate::reservation::event::{EventId, ReservationEvent};
 use crate::reservation::hold::{HoldId, HoldState};
-use crate::reservation::policy::Row;
 use crate::reservation::slot::Slot;
 use crate::reservation::store::calendar::{
-    Calendar, Lock, MOST_COUNTED, Outbox, Over, PURGE_ROWS, lag_of,
+    Calendar, Insertion, Lock, MOST_COUNTED, Outbox, Over, PURGE_ROWS, Seen, lag_of,
 };
 use crate::reservation::store::{
     AvailabilityQuery, Busy, Delivery, HoldRecord, HoldWish, PaymentRecord,
@@ -86,7 +85,7 @@ impl Calendar for MemoryCalendar<'_> {
         slots: &[Slot],
         holder: &str,
         key: &str,
-    ) -> Result<(Vec<Row>, Timestamp), StoreError> {
+    ) -> Result<Seen, StoreError> {
         let rows = self.book().overlaps(slots, self.changes, (holder, key));
         Ok((rows, self.now()))
     }
@@ -126,7 +125,7 @@ impl Calendar for MemoryCalendar<'_> {
         Ok(all)
     }
 
-    async fn insert(&mut self, wish: &HoldWish) -> Result<Option<HoldRecord>, StoreError> {
+    async fn insert(&mut self, wish: &HoldWish) -> Result<Insertion, StoreError> {
         self.book().room(self.changes)?;
         let now = self.now();
         let record = HoldRecord {
@@ -143,7 +142,7 @@ impl Calendar for MemoryCalendar<'_> {
             read_at: now,
         };
         self.changes.holds.insert(record.id, record.clone());
-        Ok(Some(record))
+        Ok(Insertion::Made(record))
     }
 
     async fn replace(&mut self, record: &HoldRecord) -> Result<bool, StoreError> {

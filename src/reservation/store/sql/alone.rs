@@ -10,6 +10,8 @@ use crate::backend::sql::{TransactionError, TransactionErrorKind};
 use crate::core::StoreError;
 #[cfg(feature = "postgres")]
 use crate::core::StoreErrorKind;
+#[cfg(feature = "postgres")]
+use crate::reservation::store::calendar::Insertion;
 use crate::reservation::store::{HoldDecision, HoldWish};
 
 pub(super) async fn hold(db: SqlStore, wish: HoldWish) -> Result<HoldDecision, StoreError> {
@@ -70,11 +72,11 @@ async fn at_once(db: &SqlStore, wish: &HoldWish) -> Result<AtOnce, TransactionEr
     };
     let asking = async {
         match own.insert_alone(wish, db.lock_timeout()).await? {
-            Some(record) => {
+            Insertion::Made(record) => {
                 Ok::<_, TransactionError>(AtOnce::Decided(HoldDecision::Created(record)))
             }
-            None => {
-                let refused = steps::refusal(&mut own, wish).await?;
+            Insertion::Refused(seen) => {
+                let refused = steps::refusal(&mut own, wish, seen).await?;
                 Ok(refused.map_or(AtOnce::Open, AtOnce::Decided))
             }
         }

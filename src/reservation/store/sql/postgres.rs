@@ -12,7 +12,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use uuid::Uuid;
 
-use self::insert::{Fresh, How};
+use self::insert::{Fresh, How, Rows};
 use self::statements::CLOCK;
 pub(super) use self::statements::Statements;
 use super::rows::{
@@ -23,9 +23,11 @@ use crate::backend::sql::{Schema, TransactionError};
 use crate::core::Timestamp;
 use crate::reservation::event::{EventKind, EventSet, ReservationEvent};
 use crate::reservation::hold::{HoldId, HoldRef, Payment};
-use crate::reservation::policy::{Edit, Row};
+use crate::reservation::policy::Edit;
 use crate::reservation::slot::Slot;
-use crate::reservation::store::calendar::{Calendar, InTheWay, Lock, Over, PURGE_ROWS};
+use crate::reservation::store::calendar::{
+    Calendar, InTheWay, Insertion, Lock, Over, PURGE_ROWS, Seen,
+};
 use crate::reservation::store::{
     AvailabilityQuery, Busy, HoldRecord, HoldWish, MOST_SPANS, PaymentRecord,
 };
@@ -131,7 +133,7 @@ impl Calendar for PostgresCalendar<'_> {
         slots: &[Slot],
         holder: &str,
         key: &str,
-    ) -> Result<(Vec<Row>, Timestamp), TransactionError> {
+    ) -> Result<Seen, TransactionError> {
         let found = sqlx::query(sql(&self.sql.overlaps))
             .bind(self.injected())
             .bind(slots.iter().map(|slot| &*slot.resource).collect::<Vec<_>>())
@@ -209,7 +211,7 @@ impl Calendar for PostgresCalendar<'_> {
         self.write_edit(edit).await
     }
 
-    async fn insert(&mut self, wish: &HoldWish) -> Result<Option<HoldRecord>, TransactionError> {
+    async fn insert(&mut self, wish: &HoldWish) -> Result<Insertion, TransactionError> {
         self.insert_wish(wish, How::Plainly).await
     }
 
@@ -217,7 +219,7 @@ impl Calendar for PostgresCalendar<'_> {
         &mut self,
         wish: &HoldWish,
         over: &InTheWay,
-    ) -> Result<Option<HoldRecord>, TransactionError> {
+    ) -> Result<Insertion, TransactionError> {
         let tell = wish.record.contains(EventKind::Expired);
         self.told |= tell;
         self.insert_wish(wish, How::Over(over, tell)).await
@@ -229,7 +231,7 @@ impl Calendar for PostgresCalendar<'_> {
             created_at: Some(record.created_at),
             lasting: None,
         };
-        let Some(inserted) = self.insert_rows(&fresh, How::Plainly).await? else {
+        let Rows::In(inserted) = self.insert_rows(&fresh, How::Plainly).await? else {
             return Ok(false);
         };
         sqlx::query(sql(&self.sql.delete_others))

@@ -16,9 +16,8 @@ use crate::backend::sql::{Schema, TransactionError};
 use crate::core::Timestamp;
 use crate::reservation::event::ReservationEvent;
 use crate::reservation::hold::{HoldId, HoldState};
-use crate::reservation::policy::Row;
 use crate::reservation::slot::Slot;
-use crate::reservation::store::calendar::{Calendar, Lock, Over, PURGE_ROWS};
+use crate::reservation::store::calendar::{Calendar, Insertion, Lock, Over, PURGE_ROWS, Seen};
 use crate::reservation::store::{
     AvailabilityQuery, Busy, HoldRecord, HoldWish, MOST_SPANS, PaymentRecord,
 };
@@ -167,7 +166,7 @@ impl Calendar for SqliteCalendar<'_> {
         slots: &[Slot],
         holder: &str,
         key: &str,
-    ) -> Result<(Vec<Row>, Timestamp), TransactionError> {
+    ) -> Result<Seen, TransactionError> {
         let mut rows = Vec::new();
         for slot in slots {
             let blocks = slot.blocks();
@@ -222,7 +221,7 @@ impl Calendar for SqliteCalendar<'_> {
         Ok(rows.into_iter().map(payment_of).collect())
     }
 
-    async fn insert(&mut self, wish: &HoldWish) -> Result<Option<HoldRecord>, TransactionError> {
+    async fn insert(&mut self, wish: &HoldWish) -> Result<Insertion, TransactionError> {
         let record = HoldRecord {
             id: wish.id,
             holder: wish.holder.clone(),
@@ -237,7 +236,7 @@ impl Calendar for SqliteCalendar<'_> {
             read_at: self.now,
         };
         self.insert_rows(&record).await?;
-        Ok(Some(record))
+        Ok(Insertion::Made(record))
     }
 
     async fn replace(&mut self, record: &HoldRecord) -> Result<bool, TransactionError> {

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::Row as _;
 use sqlx::postgres::PgArguments;
 
-use super::super::rows::{at, capacity, int, millis, ms};
+use super::super::rows::{at, capacity, int, millis, ms, overlap_row};
 use super::{PostgresCalendar, sql};
 use crate::backend::sql::{TRANSACTION, TransactionError};
 use crate::core::Timestamp;
 use crate::reservation::hold::HoldState;
 use crate::reservation::slot::Slot;
-use crate::reservation::store::calendar::InTheWay;
+use crate::reservation::store::calendar::{InTheWay, Insertion, Seen};
 use crate::reservation::store::{HoldRecord, HoldWish};
 
 /// What a fresh hold's rows carry beside their slots.
@@ -31,6 +32,12 @@ pub(super) enum How<'o> {
     Over(&'o InTheWay, bool),
 }
 
+/// What became of the rows.
+pub(super) enum Rows {
+    In(Inserted),
+    Refused(Option<Seen>),
+}
+
 /// The rows that got in.
 pub(super) struct Inserted {
     pub(super) rows: Vec<i64>,
@@ -41,6 +48,22 @@ pub(super) struct Inserted {
 /// A row that got in: row_id, created_at, expires_at, the transaction's id.
 type InsertedRow = (i64, i64, Option<i64>, String);
 type Insert<'q> = sqlx::query::QueryAs<'q, sqlx::Postgres, InsertedRow, PgArguments>;
+
+/// Binds what a hold's rows have in common.
+macro_rules! bind_hold {
+    ($query:expr, $fresh:expr) => {{
+        let (fresh, record) = ($fresh, $fresh.record);
+        $query
+            .bind(record.id.as_uuid())
+            .bind(&*record.holder)
+            .bind(&*record.key)
+            .bind(&record.token.0[..])
+            .bind(record.state.code())
+            .bind(int(record.version))
+            .bind(fresh.created_at.map(ms))
+            .bind(fresh.lasting.map(millis))
+    }};
+}
 
 /// Binds slots as columns.
 fn bind_slots<'q>(query: Insert<'q>, slots: &'q [Slot]) -> Insert<'q> {
@@ -61,41 +84,85 @@ fn bind_slots<'q>(query: Insert<'q>, slots: &'q [Slot]) -> Insert<'q> {
 }
 
 impl PostgresCalendar<'_> {
-    /// Inserts all rows in one statement, in order of (lane, start); `None` if one was refused.
+    /// Inserts all rows in one statement, in order of (lane, start), or none.
     pub(super) async fn insert_rows(
         &mut self,
         fresh: &Fresh<'_>,
         how: How<'_>,
-    ) -> Result<Option<Inserted>, TransactionError> {
-        let (record, slots) = (fresh.record, &fresh.record.slots);
-        let statement = match how {
-            How::Plainly if slots.len() > 1 => &self.sql.insert_several,
-            How::Plainly => &self.sql.insert,
-            How::Alone(_) => &self.sql.insert_alone,
-            How::Over(..) => &self.sql.take_over,
+    ) -> Result<Rows, TransactionError> {
+        match (how, &fresh.record.slots[..]) {
+            (How::Plainly, [slot]) => self.insert_row(fresh, slot, None).await,
+            (How::Alone(wait), [slot]) => self.insert_row(fresh, slot, Some(wait)).await,
+            (How::Over(over, tell), slots) => {
+                self.insert_several(fresh, slots, Some((over, tell))).await
+            }
+            (_, slots) => self.insert_several(fresh, slots, None).await,
+        }
+    }
+
+    /// Inserts the row of a hold with one slot, or sees in the same statement what is in its way.
+    async fn insert_row(
+        &mut self,
+        fresh: &Fresh<'_>,
+        slot: &Slot,
+        wait: Option<Duration>,
+    ) -> Result<Rows, TransactionError> {
+        let statement = match wait {
+            None => &self.sql.insert,
+            Some(_) => &self.sql.insert_alone,
+        };
+        let query = sqlx::query(sql(statement))
+            .bind(self.injected())
+            .bind(&*slot.resource)
+            .bind(&*slot.unit)
+            .bind(ms(slot.start))
+            .bind(ms(slot.end))
+            .bind(ms(slot.blocks().start))
+            .bind(ms(slot.blocks().end))
+            .bind(int(slot.wanted_units()))
+            .bind(capacity(slot));
+        let query = bind_hold!(query, fresh);
+        let query = match wait {
+            None => query,
+            Some(wait) => query.bind(millis(wait).max(1).to_string()),
+        };
+        let mut seen: Option<Seen> = None;
+        for row in query.fetch_all(&mut *self.connection).await? {
+            let now = at(row.try_get(11)?);
+            if let Some(row_id) = row.try_get(12)? {
+                *self.xid = Some(row.try_get(13)?);
+                let expires_at: Option<i64> = row.try_get(10)?;
+                return Ok(Rows::In(Inserted {
+                    rows: vec![row_id],
+                    created_at: at(row.try_get(14)?),
+                    expires_at: expires_at.map(at),
+                }));
+            }
+            let rows = &mut seen.get_or_insert((Vec::new(), now)).0;
+            rows.push(overlap_row!(row, *fresh.record.holder, *fresh.record.key));
+        }
+        Ok(Rows::Refused(seen))
+    }
+
+    /// The same for a hold with several slots, or in the place of holds that are over.
+    async fn insert_several(
+        &mut self,
+        fresh: &Fresh<'_>,
+        slots: &[Slot],
+        over: Option<(&InTheWay, bool)>,
+    ) -> Result<Rows, TransactionError> {
+        let statement = match over {
+            None => &self.sql.insert_several,
+            Some(_) => &self.sql.take_over,
         };
         let query = sqlx::query_as(sql(statement)).bind(self.injected());
-        let query = bind_slots(query, slots)
-            .bind(record.id.as_uuid())
-            .bind(&*record.holder)
-            .bind(&*record.key)
-            .bind(&record.token.0[..])
-            .bind(record.state.code())
-            .bind(int(record.version))
-            .bind(fresh.created_at.map(ms))
-            .bind(fresh.lasting.map(millis));
-        let query = match how {
-            How::Plainly => query,
-            How::Alone(wait) => query.bind(millis(wait).max(1).to_string()),
-            How::Over(over, tell) => query
-                .bind(
-                    over.holds
-                        .iter()
-                        .map(|hold| hold.as_uuid())
-                        .collect::<Vec<_>>(),
-                )
-                .bind(ms(over.now))
-                .bind(tell),
+        let query = bind_hold!(bind_slots(query, slots), fresh);
+        let query = match over {
+            None => query,
+            Some((over, tell)) => {
+                let holds: Vec<_> = over.holds.iter().map(|hold| hold.as_uuid()).collect();
+                query.bind(holds).bind(ms(over.now)).bind(tell)
+            }
         };
         let got = query.fetch_all(&mut *self.connection).await?;
         let rows: Vec<i64> = got.iter().map(|row| row.0).collect();
@@ -103,28 +170,28 @@ impl PostgresCalendar<'_> {
         match got.into_iter().next() {
             Some((_, created_at, expires_at, xid)) if whole => {
                 *self.xid = Some(xid);
-                Ok(Some(Inserted {
+                Ok(Rows::In(Inserted {
                     rows,
                     created_at: at(created_at),
                     expires_at: expires_at.map(at),
                 }))
             }
             // Expiries were written all the same.
-            None if matches!(how, How::Over(..)) => {
+            None if over.is_some() => {
                 let asked = format!("SELECT {TRANSACTION}");
                 let asked =
                     sqlx::query_scalar(sqlx::AssertSqlSafe(asked)).fetch_one(&mut *self.connection);
                 *self.xid = Some(asked.await?);
-                Ok(None)
+                Ok(Rows::Refused(None))
             }
             Some(_) => {
                 sqlx::query(sql(&self.sql.delete_rows))
                     .bind(rows)
                     .execute(&mut *self.connection)
                     .await?;
-                Ok(None)
+                Ok(Rows::Refused(None))
             }
-            None => Ok(None),
+            None => Ok(Rows::Refused(None)),
         }
     }
 
@@ -132,7 +199,7 @@ impl PostgresCalendar<'_> {
         &mut self,
         wish: &HoldWish,
         how: How<'_>,
-    ) -> Result<Option<HoldRecord>, TransactionError> {
+    ) -> Result<Insertion, TransactionError> {
         let mut record = HoldRecord {
             id: wish.id,
             holder: wish.holder.clone(),
@@ -151,14 +218,15 @@ impl PostgresCalendar<'_> {
             created_at: None,
             lasting: Some(wish.hold_for),
         };
-        let Some(inserted) = self.insert_rows(&fresh, how).await? else {
-            return Ok(None);
+        let inserted = match self.insert_rows(&fresh, how).await? {
+            Rows::In(inserted) => inserted,
+            Rows::Refused(seen) => return Ok(Insertion::Refused(seen)),
         };
         record.created_at = inserted.created_at;
         record.changed_at = inserted.created_at;
         record.read_at = inserted.created_at;
         record.expires_at = inserted.expires_at;
-        Ok(Some(record))
+        Ok(Insertion::Made(record))
     }
 
     /// Inserts a wish of one slot in a statement that is a transaction of its own.
@@ -166,7 +234,7 @@ impl PostgresCalendar<'_> {
         &mut self,
         wish: &HoldWish,
         wait: Duration,
-    ) -> Result<Option<HoldRecord>, TransactionError> {
+    ) -> Result<Insertion, TransactionError> {
         self.insert_wish(wish, How::Alone(wait)).await
     }
 }

@@ -55,15 +55,13 @@ impl Statements {
                 "SELECT pg_advisory_xact_lock(lane) FROM unnest($1::bigint[]) lane".into(),
             ),
             lock_holds: arc(format!(
-                "SELECT row_id FROM {p}hold WHERE hold_id = ANY($1) ORDER BY row_id FOR UPDATE"
+                "SELECT row_id FROM {p}hold WHERE hold_id = ANY((SELECT $1::uuid[])::uuid[]) ORDER BY row_id FOR UPDATE"
             )),
             overlaps: arc(format!(
                 "SELECT {OVERLAP_COLUMNS}, {CLOCK} \
                  FROM unnest($2::text[], $3::text[], $4::bigint[], $5::bigint[]) \
-                 AS w(resource, unit, block_start, block_end) JOIN {p}hold h \
-                 ON h.resource = w.resource AND h.unit = w.unit \
-                 AND int8range(h.block_start, h.block_end) && int8range(w.block_start, w.block_end) \
-                 WHERE h.state <= 3"
+                 AS w(resource, unit, block_start, block_end), LATERAL ({}) h",
+                overlapping(p)
             )),
             load: arc(format!(
                 "SELECT {COLUMNS}, {CLOCK} FROM {p}hold WHERE hold_id = $2 ORDER BY part"
@@ -80,15 +78,10 @@ impl Statements {
                 "SELECT payment, hold_id, valid_until, standing FROM {p}payment \
                  WHERE hold_id = $1 OR payment = $2"
             )),
-            insert: arc(insert(p, "", "", "")),
-            insert_several: arc(insert(p, "", "", &unless_taken(p))),
+            insert: arc(insert(p, "")),
+            insert_several: arc(insert_several(p, "", &unless_taken(p))),
             // Outside a transaction the wait for others is bounded by the statement itself.
-            insert_alone: arc(insert(
-                p,
-                ", set_config('lock_timeout', $18::text, true)",
-                "",
-                "",
-            )),
+            insert_alone: arc(insert(p, ", set_config('lock_timeout', $18::text, true)")),
             take_over: arc(take_over(p)),
             confirm_running: arc(confirm_running(p)),
             write_edit: arc(write_edit(p)),
@@ -137,8 +130,8 @@ impl Statements {
                  AND h.state >= 4 AND h.part >= 0 RETURNING h.part"
             )),
             purge_events: arc(format!(
-                "DELETE FROM {p}event WHERE id IN (SELECT id FROM {p}event WHERE state = 1 \
-                 AND due_at <= $1 LIMIT $2 FOR UPDATE SKIP LOCKED)"
+                "DELETE FROM {p}event WHERE ctid = ANY(ARRAY(SELECT ctid FROM {p}event WHERE state = 1 \
+                 AND due_at <= $1 LIMIT $2 FOR UPDATE SKIP LOCKED))"
             )),
             busy: arc(format!(
                 "SELECT unit, starts, ends, block_start, block_end, state, expires_at, units \
@@ -173,14 +166,45 @@ impl Statements {
     }
 }
 
-/// All rows of a hold, in their order; refused ones are left out. `beside` is read with the clock,
-/// `before` are queries that come first, `after` makes the insert wait for them, or not be at all.
-/// A hold that was made here tells more than the transaction's whole name: its number is enough.
-fn insert(p: &str, beside: &str, before: &str, after: &str) -> String {
+/// The holds in the way of a wish `w`. Looked up for each wish: joined any other way, they would be looked for among
+/// all holds, with a plan from the time when there were few.
+fn overlapping(p: &str) -> String {
     format!(
-        "WITH clock AS MATERIALIZED (SELECT {CLOCK} AS ms{beside}){before} INSERT INTO {p}hold \
-         (hold_id, part, resource, unit, starts, ends, block_start, block_end, units, capacity, \
-         counted, holder, wish_key, token_hash, state, version, created_at, expires_at, changed_at) \
+        "SELECT * FROM {p}hold WHERE resource = w.resource AND unit = w.unit \
+         AND int8range(block_start, block_end) && int8range(w.block_start, w.block_end) \
+         AND state <= 3 OFFSET 0"
+    )
+}
+
+/// The columns of a fresh row.
+const FRESH: &str = "(hold_id, part, resource, unit, starts, ends, block_start, block_end, units, capacity, \
+     counted, holder, wish_key, token_hash, state, version, created_at, expires_at, changed_at)";
+
+/// The row of a hold with one slot; where it is refused, what is seen in its way ([`OVERLAP_COLUMNS`], the clock).
+/// Whom the insert had to wait for is not seen. `beside` is read with the clock. What the wish is stands in a row of
+/// its own: a planner that knew it would plan anew each time.
+/// A hold that was made here tells more than the transaction's whole name: its number is enough.
+fn insert(p: &str, beside: &str) -> String {
+    format!(
+        "WITH wish AS MATERIALIZED (SELECT {CLOCK} AS ms, $2::text AS resource, $3::text AS unit, \
+         $6::bigint AS block_start, $7::bigint AS block_end{beside}), \
+         made AS (INSERT INTO {p}hold {FRESH} \
+         SELECT $10, 0, resource, unit, $4::bigint, $5::bigint, block_start, block_end, $8::int, $9::int, \
+         $9::int > 0, $11, $12, $13, $14, $15, coalesce($16::bigint, ms), ms + $17::bigint, ms \
+         FROM wish ON CONFLICT DO NOTHING RETURNING row_id, created_at, expires_at, changed_at) \
+         SELECT {OVERLAP_COLUMNS}, w.ms, NULL, NULL, NULL \
+         FROM wish w, LATERAL ({}) h WHERE NOT EXISTS (SELECT 1 FROM made) \
+         UNION ALL SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, expires_at, \
+         changed_at, row_id, pg_current_xact_id()::text, created_at FROM made",
+        overlapping(p)
+    )
+}
+
+/// All rows of a hold, in their order; refused ones are left out. `before` are queries that come first, `after` makes
+/// the insert wait for them, or not be at all.
+fn insert_several(p: &str, before: &str, after: &str) -> String {
+    format!(
+        "WITH clock AS MATERIALIZED (SELECT {CLOCK} AS ms){before} INSERT INTO {p}hold {FRESH} \
          SELECT $10, w.part - 1, w.resource, w.unit, w.starts, w.ends, w.block_start, \
          w.block_end, w.units, w.capacity, w.capacity > 0, $11, $12, $13, $14, $15, \
          coalesce($16::bigint, clock.ms), clock.ms + $17::bigint, clock.ms \
@@ -195,10 +219,9 @@ fn insert(p: &str, beside: &str, before: &str, after: &str) -> String {
 fn unless_taken(p: &str) -> String {
     format!(
         " WHERE NOT EXISTS (SELECT 1 FROM unnest($2::text[], $3::text[], $6::bigint[], \
-         $7::bigint[], $9::int[]) AS n(resource, unit, block_start, block_end, capacity) \
-         JOIN {p}hold h ON h.resource = n.resource AND h.unit = n.unit \
-         AND int8range(h.block_start, h.block_end) && int8range(n.block_start, n.block_end) \
-         WHERE h.state <= 3 AND NOT (h.counted AND n.capacity > 0))"
+         $7::bigint[], $9::int[]) AS w(resource, unit, block_start, block_end, capacity), \
+         LATERAL ({}) h WHERE NOT (h.counted AND w.capacity > 0))",
+        overlapping(p)
     )
 }
 
@@ -217,7 +240,7 @@ fn take_over(p: &str) -> String {
          FROM over WHERE part = 0 AND $20::boolean ON CONFLICT (id) DO NOTHING), \
          gone AS MATERIALIZED (SELECT count(*) FROM over)"
     );
-    insert(p, "", &before, ", gone")
+    insert_several(p, &before, ", gone")
 }
 
 /// A hold that is over is not even locked, nor is one waited for that somebody else has: it may be over by
