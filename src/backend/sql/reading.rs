@@ -1,6 +1,9 @@
 //! A connection for one statement that needs no transaction, in one all the same where a pooler stands between.
 
 use std::ops::{Deref, DerefMut};
+#[cfg(feature = "sqlite")]
+use std::time::Duration;
+use std::time::Instant;
 
 use sqlx::pool::PoolConnection;
 use tokio::sync::OwnedSemaphorePermit;
@@ -12,7 +15,17 @@ use super::store::SqlStore;
 /// A connection taken for a statement alone; goes back on drop.
 pub(crate) struct Reading<D: Engine> {
     lent: Lent<D>,
-    _permit: Option<OwnedSemaphorePermit>,
+    /// Held for as long.
+    #[cfg_attr(
+        not(feature = "sqlite"),
+        expect(dead_code, reason = "dropping it is its use")
+    )]
+    permit: Option<OwnedSemaphorePermit>,
+    #[cfg_attr(
+        not(feature = "sqlite"),
+        expect(dead_code, reason = "only SQLite asks")
+    )]
+    asked: Instant,
 }
 
 enum Lent<D: Engine> {
@@ -38,10 +51,24 @@ impl SqlStore {
         let admission = self.admit()?;
         let reading = self.ask(pool).await;
         self.report(admission, reading.as_ref().err());
-        Ok(Reading {
-            _permit: permit,
-            ..reading?
-        })
+        Ok(Reading { permit, ..reading? })
+    }
+
+    /// Takes a connection for one writing statement in the writer's turn.
+    #[cfg(feature = "sqlite")]
+    pub(crate) async fn write_alone<D: Engine>(&self) -> Result<Reading<D>, TransactionError> {
+        // Making the tables takes a turn of its own.
+        self.prepare().await?;
+        let asked = Instant::now();
+        // The only connection comes with the turn.
+        let turn = match self.is_single() {
+            true => None,
+            false => Some(self.write_permit(self.inner.settings.lock_timeout).await?),
+        };
+        let mut writing = self.read().await?;
+        writing.permit = writing.permit.or(turn);
+        writing.asked = asked;
+        Ok(writing)
     }
 
     /// Whether each statement stands in a transaction, because the driver keeps none.
@@ -57,7 +84,8 @@ impl SqlStore {
     ) -> Result<Reading<D>, sqlx::Error> {
         Ok(Reading {
             lent: self.lend(pool).await?,
-            _permit: None,
+            permit: None,
+            asked: Instant::now(),
         })
     }
 
@@ -86,11 +114,18 @@ impl<D: Engine> Reading<D> {
     }
 
     /// Lets nobody else have it: nobody knows what it is doing. (A begun one is ended by the server's own timeout.)
-    #[cfg(feature = "postgres")]
     pub(crate) fn give_up(mut self) {
-        if let Lent::Bare(connection) = &mut self.lent {
-            connection.close_on_drop();
+        match &mut self.lent {
+            Lent::Bare(connection) => connection.close_on_drop(),
+            #[cfg(feature = "postgres")]
+            Lent::Begun(_) => {}
         }
+    }
+
+    /// How long ago it was asked for.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn age(&self) -> Duration {
+        self.asked.elapsed()
     }
 }
 

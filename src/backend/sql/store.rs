@@ -157,7 +157,6 @@ impl SqlStore {
     }
 
     /// Returns how long a statement waits for a lock.
-    #[cfg(feature = "postgres")]
     pub(crate) fn lock_timeout(&self) -> Duration {
         self.inner.settings.lock_timeout
     }
@@ -168,7 +167,6 @@ impl SqlStore {
     }
 
     /// Returns how long a statement may run.
-    #[cfg(feature = "postgres")]
     pub(crate) fn statement_timeout(&self) -> Duration {
         self.inner.settings.statement_timeout
     }

@@ -1,5 +1,7 @@
-//! Round trips to Postgres, counted by a proxy.
+//! Round trips to Postgres, counted by a proxy; statements of SQLite, which sqlx tells of.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::extract::Query;
@@ -11,6 +13,8 @@ use tower_keep::reservation::{
     EventSet, HoldId, HoldRef, Payment, ReservationGuard, ReservationLayer, ReservationRejection,
     Settled, Slot,
 };
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
 use super::{App, MINUTE, clock, slot};
 use crate::support::{PostgresServer, Proxy};
@@ -223,5 +227,47 @@ async fn a_hold_alone_whose_reply_is_lost_is_made_once_and_answered() {
         let day = slot("x").blocks();
         let calendar = own.availability(&format!("lost {n}"), day).await.unwrap();
         assert_eq!(calendar.spans().len(), 1);
+    }
+}
+
+/// How many statements sqlx has told of.
+#[derive(Clone, Default)]
+struct Statements(Arc<AtomicU64>);
+
+impl<S: tracing::Subscriber> Layer<S> for Statements {
+    fn on_event(&self, _: &tracing::Event<'_>, _: Context<'_, S>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Statements {
+    async fn of(&self, work: impl Future<Output = ()>) -> u64 {
+        let before = self.0.load(Ordering::SeqCst);
+        work.await;
+        self.0.load(Ordering::SeqCst) - before
+    }
+}
+
+#[tokio::test]
+async fn a_hold_alone_on_sqlite_is_one_statement_and_a_refused_one_two() {
+    let statements = Statements::default();
+    let queries = Targets::new().with_target("sqlx::query", LevelFilter::TRACE);
+    let listening = tracing_subscriber::registry().with(statements.clone().with_filter(queries));
+    tracing::subscriber::set_global_default(listening).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = format!("sqlite:{}", folder.path().join("keep.db").display());
+    for url in ["sqlite::memory:", &file] {
+        let clock = clock();
+        let db = SqlStore::builder(url).clock(clock.clone()).open();
+        let own = ReservationLayer::new(db.await.unwrap()).reservations();
+        own.hold(slot("first"), "ann").await.unwrap();
+        let made = statements.of(async { drop(own.hold(slot("one"), "ann").await.unwrap()) });
+        assert_eq!(made.await, 1, "INSERT");
+        let late = statements.of(async { drop(own.hold(slot("one"), "bob").await.unwrap_err()) });
+        assert_eq!(late.await, 2, "INSERT, SELECT");
+        clock.advance(20 * MINUTE);
+        // What is over is written so, which takes a transaction.
+        let over = statements.of(async { drop(own.hold(slot("one"), "bob").await.unwrap()) });
+        assert!(over.await > 4);
     }
 }

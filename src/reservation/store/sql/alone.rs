@@ -1,32 +1,31 @@
-//! A hold outside any transaction: one statement on Postgres where one is enough, else a transaction.
+//! A hold outside any transaction: one statement where one is enough, else a transaction.
 
 use super::proof::Written;
-use super::{Keep, in_transaction};
-#[cfg(feature = "postgres")]
-use super::{statements, steps};
-use crate::backend::sql::SqlStore;
-#[cfg(feature = "postgres")]
-use crate::backend::sql::{TransactionError, TransactionErrorKind};
-use crate::core::StoreError;
-#[cfg(feature = "postgres")]
-use crate::core::StoreErrorKind;
-#[cfg(feature = "postgres")]
-use crate::reservation::store::calendar::Insertion;
+use super::{Keep, in_transaction, statements, steps};
+use crate::backend::sql::{Dialect, SqlStore, TransactionError, TransactionErrorKind};
+use crate::core::{StoreError, StoreErrorKind};
+use crate::reservation::event::EventKind;
+use crate::reservation::slot::Slot;
+use crate::reservation::store::calendar::{Calendar, Insertion};
 use crate::reservation::store::{HoldDecision, HoldWish};
 
 pub(super) async fn hold(db: SqlStore, wish: HoldWish) -> Result<HoldDecision, StoreError> {
-    #[cfg(feature = "postgres")]
-    if db.dialect() == crate::backend::sql::Dialect::Postgres
-        && is_one_statement(&wish)
-        && !db.keeps_no_statements()
-    {
-        return match at_once(&db, &wish).await? {
-            AtOnce::Decided(decision) => Ok(decision),
-            AtOnce::Open => begin(&db, wish).await,
-            AtOnce::Unknown => again(&db, wish).await,
-        };
+    if !is_one_statement(&wish) {
+        return begin(&db, wish).await;
     }
-    begin(&db, wish).await
+    let asked = match db.dialect() {
+        #[cfg(feature = "sqlite")]
+        Dialect::Sqlite => on_sqlite(&db, &wish).await,
+        #[cfg(feature = "postgres")]
+        Dialect::Postgres if db.keeps_no_statements() => return begin(&db, wish).await,
+        #[cfg(feature = "postgres")]
+        Dialect::Postgres => on_postgres(&db, &wish).await,
+    };
+    match asked? {
+        AtOnce::Decided(decision) => Ok(decision),
+        AtOnce::Open => begin(&db, wish).await,
+        AtOnce::Unknown => again(&db, wish).await,
+    }
 }
 
 async fn begin(db: &SqlStore, wish: HoldWish) -> Result<HoldDecision, StoreError> {
@@ -40,7 +39,6 @@ async fn begin(db: &SqlStore, wish: HoldWish) -> Result<HoldDecision, StoreError
 }
 
 /// What one statement came to.
-#[cfg(feature = "postgres")]
 enum AtOnce {
     Decided(HoldDecision),
     /// Nothing was written, and holds that are over may be in the way.
@@ -50,17 +48,14 @@ enum AtOnce {
 }
 
 /// One exclusive slot whose making is not recorded is one row.
-#[cfg(feature = "postgres")]
 fn is_one_statement(wish: &HoldWish) -> bool {
-    use crate::reservation::event::EventKind;
-    use crate::reservation::slot::Slot;
     wish.slots.len() == 1
         && !wish.slots.iter().any(Slot::is_counted)
         && !wish.record.contains(EventKind::Created)
 }
 
 #[cfg(feature = "postgres")]
-async fn at_once(db: &SqlStore, wish: &HoldWish) -> Result<AtOnce, TransactionError> {
+async fn on_postgres(db: &SqlStore, wish: &HoldWish) -> Result<AtOnce, TransactionError> {
     let sql = statements(db);
     let mut reading = db.read::<sqlx::Postgres>().await?;
     let mut own = super::postgres::PostgresCalendar {
@@ -71,35 +66,88 @@ async fn at_once(db: &SqlStore, wish: &HoldWish) -> Result<AtOnce, TransactionEr
         told: false,
     };
     let asking = async {
-        match own.insert_alone(wish, db.lock_timeout()).await? {
-            Insertion::Made(record) => {
-                Ok::<_, TransactionError>(AtOnce::Decided(HoldDecision::Created(record)))
-            }
-            Insertion::Refused(seen) => {
-                let refused = steps::refusal(&mut own, wish, seen).await?;
-                Ok(refused.map_or(AtOnce::Open, AtOnce::Decided))
-            }
-        }
+        let inserted = own.insert_alone(wish, db.lock_timeout()).await?;
+        decide(&mut own, wish, inserted).await
     };
-    let longest = db.lock_timeout() + db.statement_timeout();
-    match tokio::time::timeout(longest, asking).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => match error.kind() {
-            TransactionErrorKind::Unavailable => Ok(AtOnce::Unknown),
-            // The server's own defaults may be stricter than READ COMMITTED READ WRITE; BEGIN says what it wants.
-            TransactionErrorKind::Conflict | TransactionErrorKind::Failed => Ok(AtOnce::Open),
-            _ => Err(error),
-        },
-        Err(_) => {
+    match within(db, asking).await {
+        // The server's own defaults may be stricter than READ COMMITTED READ WRITE; BEGIN says what it wants.
+        Some(Err(error))
+            if matches!(
+                error.kind(),
+                TransactionErrorKind::Conflict | TransactionErrorKind::Failed
+            ) =>
+        {
+            Ok(AtOnce::Open)
+        }
+        Some(answer) => answer,
+        None => {
             reading.give_up();
             Ok(AtOnce::Unknown)
         }
     }
 }
 
+/// The writer's turn is waited for as for a transaction.
+#[cfg(feature = "sqlite")]
+async fn on_sqlite(db: &SqlStore, wish: &HoldWish) -> Result<AtOnce, TransactionError> {
+    let sql = statements(db);
+    let mut writing = db.write_alone::<sqlx::Sqlite>().await?;
+    let mut own = super::sqlite::SqliteCalendar {
+        connection: &mut writing,
+        sql: &sql.sqlite,
+        now: db.now(),
+        told: false,
+    };
+    let asking = async {
+        let inserted = own.insert_alone(wish).await?;
+        decide(&mut own, wish, inserted).await
+    };
+    match within(db, asking).await {
+        // How long it waits for another process is left from the last transaction on this connection.
+        Some(Err(error))
+            if error.kind() == TransactionErrorKind::LockTimeout
+                && writing.age() < db.lock_timeout() =>
+        {
+            Ok(AtOnce::Open)
+        }
+        Some(answer) => answer,
+        None => {
+            writing.give_up();
+            Ok(AtOnce::Unknown)
+        }
+    }
+}
+
+async fn decide<C: Calendar<Error = TransactionError>>(
+    calendar: &mut C,
+    wish: &HoldWish,
+    inserted: Insertion,
+) -> Result<AtOnce, TransactionError> {
+    match inserted {
+        Insertion::Made(record) => Ok(AtOnce::Decided(HoldDecision::Created(record))),
+        Insertion::Refused(seen) => {
+            let refused = steps::refusal(calendar, wish, seen).await?;
+            Ok(refused.map_or(AtOnce::Open, AtOnce::Decided))
+        }
+    }
+}
+
+/// `None` if it takes longer than its waits and its work may; a connection that was lost leaves the outcome unknown.
+async fn within(
+    db: &SqlStore,
+    asking: impl Future<Output = Result<AtOnce, TransactionError>>,
+) -> Option<Result<AtOnce, TransactionError>> {
+    let longest = db.lock_timeout() + db.statement_timeout();
+    match tokio::time::timeout(longest, asking).await {
+        Ok(Err(error)) if error.kind() == TransactionErrorKind::Unavailable => {
+            Some(Ok(AtOnce::Unknown))
+        }
+        answer => answer.ok(),
+    }
+}
+
 /// The same wish again: if the lost statement did its work, or still does, the constraint makes this one
 /// wait for it and meet its own hold.
-#[cfg(feature = "postgres")]
 async fn again(db: &SqlStore, wish: HoldWish) -> Result<HoldDecision, StoreError> {
     let id = wish.id;
     match begin(db, wish).await {

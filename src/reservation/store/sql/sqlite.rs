@@ -34,6 +34,7 @@ pub(super) struct Statements {
     payment: Arc<str>,
     payments: Arc<str>,
     insert: Arc<str>,
+    insert_alone: Arc<str>,
     delete: Arc<str>,
     expire: Arc<str>,
     due: Arc<str>,
@@ -66,6 +67,12 @@ impl Statements {
             insert: arc(format!(
                 "INSERT INTO {p}hold ({COLUMNS}, part, counted) VALUES \
                  (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?9 > 0)"
+            )),
+            insert_alone: arc(format!(
+                "INSERT INTO {p}hold ({COLUMNS}, part, counted) SELECT \
+                 ?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?9 > 0 \
+                 WHERE NOT EXISTS (SELECT 1 FROM {p}hold h WHERE h.resource = ?2 AND h.unit = ?3 \
+                 AND h.state <= 3 AND h.block_end > ?6 AND h.block_start < ?7)"
             )),
             delete: arc(format!("DELETE FROM {p}hold WHERE hold_id = ?1")),
             expire: arc(format!(
@@ -115,10 +122,15 @@ fn sql(text: &Arc<str>) -> AssertSqlSafe<Arc<str>> {
 }
 
 impl SqliteCalendar<'_> {
-    async fn insert_rows(&mut self, record: &HoldRecord) -> Result<(), TransactionError> {
+    async fn insert_rows(
+        &mut self,
+        record: &HoldRecord,
+        statement: &Arc<str>,
+    ) -> Result<u64, TransactionError> {
+        let mut rows = 0;
         for (part, slot) in record.slots.iter().enumerate() {
             let blocks = slot.blocks();
-            sqlx::query(sql(&self.sql.insert))
+            let done = sqlx::query(sql(statement))
                 .bind(record.id.as_uuid())
                 .bind(&*slot.resource)
                 .bind(&*slot.unit)
@@ -139,8 +151,38 @@ impl SqliteCalendar<'_> {
                 .bind(i64::try_from(part).unwrap_or(i64::MAX))
                 .execute(&mut *self.connection)
                 .await?;
+            rows += done.rows_affected();
         }
-        Ok(())
+        Ok(rows)
+    }
+
+    /// Inserts a wish of one slot in a statement that is a transaction of its own.
+    pub(super) async fn insert_alone(
+        &mut self,
+        wish: &HoldWish,
+    ) -> Result<Insertion, TransactionError> {
+        let (record, statements) = (self.fresh(wish), self.sql);
+        let rows = self.insert_rows(&record, &statements.insert_alone).await?;
+        Ok(match rows {
+            0 => Insertion::Refused(None),
+            _ => Insertion::Made(record),
+        })
+    }
+
+    fn fresh(&self, wish: &HoldWish) -> HoldRecord {
+        HoldRecord {
+            id: wish.id,
+            holder: wish.holder.clone(),
+            key: wish.key.clone(),
+            token: wish.token,
+            state: HoldState::Held,
+            slots: Arc::clone(&wish.slots),
+            created_at: self.now,
+            expires_at: Some(self.now.plus(wish.hold_for)),
+            changed_at: self.now,
+            version: 1,
+            read_at: self.now,
+        }
     }
 }
 
@@ -222,20 +264,8 @@ impl Calendar for SqliteCalendar<'_> {
     }
 
     async fn insert(&mut self, wish: &HoldWish) -> Result<Insertion, TransactionError> {
-        let record = HoldRecord {
-            id: wish.id,
-            holder: wish.holder.clone(),
-            key: wish.key.clone(),
-            token: wish.token,
-            state: HoldState::Held,
-            slots: Arc::clone(&wish.slots),
-            created_at: self.now,
-            expires_at: Some(self.now.plus(wish.hold_for)),
-            changed_at: self.now,
-            version: 1,
-            read_at: self.now,
-        };
-        self.insert_rows(&record).await?;
+        let (record, statements) = (self.fresh(wish), self.sql);
+        self.insert_rows(&record, &statements.insert).await?;
         Ok(Insertion::Made(record))
     }
 
@@ -244,7 +274,8 @@ impl Calendar for SqliteCalendar<'_> {
             .bind(record.id.as_uuid())
             .execute(&mut *self.connection)
             .await?;
-        self.insert_rows(record).await?;
+        let statements = self.sql;
+        self.insert_rows(record, &statements.insert).await?;
         Ok(true)
     }
 
