@@ -26,11 +26,10 @@ pub(super) async fn hold<C: Calendar>(
     if ask {
         calendar.lock_lanes(&wish.slots).await?;
     }
-    let mut seen = None;
     for _ in 0..ROUNDS {
         let mut over = None;
         if ask {
-            match look(calendar, wish, seen.take()).await? {
+            match look(calendar, wish, None).await? {
                 Ok(found) => over = found,
                 Err(refused) => return Ok(refused),
             }
@@ -47,7 +46,13 @@ pub(super) async fn hold<C: Calendar>(
                 }
                 return Ok(HoldDecision::Created(record));
             }
-            Insertion::Refused(rows) => seen = rows,
+            // What was seen refuses, but takes nothing over: somebody may have done so since, and a round be lost.
+            Insertion::Refused(Some(seen)) => {
+                if let Err(refused) = look(calendar, wish, Some(seen)).await? {
+                    return Ok(refused);
+                }
+            }
+            Insertion::Refused(None) => {}
         }
     }
     Err(C::crowded())

@@ -122,7 +122,7 @@ async fn a_hold_alone_is_one_round_trip_and_in_a_request_three() {
 }
 
 #[tokio::test]
-async fn a_take_over_is_four_round_trips_its_event_included() {
+async fn a_take_over_is_five_round_trips_its_event_included() {
     let line = Line::new().await;
     let app = App::new(line.db.clone(), book);
     for n in 0..13 {
@@ -130,7 +130,11 @@ async fn a_take_over_is_four_round_trips_its_event_included() {
     }
     line.clock.advance(10 * MINUTE);
     let taken = line.of(|n| post(&app, format!("/?lane=late%20{n}"), StatusCode::CREATED));
-    assert_eq!(taken.await, 4, "BEGIN, INSERT, one statement, COMMIT");
+    assert_eq!(
+        taken.await,
+        5,
+        "BEGIN, INSERT, SELECT, one statement, COMMIT"
+    );
     let told = tower_keep::reservation::ReservationStore::take_events(&line.db, 100, MINUTE);
     assert_eq!(told.await.unwrap().len(), 13);
 }
