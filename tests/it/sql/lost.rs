@@ -12,7 +12,8 @@ use tower_keep::backend::sql::{
     AnyLease, Proof, RequestTransaction, SqlStore, Sqlite, TransactionErrorKind,
 };
 use tower_keep::reservation::{
-    Hold, HoldId, ReservationGuard, ReservationLayer, ReservationRejection, ReservationStore,
+    EventSet, Hold, HoldId, ReservationError, ReservationGuard, ReservationLayer,
+    ReservationRejection, ReservationStore,
 };
 
 use crate::reservation::{App, clock, slot};
@@ -153,14 +154,31 @@ async fn an_unknown_commit_that_failed_is_resolved_as_rolled_back_by_its_hold() 
 #[tokio::test]
 async fn a_hold_of_its_own_step_is_named_when_its_commit_is_unknown() {
     let mut held = Held::new(Duration::from_secs(20)).await;
-    let own = ReservationLayer::new(held.db.clone()).reservations();
+    // A hold whose making is told takes a transaction.
+    let layer = ReservationLayer::new(held.db.clone()).record(EventSet::all());
+    let own = layer.reservations();
     held.read().await;
     let refused = own.hold(slot("a"), "ann").await.unwrap_err();
-    let tower_keep::reservation::ReservationError::CommitUnknown { holds } = refused else {
+    let ReservationError::CommitUnknown { holds } = refused else {
         panic!("{refused:?}");
     };
     held.let_go().await;
     assert!(own.find(holds[0]).await.unwrap().is_some());
+}
+
+/// A statement that is a transaction of its own is undone where it cannot commit, and says so.
+#[tokio::test]
+async fn a_hold_of_one_statement_that_cannot_commit_is_refused_and_not_kept() {
+    let mut held = Held::new(Duration::from_millis(200)).await;
+    let own = ReservationLayer::new(held.db.clone()).reservations();
+    held.read().await;
+    let refused = own.hold(slot("a"), "ann").await.unwrap_err();
+    assert!(
+        matches!(refused, ReservationError::Contention { .. }),
+        "{refused:?}"
+    );
+    held.let_go().await;
+    own.hold(slot("a"), "bob").await.unwrap();
 }
 
 #[tokio::test]
