@@ -35,6 +35,10 @@ pub(super) type Seen = (Vec<Row>, Timestamp);
 pub(super) enum Insertion {
     Made(HoldRecord),
     /// Something is in the way; and what, if the same statement saw it.
+    #[cfg_attr(
+        not(any(feature = "sqlite", feature = "postgres")),
+        expect(dead_code, reason = "memory looks before it inserts")
+    )]
     Refused(Option<Seen>),
 }
 

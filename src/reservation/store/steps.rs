@@ -115,6 +115,7 @@ async fn tell_over<C: Calendar>(
 
 /// Says why a wish cannot be granted, without writing; `None` if it may be, or if holds that are over
 /// would have to be written so.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(super) async fn refusal<C: Calendar>(
     calendar: &mut C,
     wish: &HoldWish,
