@@ -126,6 +126,8 @@ macro_rules! seldom {
         if let Some(silent) = TOLD.turn() {
             $crate::core::telemetry::$level!(silent, $($event)+);
             let _ = silent;
+        } else {
+            $crate::core::telemetry::debug!($($event)+);
         }
     }};
 }

@@ -62,7 +62,8 @@ impl Reservations {
         }
     }
 
-    /// Holds in one step of the store, outside any transaction.
+    /// Holds in one step of the store, outside any transaction. Dropped before its answer it may hold all the same, until
+    /// the hold's end: a statement that is under way is not called back.
     ///
     /// # Errors
     /// As the guard's `hold`.

@@ -75,7 +75,8 @@ impl Sweeper {
     }
 
     /// Bounds one delivery (30 s): a consumer that takes longer is dropped where it waits, and its event has failed. Events are
-    /// taken for a minute, so with more than that another sweeper may deliver one that is still being worked on.
+    /// taken a hundred at once for a minute and delivered one after another: where they take longer together, another
+    /// sweeper may deliver the rest, too.
     pub fn delivery_timeout(mut self, longest: Duration) -> Self {
         self.delivery = longest;
         self

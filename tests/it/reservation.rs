@@ -12,6 +12,7 @@ mod refusals;
 mod scenarios;
 mod surprises;
 mod trips;
+mod waited;
 mod waking;
 
 use std::sync::Arc;

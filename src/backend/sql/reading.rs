@@ -40,6 +40,11 @@ impl SqlStore {
     /// Takes a connection for reading, or for a statement that commits itself by [`Reading::done`].
     pub(crate) async fn read<D: Engine>(&self) -> Result<Reading<D>, TransactionError> {
         self.prepare().await?;
+        self.take().await
+    }
+
+    /// The same, whatever the tables are.
+    async fn take<D: Engine>(&self) -> Result<Reading<D>, TransactionError> {
         let permit = if self.is_single() {
             Some(self.write_permit(self.inner.settings.lock_timeout).await?)
         } else {
@@ -49,7 +54,13 @@ impl SqlStore {
             return Err(TransactionError::new(TransactionErrorKind::WrongEngine));
         };
         let admission = self.admit()?;
-        let reading = self.ask(pool).await;
+        let mut reading = self.ask(pool).await;
+        // Behind a pooler BEGIN meets the connections that have died: others, until none of the old ones is left.
+        let mut old = self.idle_connections();
+        while old > 0 && reading.as_ref().is_err_and(super::error::is_lost) {
+            reading = self.ask(pool).await;
+            old -= 1;
+        }
         self.report(admission, reading.as_ref().err());
         Ok(Reading { permit, ..reading? })
     }
@@ -57,7 +68,7 @@ impl SqlStore {
     /// Takes a connection for one writing statement in the writer's turn.
     #[cfg(feature = "sqlite")]
     pub(crate) async fn write_alone<D: Engine>(&self) -> Result<Reading<D>, TransactionError> {
-        // Making the tables takes a turn of its own.
+        // Making tables takes a turn of its own; those of other parts are theirs to make.
         self.prepare().await?;
         let asked = Instant::now();
         // The only connection comes with the turn.
@@ -65,7 +76,7 @@ impl SqlStore {
             true => None,
             false => Some(self.write_permit(self.inner.settings.lock_timeout).await?),
         };
-        let mut writing = self.read().await?;
+        let mut writing = self.take().await?;
         writing.permit = writing.permit.or(turn);
         writing.asked = asked;
         Ok(writing)

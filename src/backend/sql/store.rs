@@ -258,7 +258,7 @@ impl SqlStore {
     }
 
     /// Whether readers queue with the writers.
-    pub(super) fn is_single(&self) -> bool {
+    pub(crate) fn is_single(&self) -> bool {
         self.inner.single
     }
 

@@ -105,7 +105,7 @@ async fn on_sqlite(db: &SqlStore, wish: &HoldWish) -> Result<AtOnce, Transaction
     match within(db, asking).await {
         // How long it waits for another process is left from the last transaction on this connection.
         Some(Err(error))
-            if error.kind() == TransactionErrorKind::LockTimeout
+            if error.kind() == TransactionErrorKind::Conflict
                 && writing.age() < db.lock_timeout() =>
         {
             Ok(AtOnce::Open)
@@ -137,7 +137,11 @@ async fn within(
     db: &SqlStore,
     asking: impl Future<Output = Result<AtOnce, TransactionError>>,
 ) -> Option<Result<AtOnce, TransactionError>> {
-    let longest = db.lock_timeout() + db.statement_timeout();
+    let longest = match db.is_single() {
+        // Given up, the only connection would take its database along.
+        true => std::time::Duration::MAX,
+        false => db.lock_timeout() + db.statement_timeout(),
+    };
     match tokio::time::timeout(longest, asking).await {
         Ok(Err(error)) if error.kind() == TransactionErrorKind::Unavailable => {
             Some(Ok(AtOnce::Unknown))
@@ -152,9 +156,8 @@ async fn again(db: &SqlStore, wish: HoldWish) -> Result<HoldDecision, StoreError
     let id = wish.id;
     match begin(db, wish).await {
         Ok(HoldDecision::Reused(record)) if record.id == id => Ok(HoldDecision::Created(record)),
-        Err(error) if error.kind() == StoreErrorKind::Unavailable => {
-            Err(StoreError::with_source(StoreErrorKind::TimedOut, error))
-        }
+        // Whatever refused this one, the lost one may still do its work.
+        Err(error) => Err(StoreError::with_source(StoreErrorKind::TimedOut, error)),
         other => other,
     }
 }

@@ -126,7 +126,7 @@ impl PostgresCalendar<'_> {
             None => query,
             Some(wait) => query.bind(millis(wait).max(1).to_string()),
         };
-        let mut seen: Option<Seen> = None;
+        let (mut seen, mut stands): (Option<Seen>, bool) = (None, true);
         for row in query.fetch_all(&mut *self.connection).await? {
             let now = at(row.try_get(11)?);
             if let Some(row_id) = row.try_get(12)? {
@@ -138,10 +138,11 @@ impl PostgresCalendar<'_> {
                     expires_at: expires_at.map(at),
                 }));
             }
+            stands &= row.try_get::<bool, _>(15)?;
             let rows = &mut seen.get_or_insert((Vec::new(), now)).0;
             rows.push(overlap_row!(row, *fresh.record.holder, *fresh.record.key));
         }
-        Ok(Rows::Refused(seen))
+        Ok(Rows::Refused(seen.filter(|_| stands)))
     }
 
     /// The same for a hold with several slots, or in the place of holds that are over.

@@ -170,7 +170,7 @@ impl Statements {
 /// all holds, with a plan from the time when there were few.
 fn overlapping(p: &str) -> String {
     format!(
-        "SELECT * FROM {p}hold WHERE resource = w.resource AND unit = w.unit \
+        "SELECT *, xmax = 0 AS untouched FROM {p}hold WHERE resource = w.resource AND unit = w.unit \
          AND int8range(block_start, block_end) && int8range(w.block_start, w.block_end) \
          AND state <= 3 OFFSET 0"
     )
@@ -181,7 +181,8 @@ const FRESH: &str = "(hold_id, part, resource, unit, starts, ends, block_start, 
      counted, holder, wish_key, token_hash, state, version, created_at, expires_at, changed_at)";
 
 /// The row of a hold with one slot; where it is refused, what is seen in its way ([`OVERLAP_COLUMNS`], the clock).
-/// Whom the insert had to wait for is not seen. `beside` is read with the clock. What the wish is stands in a row of
+/// Whom the insert had to wait for is not seen, and what somebody has written meanwhile is seen as it was: such a row
+/// says that it has been touched (its header is read now, whatever the snapshot). `beside` is read with the clock. What the wish is stands in a row of
 /// its own: a planner that knew it would plan anew each time.
 /// A hold that was made here tells more than the transaction's whole name: its number is enough.
 fn insert(p: &str, beside: &str) -> String {
@@ -192,10 +193,10 @@ fn insert(p: &str, beside: &str) -> String {
          SELECT $10, 0, resource, unit, $4::bigint, $5::bigint, block_start, block_end, $8::int, $9::int, \
          $9::int > 0, $11, $12, $13, $14, $15, coalesce($16::bigint, ms), ms + $17::bigint, ms \
          FROM wish ON CONFLICT DO NOTHING RETURNING row_id, created_at, expires_at, changed_at) \
-         SELECT {OVERLAP_COLUMNS}, w.ms, NULL, NULL, NULL \
+         SELECT {OVERLAP_COLUMNS}, {CLOCK}, NULL, NULL, NULL, untouched \
          FROM wish w, LATERAL ({}) h WHERE NOT EXISTS (SELECT 1 FROM made) \
          UNION ALL SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, expires_at, \
-         changed_at, row_id, pg_current_xact_id()::text, created_at FROM made",
+         changed_at, row_id, pg_current_xact_id()::text, created_at, true FROM made",
         overlapping(p)
     )
 }
