@@ -156,12 +156,8 @@ fn answer(
     record: &PaymentRecord,
     hold: &Hold,
 ) -> (StatusCode, HeaderMap, Json<Value>) {
-    let mut headers = HeaderMap::new();
-    if let Ok(location) =
-        HeaderValue::try_from(format!("/api/reservations/{}", record.reservation_id))
-    {
-        headers.insert(header::LOCATION, location);
-    }
+    let location = HeaderValue::try_from(format!("/api/reservations/{}", record.reservation_id));
+    let headers = HeaderMap::from_iter(location.map(|at| (header::LOCATION, at)));
     let body = json!({
         "reservation_id": record.reservation_id,
         "payment_id": record.payment_id,
