@@ -134,6 +134,16 @@ struct Suite {
 
 #[allow(clippy::panic, clippy::unwrap_used)]
 impl Suite {
+    /// The same queue under other rules.
+    fn under(&self, rules: Rules) -> Self {
+        Self {
+            store: Arc::clone(&self.store),
+            clock: self.clock.clone(),
+            name: Arc::clone(&self.name),
+            rules,
+        }
+    }
+
     async fn add(&self, job: NewJob) -> EnqueueOutcome {
         self.add_all(vec![job]).await[0]
     }

@@ -81,15 +81,10 @@ impl Suite {
     }
 
     pub(super) async fn no_job_comes_before_its_time_and_its_life_starts_then(&self) {
-        let suite = Suite {
-            rules: Rules {
-                expire_after: HOUR,
-                ..self.rules
-            },
-            store: Arc::clone(&self.store),
-            clock: self.clock.clone(),
-            name: Arc::clone(&self.name),
-        };
+        let suite = self.under(Rules {
+            expire_after: HOUR,
+            ..self.rules
+        });
         let due = self.now() + 2 * HOUR;
         let in_two_hours = NewJob {
             due: Due::At(due),
@@ -106,15 +101,10 @@ impl Suite {
     }
 
     pub(super) async fn an_aged_job_overtakes(&self) {
-        let suite = Suite {
-            rules: Rules {
-                aging: 10 * MS,
-                ..self.rules
-            },
-            store: Arc::clone(&self.store),
-            clock: self.clock.clone(),
-            name: Arc::clone(&self.name),
-        };
+        let suite = self.under(Rules {
+            aging: 10 * MS,
+            ..self.rules
+        });
         suite.add(job("old", "old")).await;
         self.clock.advance(11 * MS);
         let high = |item: &str| NewJob {
@@ -128,16 +118,11 @@ impl Suite {
     }
 
     pub(super) async fn what_expired_is_found_behind_younger_ones_that_aging_puts_before_it(&self) {
-        let suite = Suite {
-            rules: Rules {
-                aging: 12 * HOUR,
-                capacity: 151,
-                ..self.rules
-            },
-            store: Arc::clone(&self.store),
-            clock: self.clock.clone(),
-            name: Arc::clone(&self.name),
-        };
+        let suite = self.under(Rules {
+            aging: 12 * HOUR,
+            capacity: 151,
+            ..self.rules
+        });
         let low = NewJob {
             priority: Priority::Low,
             ..job("low", "old")
@@ -158,15 +143,10 @@ impl Suite {
     }
 
     pub(super) async fn what_expired_is_found_among_any_number_that_aging_puts_beside_it(&self) {
-        let suite = Suite {
-            rules: Rules {
-                aging: 12 * HOUR,
-                ..self.rules
-            },
-            store: Arc::clone(&self.store),
-            clock: self.clock.clone(),
-            name: Arc::clone(&self.name),
-        };
+        let suite = self.under(Rules {
+            aging: 12 * HOUR,
+            ..self.rules
+        });
         let low = NewJob {
             priority: Priority::Low,
             ..job("low", "old")

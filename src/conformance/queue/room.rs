@@ -96,16 +96,11 @@ impl Suite {
     }
 
     pub(super) async fn a_full_queue_refuses_all_of_a_call(&self) {
-        let suite = Suite {
-            rules: Rules {
-                capacity: 4,
-                per_recipient: 2,
-                ..self.rules
-            },
-            store: Arc::clone(&self.store),
-            clock: self.clock.clone(),
-            name: Arc::clone(&self.name),
-        };
+        let suite = self.under(Rules {
+            capacity: 4,
+            per_recipient: 2,
+            ..self.rules
+        });
         let add = |jobs| suite.store.enqueue(&suite.name, jobs, &suite.rules);
         let refused = add(vec![
             job("b", "1"),

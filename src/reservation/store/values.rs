@@ -43,6 +43,25 @@ pub struct HoldWish {
     pub record: EventSet,
 }
 
+impl HoldWish {
+    /// The hold that it becomes where it is granted `at` that time.
+    pub(super) fn granted(&self, at: Timestamp) -> HoldRecord {
+        HoldRecord {
+            id: self.id,
+            holder: self.holder.clone(),
+            key: self.key.clone(),
+            token: self.token,
+            state: HoldState::Held,
+            slots: Arc::clone(&self.slots),
+            created_at: at,
+            expires_at: Some(at.plus(self.hold_for)),
+            changed_at: at,
+            version: 1,
+            read_at: at,
+        }
+    }
+}
+
 /// What became of a wish.
 #[derive(Clone, Debug)]
 pub enum HoldDecision {

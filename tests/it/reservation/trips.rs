@@ -236,7 +236,7 @@ async fn a_hold_alone_whose_reply_is_lost_is_made_once_and_answered() {
 
 /// How many statements sqlx has told of.
 #[derive(Clone, Default)]
-struct Statements(Arc<AtomicU64>);
+pub(super) struct Statements(Arc<AtomicU64>);
 
 impl<S: tracing::Subscriber> Layer<S> for Statements {
     fn on_event(&self, _: &tracing::Event<'_>, _: Context<'_, S>) {
@@ -245,19 +245,30 @@ impl<S: tracing::Subscriber> Layer<S> for Statements {
 }
 
 impl Statements {
+    /// Counts those of all threads of this process.
+    pub(super) fn listen() -> Self {
+        let statements = Self::default();
+        let queries = Targets::new().with_target("sqlx::query", LevelFilter::TRACE);
+        let listening = statements.clone().with_filter(queries);
+        let listening = tracing_subscriber::registry().with(listening);
+        tracing::subscriber::set_global_default(listening).unwrap();
+        statements
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
     async fn of(&self, work: impl Future<Output = ()>) -> u64 {
-        let before = self.0.load(Ordering::SeqCst);
+        let before = self.count();
         work.await;
-        self.0.load(Ordering::SeqCst) - before
+        self.count() - before
     }
 }
 
 #[tokio::test]
 async fn a_hold_alone_on_sqlite_is_one_statement_and_a_refused_one_two() {
-    let statements = Statements::default();
-    let queries = Targets::new().with_target("sqlx::query", LevelFilter::TRACE);
-    let listening = tracing_subscriber::registry().with(statements.clone().with_filter(queries));
-    tracing::subscriber::set_global_default(listening).unwrap();
+    let statements = Statements::listen();
     let folder = tempfile::tempdir().unwrap();
     let file = format!("sqlite:{}", folder.path().join("keep.db").display());
     for url in ["sqlite::memory:", &file] {

@@ -9,6 +9,7 @@ use tower_keep::reservation::{
     Conflict, ReservationError, ReservationGuard, ReservationLayer, Settled,
 };
 
+use super::trips::Statements;
 use super::{postgres, slot};
 
 /// Comes back when somebody waits for a lock.
@@ -65,6 +66,7 @@ async fn who_waited_for_a_confirmation_is_told_of_it_and_not_of_the_hold_before(
 
 #[tokio::test]
 async fn a_connection_left_impatient_waits_for_another_process_all_the_same() {
+    let statements = Statements::listen();
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite:{}", folder.path().join("keep.db").display());
     let db = SqlStore::builder(&url)
@@ -84,8 +86,12 @@ async fn a_connection_left_impatient_waits_for_another_process_all_the_same() {
         .execute(&mut other)
         .await
         .unwrap();
+    let before = statements.count();
+    // When the first attempt has met the lock and was told so.
     let letting_go = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        while statements.count() == before {
+            tokio::task::yield_now().await;
+        }
         sqlx::raw_sql("rollback").execute(&mut other).await.unwrap();
     };
     let (held, ()) = tokio::join!(own.hold(slot("a"), "ann"), letting_go);

@@ -1,6 +1,5 @@
 //! The steps in memory: reads see the transaction's own changes over what was committed.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::book::{Book, Changes};
@@ -127,20 +126,7 @@ impl Calendar for MemoryCalendar<'_> {
 
     async fn insert(&mut self, wish: &HoldWish) -> Result<Insertion, StoreError> {
         self.book().room(self.changes)?;
-        let now = self.now();
-        let record = HoldRecord {
-            id: wish.id,
-            holder: wish.holder.clone(),
-            key: wish.key.clone(),
-            token: wish.token,
-            state: HoldState::Held,
-            slots: Arc::clone(&wish.slots),
-            created_at: now,
-            expires_at: Some(now.plus(wish.hold_for)),
-            changed_at: now,
-            version: 1,
-            read_at: now,
-        };
+        let record = wish.granted(self.now());
         self.changes.holds.insert(record.id, record.clone());
         Ok(Insertion::Made(record))
     }

@@ -15,7 +15,7 @@ use super::rows::{
 use crate::backend::sql::{Schema, TransactionError};
 use crate::core::Timestamp;
 use crate::reservation::event::ReservationEvent;
-use crate::reservation::hold::{HoldId, HoldState};
+use crate::reservation::hold::HoldId;
 use crate::reservation::slot::Slot;
 use crate::reservation::store::calendar::{Calendar, Insertion, Lock, Over, PURGE_ROWS, Seen};
 use crate::reservation::store::{
@@ -161,28 +161,12 @@ impl SqliteCalendar<'_> {
         &mut self,
         wish: &HoldWish,
     ) -> Result<Insertion, TransactionError> {
-        let (record, statements) = (self.fresh(wish), self.sql);
+        let (record, statements) = (wish.granted(self.now), self.sql);
         let rows = self.insert_rows(&record, &statements.insert_alone).await?;
         Ok(match rows {
             0 => Insertion::Refused(None),
             _ => Insertion::Made(record),
         })
-    }
-
-    fn fresh(&self, wish: &HoldWish) -> HoldRecord {
-        HoldRecord {
-            id: wish.id,
-            holder: wish.holder.clone(),
-            key: wish.key.clone(),
-            token: wish.token,
-            state: HoldState::Held,
-            slots: Arc::clone(&wish.slots),
-            created_at: self.now,
-            expires_at: Some(self.now.plus(wish.hold_for)),
-            changed_at: self.now,
-            version: 1,
-            read_at: self.now,
-        }
     }
 }
 
@@ -264,7 +248,7 @@ impl Calendar for SqliteCalendar<'_> {
     }
 
     async fn insert(&mut self, wish: &HoldWish) -> Result<Insertion, TransactionError> {
-        let (record, statements) = (self.fresh(wish), self.sql);
+        let (record, statements) = (wish.granted(self.now), self.sql);
         self.insert_rows(&record, &statements.insert).await?;
         Ok(Insertion::Made(record))
     }

@@ -1,6 +1,5 @@
 //! The one way into a blocking state on Postgres: an insert that the constraint may refuse.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::Row as _;
@@ -10,7 +9,6 @@ use super::super::rows::{at, capacity, int, millis, ms, overlap_row};
 use super::{PostgresCalendar, sql};
 use crate::backend::sql::{TRANSACTION, TransactionError};
 use crate::core::Timestamp;
-use crate::reservation::hold::HoldState;
 use crate::reservation::slot::Slot;
 use crate::reservation::store::calendar::{InTheWay, Insertion, Seen};
 use crate::reservation::store::{HoldRecord, HoldWish};
@@ -201,19 +199,8 @@ impl PostgresCalendar<'_> {
         wish: &HoldWish,
         how: How<'_>,
     ) -> Result<Insertion, TransactionError> {
-        let mut record = HoldRecord {
-            id: wish.id,
-            holder: wish.holder.clone(),
-            key: wish.key.clone(),
-            token: wish.token,
-            state: HoldState::Held,
-            slots: Arc::clone(&wish.slots),
-            created_at: Timestamp::EPOCH,
-            expires_at: None,
-            changed_at: Timestamp::EPOCH,
-            version: 1,
-            read_at: Timestamp::EPOCH,
-        };
+        // The server has the clock: no time of it is bound.
+        let record = wish.granted(Timestamp::EPOCH);
         let fresh = Fresh {
             record: &record,
             created_at: None,
@@ -223,11 +210,10 @@ impl PostgresCalendar<'_> {
             Rows::In(inserted) => inserted,
             Rows::Refused(seen) => return Ok(Insertion::Refused(seen)),
         };
-        record.created_at = inserted.created_at;
-        record.changed_at = inserted.created_at;
-        record.read_at = inserted.created_at;
-        record.expires_at = inserted.expires_at;
-        Ok(Insertion::Made(record))
+        Ok(Insertion::Made(HoldRecord {
+            expires_at: inserted.expires_at,
+            ..wish.granted(inserted.created_at)
+        }))
     }
 
     /// Inserts a wish of one slot in a statement that is a transaction of its own.
