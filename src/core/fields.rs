@@ -58,6 +58,14 @@ pub fn is_hop_by_hop(name: &HeaderName, fields: &HeaderMap) -> bool {
     is_of_connection(name) || is_named_by_connection(name, fields)
 }
 
+/// Returns the names that `Connection` lists.
+pub(crate) fn named_by_connection(fields: &HeaderMap) -> impl Iterator<Item = HeaderName> {
+    let lines = fields.get_all(header::CONNECTION).iter();
+    lines
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|item| HeaderName::from_bytes(item.trim_ascii()).ok())
+}
+
 fn is_named_by_connection(name: &HeaderName, fields: &HeaderMap) -> bool {
     fields.get_all(header::CONNECTION).iter().any(|line| {
         line.as_bytes().split(|byte| *byte == b',').any(|item| {

@@ -118,7 +118,9 @@ fn finish<R>(
     (age, said): (Option<HeaderValue>, HeaderValue),
 ) -> Response<ResponseBody<R>> {
     fill(&mut fields, config, age, said);
-    let (status, body) = shape(entry, asked, &mut fields, || entry.body());
+    let (status, body) = shape(entry, asked, &mut fields, || {
+        (entry.body(), entry.trailers().cloned())
+    });
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = fields;
@@ -156,12 +158,13 @@ pub(super) const fn has_length(status: StatusCode) -> bool {
     !matches!(status.as_u16(), 204 | 205 | 304)
 }
 
-/// Evaluates conditions and range on a complete answer (RFC 9110 §13, §14), whose body is asked for where it is sent.
+/// Evaluates conditions and range on a complete answer (RFC 9110 §13, §14), whose body and trailers are asked for where
+/// they are sent.
 pub(super) fn shape<R>(
     entry: &Entry,
     asked: Asked<'_>,
     fields: &mut HeaderMap,
-    body: impl FnOnce() -> Bytes,
+    body: impl FnOnce() -> (Bytes, Option<HeaderMap>),
 ) -> (StatusCode, ResponseBody<R>) {
     let (status, length) = (entry.head().status, entry.body_bytes());
     // Near enough to settle the century of a two-digit year.
@@ -174,7 +177,7 @@ pub(super) fn shape<R>(
         if !asked.head {
             match range::part(conditions, fields, length as u64, now) {
                 Part::Whole => {}
-                Part::Bytes(first, last) => return part(fields, &body(), first, last),
+                Part::Bytes(first, last) => return part(fields, &body().0, first, last),
                 Part::Unsatisfiable => return unsatisfiable(fields, length),
             }
         }
@@ -186,10 +189,8 @@ pub(super) fn shape<R>(
         }
         return (status, ResponseBody::empty());
     }
-    (
-        status,
-        ResponseBody::bytes(body(), entry.trailers().cloned()),
-    )
+    let (data, trailers) = body();
+    (status, ResponseBody::bytes(data, trailers))
 }
 
 fn part<R>(
@@ -211,13 +212,19 @@ pub(super) fn put_range(fields: &mut HeaderMap, first: u64, last: u64, length: u
     if let Ok(range) = HeaderValue::try_from(format!("bytes {first}-{last}/{length}")) {
         fields.insert(header::CONTENT_RANGE, range);
     }
+    without_digest(fields);
+    fields.insert(header::CONTENT_LENGTH, HeaderValue::from(last - first + 1));
+}
+
+/// Takes off what is of the whole body, where that is not what goes out (RFC 9530 §2).
+fn without_digest(fields: &mut HeaderMap) {
     fields.remove("content-digest");
     fields.remove("content-md5");
-    fields.insert(header::CONTENT_LENGTH, HeaderValue::from(last - first + 1));
 }
 
 fn unsatisfiable<R>(fields: &mut HeaderMap, length: usize) -> (StatusCode, ResponseBody<R>) {
     revalidate::without_body(fields);
+    without_digest(fields);
     if let Ok(range) = HeaderValue::try_from(format!("bytes */{length}")) {
         fields.insert(header::CONTENT_RANGE, range);
     }

@@ -112,7 +112,7 @@ impl Cache {
     /// A ticket for a fetch that holds no lease. Its stamp may lag behind, which only makes it end sooner.
     pub(super) fn ticket(&self) -> Ticket {
         Ticket {
-            begun: self.stamps.highest(),
+            begun: self.stamps.issued(),
             at: self.now(),
             ..Ticket::default()
         }
@@ -329,6 +329,14 @@ impl Cache {
             let stored = self.store.store(key, ticket, Arc::clone(entry));
             self.finish("store", stored.map(noted));
         }
+    }
+
+    /// Gives a stored answer a new head: in this process at once, in a shared store behind the answer.
+    pub(super) fn freshen(self: &Arc<Self>, ask: &Ask, ticket: Ticket, entry: &Arc<Entry>) {
+        self.keep_copy(ask, entry);
+        let key = ask.entry_key(self.place);
+        let freshened = self.store.freshen(key, ticket, Arc::clone(entry));
+        self.finish("freshen", freshened);
     }
 
     pub(super) fn failed(&self, method: &'static str) {

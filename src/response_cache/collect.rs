@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 use tokio::time::{Sleep, sleep};
 
 use super::body::{BoxError, ResponseBody};
+use super::draft::TrailerRules;
 use super::entry::Head;
 use super::feed::{End, Feed, RestOf, Room, Source, Stream};
 use crate::core::{FRAMES_AT_ONCE, monotonic};
@@ -169,7 +170,8 @@ where
 
     /// Makes the body of an answer that is not stored after all: what came so far, then the rest.
     pub(super) fn give_up(self, ended: Collected) -> ResponseBody<R> {
-        let (feed, reader) = Feed::open(&self.chunks, self.left());
+        // Nobody reads along.
+        let (feed, reader) = Feed::open(&self.chunks, self.left(), TrailerRules::default());
         if matches!(ended, Collected::Over | Collected::NoRoom) {
             *reader.rest().lock() = Some(self.body);
         }
@@ -188,9 +190,10 @@ where
     pub(super) fn split(
         self,
         head: Head,
+        trailers: TrailerRules,
         unfinished: &Arc<Unfinished>,
     ) -> (ResponseBody<R>, Arc<Stream>, Pull<R>) {
-        let (feed, reader) = Feed::open(&self.chunks, self.left());
+        let (feed, reader) = Feed::open(&self.chunks, self.left(), trailers);
         let stream = Stream::new(head, Arc::clone(&feed));
         let mut share = Share {
             of: Arc::clone(unfinished),

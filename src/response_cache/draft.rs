@@ -7,7 +7,9 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{HeaderName, StatusCode};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
+use smallvec::SmallVec;
 
+use crate::core::fields::named_by_connection;
 use crate::core::{Digits, base64url};
 
 use super::answer;
@@ -32,6 +34,33 @@ pub(super) struct Draft {
     /// The store is there to take it.
     pub(super) keep: bool,
     pub(super) personal_too: bool,
+    trailers: TrailerRules,
+}
+
+/// Which trailers are for others, too: what holds for the fields of the head holds for them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct TrailerRules {
+    /// Named by a directive, or by Connection in the head.
+    hidden: SmallVec<[HeaderName; 1]>,
+    cookies: bool,
+}
+
+impl TrailerRules {
+    /// The trailers without those of one exchange; `None` if there are no others.
+    pub(super) fn kept(&self, trailers: Option<&HeaderMap>) -> Option<Box<HeaderMap>> {
+        let trailers = trailers?;
+        let is_kept = |name: &HeaderName| {
+            (self.cookies || *name != header::SET_COOKIE)
+                && revalidate::is_storable(name, trailers)
+                && !self.hidden.contains(name)
+        };
+        let lines = trailers.iter().filter(|(name, _)| is_kept(name));
+        let mut kept = HeaderMap::new();
+        for (name, value) in lines {
+            kept.append(name, value.clone());
+        }
+        (!kept.is_empty()).then(|| Box::new(kept))
+    }
 }
 
 impl Draft {
@@ -47,6 +76,14 @@ impl Draft {
         let config = &exchange.setup.config;
         let mut stored = stored_fields(fields, &plan, config.replay_set_cookie, received);
         put_downstream(&mut stored, fields, plan.flags, config);
+        let mut trailers = TrailerRules {
+            hidden: plan.hidden,
+            cookies: config.replay_set_cookie,
+        };
+        if plan.seen.connection {
+            let names = named_by_connection(fields);
+            trailers.hidden.extend(names);
+        }
         let head = Head {
             id,
             body_id: id,
@@ -73,13 +110,14 @@ impl Draft {
             ticket,
             keep: true,
             personal_too: plan.personal_too,
+            trailers,
         }
     }
 
     /// Makes the head for the body that a 304 has confirmed.
     pub(super) fn confirm(mut self, stale: &Head) -> Head {
         self.head.body_id = stale.body_id;
-        self.head.trailers = stale.trailers.clone();
+        self.head.trailers = self.trailers.kept(stale.trailers.as_deref());
         if stale.flags.has(Flags::OWN_ETAG)
             && let Some(tag) = stale.fields.get(header::ETAG)
         {
@@ -97,6 +135,10 @@ impl Draft {
         self.head
     }
 
+    pub(super) const fn trailers(&self) -> &TrailerRules {
+        &self.trailers
+    }
+
     /// The head with its fields, for those who read along while the body comes.
     pub(super) fn whole_head(&self) -> Head {
         let mut head = self.head.clone();
@@ -108,8 +150,9 @@ impl Draft {
     pub(super) fn entry(
         mut self,
         body: &[Bytes],
-        trailers: Option<Box<HeaderMap>>,
+        trailers: Option<&HeaderMap>,
     ) -> (Ticket, Arc<Entry>) {
+        let trailers = self.trailers.kept(trailers);
         let fields = &mut self.fields;
         if trailers.is_some() {
             fields.remove(&header::CONTENT_LENGTH);

@@ -12,6 +12,7 @@ use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
 
 use super::body::BoxError;
+use super::draft::TrailerRules;
 use super::entry::Head;
 
 /// What a body gives when it is read.
@@ -69,6 +70,8 @@ pub(super) enum End {
 /// Frames that have come, and who has read how far.
 pub(super) struct Feed {
     state: Mutex<State>,
+    /// What of the trailers is for those who read along; the leader gets all, as they came for it.
+    trailers: TrailerRules,
 }
 
 #[derive(Default)]
@@ -143,7 +146,11 @@ pub(super) enum Room {
 
 impl Feed {
     /// Opens a feed of what came so far, and the leader's reader of it.
-    pub(super) fn open<R>(chunks: &[Bytes], left: Option<u64>) -> (Arc<Self>, Reader<R>) {
+    pub(super) fn open<R>(
+        chunks: &[Bytes],
+        left: Option<u64>,
+        trailers: TrailerRules,
+    ) -> (Arc<Self>, Reader<R>) {
         let mut state = State {
             readers: vec![Some(Place::default())],
             ..State::default()
@@ -151,6 +158,7 @@ impl Feed {
         chunks.iter().for_each(|data| state.put(data.clone()));
         let feed = Arc::new(Self {
             state: Mutex::new(state),
+            trailers,
         });
         let reader = Reader {
             feed: Arc::clone(&feed),
@@ -340,7 +348,12 @@ impl<R> Reader<R> {
             Some(End::Rest) if me == LEADER => Poll::Ready(None),
             Some(End::Done(trailers)) => {
                 self.over = true;
-                let trailers = trailers.as_deref().cloned();
+                let trailers = if me == LEADER {
+                    trailers.as_deref().cloned()
+                } else {
+                    let kept = self.feed.trailers.kept(trailers.as_deref());
+                    kept.map(|kept| *kept)
+                };
                 Poll::Ready(Some(trailers.map(|fields| Ok(Frame::trailers(fields)))))
             }
             Some(End::Failed(error)) => {

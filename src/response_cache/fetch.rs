@@ -10,6 +10,7 @@ use http::header::{self, HeaderMap};
 use http::{Request, Response, StatusCode};
 use tower_service::Service;
 
+use crate::core::fields::CACHE_STATUS;
 use crate::core::{Body, Personal, ResponseCacheOutcome, telemetry};
 
 use super::answer;
@@ -283,16 +284,8 @@ impl Exchange {
                     Some(reason) => self.refuse(&mut fetch, status, reason),
                     None => fetch.land(Outcome::Released),
                 }
-                let outcome = ResponseCacheOutcome::Uncacheable;
-                self.cache().counters.count(outcome);
-                return answer::fetched(
-                    stale,
-                    self.asked(),
-                    &self.setup.config,
-                    fields,
-                    said(Err(reason)),
-                    outcome,
-                );
+                let said = said(Err(reason));
+                return self.refused(stale, fields, confirmed.headers(), said);
             }
         };
         let names = self.ask.names.union(&plan.names);
@@ -300,10 +293,12 @@ impl Exchange {
         let draft = Draft::new(self, plan, ticket, status, &fields, times.1);
         let entry = Arc::new(stale.with_head(draft.confirm(stale.head())));
         let said = said(Ok(answer::ttl(entry.head(), times.1)));
-        self.cache().keep_copy(&self.ask, &entry);
-        let (cache, key) = (self.cache(), self.ask.entry_key(self.cache().place));
-        let freshened = cache.store.freshen(key, ticket, Arc::clone(&entry));
-        cache.finish("freshen", freshened);
+        if entry.head().names == stale.head().names {
+            self.cache().freshen(&self.ask, ticket, &entry);
+        } else {
+            // Under the new names nothing lies yet that a new head could be given to.
+            self.cache().put(&self.ask, ticket, &entry);
+        }
         fetch.land(Outcome::Done(Arc::clone(&entry)));
         let outcome = ResponseCacheOutcome::Validated;
         self.cache().counters.count(outcome);
@@ -321,6 +316,40 @@ impl Exchange {
             said,
             outcome,
         )
+    }
+
+    /// The stored body under fields of a 304 that may not be stored.
+    fn refused<R>(
+        &self,
+        stale: &Entry,
+        mut fields: HeaderMap,
+        confirmed: &HeaderMap,
+        said: Said,
+    ) -> Response<ResponseBody<R>> {
+        let outcome = ResponseCacheOutcome::Uncacheable;
+        self.cache().counters.count(outcome);
+        let config = &self.setup.config;
+        // Where nobody says anything of caches, clients are told what they were told before.
+        let mut flags = Flags::default();
+        let silent = !fields.contains_key(header::CACHE_CONTROL);
+        flags.set(
+            Flags::OWN_CACHE_CONTROL,
+            silent && stale.head().flags.has(Flags::OWN_CACHE_CONTROL),
+        );
+        answer::put_downstream(&mut fields, flags, config);
+        let (status, body) = answer::shape(stale, self.asked(), &mut fields, || {
+            (stale.body(), stale.trailers().cloned())
+        });
+        // Of this exchange, which was for this client.
+        for inner in confirmed.get_all(CACHE_STATUS) {
+            fields.append(CACHE_STATUS, inner.clone());
+        }
+        config.status.say(&mut fields, said);
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        *response.headers_mut() = fields;
+        response.extensions_mut().insert(outcome);
+        response
     }
 
     /// Not storable: all who wait are released at once, and the key is known as uncacheable for a while.

@@ -27,17 +27,17 @@ impl Exchange {
         if answer.status() != StatusCode::OK || self.ask.demands.no_store {
             return;
         }
-        let head = self
-            .renewed(stored, ticket, answer, times)
-            .unwrap_or_else(|| expired(stored.head(), ticket));
+        let renewed = match evidence(stored, answer.headers()) {
+            Evidence::None => return,
+            Evidence::Same => self.renewed(stored, ticket, answer, times),
+            Evidence::Other => None,
+        };
+        let head = renewed.unwrap_or_else(|| expired(stored.head(), ticket));
         let entry = Arc::new(stored.with_head(head));
-        self.cache().keep_copy(&self.ask, &entry);
-        let (cache, key) = (self.cache(), self.ask.entry_key(self.cache().place));
-        let freshened = cache.store.freshen(key, ticket, entry);
-        cache.finish("freshen", freshened);
+        self.cache().freshen(&self.ask, ticket, &entry);
     }
 
-    /// The stored head under the fields that came, if they are those of the same answer and may be kept.
+    /// The stored head under the fields that came with the same answer, if they may be kept.
     fn renewed<R>(
         &self,
         stored: &Arc<Entry>,
@@ -45,9 +45,6 @@ impl Exchange {
         answer: &Response<R>,
         times: (u64, u64),
     ) -> Option<Head> {
-        if !is_same(stored, answer.headers()) {
-            return None;
-        }
         let fields = revalidate::merged(stored.head(), answer.headers());
         let policy = answer.extensions().get::<CachePolicy>().cloned();
         let policy = policy.or_else(|| policy_of(stored.head()));
@@ -63,18 +60,32 @@ impl Exchange {
     }
 }
 
-/// The validators and the length that came are those of the stored answer.
-fn is_same(stored: &Entry, came: &HeaderMap) -> bool {
+/// What an answer to HEAD proves of the stored one.
+enum Evidence {
+    /// Nothing: many answers have the same length, and one without a validator could be any.
+    None,
+    /// Its validators and its length are those of the stored answer.
+    Same,
+    Other,
+}
+
+fn evidence(stored: &Entry, came: &HeaderMap) -> Evidence {
     let fields = &stored.head().fields;
     let agrees = |name: HeaderName| {
-        came.get(&name)
-            .is_none_or(|value| fields.get(&name) == Some(value))
+        let value = came.get(&name)?;
+        Some(fields.get(&name) == Some(value))
     };
+    let validators = [agrees(header::ETAG), agrees(header::LAST_MODIFIED)];
     let length = came.get(header::CONTENT_LENGTH);
-    stored.head().status == StatusCode::OK
-        && agrees(header::ETAG)
-        && agrees(header::LAST_MODIFIED)
-        && length.is_none_or(|value| *value == *stored.body_bytes().to_string())
+    let length = length.map(|value| *value == *stored.body_bytes().to_string());
+    let differs = validators.contains(&Some(false)) || length == Some(false);
+    if differs || stored.head().status != StatusCode::OK {
+        Evidence::Other
+    } else if validators.contains(&Some(true)) {
+        Evidence::Same
+    } else {
+        Evidence::None
+    }
 }
 
 /// Stale from now on: its windows are counted from when it was made.

@@ -2,20 +2,23 @@
 
 use crate::core::StoreError;
 
+use super::ask::Ask;
 use super::cache::Cache;
 use super::handle::InvalidateOutcome;
-use super::stamps::{Change, Stamps};
+use super::stamps::{Change, Stamp, Stamps};
 use super::store::Place;
 
 /// As many targets as one call carries.
 const TARGETS_PER_CALL: usize = 64;
 
 impl Cache {
-    /// Invalidates here and in the store; what the store cannot hear now is kept for it.
-    pub(super) async fn invalidate(&self, mut changes: Vec<Change>) -> InvalidateOutcome {
+    /// Invalidates here and in the store; what the store cannot hear now is kept for it. Says under which stamp the last
+    /// of it was.
+    pub(super) async fn invalidate(&self, mut changes: Vec<Change>) -> (InvalidateOutcome, Stamp) {
         changes.sort_unstable();
         changes.dedup();
         let mut outcome = InvalidateOutcome::Done;
+        let mut last = Stamp::default();
         // A client that leaves meanwhile does not undo what its request has changed.
         let mut untold = Untold {
             stamps: &self.stamps,
@@ -25,7 +28,10 @@ impl Cache {
             let told = self.store.invalidate(part).await;
             untold.pass(part.len());
             match told {
-                Ok(stamp) => self.stamps.apply_own(part, stamp),
+                Ok(stamp) => {
+                    self.stamps.apply_own(part, stamp);
+                    last = last.max(stamp);
+                }
                 Err(_) => {
                     self.failed("invalidate");
                     self.stamps.queue(part);
@@ -37,7 +43,17 @@ impl Cache {
         if self.place == Place::Process {
             self.sync_now();
         }
-        outcome
+        (outcome, last)
+    }
+
+    /// Says whether an answer to what `ask` asks for may have been invalidated since `begun`, here or elsewhere.
+    pub(super) async fn may_be_hit_since(&self, ask: &Ask, begun: Stamp) -> bool {
+        if self.place == Place::Process {
+            self.sync_now();
+        } else if self.sync().await.is_err() {
+            return true;
+        }
+        self.stamps.may_hit(begun, &ask.targets())
     }
 
     /// Tells the store what was invalidated while it was away, before it is believed again.

@@ -111,7 +111,7 @@ impl Exchange {
         trailers: Option<Box<HeaderMap>>,
     ) -> Response<ResponseBody<R>> {
         let keep = draft.keep;
-        let (ticket, entry) = draft.entry(body, trailers);
+        let (ticket, entry) = draft.entry(body, trailers.as_deref());
         if keep {
             self.cache().put(&self.ask, ticket, &entry);
         }
@@ -125,8 +125,8 @@ impl Exchange {
         }
         // In one piece it goes out as it came: nobody counts the stored one before it is asked for.
         let sent = || match body {
-            [whole] => whole.clone(),
-            _ => entry.body(),
+            [whole] => (whole.clone(), trailers.map(|all| *all)),
+            _ => (entry.body(), trailers.map(|all| *all)),
         };
         let (status, body) = answer::shape(&entry, self.asked(), &mut parts.headers, sent);
         parts.status = status;
@@ -166,7 +166,8 @@ impl Exchange {
                 range::part(fields, &parts.headers, length, now)
             });
         let unfinished = &self.cache().unfinished;
-        let (mut body, stream, pull) = collector.split(draft.whole_head(), unfinished);
+        let (mut body, stream, pull) =
+            collector.split(draft.whole_head(), draft.trailers().clone(), unfinished);
         if let Some((leader, _)) = &fetch.leader {
             leader.streams(&stream);
         }
@@ -200,7 +201,7 @@ impl Exchange {
         match ended {
             Collected::Whole(trailers, true) if self.may_keep(&draft) => {
                 let keep = draft.keep;
-                let (ticket, entry) = draft.entry(pull.chunks(), trailers.clone());
+                let (ticket, entry) = draft.entry(pull.chunks(), trailers.as_deref());
                 if keep {
                     self.cache().put(&self.ask, ticket, &entry);
                 }

@@ -184,16 +184,26 @@ fn matches(pattern: &str, name: &str) -> bool {
 
 /// Takes what is not part of the key out of a URI; `None` where nothing changes.
 pub(super) fn rewritten(rules: &KeyRules, uri: &Uri) -> Option<Uri> {
-    let query = rules.rewrite(uri.query()?)?;
-    let path = if query.is_empty() {
-        uri.path().to_owned()
-    } else {
-        format!("{}?{query}", uri.path())
-    };
+    let path = form_of(rules, uri.path(), uri.query()?)?;
     let mut parts = uri.clone().into_parts();
     parts.path_and_query = PathAndQuery::try_from(path).ok();
     // Fewer or reordered parameters of a valid URI make a valid one.
     Uri::from_parts(parts).ok()
+}
+
+/// The same of a path with its query, as text.
+pub(super) fn in_form(rules: &KeyRules, target: &str) -> Option<String> {
+    let (path, query) = target.split_once('?')?;
+    form_of(rules, path, query)
+}
+
+fn form_of(rules: &KeyRules, path: &str, query: &str) -> Option<String> {
+    let query = rules.rewrite(query)?;
+    Some(if query.is_empty() {
+        path.to_owned()
+    } else {
+        format!("{path}?{query}")
+    })
 }
 
 /// Fields that some services build links or decisions from though no `Vary` names them: part of the key when present.
@@ -267,6 +277,20 @@ impl Key {
             principal,
             local,
         })
+    }
+
+    /// Names where a request goes that may change things, however long it is; nothing is looked up by it.
+    pub(super) fn site<B>(request: &Request<B>, uri: &Uri) -> Self {
+        let mut text = Text::new();
+        let host = put_site(&mut text, uri, request.headers());
+        let target = put_target(&mut text, uri, original_uri(request.extensions()));
+        Self {
+            text,
+            host,
+            target,
+            principal: None,
+            local: Hash128::default(),
+        }
     }
 
     pub(super) fn text(&self) -> &[u8] {

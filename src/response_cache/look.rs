@@ -26,6 +26,13 @@ pub(super) struct Looked {
 }
 
 impl Looked {
+    /// Says whether it is stale by an invalidation that only its head names: the store takes it for fresh, and gave
+    /// no lease.
+    pub(super) const fn is_stale_before_its_time(&self) -> bool {
+        let stale = matches!(self.entry, Some((_, Use::StaleWhileRevalidate, _)));
+        stale && self.lease.is_none()
+    }
+
     /// The lease, if it came along.
     pub(super) fn granted(&self) -> Option<Ticket> {
         match self.lease {

@@ -19,12 +19,13 @@ use super::exchange::Exchange;
 use super::fetch::Fetch;
 use super::freshness;
 use super::keep::Fetched;
-use super::key::{Key, KeyRules};
+use super::key::{self, Key, KeyRules};
 use super::seen::Seen;
 use super::sent::Sent;
 use super::service::same_site;
+use super::stamps::Stamp;
 use super::status::Forward;
-use super::target::Target;
+use super::store::Ticket;
 use super::targeted;
 
 /// The GET that a POST's answer may be stored for, without a copy of the request's fields; none on private routes,
@@ -33,7 +34,6 @@ pub(super) fn as_get<B>(
     setup: &Arc<Setup>,
     request: &mut Request<B>,
     uri: Option<&Uri>,
-    site: &Key,
     signals: Signals,
 ) -> Option<Box<Exchange>> {
     let config = &setup.config;
@@ -41,12 +41,8 @@ pub(super) fn as_get<B>(
         return None;
     }
     let own = own_parts(&config.key, request, uri);
-    let key = if own.is_empty() && !signals.poison {
-        site.clone()
-    } else {
-        let uri = uri.unwrap_or(request.uri());
-        Key::of(&config.key, request, uri, &own, signals.poison, None)?
-    };
+    let uri = uri.unwrap_or(request.uri());
+    let key = Key::of(&config.key, request, uri, &own, signals.poison, None)?;
     let mut ask = Ask::under(key, config, request.headers(), signals);
     // The conditions were the POST's own, and are the handler's to evaluate.
     ask.forget_conditions();
@@ -92,18 +88,20 @@ pub(super) fn answers_get<R>(
         return false;
     };
     let named = named.to_str().ok().and_then(|named| same_site(site, named));
-    let own = Target::url_of(Some(site.host()), site.target());
+    let rules = &setup.config.key;
+    let named = named.map(|named| key::in_form(rules, &named).unwrap_or(named));
     let said = targeted::said(fields, &setup.config.targeted);
     let now = freshness::seconds_of(received);
     response.status().is_success()
         && !Seen::of(fields).varies
-        && named == Some(own)
+        && named.as_deref() == Some(site.target())
         && freshness::said_seconds(&said, fields, false, now).is_some()
 }
 
-/// Stores the answer if the rules for GET let it, and passes it on.
+/// Stores the answer if the rules for GET let it, and passes it on; `stamp` is that of its own invalidation.
 pub(super) async fn kept<R>(
     mut exchange: Box<Exchange>,
+    stamp: Stamp,
     response: Response<R>,
     times: (u64, u64),
 ) -> Response<ResponseBody<R>>
@@ -111,7 +109,11 @@ where
     R: http_body::Body<Data = Bytes> + Send + 'static,
     R::Error: Into<BoxError>,
 {
-    let mut fetch = Fetch::alone(exchange.cache().ticket(), Forward::Method);
+    let ticket = Ticket {
+        begun: stamp,
+        ..exchange.cache().ticket()
+    };
+    let mut fetch = Fetch::alone(ticket, Forward::Method);
     let mut response = Some(response);
     let fetched = poll_fn(|cx| {
         // Ready at once: there is a response for the one poll.

@@ -68,7 +68,10 @@ impl<S> Run<S> {
         };
         super::cache::spawn(async move {
             let lease = self.exchange.setup.config.lease;
-            let looked = self.look(Want::EntryOrLease(lease)).await;
+            let mut looked = self.look(Want::EntryOrLease(lease)).await;
+            if looked.as_ref().is_ok_and(Looked::is_stale_before_its_time) {
+                looked = self.look(Want::Lease(lease)).await;
+            }
             drop(place);
             let Ok(looked) = looked else {
                 return;

@@ -418,11 +418,10 @@ impl Exchange {
         if looked.marked {
             return Step::Pass;
         }
+        if looked.is_stale_before_its_time() {
+            return Step::Insist;
+        }
         let stale = match &looked.entry {
-            // Stale by an invalidation that only its head names: the store takes it for fresh, and gave no lease.
-            Some((_, Use::StaleWhileRevalidate, _)) if looked.lease.is_none() => {
-                return Step::Insist;
-            }
             Some((entry, usable, _)) if *usable != Use::Validate => {
                 return Step::Answer(Arc::clone(entry), *usable);
             }

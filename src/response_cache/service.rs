@@ -21,8 +21,9 @@ use super::exchange::{self, Exchange};
 use super::fetch::{Fetch, LeaseHold};
 use super::flight::Leading;
 use super::future::{Marked, ResponseFuture};
+use super::handle::InvalidateOutcome;
 use super::hit::Tried;
-use super::key::{self, Key};
+use super::key::{self, Key, KeyRules};
 use super::meters::Span;
 use super::miss::{self, Fetching, Led};
 use super::policy;
@@ -144,23 +145,28 @@ impl<S> ResponseCache<S> {
         // The handler gets what the client sent; only the target is named in the key's form.
         let rewritten = key::rewritten(rules, request.uri());
         let uri = rewritten.as_ref().unwrap_or(request.uri());
-        let site = Key::of(rules, &request, uri, &[], false, None);
-        let posted = site.as_ref().and_then(|site| {
-            posted::as_get(&setup, &mut request, rewritten.as_ref(), site, signals)
-        });
+        let site = Key::site(&request, uri);
+        let posted = posted::as_get(&setup, &mut request, rewritten.as_ref(), signals);
+        let begun = setup.cache.stamps.issued();
         let call = self.inner().call(request.map(Body::pass));
         let run = async move {
             let asked = setup.cache.now();
             let mut response = call.await?;
             let times = (asked, setup.cache.now());
             let status = response.status();
-            if let Some(site) = site.filter(|_| status.is_success() || status.is_redirection()) {
-                let changes = changed_by(&site, response.headers());
-                setup.cache.invalidate(changes).await;
-                if let Some(exchange) = posted
-                    && posted::answers_get(&setup, &site, &response, times.1)
+            if status.is_success() || status.is_redirection() {
+                let mut posted =
+                    posted.filter(|_| posted::answers_get(&setup, &site, &response, times.1));
+                // What others changed meanwhile would be undone under the stamp of its own invalidation.
+                if let Some(exchange) = &posted
+                    && setup.cache.may_be_hit_since(&exchange.ask, begun).await
                 {
-                    return Ok(posted::kept(exchange, response, times).await);
+                    posted = None;
+                }
+                let changes = changed_by(&setup.config.key, &site, response.headers());
+                let told = setup.cache.invalidate(changes).await;
+                if let (Some(exchange), (InvalidateOutcome::Done, stamp)) = (posted, told) {
+                    return Ok(posted::kept(exchange, stamp, response, times).await);
                 }
             }
             setup.cache.counters.count(ResponseCacheOutcome::Bypass);
@@ -348,11 +354,17 @@ where
 }
 
 /// What a good answer to an unsafe request changes (RFC 9111 §4.4, RFC 9875 §3).
-fn changed_by(site: &Key, fields: &http::HeaderMap) -> Vec<Change> {
-    let mut targets = vec![Target::url_of(Some(site.host()), site.target())];
+fn changed_by(rules: &KeyRules, site: &Key, fields: &http::HeaderMap) -> Vec<Change> {
+    let url = |path: &str| Target::url_of(Some(site.host()), path);
+    let mut targets = vec![url(site.target())];
     for name in [http::header::LOCATION, http::header::CONTENT_LOCATION] {
         let named = fields.get(name).and_then(|value| value.to_str().ok());
-        targets.extend(named.and_then(|named| same_site(site, named)));
+        let Some(path) = named.and_then(|named| same_site(site, named)) else {
+            continue;
+        };
+        // Another route may have it under its own rules, or none.
+        targets.extend(key::in_form(rules, &path).map(|path| url(&path)));
+        targets.push(url(&path));
     }
     for group in policy::groups(fields, "cache-group-invalidation") {
         targets.push(Target::group_of(site.host(), &group));
@@ -364,23 +376,22 @@ fn changed_by(site: &Key, fields: &http::HeaderMap) -> Vec<Change> {
     targets.into_iter().map(gone).collect()
 }
 
-/// The target of a URI reference, if it lies on the same host.
-pub(super) fn same_site(site: &Key, reference: &str) -> Option<Target> {
+/// Path and query of a URI reference, if it lies on the same host.
+pub(super) fn same_site(site: &Key, reference: &str) -> Option<String> {
     let cut = reference.find('#').unwrap_or(reference.len());
     let reference = &reference[..cut];
-    let named = |path: &str| Target::url_of(Some(site.host()), path);
     let Some((_, rest)) = reference
         .split_once("//")
         .filter(|(scheme, _)| is_scheme(scheme))
     else {
-        return target::resolved(site.target(), reference).map(|path| named(&path));
+        return target::resolved(site.target(), reference);
     };
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     let same = target::host_of(authority) == target::host_of(site.host());
     // Without a path it is the root's, as a client asks for it.
     let root = if path.starts_with('/') { "" } else { "/" };
-    same.then(|| named(&format!("{root}{path}")))
+    same.then(|| format!("{root}{path}"))
 }
 
 /// What stands before `//` in a reference that names a host: a scheme, or nothing.

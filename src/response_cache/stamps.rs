@@ -58,6 +58,8 @@ const MOST_QUEUED: usize = 10_000;
 #[derive(Debug)]
 pub(super) struct Stamps {
     highest: AtomicU64,
+    /// Highest stamp that this process was given for what it invalidated.
+    own: AtomicU64,
     floor: AtomicU64,
     /// Highest stamp of a target that only answers name.
     highest_said: AtomicU64,
@@ -96,6 +98,7 @@ impl Default for Stamps {
     fn default() -> Self {
         Self {
             highest: AtomicU64::default(),
+            own: AtomicU64::default(),
             floor: AtomicU64::default(),
             highest_said: AtomicU64::default(),
             version: AtomicU64::new(next_version()),
@@ -115,6 +118,11 @@ fn next_version() -> u64 {
 impl Stamps {
     pub(super) fn highest(&self) -> Stamp {
         Stamp(self.highest.load(Ordering::Acquire))
+    }
+
+    /// The highest stamp that is known to be given out: what begins now begins after it.
+    pub(super) fn issued(&self) -> Stamp {
+        self.highest().max(Stamp(self.own.load(Ordering::Acquire)))
     }
 
     pub(super) fn floor(&self) -> Stamp {
@@ -177,6 +185,7 @@ impl Stamps {
         for change in changes {
             self.raise(&mut raised, *change, stamp);
         }
+        self.own.fetch_max(stamp.0, Ordering::AcqRel);
         self.renew();
     }
 

@@ -1,9 +1,11 @@
 //! The response cache: what is stored, who gets it, and how often the inner service runs.
 
 mod bounds;
+mod changes;
 mod cluster;
 mod coherence;
 mod collapse;
+mod confirmed;
 mod corpus;
 mod costs;
 mod example;

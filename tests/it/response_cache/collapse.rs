@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use tokio::sync::mpsc;
-use tower_keep::response_cache::{ResponseCacheLayer, Target};
+use tower_keep::response_cache::{ResponseBody, ResponseCacheLayer, Target};
 
 use super::origin::{
     App, Broken, Origin, TestBody, clock, full, gated, layer, memory, read, request, said, secs,
@@ -503,6 +503,147 @@ async fn trailers_are_kept() {
         (hit.trailers().cloned(), hit.to_bytes()),
         (Some(trailers), Bytes::from_static(b"data"))
     );
+}
+
+/// Trailers of which only `x-sum` is for everybody.
+fn mixed_trailers() -> http::HeaderMap {
+    let names = [
+        "x-sum",
+        "set-cookie",
+        "authentication-info",
+        "x-mine",
+        "x-own",
+        "x-hop",
+        "ratelimit",
+    ];
+    let value = http::HeaderValue::from_static("7");
+    let all = names.map(|name| (http::HeaderName::from_static(name), value.clone()));
+    all.into_iter().collect()
+}
+
+const MIXED: &[(&str, &str)] = &[
+    (
+        "cache-control",
+        "max-age=60, no-cache=\"x-mine\", private=\"x-own\"",
+    ),
+    ("connection", "x-hop"),
+];
+
+async fn trailers(answer: http::Response<ResponseBody<TestBody>>) -> http::HeaderMap {
+    let body = answer.into_body().collect().await.unwrap();
+    body.trailers().cloned().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn trailers_of_one_exchange_reach_its_own_client_only() {
+    let mut shared = http::HeaderMap::new();
+    shared.insert("x-sum", mixed_trailers()["x-sum"].clone());
+    // While it streams, and in what is stored; stored, and larger than that.
+    for most in [1_024, 6] {
+        let (origin, senders) = streaming(MIXED);
+        let app = App::new(&layer(&clock()).max_body(most), &origin);
+        let first = app.try_call(request("GET", "/a", &[])).await.unwrap();
+        send(&senders, 0, "data");
+        let joiner = app.try_call(request("GET", "/a", &[])).await.unwrap();
+        assert!(
+            joiner.headers()["cache-status"]
+                .to_str()
+                .unwrap()
+                .ends_with(";collapsed")
+        );
+        // Both have read what will fall out of the window.
+        let (mut first, mut joiner) = (first, joiner);
+        for body in [first.body_mut(), joiner.body_mut()] {
+            assert!(body.frame().await.unwrap().unwrap().is_data());
+        }
+        send(&senders, 0, "more");
+        let end = Frame::trailers(mixed_trailers());
+        senders.lock()[0].send(Ok(end)).unwrap();
+        let (first, joiner) = tokio::join!(trailers(first), trailers(joiner));
+        assert_eq!(first, mixed_trailers(), "{most}");
+        assert_eq!(joiner, shared, "{most}");
+        if most > 8 {
+            let hit = app.try_call(request("GET", "/a", &[])).await.unwrap();
+            assert!(
+                hit.headers()["cache-status"]
+                    .to_str()
+                    .unwrap()
+                    .contains(";hit")
+            );
+            assert_eq!(trailers(hit).await, shared);
+            assert_eq!(origin.calls(), 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn trailers_of_a_body_that_is_there_at_once_are_kept_apart_too() {
+    for named in ["x-sum", "set-cookie"] {
+        let origin = Origin::new(move |_, _| {
+            let mut all = http::HeaderMap::new();
+            all.insert(named, "7".parse().unwrap());
+            let frames = [
+                Frame::data(Bytes::from_static(b"data")),
+                Frame::trailers(all),
+            ];
+            let frames = futures_util::stream::iter(frames.map(Ok));
+            let fields = [("cache-control", "max-age=60"), ("content-length", "4")];
+            let answer = said(&fields, "").map(|_| StreamBody::new(frames).boxed_unsync());
+            Box::pin(async { Ok(answer) })
+        });
+        let app = App::new(&layer(&clock()), &origin);
+        let first = app.try_call(request("GET", "/a", &[])).await.unwrap();
+        assert_eq!(trailers(first).await[named], "7");
+        let hit = app.try_call(request("GET", "/a", &[])).await.unwrap();
+        let is_kept = named == "x-sum";
+        // Without trailers there is a length again.
+        assert_eq!(
+            hit.headers().contains_key("content-length"),
+            !is_kept,
+            "{named}"
+        );
+        assert_eq!(trailers(hit).await.contains_key(named), is_kept, "{named}");
+        assert_eq!(origin.calls(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_304_that_hides_a_trailer_hides_the_stored_one() {
+    let clock = clock();
+    let origin = Origin::new(|seen, _| {
+        let mut all = http::HeaderMap::new();
+        all.insert("x-sum", "7".parse().unwrap());
+        all.insert("x-late", "7".parse().unwrap());
+        let frames = [
+            Frame::data(Bytes::from_static(b"data")),
+            Frame::trailers(all),
+        ];
+        let frames = futures_util::stream::iter(frames.map(Ok));
+        let confirms = seen.headers().contains_key("if-none-match");
+        let said_so = if confirms {
+            "max-age=60, private=\"x-late\""
+        } else {
+            "max-age=60"
+        };
+        let fields = [("cache-control", said_so), ("etag", "\"1\"")];
+        let mut answer = said(&fields, "").map(|_| StreamBody::new(frames).boxed_unsync());
+        if confirms {
+            *answer.status_mut() = http::StatusCode::NOT_MODIFIED;
+            *answer.body_mut() = full(Bytes::new());
+        }
+        Box::pin(async { Ok(answer) })
+    });
+    let app = App::new(&layer(&clock), &origin);
+    app.get("/a").await;
+    clock.advance(secs(60));
+    app.get("/a").await;
+    let hit = app.try_call(request("GET", "/a", &[])).await.unwrap();
+    let kept = trailers(hit).await;
+    assert_eq!(
+        (kept.contains_key("x-sum"), kept.contains_key("x-late")),
+        (true, false)
+    );
+    assert_eq!(origin.calls(), 2);
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::Method;
 use http::Response;
+use tower_keep::response_cache::Target;
 
 use super::origin::{App, Origin, clock, layer, said, secs};
 
@@ -102,5 +103,36 @@ async fn head_of_another_answer_ends_what_may_stand_in() {
             "{head:?} {status}"
         );
         assert_eq!(whole.load(Ordering::SeqCst), 1);
+    }
+}
+
+#[tokio::test]
+async fn head_that_proves_nothing_renews_nothing() {
+    let silent: [&[(&str, &str)]; 2] = [
+        &[("cache-control", "max-age=60")],
+        &[("cache-control", "max-age=60"), ("content-length", "4")],
+    ];
+    for (head, expired) in [(0, false), (1, false), (0, true), (1, true)] {
+        let head = silent[head];
+        let origin = Origin::of(move |seen, call| {
+            if seen.method() == Method::HEAD {
+                return without_body(head);
+            }
+            // As long as every other one, and without a validator.
+            said(&[("cache-control", "max-age=10")], format!("v {call:02}"))
+        });
+        let clock = clock();
+        let layer = layer(&clock);
+        let app = App::new(&layer, &origin);
+        app.get("/a").await;
+        if expired {
+            layer.handle().expire([Target::url("/a")]).await;
+        } else {
+            clock.advance(secs(11));
+        }
+        app.method("HEAD", "/a").await;
+        let got = app.get("/a").await;
+        assert!(!got.is_hit(), "{head:?}, expired: {expired}");
+        assert_eq!(got.body, "v 02", "{head:?}, expired: {expired}");
     }
 }

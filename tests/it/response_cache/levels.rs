@@ -708,3 +708,66 @@ async fn who_finds_a_lease_held_is_told_when_it_is_dropped() {
     until("it is told", || !filled().is_empty()).await;
     assert_eq!(filled(), [StoreNotice::Filled(second.primary)]);
 }
+
+/// Answers POST for GET as well (RFC 9110 §9.3.3); the body says the call.
+fn posting() -> Origin {
+    Origin::of(|_, call| {
+        let fields = [("cache-control", "max-age=60"), ("content-location", "/a")];
+        said(&fields, format!("run {call}"))
+    })
+}
+
+#[tokio::test]
+async fn an_answer_to_post_is_kept_under_the_stamp_of_its_own_invalidation() {
+    let fleet = Fleet::new().await;
+    let origin = posting();
+    let one = Process::new(&fleet, &origin, |layer| layer).await;
+    let two = Process::new(&fleet, &origin, |layer| layer).await;
+    one.app.get("/a").await;
+    two.app.get("/a").await;
+    stored(&one, &origin, "/a").await;
+    let before = origin.calls();
+    let posted = one.app.method("POST", "/a").await;
+    assert!(posted.cache_status().contains("stored"), "{posted:?}");
+    let here = one.app.get("/a").await;
+    assert_eq!((here.is_hit(), &here.body), (true, &posted.body));
+    stored(&one, &origin, "/a").await;
+    two.real.advance(secs(1));
+    let there = two.app.get("/a").await;
+    assert_eq!((there.is_hit(), &there.body), (true, &posted.body));
+    assert_eq!(origin.calls(), before + 1);
+    // It is as easily ended as any other.
+    one.layer.handle().invalidate([Target::url("/a")]).await;
+    assert!(!one.app.get("/a").await.is_hit());
+}
+
+#[tokio::test]
+async fn an_answer_to_post_that_another_process_has_overtaken_is_not_kept() {
+    let fleet = Fleet::new().await;
+    let (origin, gate) = gated(|_, call| {
+        let fields = [("cache-control", "max-age=60"), ("content-location", "/a")];
+        said(&fields, format!("run {call}"))
+    });
+    let one = Process::new(&fleet, &origin, |layer| layer).await;
+    let two = Process::new(&fleet, &origin, |layer| layer).await;
+    let mut posted = Box::pin(one.app.method("POST", "/a"));
+    assert!((&mut posted).now_or_never().is_none());
+    two.layer.handle().invalidate([Target::url("/a")]).await;
+    gate.add_permits(2);
+    assert_eq!(posted.await.cache_status(), "tower-keep;fwd=method");
+    assert_eq!(one.app.get("/a").await.body, "run 1");
+}
+
+#[tokio::test]
+async fn an_answer_to_post_whose_invalidation_waits_for_the_store_is_not_kept() {
+    let mut server = RedisServer::start().await;
+    let fleet = Fleet::on(&server);
+    let origin = posting();
+    let one = Process::new(&fleet, &origin, |layer| layer).await;
+    one.app.get("/warm").await;
+    server.kill();
+    let posted = one.app.method("POST", "/a").await;
+    assert_eq!(posted.cache_status(), "tower-keep;fwd=method");
+    assert_eq!(one.layer.handle().stats().queued_invalidations, 1);
+    assert!(!one.app.get("/a").await.is_hit());
+}

@@ -367,19 +367,32 @@ fn versions(status: impl Fn(usize) -> u16 + Send + Sync + 'static) -> Origin {
 
 #[tokio::test]
 async fn what_is_stale_is_refreshed_behind_those_who_share_no_fetch() {
-    for (method, field) in [
+    let ways = [
         ("GET", ("authorization", "Basic a")),
         ("GET", ("range", "bytes=1-2")),
         ("HEAD", ("x-a", "1")),
-    ] {
+    ];
+    let all = ways.map(|way| (way, false)).into_iter();
+    for ((method, field), expired) in all.chain(ways.map(|way| (way, true))) {
         let (clock, origin) = (clock(), versions(|_| 200));
-        let app = App::new(&layer(&clock), &origin);
+        let layer = layer(&clock);
+        let app = App::new(&layer, &origin);
+        // By its age, or by an invalidation within its lifetime.
+        let make_stale = async || {
+            if expired {
+                layer.handle().expire([Target::url("/a")]).await;
+            } else {
+                clock.advance(secs(15));
+            }
+        };
         app.get_with("/a", &[field]).await;
         app.get("/a").await;
         let before = origin.calls();
-        clock.advance(secs(15));
+        make_stale().await;
         let stale = app.send(request(method, "/a", &[field])).await;
-        assert_eq!(stale.cache_status(), "tower-keep;hit;ttl=-5", "{field:?}");
+        let left = if expired { -1 } else { -5 };
+        let status = format!("tower-keep;hit;ttl={left}");
+        assert_eq!(stale.cache_status(), status, "{field:?}");
         until("a refresh", || origin.calls() == before + 1).await;
         let is_new = || async { app.get("/a").await.field("etag") == format!("\"{before}\"") };
         while !is_new().await {
@@ -387,7 +400,7 @@ async fn what_is_stale_is_refreshed_behind_those_who_share_no_fetch() {
         }
         assert_eq!(origin.calls(), before + 1, "{field:?}");
         // What is not to be stored refreshes nothing.
-        clock.advance(secs(15));
+        make_stale().await;
         let no_store = [("cache-control", "no-store"), field];
         app.send(request(method, "/a", &no_store)).await;
         for _ in 0..20 {

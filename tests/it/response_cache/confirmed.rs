@@ -1,0 +1,73 @@
+//! 304 from inside: what it does to the stored answer, and what the client is told.
+
+use http::header::IF_NONE_MATCH;
+use http::{Response, StatusCode};
+
+use super::origin::{App, Origin, clock, layer, said, secs};
+
+/// Answers a condition by a 304 with these fields, all else by an answer with a tag; the body says the call.
+fn confirming(fields: &'static [(&'static str, &'static str)]) -> Origin {
+    Origin::of(move |seen, call| {
+        if seen.headers().contains_key(IF_NONE_MATCH) {
+            return not_modified(fields);
+        }
+        let fields = [("cache-control", "max-age=60"), ("etag", "\"1\"")];
+        said(&fields, format!("run {call}"))
+    })
+}
+
+fn not_modified(fields: &[(&str, &str)]) -> Response<String> {
+    let mut response = said(fields, "");
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    response
+}
+
+#[tokio::test]
+async fn a_304_that_adds_to_vary_is_stored_under_the_new_name() {
+    let clock = clock();
+    let origin = confirming(&[("cache-control", "max-age=60"), ("vary", "accept")]);
+    let app = App::new(&layer(&clock), &origin);
+    app.get_with("/a", &[("accept", "a/b")]).await;
+    clock.advance(secs(60));
+    let renewed = app.get_with("/a", &[("accept", "a/b")]).await;
+    assert_eq!(
+        renewed.cache_status(),
+        "tower-keep;fwd=stale;fwd-status=304;stored;ttl=60"
+    );
+    let hit = app.get_with("/a", &[("accept", "a/b")]).await;
+    assert_eq!((hit.is_hit(), hit.body.as_str()), (true, "run 0"));
+    assert_eq!((hit.field("vary"), origin.calls()), ("accept", 2));
+    let other = app.get_with("/a", &[("accept", "c/d")]).await;
+    assert_eq!(other.body, "run 2");
+    assert!(app.get_with("/a", &[("accept", "a/b")]).await.is_hit());
+}
+
+#[tokio::test]
+async fn a_304_that_may_not_be_stored_says_so_and_ends_the_stored_answer() {
+    let clock = clock();
+    let origin = confirming(&[("cache-control", "no-store"), ("cache-status", "inner;hit")]);
+    let app = App::new(&layer(&clock), &origin);
+    app.get("/a").await;
+    clock.advance(secs(60));
+    let refused = app.get("/a").await;
+    assert_eq!((refused.status, refused.body.as_str()), (200, "run 0"));
+    let said: Vec<_> = refused.fields.get_all("cache-status").iter().collect();
+    assert_eq!(
+        said,
+        [
+            "inner;hit",
+            "tower-keep;fwd=stale;fwd-status=304;detail=no-store"
+        ]
+    );
+    assert_eq!(
+        app.get("/a").await.body,
+        "run 2",
+        "asked without conditions"
+    );
+    let hidden = App::new(&layer(&clock).hide_status(), &origin);
+    hidden.get("/a").await;
+    clock.advance(secs(60));
+    let refused = hidden.get("/a").await;
+    let said: Vec<_> = refused.fields.get_all("cache-status").iter().collect();
+    assert_eq!(said, ["inner;hit"]);
+}
