@@ -282,19 +282,25 @@ where
     }
 
     /// Lets those who read have the rest of a body that is not kept: the leader alone takes it over; with others it
-    /// is pulled on through a window, and who falls out of that is cut.
-    pub(super) async fn pass_on(mut self) {
+    /// is pulled on through a window, and who falls out of that is cut. So are all others once it is one visitor's.
+    pub(super) async fn pass_on(mut self, is_personal: impl Fn() -> bool) {
         let feed = Arc::clone(&self.feed.0);
-        if !feed.close(self.collector.most) {
+        let cut = is_personal();
+        if cut || !feed.close(self.collector.most) {
             *self.rest.lock() = Some(self.collector.body);
-            return feed.end(End::Rest, false);
+            return feed.end(End::Rest, cut);
         }
         self.collector.chunks.clear();
         let mut waiting = None;
-        poll_fn(|cx| self.poll_window(cx, &mut waiting)).await;
+        poll_fn(|cx| self.poll_window(cx, &mut waiting, &is_personal)).await;
     }
 
-    fn poll_window(&mut self, cx: &mut Context<'_>, waiting: &mut Option<Turn>) -> Poll<()> {
+    fn poll_window(
+        &mut self,
+        cx: &mut Context<'_>,
+        waiting: &mut Option<Turn>,
+        is_personal: &impl Fn() -> bool,
+    ) -> Poll<()> {
         let feed = &self.feed.0;
         for _ in 0..FRAMES_AT_ONCE {
             match feed.room(cx.waker()) {
@@ -316,6 +322,9 @@ where
                 Some(Err(error)) => End::Failed(Some(error.into())),
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
+                        if is_personal() {
+                            feed.cut_joiners();
+                        }
                         if !data.is_empty() {
                             feed.push(data, false);
                         }
@@ -324,7 +333,7 @@ where
                     Err(frame) => End::Done(frame.into_trailers().ok().map(Box::new)),
                 },
             };
-            feed.end(end, false);
+            feed.end(end, is_personal());
             return Poll::Ready(());
         }
         cx.waker().wake_by_ref();

@@ -190,6 +190,11 @@ impl Feed {
         wakers.into_iter().for_each(Waker::wake);
     }
 
+    /// Lets nobody but the leader have what comes from now on.
+    pub(super) fn cut_joiners(&self) {
+        self.state.lock().joiners_cut = true;
+    }
+
     /// Ends it for all; with `cut_joiners` only the leader gets this end.
     pub(super) fn end(&self, end: End, cut_joiners: bool) {
         let mut state = self.state.lock();

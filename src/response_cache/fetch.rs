@@ -308,14 +308,10 @@ impl Exchange {
                 fields.append(header::SET_COOKIE, cookie.clone());
             }
         }
-        answer::fetched(
-            &entry,
-            self.asked(),
-            &self.setup.config,
-            fields,
-            said,
-            outcome,
-        )
+        let config = &self.setup.config;
+        let mut response = answer::fetched(&entry, self.asked(), config, fields, said, outcome);
+        put_inner_status(response.headers_mut(), confirmed.headers());
+        response
     }
 
     /// The stored body under fields of a 304 that may not be stored.
@@ -340,11 +336,8 @@ impl Exchange {
         let (status, body) = answer::shape(stale, self.asked(), &mut fields, || {
             (stale.body(), stale.trailers().cloned())
         });
-        // Of this exchange, which was for this client.
-        for inner in confirmed.get_all(CACHE_STATUS) {
-            fields.append(CACHE_STATUS, inner.clone());
-        }
         config.status.say(&mut fields, said);
+        put_inner_status(&mut fields, confirmed);
         let mut response = Response::new(body);
         *response.status_mut() = status;
         *response.headers_mut() = fields;
@@ -366,6 +359,17 @@ impl Exchange {
                 .release(&self.ask, ticket, speaks.then(|| Cache::mark_for(status)));
         }
         fetch.land(Outcome::Released);
+    }
+}
+
+/// Puts what inner caches say of a 304 before our own member: they speak of this exchange.
+fn put_inner_status(fields: &mut HeaderMap, confirmed: &HeaderMap) {
+    if !confirmed.contains_key(CACHE_STATUS) {
+        return;
+    }
+    let own = fields.remove(CACHE_STATUS);
+    for said in confirmed.get_all(CACHE_STATUS).iter().chain(&own) {
+        fields.append(CACHE_STATUS, said.clone());
     }
 }
 

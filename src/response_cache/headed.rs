@@ -32,6 +32,11 @@ impl Exchange {
             Evidence::Same => self.renewed(stored, ticket, answer, times),
             Evidence::Other => None,
         };
+        // Credentials may be forged: what is said to them ends nothing that others have.
+        let of_one = self.ask.signals.authorization && !self.ask.private;
+        if renewed.is_none() && of_one {
+            return;
+        }
         let head = renewed.unwrap_or_else(|| expired(stored.head(), ticket));
         let entry = Arc::new(stored.with_head(head));
         self.cache().freshen(&self.ask, ticket, &entry);

@@ -210,12 +210,14 @@ impl Exchange {
             }
             ended => {
                 let (status, reason) = (draft.head.status, reason_of(&ended));
+                // One visitor's, however it ends: nobody else gets the rest of it.
+                let personal_too = draft.personal_too;
+                let is_personal = || !personal_too && self.ask.is_personal();
                 drop(draft);
                 self.refuse(&mut fetch, status, reason);
                 match ended {
-                    Collected::Over | Collected::NoRoom => pull.pass_on().await,
-                    // One visitor's: nobody else gets the rest of it.
-                    ended => pull.finish(ended, reason == Reason::Personal),
+                    Collected::Over | Collected::NoRoom => pull.pass_on(is_personal).await,
+                    ended => pull.finish(ended, is_personal()),
                 }
             }
         }

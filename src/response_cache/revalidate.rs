@@ -88,9 +88,15 @@ pub(super) fn put_conditions(request: &mut HeaderMap, head: &Head) -> bool {
 
 /// Says whether a 304 confirms another answer than the stored one.
 pub(super) fn names_another(confirmed: &HeaderMap, head: &Head) -> bool {
-    let new = confirmed.get(header::ETAG).and_then(strong_etag);
-    let old = head.fields.get(header::ETAG).and_then(strong_etag);
-    new.is_some() && new != old
+    let old = head.fields.get(header::ETAG);
+    let Some(new) = confirmed.get(header::ETAG) else {
+        return false;
+    };
+    if strong_etag(new).is_some() {
+        return old.and_then(strong_etag) != strong_etag(new);
+    }
+    // A weak one names what is stored as well as another version; without one there its date was confirmed.
+    old.is_some_and(|old| opaque(old) != opaque(new))
 }
 
 /// Stored fields, replaced by those of the 304 that confirmed them (RFC 9111 §3.2).
@@ -251,14 +257,15 @@ mod tests {
     }
 
     #[test]
-    fn a_304_with_another_strong_tag_confirms_something_else() {
+    fn a_304_with_another_tag_confirms_something_else() {
         let head = Head {
             fields: map(&[("etag", "\"1\"")]).into(),
             ..Head::default()
         };
         assert!(names_another(&map(&[("etag", "\"2\"")]), &head));
         assert!(!names_another(&map(&[("etag", "\"1\"")]), &head));
-        assert!(!names_another(&map(&[("etag", "W/\"2\"")]), &head));
+        assert!(names_another(&map(&[("etag", "W/\"2\"")]), &head));
+        assert!(!names_another(&map(&[("etag", "W/\"1\"")]), &head));
         assert!(!names_another(&HeaderMap::new(), &head));
     }
 }

@@ -358,13 +358,14 @@ fn changed_by(rules: &KeyRules, site: &Key, fields: &http::HeaderMap) -> Vec<Cha
     let url = |path: &str| Target::url_of(Some(site.host()), path);
     let mut targets = vec![url(site.target())];
     for name in [http::header::LOCATION, http::header::CONTENT_LOCATION] {
-        let named = fields.get(name).and_then(|value| value.to_str().ok());
-        let Some(path) = named.and_then(|named| same_site(site, named)) else {
-            continue;
-        };
-        // Another route may have it under its own rules, or none.
-        targets.extend(key::in_form(rules, &path).map(|path| url(&path)));
-        targets.push(url(&path));
+        // A target may hold any text. Several lines are one too many, but each may be the one that is meant.
+        let named = fields.get_all(name).iter();
+        let named = named.filter_map(|value| std::str::from_utf8(value.as_bytes()).ok());
+        for path in named.filter_map(|named| same_site(site, named)) {
+            // Another route may have it under its own rules, or none.
+            targets.extend(key::in_form(rules, &path).map(|path| url(&path)));
+            targets.push(url(&path));
+        }
     }
     for group in policy::groups(fields, "cache-group-invalidation") {
         targets.push(Target::group_of(site.host(), &group));

@@ -41,6 +41,25 @@ async fn what_an_answer_names_is_found_in_whatever_order_it_names_it() {
 }
 
 #[tokio::test]
+async fn every_line_of_what_an_answer_names_counts_and_any_text_that_a_target_may_hold() {
+    let named = &[
+        ("location", "/b"),
+        ("location", "/c"),
+        ("content-location", "/d"),
+        ("content-location", "/\u{e4}?\u{f6}"),
+    ];
+    let app = App::new(&layer(&clock()), &origin(named));
+    let paths = ["/b", "/c", "/d", "/\u{e4}?\u{f6}"];
+    for path in paths {
+        app.get(path).await;
+    }
+    app.method("PUT", "/a").await;
+    for path in paths {
+        assert!(!app.get(path).await.is_hit(), "{path}");
+    }
+}
+
+#[tokio::test]
 async fn an_answer_to_post_that_repeats_its_own_target_is_kept_for_get() {
     let rules = KeyRules::new().sort_query().ignore_query(TRACKING);
     let changed = &[

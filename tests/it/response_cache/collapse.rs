@@ -9,8 +9,10 @@ use futures_util::future::join_all;
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use tokio::sync::mpsc;
+use tower_keep::core::{AskVisitor, Visitor};
 use tower_keep::response_cache::{ResponseBody, ResponseCacheLayer, Target};
 
+use super::leaks::FakeSession;
 use super::origin::{
     App, Broken, Origin, TestBody, clock, full, gated, layer, memory, read, request, said, secs,
     until,
@@ -644,6 +646,41 @@ async fn a_304_that_hides_a_trailer_hides_the_stored_one() {
         (true, false)
     );
     assert_eq!(origin.calls(), 2);
+}
+
+#[tokio::test]
+async fn what_turns_out_to_be_one_visitors_is_cut_for_others_though_it_would_not_be_kept_anyway() {
+    let short = &[("cache-control", "max-age=60")];
+    let cut = &[("cache-control", "max-age=60"), ("content-length", "20")];
+    // Too large with the bytes after the touch, too large already, and of another length than it said.
+    for (most, fields, is_over) in [(6, &short[..], false), (6, short, true), (99, cut, false)] {
+        let (origin, senders) = streaming(fields);
+        let app = App::new(&layer(&clock()).max_body(most), &origin);
+        let session = Arc::<FakeSession>::default();
+        let mut asked = request("GET", "/a", &[]);
+        let ask: Arc<dyn AskVisitor> = Arc::clone(&session) as _;
+        asked.extensions_mut().insert(Visitor::new(ask));
+        let mut first = app.try_call(asked).await.unwrap();
+        send(&senders, 0, "data");
+        let mut joiner = app.try_call(request("GET", "/a", &[])).await.unwrap();
+        assert_eq!(origin.calls(), 1);
+        for data in ["data", "more"].iter().take(1 + usize::from(is_over)) {
+            if *data == "more" {
+                send(&senders, 0, data);
+            }
+            for body in [first.body_mut(), joiner.body_mut()] {
+                let frame = body.frame().await.unwrap().unwrap();
+                assert_eq!(frame.into_data().unwrap(), data);
+            }
+        }
+        session.mark_personal();
+        send(&senders, 0, "mine");
+        senders.lock().clear();
+        let (first, joiner) =
+            tokio::join!(first.into_body().collect(), joiner.into_body().collect());
+        assert_eq!(first.unwrap().to_bytes(), "mine", "{most} {is_over}");
+        assert!(joiner.is_err(), "{most} {is_over}");
+    }
 }
 
 #[tokio::test]

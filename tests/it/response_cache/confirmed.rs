@@ -43,6 +43,31 @@ async fn a_304_that_adds_to_vary_is_stored_under_the_new_name() {
 }
 
 #[tokio::test]
+async fn what_an_inner_cache_says_of_a_304_stays() {
+    let clock = clock();
+    let said_so = &[
+        ("cache-control", "max-age=60"),
+        ("cache-status", "inner;hit"),
+    ];
+    let origin = confirming(said_so);
+    let app = App::new(&layer(&clock), &origin);
+    app.get("/a").await;
+    clock.advance(secs(60));
+    let renewed = app.get("/a").await;
+    let said: Vec<_> = renewed.fields.get_all("cache-status").iter().collect();
+    assert_eq!(
+        said,
+        [
+            "inner;hit",
+            "tower-keep;fwd=stale;fwd-status=304;stored;ttl=60"
+        ]
+    );
+    let hit = app.get("/a").await;
+    let said: Vec<_> = hit.fields.get_all("cache-status").iter().collect();
+    assert_eq!(said, ["tower-keep;hit;ttl=60"]);
+}
+
+#[tokio::test]
 async fn a_304_that_may_not_be_stored_says_so_and_ends_the_stored_answer() {
     let clock = clock();
     let origin = confirming(&[("cache-control", "no-store"), ("cache-status", "inner;hit")]);

@@ -7,7 +7,7 @@ use http::Method;
 use http::Response;
 use tower_keep::response_cache::Target;
 
-use super::origin::{App, Origin, clock, layer, said, secs};
+use super::origin::{App, Origin, clock, layer, request, said, secs};
 
 const STORED: &[(&str, &str)] = &[
     ("cache-control", "max-age=10"),
@@ -135,4 +135,22 @@ async fn head_that_proves_nothing_renews_nothing() {
         assert!(!got.is_hit(), "{head:?}, expired: {expired}");
         assert_eq!(got.body, "v 02", "{head:?}, expired: {expired}");
     }
+}
+
+#[tokio::test]
+async fn head_under_credentials_ends_nothing_that_others_have() {
+    let (origin, whole) = origin(&[("etag", "\"2\"")], 200);
+    let clock = clock();
+    let layer = layer(&clock).public().stale_while_revalidate(secs(10));
+    let app = App::new(&layer, &origin);
+    app.get("/a").await;
+    clock.advance(secs(21));
+    let taken = [("cache-control", "only-if-cached, max-stale=15")];
+    let forged = [("authorization", "Basic a")];
+    let head = app.send(request("HEAD", "/a", &forged)).await;
+    assert_eq!(head.field("etag"), "\"2\"");
+    assert_eq!(app.get_with("/a", &taken).await.status, 200);
+    app.method("HEAD", "/a").await;
+    assert_eq!(app.get_with("/a", &taken).await.status, 504);
+    assert_eq!(whole.load(Ordering::SeqCst), 1);
 }

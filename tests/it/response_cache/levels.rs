@@ -736,6 +736,10 @@ async fn an_answer_to_post_is_kept_under_the_stamp_of_its_own_invalidation() {
     let there = two.app.get("/a").await;
     assert_eq!((there.is_hit(), &there.body), (true, &posted.body));
     assert_eq!(origin.calls(), before + 1);
+    // So is the next one, of which the process has heard of no other invalidation than its own.
+    let posted = one.app.method("POST", "/a").await;
+    assert!(posted.cache_status().contains("stored"), "{posted:?}");
+    assert_eq!(one.app.get("/a").await.body, posted.body);
     // It is as easily ended as any other.
     one.layer.handle().invalidate([Target::url("/a")]).await;
     assert!(!one.app.get("/a").await.is_hit());

@@ -236,22 +236,31 @@ async fn a_304_from_inside_renews_the_stored_answer() {
 
 #[tokio::test]
 async fn a_304_for_another_tag_is_fetched_once_more_without_conditions() {
-    let clock = clock();
-    let origin = Origin::of(|seen, call| {
-        if seen.headers().contains_key("if-none-match") {
-            let mut response = said(&[("etag", "\"2\"")], "");
-            *response.status_mut() = StatusCode::NOT_MODIFIED;
-            return response;
-        }
-        said(
-            &[("cache-control", "max-age=60"), ("etag", "\"1\"")],
-            format!("run {call}"),
-        )
-    });
-    let app = App::new(&layer(&clock), &origin);
-    app.get("/a").await;
-    clock.advance(secs(60));
-    assert_eq!(app.get("/a").await.body, "run 2");
+    for (stored, confirmed, body) in [
+        ("\"1\"", "\"2\"", "run 2"),
+        ("\"1\"", "W/\"2\"", "run 2"),
+        ("W/\"1\"", "W/\"2\"", "run 2"),
+        ("W/\"1\"", "\"1\"", "run 2"),
+        ("\"1\"", "W/\"1\"", "run 0"),
+        ("W/\"1\"", "W/\"1\"", "run 0"),
+    ] {
+        let clock = clock();
+        let origin = Origin::of(move |seen, call| {
+            if seen.headers().contains_key("if-none-match") {
+                let mut response = said(&[("etag", confirmed)], "");
+                *response.status_mut() = StatusCode::NOT_MODIFIED;
+                return response;
+            }
+            said(
+                &[("cache-control", "max-age=60"), ("etag", stored)],
+                format!("run {call}"),
+            )
+        });
+        let app = App::new(&layer(&clock), &origin);
+        app.get("/a").await;
+        clock.advance(secs(60));
+        assert_eq!(app.get("/a").await.body, body, "{stored} {confirmed}");
+    }
 }
 
 #[tokio::test]
