@@ -61,7 +61,7 @@ impl ResponseCacheHandle {
             "expire"
         };
         telemetry::count!("keep_response_cache_invalidations_total", 1, "kind" => label);
-        self.cache.invalidate(changes).await.0
+        self.cache.invalidate(changes).await
     }
 
     /// Returns the numbers since this cache was made.

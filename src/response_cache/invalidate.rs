@@ -12,17 +12,31 @@ use super::store::Place;
 const TARGETS_PER_CALL: usize = 64;
 
 impl Cache {
-    /// Invalidates here and in the store; what the store cannot hear now is kept for it. Says under which stamp the last
-    /// of it was.
-    pub(super) async fn invalidate(&self, mut changes: Vec<Change>) -> (InvalidateOutcome, Stamp) {
+    /// Invalidates here and in the store; what the store cannot hear now is kept for it.
+    pub(super) async fn invalidate(&self, changes: Vec<Change>) -> InvalidateOutcome {
+        self.invalidate_since(changes, None).await.0
+    }
+
+    /// The same for an answer to what `since` asks for, begun at its stamp. Says under which stamp the last change was
+    /// made, if the store has heard all and nobody else has changed meanwhile what may hit that answer.
+    pub(super) async fn invalidate_since(
+        &self,
+        mut changes: Vec<Change>,
+        since: Option<(&Ask, Stamp)>,
+    ) -> (InvalidateOutcome, Option<Stamp>) {
         changes.sort_unstable();
         changes.dedup();
         let mut outcome = InvalidateOutcome::Done;
-        let mut last = Stamp::default();
+        let mut last = None;
         // A client that leaves meanwhile does not undo what its request has changed.
         let mut untold = Untold {
             stamps: &self.stamps,
             changes: &changes,
+        };
+        // Asked before: a later stamp of its own would hide theirs.
+        let is_hit = match since {
+            Some((ask, begun)) => self.may_be_hit_since(ask, begun).await,
+            None => false,
         };
         while let Some(part) = untold.next() {
             let told = self.store.invalidate(part).await;
@@ -30,7 +44,7 @@ impl Cache {
             match told {
                 Ok(stamp) => {
                     self.stamps.apply_own(part, stamp);
-                    last = last.max(stamp);
+                    last = last.max(Some(stamp));
                 }
                 Err(_) => {
                     self.failed("invalidate");
@@ -43,11 +57,12 @@ impl Cache {
         if self.place == Place::Process {
             self.sync_now();
         }
-        (outcome, last)
+        let stands = !is_hit && outcome == InvalidateOutcome::Done;
+        (outcome, last.filter(|_| stands))
     }
 
     /// Says whether an answer to what `ask` asks for may have been invalidated since `begun`, here or elsewhere.
-    pub(super) async fn may_be_hit_since(&self, ask: &Ask, begun: Stamp) -> bool {
+    async fn may_be_hit_since(&self, ask: &Ask, begun: Stamp) -> bool {
         if self.place == Place::Process {
             self.sync_now();
         } else if self.sync().await.is_err() {

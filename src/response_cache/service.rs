@@ -21,7 +21,6 @@ use super::exchange::{self, Exchange};
 use super::fetch::{Fetch, LeaseHold};
 use super::flight::Leading;
 use super::future::{Marked, ResponseFuture};
-use super::handle::InvalidateOutcome;
 use super::hit::Tried;
 use super::key::{self, Key, KeyRules};
 use super::meters::Span;
@@ -155,17 +154,13 @@ impl<S> ResponseCache<S> {
             let times = (asked, setup.cache.now());
             let status = response.status();
             if status.is_success() || status.is_redirection() {
-                let mut posted =
+                let posted =
                     posted.filter(|_| posted::answers_get(&setup, &site, &response, times.1));
-                // What others changed meanwhile would be undone under the stamp of its own invalidation.
-                if let Some(exchange) = &posted
-                    && setup.cache.may_be_hit_since(&exchange.ask, begun).await
-                {
-                    posted = None;
-                }
                 let changes = changed_by(&setup.config.key, &site, response.headers());
-                let told = setup.cache.invalidate(changes).await;
-                if let (Some(exchange), (InvalidateOutcome::Done, stamp)) = (posted, told) {
+                // What others changed meanwhile would be undone under the stamp of its own invalidation.
+                let since = posted.as_ref().map(|exchange| (&exchange.ask, begun));
+                let (_, stamp) = setup.cache.invalidate_since(changes, since).await;
+                if let (Some(exchange), Some(stamp)) = (posted, stamp) {
                     return Ok(posted::kept(exchange, stamp, response, times).await);
                 }
             }
