@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fmt;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,7 +29,7 @@ use crate::data::bell::Bell;
 
 /// However silent the store is, a worker looks this often.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// The first pause after the store failed, doubling to [`LOOK_EVERY`].
+/// The first pause after the store failed, doubling to [`LOOK_EVERY`]; and after it told of jobs and gave none.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 type Done = Pin<Box<dyn Future<Output = Result<(), JobError>> + Send>>;
@@ -124,8 +125,7 @@ impl<T: DeserializeOwned + Send + 'static> Worker<T> {
                 }
                 Ok(Claimed { next_in, .. }) => {
                     pause = FIRST_PAUSE;
-                    let soon = next_in.map(|wait| wait + Duration::from_millis(1));
-                    soon.unwrap_or(LOOK_EVERY).min(LOOK_EVERY)
+                    next_in.map_or(LOOK_EVERY, soon).min(LOOK_EVERY)
                 }
                 Err(problem) => {
                     let _ = &problem;
@@ -289,15 +289,11 @@ impl<T: DeserializeOwned + Send + 'static> Shared<T> {
         let started = monotonic();
         let work = &self.work;
         let mut work = pin!(caught(async move { work(batch).await }));
-        let done = loop {
-            tokio::select! {
-                biased;
-                done = &mut work => break done,
-                () = sleep(self.queue.config.lease / 3) => {
-                    let ids = jobs.iter().map(|(id, _)| *id).collect();
-                    self.extend(token, ids, &ends).await;
-                }
-            }
+        // Beside the work, which goes on: what it holds may be what an extension waits for.
+        let done = tokio::select! {
+            biased;
+            done = &mut work => done,
+            never = self.keep(token, &jobs, &ends) => match never {},
         };
         drop(slot);
         seconds!("keep_queue_run_seconds", monotonic() - started, "queue" => self.queue.name().to_owned());
@@ -320,13 +316,19 @@ impl<T: DeserializeOwned + Send + 'static> Shared<T> {
         self.settle(number, token, verdicts, ends).await;
     }
 
-    /// A lease that cannot be extended runs out; the work goes on, and its ack will be too late.
-    async fn extend(&self, token: Token, ids: Vec<JobId>, ends: &Mutex<Instant>) {
-        let sent = monotonic();
-        if let Ok(report) = self.queue.extend_all(token, ids).await
-            && !report.done.is_empty()
-        {
-            *ends.lock() = sent + self.queue.config.lease;
+    /// Extends the lease at each third of it. One that cannot be extended runs out; the work goes on, and its ack will be
+    /// too late.
+    async fn keep(&self, token: Token, jobs: &[(JobId, u32)], ends: &Mutex<Instant>) -> Infallible {
+        let lease = self.queue.config.lease;
+        loop {
+            sleep(lease / 3).await;
+            let ids = jobs.iter().map(|(id, _)| *id).collect();
+            let sent = monotonic();
+            if let Ok(report) = self.queue.extend_all(token, ids).await
+                && !report.done.is_empty()
+            {
+                *ends.lock() = sent + lease;
+            }
         }
     }
 
@@ -395,6 +397,14 @@ impl<T: DeserializeOwned + Send + 'static> Shared<T> {
             retried: self.retried.load(Ordering::Relaxed),
             dead: self.dead.load(Ordering::Relaxed),
         }
+    }
+}
+
+/// When to look for what may be ready in `wait`. What is ready now and was not given is not to be had at the moment.
+fn soon(wait: Duration) -> Duration {
+    match wait.is_zero() {
+        true => FIRST_PAUSE,
+        false => wait + Duration::from_millis(1),
     }
 }
 

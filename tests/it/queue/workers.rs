@@ -488,11 +488,14 @@ async fn a_recipient_without_a_name_is_one_like_any_other() {
     assert!(queue.lease_from("", 9).await.unwrap().is_none());
 }
 
-/// A store whose acks wait at a gate, and that writes down what it is asked.
+/// A store whose acks wait at a gate, that may never answer an extension or tell of jobs that it does not give, and that
+/// writes down what it is asked.
 #[derive(Clone, Debug)]
 struct SlowAck {
     inner: MemoryStore,
     gate: Arc<Semaphore>,
+    extends: bool,
+    teases: bool,
     asked: Arc<Mutex<Vec<&'static str>>>,
 }
 
@@ -501,6 +504,8 @@ impl SlowAck {
         Self {
             inner: MemoryStore::new(),
             gate: Arc::clone(gate),
+            extends: true,
+            teases: false,
             asked: Arc::default(),
         }
     }
@@ -518,7 +523,15 @@ impl QueueStore for SlowAck {
 
     fn lease(&self, queue: &QueueName, claim: Claim, rules: &Rules) -> StoreFuture<Leased> {
         self.asked.lock().unwrap().push("lease");
-        self.inner.lease(queue, claim, rules)
+        let leased = self.inner.lease(queue, claim, rules);
+        if !self.teases {
+            return leased;
+        }
+        StoreFuture::boxed(async move {
+            let mut leased = leased.await?;
+            leased.next_due = Some(leased.now);
+            Ok(leased)
+        })
     }
 
     fn ack(&self, queue: &QueueName, token: Token, ids: Vec<JobId>) -> StoreFuture<Vec<Settled>> {
@@ -547,6 +560,10 @@ impl QueueStore for SlowAck {
         ids: Vec<JobId>,
         lease: Duration,
     ) -> StoreFuture<Vec<Settled>> {
+        self.asked.lock().unwrap().push("extend");
+        if !self.extends {
+            return StoreFuture::boxed(std::future::pending());
+        }
         self.inner.extend(queue, token, ids, lease)
     }
 
@@ -630,6 +647,41 @@ async fn the_next_lease_goes_out_before_the_ack_of_the_last_batch() {
         .map(|at| asked[..at].iter().filter(|one| **one == "lease").count())
         .collect();
     assert_eq!(leases_before_acks, [2, 3, 4], "{asked:?}");
+}
+
+/// What a job waits for may be what the extension waits for: a connection, the right to write.
+#[tokio::test(start_paused = true)]
+async fn a_job_goes_on_while_its_lease_is_extended() {
+    let mut store = SlowAck::new(&Arc::new(Semaphore::new(1)));
+    (store.inner, store.extends) = (paused(), false);
+    let asked = Arc::clone(&store.asked);
+    let queue: Queue<u32> = Queue::new(store, "q");
+    queue.enqueue(Job::to("u1", 1)).await.unwrap();
+    let worker = queue.worker(move |_: Batch<u32>| {
+        let asked = Arc::clone(&asked);
+        async move {
+            while !asked.lock().unwrap().contains(&"extend") {
+                tokio::time::sleep(SECOND).await;
+            }
+            Done::Ok(())
+        }
+    });
+    let worked = tokio::time::timeout(HOUR, worker.run_until_idle()).await;
+    assert_eq!(worked.unwrap().unwrap(), report(1, 0, 0));
+}
+
+/// It is locked by somebody, say, or was in an index alone.
+#[tokio::test(start_paused = true)]
+async fn a_worker_does_not_go_round_and_round_a_job_that_it_is_not_given() {
+    let mut store = SlowAck::new(&Arc::new(Semaphore::new(0)));
+    (store.inner, store.teases) = (paused(), true);
+    let asked = Arc::clone(&store.asked);
+    let queue: Queue<u32> = Queue::new(store, "q");
+    let worker = queue.worker(|_: Batch<u32>| async { Done::Ok(()) });
+    let shutdown = tokio::time::sleep(10 * SECOND);
+    assert_eq!(worker.run(shutdown).await, report(0, 0, 0));
+    let looks = asked.lock().unwrap().len();
+    assert!((3..=200).contains(&looks), "{looks} looks");
 }
 
 /// The work is done, its ack is not answered, and the shutdown waits no longer: the job is not done again.
