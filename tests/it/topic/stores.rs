@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 use tower_keep::backend::fallback::Fallback;
 use tower_keep::backend::memory::MemoryStore;
 use tower_keep::conformance::topic::topic;
@@ -12,7 +14,7 @@ use tower_keep::core::IntoKey;
 use tower_keep::data::topic::EventId;
 use tower_keep::data::topic::store::{From, Retain, TopicKey, TopicStore};
 
-use crate::support::redis::{fresh_prefix, shared};
+use crate::support::redis::{RedisServer, fresh_prefix, shared};
 use crate::support::redis_cluster::RedisCluster;
 
 fn clock() -> ManualClock {
@@ -102,4 +104,57 @@ async fn a_place_that_no_log_can_have_is_behind_every_event_on_redis() {
         let page = store.read(&orders(), from, RETAIN, 10).await.unwrap();
         assert_eq!((page.head, page.events.len()), (Some(kept.id), 0));
     }
+}
+
+/// A client may say any place that it has read to: what that costs the server is bounded by what it is given.
+#[tokio::test]
+async fn a_page_costs_redis_what_is_on_it_however_long_the_log_is() {
+    let server = RedisServer::start().await;
+    let clock = clock();
+    let store = server.store(&clock).await;
+    let retain = Retain {
+        events: 2_000,
+        time: Duration::from_secs(60),
+    };
+    for number in 0..2_000 {
+        if number == 1_700 {
+            clock.advance(retain.time);
+        }
+        let payload = number.to_string().into();
+        let kept = TopicStore::publish(&store, &orders(), payload, retain);
+        kept.await.unwrap();
+    }
+    let mut monitor = TcpStream::connect(server.address()).await.unwrap();
+    monitor.write_all(b"MONITOR\r\n").await.unwrap();
+    let mut seen = BufReader::new(monitor).lines();
+    assert_eq!(seen.next_line().await.unwrap().unwrap(), "+OK");
+    let (mut after, mut payloads) = (None, Vec::new());
+    loop {
+        let page = store.read(&orders(), From::After(after), retain, 256).await;
+        let events = page.unwrap().events;
+        let Some(last) = events.last() else { break };
+        after = Some(last.id);
+        payloads.extend(events.into_iter().map(|event| event.payload));
+    }
+    let expected: Vec<_> = (1_700..2_000).map(|number| number.to_string()).collect();
+    assert_eq!(payloads, expected);
+    let mut raw = server.raw().await;
+    let echo: String = redis::cmd("ECHO")
+        .arg("over")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    assert_eq!(echo, "over");
+    let mut ranges = 0;
+    while let Some(line) = seen.next_line().await.unwrap() {
+        if line.contains("\"ECHO\"") {
+            break;
+        }
+        if line.contains("\"XRANGE\"") {
+            ranges += 1;
+            assert!(line.contains("\"COUNT\" \"256\""), "{line}");
+        }
+    }
+    // Over those that are too old, two pages, and one that is empty.
+    assert!((3..=6).contains(&ranges), "{ranges}");
 }
