@@ -58,6 +58,7 @@ pub async fn queue(store: Arc<dyn QueueStore>, clock: &ManualClock) {
     make("once")
         .an_id_is_known_while_its_job_lives_and_as_long_as_remembered()
         .await;
+    make("once.revived").a_revived_job_has_its_id_again().await;
     make("replace")
         .a_replaced_job_keeps_its_number_until_it_is_leased()
         .await;

@@ -62,6 +62,42 @@ impl Suite {
         assert_eq!(self.add(soon).await, EnqueueOutcome::Duplicate(soon_id));
     }
 
+    pub(super) async fn a_revived_job_has_its_id_again(&self) {
+        let with_id = |id: u8| NewJob {
+            once: Some([id; 32]),
+            ..job("a", "work")
+        };
+        let (mut dead, gone) = (Vec::new(), with_id(3));
+        for id in 1..=3 {
+            let added = self.add(with_id(id)).await.id();
+            self.take_one(id, "work").await;
+            let buried = self.nack(id, added, Settle::Dead(String::new())).await;
+            assert_eq!(buried, Settled::Died);
+            dead.push(added);
+        }
+        let (one, two) = (dead[0], dead[1]);
+        self.clock.advance(self.rules.remember_for - MS);
+        let known = EnqueueOutcome::Duplicate(one);
+        assert_eq!(self.add(with_id(1)).await, known);
+        self.clock.advance(MS);
+        // Tidied up in between: a dead letter may live again.
+        self.take_none().await;
+        let revived = self.store.revive(&self.name, vec![one], &self.rules).await;
+        assert_eq!(revived.unwrap(), [one]);
+        assert_eq!(self.add(with_id(1)).await, known);
+        // One that is dead no longer stands for its id, which goes to the next that has it.
+        let next = self.add(with_id(2)).await;
+        assert!(matches!(next, EnqueueOutcome::New(new) if new > two));
+        let revived = self.store.revive(&self.name, vec![two], &self.rules).await;
+        assert_eq!(revived.unwrap(), [two]);
+        let again = self.add(with_id(2)).await;
+        assert_eq!(again, EnqueueOutcome::Duplicate(next.id()));
+        // Nor does one that nobody can revive any more.
+        self.clock.advance(8 * 24 * HOUR);
+        self.take_none().await;
+        assert!(matches!(self.add(gone).await, EnqueueOutcome::New(_)));
+    }
+
     pub(super) async fn a_replaced_job_keeps_its_number_until_it_is_leased(&self) {
         let with_id = |item: &str, after, again| NewJob {
             once: Some([9; 32]),

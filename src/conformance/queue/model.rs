@@ -63,8 +63,6 @@ struct Model {
 struct Given {
     job: u64,
     until: u64,
-    /// Its job was dead when somebody tidied up after its time.
-    over: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -131,13 +129,6 @@ impl Model {
                 _ => {}
             }
         }
-        let jobs = &self.jobs;
-        // An id that is over is forgotten unless its job lives.
-        for given in self.once.values_mut() {
-            let job = jobs.iter().find(|job| job.id == given.job);
-            let lives = job.is_some_and(|job| !matches!(job.state, State::Dead { .. }));
-            given.over |= now >= given.until && !lives;
-        }
     }
 
     async fn step(&mut self, dice: &mut Dice, at: &str) {
@@ -189,9 +180,6 @@ impl Model {
             .store
             .enqueue(&self.name, jobs.clone(), &self.rules)
             .await;
-        if let Ok(told) = &answer {
-            self.recall(&jobs, told);
-        }
         if !self.has_room(&jobs, now) {
             self.sweep(now);
             if !self.has_room(&jobs, now) {
@@ -205,24 +193,8 @@ impl Model {
         assert_eq!(answer, expected, "{at}");
     }
 
-    /// Where a job has been revived since its id was over, the store may know the id still: some look at it only now and
-    /// then.
-    fn recall(&mut self, jobs: &[NewJob], told: &[EnqueueOutcome]) {
-        for (new, told) in jobs.iter().zip(told) {
-            let (EnqueueOutcome::Duplicate(JobId(number))
-            | EnqueueOutcome::Replaced(JobId(number))) = *told
-            else {
-                continue;
-            };
-            let given = new.once.and_then(|id| self.once.get_mut(&id));
-            if let Some(given) = given.filter(|given| given.job == number) {
-                given.over = false;
-            }
-        }
-    }
-
     fn known(&self, id: &[u8; 32], now: u64) -> Option<u64> {
-        let given = self.once.get(id).filter(|given| !given.over)?;
+        let given = self.once.get(id)?;
         let job = self.jobs.iter().find(|job| job.id == given.job);
         let lives = job.is_some_and(|job| !matches!(job.state, State::Dead { .. }));
         (lives || now < given.until).then_some(given.job)
@@ -328,7 +300,6 @@ impl Model {
             let given = Given {
                 job: outcome.id().0,
                 until: now + ms(self.rules.remember_for),
-                over: false,
             };
             self.once.insert(id, given);
         }

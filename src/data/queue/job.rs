@@ -64,7 +64,8 @@ impl<T> Job<T> {
         self
     }
 
-    /// Adds the job once: while it lives, and for `remember_for` after it was enqueued, the same `id` is a duplicate.
+    /// Adds the job once: while it lives, and for `remember_for` after it was enqueued, the same `id` is a duplicate. A
+    /// dead letter does not live; revived it does, and has its `id` again unless that was given to another job meanwhile.
     /// Also makes it safe to enqueue again after an error. Kept as a hash.
     pub fn once(mut self, id: impl AsRef<str>) -> Self {
         let id = id.as_ref().as_bytes();

@@ -5,6 +5,9 @@ use std::time::Duration;
 /// Ready jobs of one priority lie within one band of scores.
 const BAND: u64 = 100_000_000_000_000;
 
+/// An id whose time is over while its job is there is looked at again this much later.
+pub(super) const IDS_LOOKED_AT_EVERY: Duration = Duration::from_secs(3_600);
+
 /// Returns the place of a ready job among all: lower comes first; equal ones by their number.
 pub(super) fn score(rank: u8, due: u64, aging: u64) -> u64 {
     let step = if aging == 0 { BAND } else { aging };

@@ -2,14 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
-use tower_keep::MINUTE;
 use tower_keep::backend::sql::{Postgres, RequestTransaction, SqlStore, Sqlite};
 use tower_keep::conformance::queue::{histories, queue};
 use tower_keep::core::{ManualClock, RollbackCause};
+use tower_keep::data::queue::store::{Claim, QueueStore, Rules, Token};
 use tower_keep::data::queue::{self as service, Batch, Job, JobError, Queue};
+use tower_keep::{HOUR, MINUTE, SECOND};
 
+use super::stores::ids_go_after_their_jobs;
 use crate::support::postgres::shared;
 
 fn clock() -> ManualClock {
@@ -132,6 +136,112 @@ async fn a_job_in_the_callers_transaction_shares_its_fate() {
         let batch = notices.lease(5).await.unwrap().unwrap();
         assert_eq!(batch.jobs[0].items, ["booked"]);
         assert!(notices.ack(&batch).await.unwrap().is_complete());
+    }
+}
+
+/// On SQLite one transaction writes at a time, and the extension of the lease is one: it waits for the job's own.
+#[tokio::test]
+async fn a_job_with_a_transaction_on_the_queues_own_store_runs_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("keep.db").display());
+    let db = SqlStore::builder(&url).lock_timeout(9 * SECOND);
+    let db = db.open().await.unwrap();
+    let lease = 3 * SECOND;
+    let queue: Queue<u64> = Queue::new(db.clone(), "q").lease_for(lease);
+    queue.enqueue(Job::to("u1", 1)).await.unwrap();
+    let runs = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&runs);
+    let worker = queue.worker(move |_: Batch<u64>| {
+        let (db, count) = (db.clone(), Arc::clone(&count));
+        async move {
+            count.fetch_add(1, Ordering::SeqCst);
+            let (transaction, finisher) = RequestTransaction::alone(&db);
+            drop(transaction.lease::<Sqlite>().await.unwrap());
+            // The extension begins meanwhile, at a third.
+            tokio::time::sleep(lease / 2).await;
+            finisher.commit().await.unwrap();
+            Ok::<(), JobError>(())
+        }
+    });
+    let report = worker.run_until_idle().await.unwrap();
+    assert_eq!((report.delivered, report.retried), (1, 0));
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
+}
+
+const RULES: Rules = Rules {
+    capacity: 1_000,
+    per_recipient: 1_000,
+    attempts: 5,
+    expire_after: HOUR,
+    remember_for: HOUR,
+    aging: Duration::ZERO,
+};
+
+fn claim() -> Claim {
+    Claim {
+        token: Token([1; 16]),
+        most: 5,
+        lease: MINUTE,
+        recipient: None,
+    }
+}
+
+/// Whoever looks for work passes it over, and must not look again at once, for as long as that transaction is open.
+#[tokio::test]
+async fn a_ready_job_that_another_transaction_has_locked_is_looked_at_a_little_later() {
+    let url = shared().await.database().await;
+    let db = SqlStore::connect(&url).await.unwrap();
+    let queue: Queue<u64> = Queue::new(db.clone(), "q");
+    queue.enqueue(Job::to("u1", 1)).await.unwrap();
+    let mut other = PgConnection::connect(&url).await.unwrap();
+    let mut held = other.begin().await.unwrap();
+    let lock = "SELECT seq FROM keep_queue FOR UPDATE";
+    sqlx::query(lock).execute(&mut *held).await.unwrap();
+    let name = Arc::from("q");
+    let passed = db.lease(&name, claim(), &RULES).await.unwrap();
+    assert!(passed.jobs.is_empty());
+    let again = passed.next_due.unwrap().since(passed.now);
+    assert!(!again.is_zero(), "it is looked at without a pause");
+    assert!(again <= 5 * SECOND);
+    held.rollback().await.unwrap();
+    let leased = db.lease(&name, claim(), &RULES).await.unwrap();
+    assert_eq!((leased.jobs.len(), leased.next_due), (1, Some(leased.now)));
+}
+
+/// As many as one look buries are looked for again at once.
+#[tokio::test]
+async fn however_many_expired_one_lease_buries_them() {
+    let (clock, postgres) = (clock(), shared().await.database().await);
+    for url in ["sqlite::memory:", &postgres] {
+        let store = open(url, &clock).await;
+        let queue: Queue<u64> = Queue::new(store, "q").expire_after(HOUR);
+        let jobs = (0..250).map(|number| Job::to("u1", number));
+        queue.enqueue_many(jobs).await.unwrap();
+        clock.advance(HOUR);
+        assert!(queue.lease(5).await.unwrap().is_none());
+        let depth = queue.depth().await.unwrap();
+        assert_eq!((depth.waiting(), depth.dead), (0, 250), "{url}");
+    }
+}
+
+async fn ids_of(db: &SqlStore) -> usize {
+    let count = "SELECT count(*) FROM keep_queue_once";
+    let ids: i64 = if let Some(pool) = db.pool::<Sqlite>() {
+        sqlx::query_scalar(count).fetch_one(pool).await.unwrap()
+    } else {
+        let pool = db.pool::<Postgres>().unwrap();
+        sqlx::query_scalar(count).fetch_one(pool).await.unwrap()
+    };
+    usize::try_from(ids).unwrap()
+}
+
+#[tokio::test]
+async fn an_id_goes_when_its_time_is_over_and_its_job_is_gone() {
+    let (clock, postgres) = (clock(), shared().await.database().await);
+    for url in ["sqlite::memory:", &postgres] {
+        let store = open(url, &clock).await;
+        let ids = async || ids_of(&store).await;
+        ids_go_after_their_jobs(Queue::new(store.clone(), "q"), &clock, ids).await;
     }
 }
 

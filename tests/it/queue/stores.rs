@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tower_keep::HOUR;
 use tower_keep::backend::fallback::Fallback;
 use tower_keep::backend::memory::MemoryStore;
 use tower_keep::backend::redis::RedisStore;
 use tower_keep::conformance::queue::{histories, queue};
 use tower_keep::core::ManualClock;
-use tower_keep::data::queue::{Job, Priority, Queue};
+use tower_keep::data::queue::{EnqueueOutcome, Job, Priority, Queue, Retry};
 
 use crate::support::redis::{fresh_prefix, shared};
 use crate::support::redis_cluster::RedisCluster;
@@ -94,6 +95,54 @@ async fn what_is_done_leaves_nothing_of_itself_on_redis() {
         .await
         .unwrap();
     assert_eq!(keys.len(), 1, "the last number alone: {keys:?}");
+}
+
+/// A few ids are looked at each time; those whose job is still there hold up no other.
+pub async fn ids_go_after_their_jobs(
+    queue: Queue<u64>,
+    clock: &ManualClock,
+    ids: impl AsyncFn() -> usize,
+) {
+    let queue = queue.remember_for(HOUR);
+    let job = |number: u64| Job::to("a", number).once(number.to_string());
+    let far = |number| job(number).after(100 * 24 * HOUR);
+    let look = async || {
+        for _ in 0..5 {
+            assert!(queue.lease(5).await.unwrap().is_none());
+        }
+    };
+    queue.enqueue_many((0..150).map(far)).await.unwrap();
+    queue.enqueue_many((150..300).map(job)).await.unwrap();
+    // Of half of these nothing remains, of the others a dead letter each.
+    while let Some(batch) = queue.lease(50).await.unwrap() {
+        for job in batch.jobs.iter().filter(|job| job.items[0] % 2 == 0) {
+            assert!(queue.nack(job, Retry::Dead).await.unwrap().is_complete());
+        }
+        assert_eq!(queue.ack(&batch).await.unwrap().done.len(), 25);
+    }
+    assert_eq!(ids().await, 300);
+    clock.advance(HOUR);
+    look().await;
+    assert_eq!(ids().await, 225);
+    clock.advance(8 * 24 * HOUR);
+    look().await;
+    assert_eq!(ids().await, 150);
+    let outcome = queue.enqueue(far(0)).await.unwrap();
+    assert!(matches!(outcome, EnqueueOutcome::Duplicate(_)));
+    let outcome = queue.enqueue(job(299)).await.unwrap();
+    assert!(matches!(outcome, EnqueueOutcome::New(_)));
+}
+
+#[tokio::test]
+async fn an_id_goes_from_redis_when_its_time_is_over_and_its_job_is_gone() {
+    let (server, clock, prefix) = (shared().await, clock(), fresh_prefix());
+    let store = server.builder(&prefix).clock(clock.clone()).open().await;
+    let ids = async || {
+        let mut once = redis::cmd("HLEN");
+        once.arg(format!("{prefix}:queue:{{q}}:once"));
+        once.query_async(&mut server.raw().await).await.unwrap()
+    };
+    ids_go_after_their_jobs(Queue::new(store.unwrap(), "q"), &clock, ids).await;
 }
 
 /// By the server's clock not every lease looks for what is over.

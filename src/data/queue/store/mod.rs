@@ -35,8 +35,8 @@ use crate::core::{Key, NoticeCallback, StoreFuture, Subscription};
 /// - No job is ready before it is due. Unless leased it is dead, `expired`, from `expire_after` after it was due.
 /// - `lease`, `list`, `count`, and an `enqueue` without room first take back up to 100 leases that ended (ready again,
 ///   or dead after the last attempt), promote up to 100 jobs that are due, bury up to 100 that expired, and forget up
-///   to 100 dead letters over the limits and up to 100 ids whose time is over. A `lease` may leave what nobody would get
-///   meanwhile (the last three) to another one, as long as they do not pile up.
+///   to 100 dead letters over the limits and up to 100 ids whose time is over and whose job is gone. A `lease` may leave
+///   what nobody would get meanwhile (the last three) to another one, as long as they do not pile up.
 /// - Nothing is ever evicted.
 pub trait QueueStore: fmt::Debug + Send + Sync + 'static {
     /// Adds jobs, all or none.

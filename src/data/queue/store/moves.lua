@@ -2,7 +2,7 @@
 -- leases need none.
 local most_attempts, expire_ms, aging = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 -- Without aging each rank has a band of scores of its own.
-local BAND, AT_ONCE = 100000000000000, 100
+local BAND, AT_ONCE, IDS_LOOKED_AT_EVERY = 100000000000000, 100, 3600000
 local swept = {0, 0, 0, 0} -- leases that ended, died, expired, dropped
 
 local function is_over(job)
@@ -126,9 +126,11 @@ local function moves()
     for _, once in ipairs(over(REMEMBER)) do
       local id = string.match(redis.call('HGET', ONCE, once) or '', '^(%x+) ')
       local job = id and load(id)
-      if job and job[STATE] ~= 'd' then
-        -- The id is known for as long as its job lives: look again when that may be over.
-        redis.call('ZADD', REMEMBER, text(math.max(job[EXPIRES], now_ms + 1000)), once)
+      if job then
+        -- The id is known for as long as its job lives: look again when that may be over. A dead letter may live again, and
+        -- where there are too many is dropped before its time.
+        local later = now_ms + IDS_LOOKED_AT_EVERY
+        redis.call('ZADD', REMEMBER, text(job[STATE] == 'd' and later or math.max(later, job[EXPIRES])), once)
       else
         redis.call('ZREM', REMEMBER, once)
         redis.call('HDEL', ONCE, once)

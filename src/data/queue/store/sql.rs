@@ -67,9 +67,11 @@ fn text(db: &SqlStore) -> Arc<Text> {
                 "bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
             ),
         };
-        let ddl = include_str!("sql/queue.sql").replace("{p}", db.table_prefix());
-        let ddl = ddl.replace("{int}", int).replace("{bytes}", bytes);
-        Some(Schema::new("queue", vec![ddl.replace("{id}", id)]))
+        let steps = [include_str!("sql/queue.sql"), include_str!("sql/look.sql")].map(|ddl| {
+            let ddl = ddl.replace("{p}", db.table_prefix()).replace("{id}", id);
+            ddl.replace("{int}", int).replace("{bytes}", bytes)
+        });
+        Some(Schema::new("queue", steps.to_vec()))
     };
     db.part(schema, |db| Text {
         prefix: db.table_prefix().to_owned(),

@@ -209,8 +209,9 @@ impl Steps<'_> {
         };
         if let Some(id) = &new.once {
             let sql = self.sql(
-                "INSERT INTO {p}queue_once (queue, id, seq, until_ms) VALUES ($1, $2, $3, $4) \
-                 ON CONFLICT (queue, id) DO UPDATE SET seq = excluded.seq, until_ms = excluded.until_ms",
+                "INSERT INTO {p}queue_once (queue, id, seq, until_ms, look_ms) VALUES ($1, $2, $3, $4, $4) \
+                 ON CONFLICT (queue, id) DO UPDATE SET seq = excluded.seq, until_ms = excluded.until_ms, \
+                 look_ms = excluded.look_ms",
             );
             sqlx::query(sql)
                 .bind(self.queue)

@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 use super::{Done, Steps, job_id, ms, time};
 use crate::core::Key;
-use crate::data::queue::policy::millis;
-use crate::data::queue::store::sql::Found;
+use crate::data::queue::policy::{IDS_LOOKED_AT_EVERY, millis};
+use crate::data::queue::store::sql::{Found, LOOK_EVERY};
 use crate::data::queue::store::values::unpack;
 use crate::data::queue::store::{
     Attempt, Claim, DEAD_KEPT, DEAD_KEPT_FOR, LEASE_BYTES, Leased, Priority, Rules, SWEPT_AT_ONCE,
@@ -49,18 +49,42 @@ impl Steps<'_> {
             .await?;
         swept.expired += expired.rows_affected();
         swept.dropped = self.forget_dead(most).await?;
-        let sql = self.sql(
-            "DELETE FROM {p}queue_once WHERE queue = $1 AND id IN (SELECT o.id FROM {p}queue_once o \
-             WHERE o.queue = $1 AND o.until_ms <= $2 AND NOT EXISTS (SELECT 1 FROM {p}queue q \
-             WHERE q.seq = o.seq AND q.state < 3) LIMIT $3 {skip})",
+        self.forget_ids(most).await?;
+        Ok(swept)
+    }
+
+    /// Forgets ids whose time is over and whose job is gone. Where that is still there, the id is put back to a later look.
+    async fn forget_ids(&mut self, most: i64) -> Done<()> {
+        let sql = "SELECT min(look_ms) FROM {p}queue_once WHERE queue = $1";
+        let look: Option<i64> = sqlx::query_scalar(self.sql(sql))
+            .bind(self.queue)
+            .fetch_one(&mut *self.connection)
+            .await?;
+        if look.is_none_or(|look| look > self.now) {
+            return Ok(());
+        }
+        let first = "queue = $1 AND id IN (SELECT id FROM {p}queue_once WHERE queue = $1 \
+                     AND look_ms <= $2 ORDER BY look_ms LIMIT $3 {skip})";
+        let job = "EXISTS (SELECT 1 FROM {p}queue q WHERE q.seq = {p}queue_once.seq)";
+        let sql = format!(
+            "UPDATE {{p}}queue_once SET look_ms = $4 WHERE {first} AND (until_ms > $2 OR {job})"
         );
-        sqlx::query(sql)
+        sqlx::query(self.sql(&sql))
+            .bind(self.queue)
+            .bind(self.now)
+            .bind(most)
+            .bind(self.now + ms(millis(IDS_LOOKED_AT_EVERY)))
+            .execute(&mut *self.connection)
+            .await?;
+        let sql =
+            format!("DELETE FROM {{p}}queue_once WHERE {first} AND until_ms <= $2 AND NOT {job}");
+        sqlx::query(self.sql(&sql))
             .bind(self.queue)
             .bind(self.now)
             .bind(most)
             .execute(&mut *self.connection)
             .await?;
-        Ok(swept)
+        Ok(())
     }
 
     async fn forget_dead(&mut self, most: i64) -> Done<u64> {
@@ -135,7 +159,10 @@ impl Steps<'_> {
         let next_due = match jobs.is_empty() {
             // There may be more; whoever has a free slot asks.
             false => Some(self.now),
-            true => self.next_due().await?,
+            true => {
+                let next = self.next_due().await?;
+                next.map(|due| self.look_at(due, claim, swept))
+            }
         };
         Ok(Leased {
             recipient,
@@ -147,6 +174,16 @@ impl Steps<'_> {
             // Counting a whole table would cost more than the lease.
             depth: None,
         })
+    }
+
+    /// When to look for what is due at `due`. If that is over, others have locked it, for as long as their transaction
+    /// takes. But after a look that tidied up something there may be more to do.
+    fn look_at(&self, due: i64, claim: &Claim, swept: Swept) -> i64 {
+        let is_locked = claim.recipient.is_none() && swept.lost + swept.expired == 0;
+        match is_locked && due <= self.now {
+            true => self.now + ms(millis(LOOK_EVERY)),
+            false => due,
+        }
     }
 
     /// Whose the first ready job is.

@@ -2,7 +2,7 @@
 
 use super::super::super::{DEAD_KEPT, DEAD_KEPT_FOR, JobState, Rules, SWEPT_AT_ONCE, Swept};
 use super::{Board, ID};
-use crate::data::queue::policy::{is_expired, millis};
+use crate::data::queue::policy::{IDS_LOOKED_AT_EVERY, is_expired, millis};
 
 impl Board {
     pub(crate) fn sweep(&mut self, rules: &Rules, now: u64) -> Swept {
@@ -96,17 +96,27 @@ impl Board {
                 continue;
             };
             match self.jobs.get(&known.job) {
-                // The id is known for as long as its job lives: look again when that may be over.
-                Some(job) if job.state != JobState::Dead => {
-                    known.look = job.expires.max(now + 1_000);
+                // The id is known for as long as its job lives, and a dead letter may live again.
+                Some(job) => {
+                    known.look = look_again(job.state, job.expires, now);
                     self.remember.insert((known.look, id));
                 }
-                _ => {
+                None => {
                     self.once.remove(&id);
                     self.bytes -= ID;
                 }
             }
         }
+    }
+}
+
+/// When to look again at an id whose job is there.
+fn look_again(state: JobState, expires: u64, now: u64) -> u64 {
+    let later = now + millis(IDS_LOOKED_AT_EVERY);
+    match state {
+        // Dropped before its time where there are too many.
+        JobState::Dead => later,
+        _ => later.max(expires),
     }
 }
 
