@@ -264,8 +264,8 @@ async fn a_job_lost_with_its_commit_is_never_told_as_enqueued() {
     assert_eq!(queue.depth().await.unwrap().ready, 1);
 }
 
-/// What has been read of the jobs by their indexes; the handles that did it are closed.
-async fn read_by_index(url: &str) -> i64 {
+/// What has been read of the jobs; the handles that did it are closed.
+async fn rows_read(url: &str) -> i64 {
     let mut admin = PgConnection::connect(url).await.unwrap();
     let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
     while sqlx::query_scalar::<_, i64>(others)
@@ -276,8 +276,8 @@ async fn read_by_index(url: &str) -> i64 {
     {
         tokio::task::yield_now().await;
     }
-    let read =
-        "SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'keep_queue'";
+    let read = "SELECT (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'keep_queue')::bigint \
+                + (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'keep_queue')";
     sqlx::query_scalar(read)
         .fetch_one(&mut admin)
         .await
@@ -297,18 +297,66 @@ async fn crowd(url: &str, capacity: u64) -> (SqlStore, Queue<u64>) {
     (db, queue.capacity(capacity, capacity))
 }
 
+/// Those over the limit are found by going through all that are kept.
+#[tokio::test]
+async fn hardly_a_lease_goes_through_the_dead_letters() {
+    let url = shared().await.database().await;
+    let db = SqlStore::connect(&url).await.unwrap();
+    let queue: Queue<u64> = Queue::new(db.clone(), "q");
+    queue.enqueue(Job::to("u1", 1)).await.unwrap();
+    let dead = "INSERT INTO keep_queue (queue, recipient, rank, state, due, expires, attempts, items, died) \
+                SELECT 'q', 'u2', 1, 3, 0, 0, 5, ''::bytea, extract(epoch FROM now()) * 1000 FROM generate_series(1, 4096); ANALYZE keep_queue";
+    let pool = db.pool::<Postgres>().unwrap();
+    sqlx::raw_sql(dead).execute(pool).await.unwrap();
+    db.close(MINUTE).await;
+    let before = rows_read(&url).await;
+    let db = SqlStore::connect(&url).await.unwrap();
+    for (token, jobs) in (1..8).zip([1, 0, 0, 0, 0, 0, 0]) {
+        let claim = Claim {
+            token: Token([token; 16]),
+            ..claim()
+        };
+        let leased = db.lease(&Arc::from("q"), claim, &RULES).await.unwrap();
+        assert_eq!(leased.jobs.len(), jobs);
+    }
+    db.close(MINUTE).await;
+    let read = rows_read(&url).await - before;
+    assert!(read < 4_096, "{read} rows were read");
+}
+
+#[tokio::test]
+async fn a_lease_that_finds_nothing_does_not_go_through_what_is_due_later() {
+    let url = shared().await.database().await;
+    let db = SqlStore::connect(&url).await.unwrap();
+    let queue: Queue<u64> = Queue::new(db.clone(), "q");
+    queue.enqueue(Job::to("u1", 1).after(HOUR)).await.unwrap();
+    let later = "INSERT INTO keep_queue (queue, recipient, rank, state, due, expires, attempts, items) \
+                 SELECT 'q', 'u2', rank, 1, due + n, expires + n, 0, items FROM keep_queue, generate_series(1, 4096) n; \
+                 ANALYZE keep_queue";
+    let pool = db.pool::<Postgres>().unwrap();
+    sqlx::raw_sql(later).execute(pool).await.unwrap();
+    db.close(MINUTE).await;
+    let before = rows_read(&url).await;
+    let db = SqlStore::connect(&url).await.unwrap();
+    let leased = db.lease(&Arc::from("q"), claim(), &RULES).await.unwrap();
+    assert!(leased.jobs.is_empty() && leased.next_due > Some(leased.now));
+    db.close(MINUTE).await;
+    let read = rows_read(&url).await - before;
+    assert!(read < 4_096, "{read} rows were read");
+}
+
 #[tokio::test]
 async fn an_enqueue_far_from_its_limits_counts_no_jobs() {
     let url = shared().await.database().await;
     let (db, queue) = crowd(&url, 2 * THERE).await;
     db.close(MINUTE).await;
-    let before = read_by_index(&url).await;
+    let before = rows_read(&url).await;
     drop(queue);
     let db = SqlStore::connect(&url).await.unwrap();
     let queue: Queue<u64> = Queue::new(db.clone(), "crowd").capacity(2 * THERE, 2 * THERE);
     queue.enqueue(Job::to("u1", 1)).await.unwrap();
     db.close(MINUTE).await;
-    let read = read_by_index(&url).await - before;
+    let read = rows_read(&url).await - before;
     assert!(read < 100, "{read} entries were read");
 }
 

@@ -28,6 +28,8 @@ pub(in crate::data::queue::store::sql) struct Steps<'c> {
     text: &'c Text,
     queue: &'c str,
     now: i64,
+    /// A clock was passed: what happens is to be certain.
+    is_certain: bool,
 }
 
 fn ms(time: u64) -> i64 {
@@ -47,6 +49,7 @@ impl<'c> Steps<'c> {
             text,
             queue,
             now,
+            is_certain: injected.is_some(),
         })
     }
 
