@@ -6,6 +6,7 @@ mod endings;
 mod history;
 mod hot;
 mod orders;
+mod overtaken;
 mod programs;
 mod races;
 mod refusals;

@@ -35,10 +35,6 @@ pub(super) type Seen = (Vec<Row>, Timestamp);
 pub(super) enum Insertion {
     Made(HoldRecord),
     /// Something is in the way; and what, if the same statement saw it.
-    #[cfg_attr(
-        not(any(feature = "sqlite", feature = "postgres")),
-        expect(dead_code, reason = "memory looks before it inserts")
-    )]
     Refused(Option<Seen>),
 }
 
@@ -140,7 +136,8 @@ pub(super) trait Calendar: Send {
         wish: &HoldWish,
     ) -> impl Future<Output = Result<Insertion, Self::Error>> + Send;
 
-    /// Writes what is in the way and over as expired, and inserts the rows of a new hold, all or none.
+    /// Writes what is in the way and over as expired, and inserts the rows of a new hold, all or none; none where
+    /// somebody has made one of those last since it was seen.
     fn take_over(
         &mut self,
         wish: &HoldWish,
@@ -150,8 +147,10 @@ pub(super) trait Calendar: Send {
         Self: Sized,
     {
         async move {
-            steps::expire(self, &over.holds, wish.record, over.now).await?;
-            self.insert(wish).await
+            match steps::expire(self, &over.holds, wish.record, over.now).await? {
+                true => self.insert(wish).await,
+                false => Ok(Insertion::Refused(None)),
+            }
         }
     }
 

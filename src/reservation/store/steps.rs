@@ -83,18 +83,20 @@ async fn look<C: Calendar>(
     })
 }
 
-/// Writes those of `holds` that are over as expired, with their events.
+/// Writes those of `holds` that are over as expired, with their events; `false` where one of them is not, because
+/// somebody has made it last since it was seen.
 pub(super) async fn expire<C: Calendar>(
     calendar: &mut C,
     holds: &[HoldId],
     record: EventSet,
     now: Timestamp,
-) -> Result<(), C::Error> {
+) -> Result<bool, C::Error> {
     if holds.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
     let over = calendar.expire(holds, now).await?;
-    tell_over(calendar, &over, record, now).await
+    tell_over(calendar, &over, record, now).await?;
+    Ok(over.len() == holds.len())
 }
 
 async fn tell_over<C: Calendar>(
@@ -244,12 +246,31 @@ async fn revive<C: Calendar>(
     let mut resting = record.clone();
     resting.state = record.state_at(record.read_at);
     calendar.write_hold(&resting).await?;
+    let decision = take_again(calendar, record, kinds, if_free, if_taken).await?;
+    if let ChangeDecision::PaymentInUse = decision {
+        // No edit was written, so nobody has told of its end.
+        calendar.write_hold(record).await?;
+    }
+    Ok(decision)
+}
+
+async fn take_again<C: Calendar>(
+    calendar: &mut C,
+    record: &HoldRecord,
+    kinds: EventSet,
+    if_free: Edit,
+    if_taken: Edit,
+) -> Result<ChangeDecision, C::Error> {
     for _ in 0..ROUNDS {
         let (rows, now) = calendar
             .overlaps(&record.slots, &record.holder, &record.key)
             .await?;
         match policy::admit(&record.slots, &rows, now) {
-            Admission::Free(over) => expire(calendar, &over, kinds, now).await?,
+            Admission::Free(over) => {
+                if !expire(calendar, &over, kinds, now).await? {
+                    continue;
+                }
+            }
             _ => return write(calendar, if_taken).await,
         }
         if let Some(payment) = &if_free.payment

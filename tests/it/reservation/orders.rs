@@ -358,7 +358,7 @@ async fn two_transactions_in_any_order_end_legally_on_postgres() {
 }
 
 /// A handle whose locks are waited for as long as a busy machine may need.
-async fn patient(url: &str, clock: &ManualClock) -> tower_keep::backend::sql::SqlStore {
+pub(super) async fn patient(url: &str, clock: &ManualClock) -> tower_keep::backend::sql::SqlStore {
     let db = tower_keep::backend::sql::SqlStore::builder(url).clock(clock.clone());
     let db = db
         .acquire_timeout(MINUTE)

@@ -13,7 +13,7 @@ use super::trips::Statements;
 use super::{postgres, slot};
 
 /// Comes back when somebody waits for a lock.
-async fn somebody_waits(pool: &sqlx::PgPool) {
+pub(super) async fn somebody_waits(pool: &sqlx::PgPool) {
     let waiting = "select count(*) from pg_locks where not granted";
     while sqlx::query_scalar::<_, i64>(waiting)
         .fetch_one(pool)

@@ -226,8 +226,9 @@ fn unless_taken(p: &str) -> String {
     )
 }
 
-/// What is over is locked, written as expired and told of; the rows go in when that is done, because
-/// sorting them waits for the count.
+/// What is over is locked, written as expired and told of; the rows go in when all of it was, because they wait for
+/// the count: a hold that somebody has made to last meanwhile, in a transaction that was waited for, is not over.
+/// Where places are counted no constraint would say so.
 fn take_over(p: &str) -> String {
     let before = format!(
         ", due AS MATERIALIZED (SELECT row_id FROM {p}hold WHERE hold_id = ANY($18::uuid[]) \
@@ -239,9 +240,13 @@ fn take_over(p: &str) -> String {
          SELECT hold_id::text || ':' || version, 'expired', hold_id, \
          json_build_object('holder', holder)::text, $19::bigint, $19::bigint, 0, 0 \
          FROM over WHERE part = 0 AND $20::boolean ON CONFLICT (id) DO NOTHING), \
-         gone AS MATERIALIZED (SELECT count(*) FROM over)"
+         gone AS MATERIALIZED (SELECT count(*) AS holds FROM over WHERE part = 0)"
     );
-    insert_several(p, &before, ", gone")
+    insert_several(
+        p,
+        &before,
+        ", gone WHERE gone.holds = cardinality($18::uuid[])",
+    )
 }
 
 /// A hold that is over is not even locked, nor is one waited for that somebody else has: it may be over by
