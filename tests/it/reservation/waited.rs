@@ -12,16 +12,17 @@ use tower_keep::reservation::{
 use super::trips::Statements;
 use super::{postgres, slot};
 
-/// Comes back when somebody waits for a lock.
+/// Comes back when somebody waits for a lock in this database.
 pub(super) async fn somebody_waits(pool: &sqlx::PgPool) {
-    let waiting = "select count(*) from pg_locks where not granted";
+    let waiting = "select count(*) from pg_stat_activity \
+                   where datname = current_database() and wait_event_type = 'Lock'";
     while sqlx::query_scalar::<_, i64>(waiting)
         .fetch_one(pool)
         .await
         .unwrap()
         == 0
     {
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 

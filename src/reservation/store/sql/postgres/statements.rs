@@ -226,27 +226,25 @@ fn unless_taken(p: &str) -> String {
     )
 }
 
-/// What is over is locked, written as expired and told of; the rows go in when all of it was, because they wait for
-/// the count: a hold that somebody has made to last meanwhile, in a transaction that was waited for, is not over.
-/// Where places are counted no constraint would say so.
+/// What is over is locked, written as expired and told of; the rows go in when that is done and nothing of it lasts:
+/// a hold that somebody has made to last meanwhile, in a transaction that was waited for, is not over. Where places
+/// are counted no constraint would say so. One that somebody else has written as expired is in nobody's way.
 fn take_over(p: &str) -> String {
     let before = format!(
-        ", due AS MATERIALIZED (SELECT row_id FROM {p}hold WHERE hold_id = ANY($18::uuid[]) \
-         AND state <= 2 AND expires_at <= $19::bigint ORDER BY row_id FOR UPDATE), \
+        ", met AS MATERIALIZED (SELECT row_id, state <= 2 AND expires_at <= $19::bigint AS is_over \
+         FROM {p}hold WHERE hold_id = ANY($18::uuid[]) AND state <= 3 ORDER BY row_id FOR UPDATE), \
          over AS (UPDATE {p}hold h SET state = 5, version = version + 1, changed_at = $19::bigint \
-         FROM due WHERE h.row_id = due.row_id RETURNING h.hold_id, h.holder, h.version, h.part), \
+         FROM met WHERE h.row_id = met.row_id AND met.is_over \
+         RETURNING h.hold_id, h.holder, h.version, h.part), \
          told AS (INSERT INTO {p}event \
          (id, kind, hold_id, payload, created_at, due_at, attempts, state) \
          SELECT hold_id::text || ':' || version, 'expired', hold_id, \
          json_build_object('holder', holder)::text, $19::bigint, $19::bigint, 0, 0 \
          FROM over WHERE part = 0 AND $20::boolean ON CONFLICT (id) DO NOTHING), \
-         gone AS MATERIALIZED (SELECT count(*) AS holds FROM over WHERE part = 0)"
+         gone AS MATERIALIZED (SELECT count(*) FROM over), \
+         lasting AS MATERIALIZED (SELECT count(*) AS rows FROM met WHERE is_over IS NOT TRUE)"
     );
-    insert_several(
-        p,
-        &before,
-        ", gone WHERE gone.holds = cardinality($18::uuid[])",
-    )
+    insert_several(p, &before, ", gone, lasting WHERE lasting.rows = 0")
 }
 
 /// A hold that is over is not even locked, nor is one waited for that somebody else has: it may be over by
