@@ -119,7 +119,7 @@ fn finish<R>(
 ) -> Response<ResponseBody<R>> {
     fill(&mut fields, config, age, said);
     let (status, body) = shape(entry, asked, &mut fields, || {
-        (entry.body(), entry.trailers().cloned())
+        (entry.body(), entry.head().trailers.clone())
     });
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -164,7 +164,7 @@ pub(super) fn shape<R>(
     entry: &Entry,
     asked: Asked<'_>,
     fields: &mut HeaderMap,
-    body: impl FnOnce() -> (Bytes, Option<HeaderMap>),
+    body: impl FnOnce() -> (Bytes, Option<Box<HeaderMap>>),
 ) -> (StatusCode, ResponseBody<R>) {
     let (status, length) = (entry.head().status, entry.body_bytes());
     // Near enough to settle the century of a two-digit year.

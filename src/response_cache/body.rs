@@ -42,13 +42,10 @@ impl<R> ResponseBody<R> {
         }
     }
 
-    pub(super) fn bytes(data: Bytes, trailers: Option<HeaderMap>) -> Self {
+    pub(super) fn bytes(data: Bytes, trailers: Option<Box<HeaderMap>>) -> Self {
         let data = (!data.is_empty()).then_some(data);
         Self {
-            inner: Inner::Owned {
-                data,
-                trailers: trailers.map(Box::new),
-            },
+            inner: Inner::Owned { data, trailers },
         }
     }
 

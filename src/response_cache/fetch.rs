@@ -334,7 +334,7 @@ impl Exchange {
         );
         answer::put_downstream(&mut fields, flags, config);
         let (status, body) = answer::shape(stale, self.asked(), &mut fields, || {
-            (stale.body(), stale.trailers().cloned())
+            (stale.body(), stale.head().trailers.clone())
         });
         config.status.say(&mut fields, said);
         put_inner_status(&mut fields, confirmed);

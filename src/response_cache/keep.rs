@@ -125,8 +125,8 @@ impl Exchange {
         }
         // In one piece it goes out as it came: nobody counts the stored one before it is asked for.
         let sent = || match body {
-            [whole] => (whole.clone(), trailers.map(|all| *all)),
-            _ => (entry.body(), trailers.map(|all| *all)),
+            [whole] => (whole.clone(), trailers),
+            _ => (entry.body(), trailers),
         };
         let (status, body) = answer::shape(&entry, self.asked(), &mut parts.headers, sent);
         parts.status = status;
