@@ -1,6 +1,7 @@
 //! What could not be written while the store was away: kept in bounds, tried again until it is stored or past.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
@@ -26,14 +27,14 @@ const ANSWER_BYTES: usize = 64 * 1_024 * 1_024;
 const ITEMS: usize = 16_384;
 
 /// The backlog of one layer; its task lives only while there is something to do.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Backlog {
     state: Mutex<State>,
     len: AtomicUsize,
     changed: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     items: HashMap<RecordId, Item>,
     order: VecDeque<RecordId>,
@@ -42,7 +43,7 @@ struct State {
     works: bool,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Item {
     nonce: Nonce,
     job: Job,
@@ -50,7 +51,7 @@ struct Item {
     until: u64,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 enum Job {
     Complete(Answer, Duration),
     Release,
@@ -84,6 +85,14 @@ impl Job {
             return true;
         }
         false
+    }
+}
+
+impl fmt::Debug for Backlog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backlog")
+            .field("len", &self.len())
+            .finish_non_exhaustive()
     }
 }
 

@@ -14,18 +14,21 @@ use super::fingerprint::path_of;
 use super::intake::{self, Gist, Stream};
 use super::key::ClientKey;
 use super::mac::Hasher;
+use super::nonce::draw_nonce;
 use super::patience::{Patience, look};
 use super::policy;
 use super::record::{Content, Fingerprint, Head, Nonce, Record, RecordId, ScopeTag};
 use super::rejection::{IdempotencyRejection, RejectionCause};
 use super::run::{self, RunState};
-use super::running::{Enter, Found, Seat, draw_nonce, timed};
+use super::running::{Enter, Found, Seat, timed};
 use super::scope::ScopeId;
 use super::service::Shared;
 use super::store::{Begin, Claim};
 use super::unguarded::{is_within, unprotected, within};
 use crate::core::telemetry::{Seldom, count, error};
-use crate::core::{Body, IdempotencyOutcome, Inner, StoreError, StoreFailure, Timestamp, emptied};
+use crate::core::{
+    Body, IdempotencyOutcome, Inner, StoreError, StoreFailure, Timestamp, emptied, monotonic,
+};
 
 /// Which record a request means, and what it would write.
 #[derive(Clone, Copy)]
@@ -98,9 +101,11 @@ where
             Ok(give(config, found, outcome, key, spare))
         }
         Claimed::Refused(cause) => refused(cause, key),
-        // A stream that may turn out wrong needs somebody to drop its handler.
+        // A stream that may turn out wrong needs somebody to drop its handler; and whose client left needs no effect.
         Claimed::StoreFailed(_)
-            if config.on_store_failure == StoreFailure::Open && stream.is_none() =>
+            if config.on_store_failure == StoreFailure::Open
+                && stream.is_none()
+                && !state.has_client_left() =>
         {
             Box::pin(unprotected(config, inner, gist.request())).await
         }
@@ -269,6 +274,7 @@ async fn begin(
         nonce: claim.nonce,
         open: true,
     };
+    let asked_at = monotonic();
     let begun = timed("begin", config.store.begin(&question.id, &claim)).await;
     asked.open = false;
     let settled = match begun {
@@ -276,12 +282,13 @@ async fn begin(
             state.begun(question.id, fence);
             super::span::of_run(fence);
             if let Some(seat) = &seat {
-                seat.hold();
+                seat.hold(asked_at);
             }
             let ticket = run::Ticket {
                 question: *question,
                 nonce: claim.nonce,
                 fence,
+                asked_at,
                 seat,
                 _active: active,
             };
@@ -290,7 +297,7 @@ async fn begin(
         Ok(Begin::Running(head)) => {
             state.idle();
             if let Some(seat) = &seat {
-                seat.hold();
+                seat.hold(asked_at);
             }
             return Begun::Running(head, seat);
         }
@@ -377,8 +384,11 @@ async fn attach(
         Begun::Settled(claimed) => return Some(claimed),
         Begun::Running(_, seat) => seat,
     };
+    let Some(_place) = shared.runs.table.place() else {
+        return Some(Claimed::Refused(RejectionCause::InProgress(1)));
+    };
     rest();
-    match look(shared, &question.id).await {
+    match look(shared, question).await {
         Ok(found) => {
             let found = found?;
             if let Some(seat) = seat {
@@ -391,7 +401,8 @@ async fn attach(
 }
 
 fn in_progress(shared: &Shared, head: &Head) -> RejectionCause {
-    let elapsed = head.read_at.since(head.created);
+    // Not since `created`, which outlives a takeover.
+    let elapsed = head.read_at.since(head.fence.time());
     RejectionCause::InProgress(policy::retry_after(shared.runs.mean_run(), elapsed))
 }
 

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::claim::Question;
 use super::config::Config;
 use super::policy::Twins;
-use super::record::{Content, RecordId};
+use super::record::Content;
 use super::running::{Found, jitter, timed};
 use super::service::Shared;
 use crate::core::ttl::DAY;
@@ -36,15 +37,24 @@ impl Patience {
     }
 }
 
-/// Looks after 25, 50, 100, 200, 400, then every 500 ms; `None` once nobody holds the claim.
-pub(super) async fn look(shared: &Shared, id: &RecordId) -> Result<Option<Found>, StoreError> {
+/// Looks after 25, 50, 100, 200, 400, then every 500 ms; `None` once nobody holds the claim, or another payload does:
+/// whoever asks anew is told which.
+pub(super) async fn look(
+    shared: &Shared,
+    question: &Question,
+) -> Result<Option<Found>, StoreError> {
     let mut pause = Duration::from_millis(25);
     loop {
         tokio::time::sleep(jitter(pause)).await;
         pause = (pause * 2).min(Duration::from_millis(500));
-        let Some(record) = timed("peek", shared.config.store.peek(id)).await? else {
+        let Some(record) = timed("peek", shared.config.store.peek(&question.id)).await? else {
             return Ok(None);
         };
+        // What cannot be read has no payload to compare.
+        let is_readable = !matches!(record.content, Content::Unreadable);
+        if is_readable && record.head.fingerprint.contradicts(&question.fingerprint) {
+            return Ok(None);
+        }
         match record.content {
             Content::Claimed if record.head.is_leased() => {}
             Content::Claimed => return Ok(None),

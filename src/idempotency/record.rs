@@ -24,6 +24,13 @@ pub struct Nonce(pub [u8; 16]);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fence(pub u64);
 
+impl Fence {
+    /// The store's time at the claim, unless its clock had stepped back.
+    pub(super) const fn time(self) -> Timestamp {
+        Timestamp::from_millis(self.0 / 1_000)
+    }
+}
+
 /// The keyed hash of a request's payload, and the rule by which it was made.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint {
@@ -305,8 +312,8 @@ impl From<AnswerContent> for Content {
     }
 }
 
-/// An answer as it is kept: status, fields, body and trailers, byte for byte.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An answer as it is kept: status, fields, body and trailers, byte for byte. Printed, it shows how much it is, not what.
+#[derive(Clone, PartialEq, Eq)]
 pub struct StoredAnswer {
     /// The status.
     pub status: StatusCode,
@@ -327,6 +334,17 @@ impl StoredAnswer {
     }
 }
 
+impl fmt::Debug for StoredAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredAnswer")
+            .field("status", &self.status)
+            .field("fields", &self.fields.len())
+            .field("body", &self.body.len())
+            .field("trailers", &self.trailers.as_ref().map(HeaderMap::len))
+            .finish()
+    }
+}
+
 fn weight_of(fields: &HeaderMap) -> usize {
     fields
         .iter()
@@ -334,8 +352,8 @@ fn weight_of(fields: &HeaderMap) -> usize {
         .sum()
 }
 
-/// What is kept of an answer that cannot be given again.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What is kept of an answer that cannot be given again. Printed, it shows no values.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Tombstone {
     /// The status of the answer.
     pub status: StatusCode,
@@ -343,6 +361,16 @@ pub struct Tombstone {
     pub fields: HeaderMap,
     /// Why the answer itself was not kept.
     pub reason: TombstoneReason,
+}
+
+impl fmt::Debug for Tombstone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tombstone")
+            .field("status", &self.status)
+            .field("fields", &self.fields.len())
+            .field("reason", &self.reason)
+            .finish()
+    }
 }
 
 /// Why an answer was not kept.

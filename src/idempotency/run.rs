@@ -14,6 +14,7 @@ use bytes::Bytes;
 use http::Response;
 use http_body::Body as HttpBody;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tower_service::Service;
 
 use super::answer::{self, Settled, Verdict, settle};
@@ -22,6 +23,7 @@ use super::config::Config;
 use super::digest::{Seen, Upload};
 use super::intake::{Gist, Stream};
 use super::key::ClientKey;
+use super::lease;
 use super::policy::LeaseEnd;
 use super::record::{Answer, AnswerContent, Fence, Nonce, RecordId};
 use super::rejection::{IdempotencyRejection, RejectionCause};
@@ -30,13 +32,15 @@ use super::service::Shared;
 use super::store::Owned;
 use super::tee;
 use crate::core::telemetry::{count, seconds, seldom, warn};
-use crate::core::{Body, Clock, IdempotencyOutcome, Inner, SystemClock, Timestamp};
+use crate::core::{Body, IdempotencyOutcome, Inner, Timestamp, monotonic};
 
 /// What a won claim carries along until its end.
 pub(super) struct Ticket {
     pub(super) question: Question,
     pub(super) nonce: Nonce,
     pub(super) fence: Fence,
+    /// When the store was asked: its lease began then, or later.
+    pub(super) asked_at: Instant,
     /// The place where twins in this process wait.
     pub(super) seat: Option<Seat>,
     /// Counted as running for as long as this is there.
@@ -48,6 +52,7 @@ pub(super) struct Ticket {
 pub(super) struct RunState {
     stage: AtomicU8,
     client_left: AtomicBool,
+    is_given_up: AtomicBool,
     is_lost: AtomicBool,
     lost: Notify,
     owner: OnceLock<(RecordId, Fence)>,
@@ -80,7 +85,21 @@ impl RunState {
         self.client_left.store(true, Ordering::Release);
     }
 
-    fn lose(&self) {
+    pub(super) fn has_client_left(&self) -> bool {
+        self.client_left.load(Ordering::Acquire)
+    }
+
+    /// The process ends before the run does: its lease is not renewed any more.
+    pub(super) fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::Release);
+        self.lose();
+    }
+
+    pub(super) fn is_given_up(&self) -> bool {
+        self.is_given_up.load(Ordering::Acquire)
+    }
+
+    pub(super) fn lose(&self) {
         if !self.is_lost.swap(true, Ordering::AcqRel) {
             count!("keep_idempotency_leases_lost_total", 1);
             warn!("idempotency: a run lost its lease, another may take over");
@@ -208,7 +227,7 @@ async fn call<S, B, R>(
     (gist, stream): (Box<Gist>, Option<Box<Stream<B>>>),
     ticket: &Ticket,
     shared: &Shared,
-    state: &RunState,
+    state: &Arc<RunState>,
 ) -> Ended<Result<Out<R>, S::Error>>
 where
     S: Service<Request<B>, Response = Response<R>>,
@@ -229,6 +248,24 @@ where
     }
 }
 
+/// Says whether the handler may start: not under a lease that is over, nor for a client that left.
+async fn may_start(
+    ticket: &mut Ticket,
+    shared: &Arc<Shared>,
+    state: &RunState,
+    now: Instant,
+) -> Result<(), RejectionCause> {
+    if now.duration_since(ticket.asked_at) >= shared.config.lease {
+        Box::pin(lease::renew_late(ticket, shared)).await?;
+    }
+    if state.has_client_left() {
+        // Nobody needs the effect.
+        release(shared, ticket).await;
+        return Err(RejectionCause::BodyUnreadable);
+    }
+    Ok(())
+}
+
 /// Runs the handler and ends the record.
 pub(super) async fn run<S, B, R>(
     inner: &mut Inner<S>,
@@ -244,20 +281,17 @@ where
 {
     let config = &*shared.config;
     let refused = |cause| refuse(config, IdempotencyRejection::new(cause, key));
-    if state.client_left.load(Ordering::Acquire) {
-        // The client left before the handler started: nobody needs the effect.
-        release(shared, &ticket).await;
+    let started = monotonic();
+    if let Err(cause) = may_start(&mut ticket, shared, state, started).await {
         state.idle();
-        return Ok(refused(RejectionCause::BodyUnreadable));
+        return Ok(refused(cause));
     }
     gist.parts
         .extensions
         .insert(IdempotentRun(Arc::clone(state)));
-    let started = SystemClock.now_micros();
     let ended = call(inner, (gist, stream), &ticket, shared, state).await;
-    let took = SystemClock.now_micros().saturating_sub(started);
+    let took = started.elapsed();
     shared.runs.measured(took);
-    let took = Duration::from_micros(took);
     seconds!("keep_idempotency_run_seconds", took);
     let answer = match ended {
         Ended::Done(Ok(Out::Teed(response, ttl))) => {
@@ -268,7 +302,8 @@ where
             Ok(response)
         }
         Ended::Done(Ok(Out::Settled(Settled::Lost(content)))) => {
-            let _ = keep(shared, &mut ticket, content, config.ttl).await;
+            let expires_at = ticket.fence.time() + took + config.ttl;
+            let _ = keep(shared, &mut ticket, content, (config.ttl, expires_at)).await;
             Ok(refused(RejectionCause::AnswerLost))
         }
         Ended::Done(Ok(Out::Wrong)) => {
@@ -301,18 +336,18 @@ async fn supervise<T>(
     mut work: Pin<&mut impl Future<Output = T>>,
     ticket: &Ticket,
     shared: &Shared,
-    state: &RunState,
+    state: &Arc<RunState>,
 ) -> Ended<T> {
     if let Poll::Ready(ended) = poll_fn(|cx| Poll::Ready(poll_caught(work.as_mut(), cx))).await {
         return ended;
     }
-    let _listed = shared
-        .runs
-        .list(ticket.question.id, ticket.nonce, shared.config.at_lease_end);
+    let whose = (ticket.question.id, ticket.nonce);
+    let end = shared.config.at_lease_end;
+    let _listed = shared.runs.list(whose, end, state);
     // In a box: a run that never waits pays for no room of timers.
     let mut lease = Box::pin(tokio::time::timeout(
         shared.config.run_limit,
-        keep_lease(ticket, shared, state),
+        lease::keep(ticket, shared, state),
     ));
     let mut fresh = true;
     poll_fn(|cx| {
@@ -343,40 +378,6 @@ pub(super) fn poll_caught<T>(
     }
 }
 
-/// A lease of more than a year is renewed all the same; and it must not overflow.
-const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
-
-/// Renews at each third of the lease, after a failure at each thirtieth, until it is lost. Never ends.
-async fn keep_lease(ticket: &Ticket, shared: &Shared, state: &RunState) {
-    let config = &*shared.config;
-    let (lease, end) = (config.lease, config.at_lease_end);
-    // The moment now on the timers' clock.
-    let now = || tokio::time::sleep(Duration::ZERO).deadline();
-    let longest = lease.min(LONGEST);
-    let (mut over_at, mut pause) = (now() + longest, longest / 3);
-    loop {
-        tokio::time::sleep(pause).await;
-        let asked_at = now();
-        let renewal = config
-            .store
-            .renew(&ticket.question.id, ticket.nonce, lease, end);
-        let renewed = timed("renew", renewal).await;
-        count!("keep_idempotency_renewals_total", 1, "result" => match &renewed {
-            Ok(Owned::Yes) => "renewed",
-            Ok(Owned::Lost) => "lost",
-            Err(_) => "failed",
-        });
-        match renewed {
-            Ok(Owned::Yes) => (over_at, pause) = (asked_at + longest, longest / 3),
-            Ok(Owned::Lost) => break,
-            Err(_) if now() >= over_at => break,
-            Err(_) => pause = longest / 30,
-        }
-    }
-    state.lose();
-    std::future::pending().await
-}
-
 /// Ends the record by the verdict and marks the response.
 pub(super) async fn finish<R>(
     shared: &Arc<Shared>,
@@ -386,10 +387,12 @@ pub(super) async fn finish<R>(
     took: Duration,
 ) {
     let config = &*shared.config;
-    // The fence is the store's time at the claim, unless its clock stepped back.
-    let now = Timestamp::from_millis(ticket.fence.0 / 1_000) + took;
+    let now = ticket.fence.time() + took;
     let (written, expires_at) = match verdict {
-        Verdict::Keep(content, ttl) => (keep(shared, ticket, content, ttl).await, Some(now + ttl)),
+        Verdict::Keep(content, ttl) => {
+            let written = keep(shared, ticket, content, (ttl, now + ttl)).await;
+            (written, Some(now + ttl))
+        }
         Verdict::Release => (release(shared, ticket).await, None),
         Verdict::Unknown => (give_up(shared, ticket, LeaseEnd::Indeterminate).await, None),
     };
@@ -409,7 +412,7 @@ async fn keep(
     shared: &Arc<Shared>,
     ticket: &mut Ticket,
     content: AnswerContent,
-    ttl: Duration,
+    (ttl, expires_at): (Duration, Timestamp),
 ) -> Written {
     let Question { id, fingerprint } = ticket.question;
     let answer = Answer {
@@ -424,7 +427,6 @@ async fn keep(
     if written == Written::Lost {
         count!("keep_idempotency_stale_writes_total", 1, "op" => "complete");
     } else if let Some(seat) = ticket.seat.take() {
-        let expires_at = Timestamp::from_millis(ticket.fence.0 / 1_000) + ttl;
         seat.publish(Found {
             content: content.into(),
             expires_at,

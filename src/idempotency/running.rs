@@ -3,18 +3,20 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::backlog::{Backlog, no_room};
 use super::layer::Drained;
 use super::policy::{LeaseEnd, ewma};
 use super::record::{Answer, AnswerContent, Content, Fingerprint, Nonce, RecordId};
+use super::run::RunState;
 use super::store::{IdempotencyStore, Owned};
 #[cfg(feature = "metrics")]
 use crate::core::telemetry::seconds;
@@ -27,6 +29,9 @@ const WAITERS: usize = 4_096;
 /// Background releases of claims whose reply was lost.
 const RELEASES: usize = 256;
 
+/// A run that takes its time, what the end of its lease means, and where it is told.
+type OwnRun = (RecordId, LeaseEnd, Arc<RunState>);
+
 /// All runs of one layer.
 #[derive(Debug)]
 pub(super) struct Runs {
@@ -37,7 +42,7 @@ pub(super) struct Runs {
     ended: AtomicUsize,
     quiet: Notify,
     releasing: AtomicUsize,
-    listed: Mutex<HashMap<[u8; 16], (RecordId, LeaseEnd)>>,
+    listed: Mutex<HashMap<[u8; 16], OwnRun>>,
 }
 
 impl Default for Runs {
@@ -73,7 +78,8 @@ impl Runs {
         Active(Arc::clone(self))
     }
 
-    pub(super) fn measured(&self, micros: u64) {
+    pub(super) fn measured(&self, took: Duration) {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let mean = self.mean_micros.load(Ordering::Relaxed);
         self.mean_micros
             .store(ewma(mean, micros), Ordering::Relaxed);
@@ -84,8 +90,14 @@ impl Runs {
     }
 
     /// Lists a run that takes its time, so that `drain` can give it up.
-    pub(super) fn list(&self, id: RecordId, nonce: Nonce, end: LeaseEnd) -> Listed<'_> {
-        self.listed.lock().insert(nonce.0, (id, end));
+    pub(super) fn list(
+        &self,
+        (id, nonce): (RecordId, Nonce),
+        end: LeaseEnd,
+        state: &Arc<RunState>,
+    ) -> Listed<'_> {
+        let run = (id, end, Arc::clone(state));
+        self.listed.lock().insert(nonce.0, run);
         Listed { runs: self, nonce }
     }
 
@@ -211,9 +223,11 @@ impl Runs {
                 .listed
                 .lock()
                 .iter()
-                .map(|(n, what)| (*n, *what))
+                .map(|(nonce, run)| (*nonce, run.clone()))
                 .collect();
-            for (nonce, (id, end)) in listed {
+            for (nonce, (id, end, state)) in listed {
+                // First: its own next renewal must not undo what follows.
+                state.give_up();
                 let given = store.renew(&id, Nonce(nonce), Duration::ZERO, end).await;
                 abandoned += usize::from(given.is_ok());
             }
@@ -321,7 +335,8 @@ enum Stage {
     /// It asks the store; whether the key is its payload's is not known yet.
     Asks,
     /// The store said that the key is its payload's.
-    Holds,
+    /// Asked for then.
+    Holds(Instant),
     Found(Found),
 }
 
@@ -348,7 +363,7 @@ impl Table {
     pub(super) fn is_held(&self, id: &RecordId) -> bool {
         let seats = self.0.seats.lock();
         let seat = seats.get(id);
-        seat.is_some_and(|(_, sender)| matches!(*sender.borrow(), Stage::Holds))
+        seat.is_some_and(|(_, sender)| matches!(*sender.borrow(), Stage::Holds(_)))
     }
 
     pub(super) fn enter(&self, id: RecordId, fingerprint: Fingerprint) -> Enter {
@@ -364,17 +379,36 @@ impl Table {
         if is_other && !matches!(*sender.borrow(), Stage::Asks) {
             return Enter::Mismatch;
         }
-        let crowded = self.0.waiters.load(Ordering::Relaxed) >= WAITERS;
-        if crowded || sender.receiver_count() >= WAITERS_PER_KEY {
+        if sender.receiver_count() >= WAITERS_PER_KEY {
             return Enter::Crowded;
         }
-        self.0.waiters.fetch_add(1, Ordering::Relaxed);
-        shift!("keep_idempotency_waiters", 1.0);
+        let Some(place) = self.place() else {
+            return Enter::Crowded;
+        };
         Enter::Wait(Waiter {
-            table: Arc::clone(&self.0),
+            _place: place,
             receiver: sender.subscribe(),
             is_other,
         })
+    }
+
+    /// Takes the place of one that waits, here or for another process; nothing where too many do.
+    pub(super) fn place(&self) -> Option<Place> {
+        let more = |waiters| (waiters < WAITERS).then_some(waiters + 1);
+        let (write, read) = (Ordering::Relaxed, Ordering::Relaxed);
+        self.0.waiters.fetch_update(write, read, more).ok()?;
+        shift!("keep_idempotency_waiters", 1.0);
+        Some(Place(Arc::clone(&self.0)))
+    }
+}
+
+/// The place of one that waits.
+pub(super) struct Place(Arc<Seats>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.waiters.fetch_sub(1, Ordering::Relaxed);
+        shift!("keep_idempotency_waiters", -1.0);
     }
 }
 
@@ -386,10 +420,10 @@ pub(super) struct Seat {
 }
 
 impl Seat {
-    /// The store said that the key is ours or our twin's: another payload is refused from now on.
-    pub(super) fn hold(&self) {
+    /// The store, asked then, said that the key is ours or our twin's: another payload is refused from now on.
+    pub(super) fn hold(&self, since: Instant) {
         if let Some((_, sender)) = self.table.seats.lock().get(&self.id) {
-            sender.send_replace(Stage::Holds);
+            sender.send_replace(Stage::Holds(since));
         }
     }
 
@@ -409,19 +443,28 @@ impl Drop for Seat {
 
 /// A twin that waits; it changes nothing when it leaves.
 pub(super) struct Waiter {
-    table: Arc<Seats>,
+    _place: Place,
     receiver: watch::Receiver<Stage>,
     /// Its payload is another than that of the one at the seat.
     is_other: bool,
 }
 
 impl Waiter {
+    /// How long the one at the seat has been running.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(super) fn elapsed(&self) -> Duration {
+        match *self.receiver.borrow() {
+            Stage::Holds(since) => since.elapsed(),
+            Stage::Asks | Stage::Found(_) => Duration::ZERO,
+        }
+    }
+
     /// Returns the answer, or nothing when the place was given up or is another payload's.
     pub(super) async fn wait(mut self) -> Option<Found> {
         let is_other = self.is_other;
         let is_over = |stage: &Stage| match stage {
             Stage::Asks => false,
-            Stage::Holds => is_other,
+            Stage::Holds(_) => is_other,
             Stage::Found(_) => true,
         };
         match &*self.receiver.wait_for(is_over).await.ok()? {
@@ -429,36 +472,6 @@ impl Waiter {
             _ => None,
         }
     }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        self.table.waiters.fetch_sub(1, Ordering::Relaxed);
-        shift!("keep_idempotency_waiters", -1.0);
-    }
-}
-
-/// Draws a nonce: a random start for each process, then a count.
-pub(super) fn draw_nonce() -> Nonce {
-    static START: LazyLock<[u8; 16]> = LazyLock::new(random_start);
-    static DRAWN: AtomicU64 = AtomicU64::new(0);
-    let drawn = u128::from(DRAWN.fetch_add(1, Ordering::Relaxed));
-    Nonce(
-        u128::from_be_bytes(*START)
-            .wrapping_add(drawn)
-            .to_be_bytes(),
-    )
-}
-
-fn random_start() -> [u8; 16] {
-    use std::hash::{BuildHasher, RandomState};
-    let mut start = [0; 16];
-    if getrandom::fill(&mut start).is_err() {
-        // The standard library seeds these from the system too, and cannot fail.
-        start[..8].copy_from_slice(&RandomState::new().hash_one(1).to_be_bytes());
-        start[8..].copy_from_slice(&RandomState::new().hash_one(2).to_be_bytes());
-    }
-    start
 }
 
 /// Moves `pause` by up to a fifth up or down, so that those who wait together do not ask together.

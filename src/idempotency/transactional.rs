@@ -16,11 +16,12 @@ use super::claim::{Question, give, refuse, tell_unknown};
 use super::config::Config;
 use super::intake::Gist;
 use super::key::ClientKey;
+use super::nonce::draw_nonce;
 use super::policy::{self, LeaseEnd, Twins};
 use super::record::{Content, Record, State};
 use super::rejection::{IdempotencyRejection, RejectionCause};
 use super::run::RunState;
-use super::running::{Enter, Found, Seat, draw_nonce, jitter};
+use super::running::{Enter, Found, Seat, jitter};
 use super::service::Shared;
 use super::store::sql::{Entry, register};
 use super::store::{Begin, Claim, IdempotencyStore};
@@ -30,6 +31,7 @@ use crate::backend::sql::{
 use crate::core::telemetry::{Once, count, warn};
 use crate::core::{
     Body, Clock, IdempotencyOutcome, RollbackCause, StoreError, SystemClock, Timestamp, emptied,
+    monotonic,
 };
 
 /// How long a claim waits for a twin in another process before it is refused.
@@ -241,8 +243,8 @@ async fn look(
                 None => Look::Again,
             };
         }
-        Enter::Wait(_) => {
-            let after = policy::retry_after(runs.mean_run(), Duration::ZERO);
+        Enter::Wait(twin) => {
+            let after = policy::retry_after(runs.mean_run(), twin.elapsed());
             return refused(RejectionCause::InProgress(after));
         }
     };
@@ -272,7 +274,7 @@ async fn claim(
         }
         match begin(mode, shared, question, (request, finisher)).await {
             Ok(Claimed::Won(mut turn)) => {
-                seat.hold();
+                seat.hold(monotonic());
                 turn.seat = Some(seat);
                 return Look::Entered(Entered::Run(turn));
             }
@@ -370,7 +372,7 @@ fn decided(question: &Question, record: Record, seat: Option<Seat>) -> Option<Lo
         return Some(Look::Entered(Entered::Answer(found, outcome)));
     }
     if head.is_leased() {
-        return Some(Look::Foreign(head.read_at, head.created));
+        return Some(Look::Foreign(head.read_at, head.fence.time()));
     }
     if head.at_lease_end == LeaseEnd::Reexecute {
         return None;

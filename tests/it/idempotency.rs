@@ -4,6 +4,7 @@ mod answers;
 mod clinic;
 mod costs;
 mod faults;
+mod hostile;
 mod leaving;
 mod outages;
 mod partitions;

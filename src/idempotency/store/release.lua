@@ -10,13 +10,9 @@ if #head == 84 and string.byte(head, 1) == 1 then
     return 1
   end
   if string.byte(head, 2) == 1 and string.sub(head, 5, 20) == ARGV[2] then
-    if ARGV[1] == '' then
-      redis.call('DEL', KEYS[1])
-    else
-      -- A passed clock may stand still: the expired head stays, so that the next fence rises over this one.
-      redis.call('SETRANGE', KEYS[1], 76, struct.pack('>I8', now_ms))
-      redis.call('PEXPIRE', KEYS[1], 600000)
-    end
+    -- The head stays for a while, over by every clock, so that the next fence rises over this one: a passed clock may
+    -- stand still, and the server's be behind after a failover.
+    redis.call('SET', KEYS[1], string.sub(head, 1, 76) .. string.rep('\0', 8), 'PX', ARGV[1] == '' and 60000 or 600000)
     return 1
   end
 end

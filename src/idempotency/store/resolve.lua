@@ -11,13 +11,8 @@ if string.byte(head, 2) == 1 and now_ms < struct.unpack('>I8', head, 69) then
 end
 local state = tonumber(ARGV[3])
 if state == 0 then
-  if ARGV[1] == '' then
-    redis.call('DEL', KEYS[1])
-  else
-    -- A passed clock may stand still: the expired head stays, so that the next fence rises over this one.
-    redis.call('SETRANGE', KEYS[1], 76, struct.pack('>I8', now_ms))
-    redis.call('PEXPIRE', KEYS[1], 600000)
-  end
+  -- As after a release: the head stays for a while, over by every clock.
+  redis.call('SET', KEYS[1], string.sub(head, 1, 76) .. string.rep('\0', 8), 'PX', ARGV[1] == '' and 60000 or 600000)
   return 0
 end
 local ttl = tonumber(ARGV[4])

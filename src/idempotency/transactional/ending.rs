@@ -16,8 +16,7 @@ use super::is_contention;
 use crate::backend::sql::{Finisher, RequestTransaction, TransactionError, TransactionErrorKind};
 use crate::core::telemetry::{count, error, seldom};
 use crate::core::{
-    Body, Clock, Ending, IdempotencyOutcome, RollbackCause, StoreError, SystemClock, Timestamp,
-    Vote,
+    Body, Ending, IdempotencyOutcome, RollbackCause, StoreError, Timestamp, Vote, monotonic,
 };
 use crate::idempotency::answer::{self, Settled, Verdict, settle};
 use crate::idempotency::claim::Question;
@@ -77,7 +76,7 @@ impl Turn {
         gist.parts.extensions.insert(run);
         // From here on a client that leaves changes nothing.
         state.claiming();
-        let started = SystemClock.now_micros();
+        let started = monotonic();
         let work = async {
             let response = inner.call(gist.request()).await?;
             let status = response.status().as_u16();
@@ -90,13 +89,10 @@ impl Turn {
             })
         };
         let ended = within(limit, work).await;
-        let took = SystemClock.now_micros().saturating_sub(started);
+        let took = started.elapsed();
         shared.runs.measured(took);
         let outcome = match ended {
-            Ended::Done(Ok(answered)) => {
-                let took = Duration::from_micros(took);
-                self.end(shared, answered, took).await
-            }
+            Ended::Done(Ok(answered)) => self.end(shared, answered, took).await,
             Ended::Done(Err(error)) => {
                 self.undo(RollbackCause::Inner).await;
                 Outcome::Answer(Err(error))
@@ -136,14 +132,11 @@ impl Turn {
             return Outcome::Refused(RejectionCause::TransactionLeaked);
         }
         let expires_at = match &verdict {
-            // The fence is the database's time at the claim, unless its clock stepped back.
-            Verdict::Keep(_, ttl) => {
-                Some(Timestamp::from_millis(self.fence.0 / 1_000) + took + *ttl)
-            }
+            Verdict::Keep(_, ttl) => Some(self.fence.time() + took + *ttl),
             Verdict::Release | Verdict::Unknown => None,
         };
         let outcome = match self.cause(answered.status, answered.ending) {
-            None => match self.keep(verdict).await {
+            None => match self.keep(verdict, expires_at).await {
                 Ok(()) => IdempotencyOutcome::First,
                 Err(error) => return failed(&error),
             },
@@ -151,7 +144,7 @@ impl Turn {
                 self.undo(RollbackCause::Contention).await;
                 return Outcome::Contention;
             }
-            Some(cause) => match self.refuse(cause, verdict).await {
+            Some(cause) => match self.refuse(cause, (verdict, expires_at)).await {
                 Ok(outcome) => outcome,
                 Err(cause) => return Outcome::Refused(cause),
             },
@@ -182,7 +175,11 @@ impl Turn {
     }
 
     /// Writes the end of the record beside what the handler wrote, and commits both.
-    async fn keep(mut self: Box<Self>, verdict: Verdict) -> Result<(), TransactionError> {
+    async fn keep(
+        mut self: Box<Self>,
+        verdict: Verdict,
+        expires_at: Option<Timestamp>,
+    ) -> Result<(), TransactionError> {
         let written = self.write(&verdict).await;
         let Some(finisher) = self.finisher.take() else {
             if written.is_err() {
@@ -196,8 +193,8 @@ impl Turn {
         }
         finisher.commit().await?;
         count!("keep_idempotency_transactions_total", 1, "end" => "commit");
-        if let Verdict::Keep(content, ttl) = verdict {
-            self.publish(content, ttl);
+        if let (Verdict::Keep(content, _), Some(expires_at)) = (verdict, expires_at) {
+            self.publish(content, expires_at);
         }
         Ok(())
     }
@@ -225,7 +222,7 @@ impl Turn {
     async fn refuse(
         mut self: Box<Self>,
         cause: RollbackCause,
-        verdict: Verdict,
+        (verdict, expires_at): (Verdict, Option<Timestamp>),
     ) -> Result<IdempotencyOutcome, RejectionCause> {
         let Verdict::Keep(..) = &verdict else {
             self.undo(cause).await;
@@ -239,7 +236,7 @@ impl Turn {
         let kept = match rewound {
             Ok(()) => {
                 count!("keep_idempotency_transactions_total", 1, "end" => "rewind");
-                self.keep(verdict).await
+                self.keep(verdict, expires_at).await
             }
             Err(error) => {
                 self.undo(cause).await;
@@ -270,8 +267,7 @@ impl Turn {
     }
 
     /// Wakes the twins of this process with the answer.
-    fn publish(self, content: AnswerContent, ttl: Duration) {
-        let expires_at = Timestamp::from_millis(self.fence.0 / 1_000) + ttl;
+    fn publish(self, content: AnswerContent, expires_at: Timestamp) {
         if let Some(seat) = self.seat {
             seat.publish(Found {
                 content: content.into(),

@@ -212,7 +212,7 @@ async fn a_run_over_its_limit_is_dropped_and_the_key_is_free() {
 
 /// Follows the timers' clock, so that a store sees paused time.
 #[derive(Debug)]
-struct TimerClock(tokio::time::Instant);
+pub struct TimerClock(pub tokio::time::Instant);
 
 impl Clock for TimerClock {
     fn now_micros(&self) -> u64 {

@@ -1,0 +1,513 @@
+//! What a hostile reader found: answers of another payload, leases that are over before they begin, and what is printed.
+
+use std::fmt;
+use std::future::{pending, poll_fn};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Response, StatusCode};
+use http_body_util::Full;
+use tokio::sync::Notify;
+use tower_keep::backend::memory::MemoryStore;
+use tower_keep::core::{
+    IdempotencyOutcome, ManualClock, StoreError, StoreErrorKind, StoreFailure, StoreFuture,
+    SystemClock, Timestamp,
+};
+use tower_keep::idempotency::{
+    Answer, AnswerContent, Begin, Claim, Cursor, Directive, Fence, Fingerprint, IdempotencyLayer,
+    IdempotencyStore, IdempotentRun, LeaseEnd, Nonce, Owned, Purged, Record, RecordId, Resolution,
+    Resolved, ScopeId, ScopeTag, StoredAnswer, Twins,
+};
+use tower_keep::{HOUR, MINUTE, SECOND};
+
+use super::leaving::TimerClock;
+use super::{App, clock, layer, memory, post};
+use crate::support::redis::{fresh_prefix, shared};
+
+type BeginBy = dyn Fn(MemoryStore, RecordId, Claim) -> StoreFuture<Begin> + Send + Sync;
+
+/// A memory store whose claims go the way they are told to.
+#[derive(Clone)]
+struct Odd {
+    store: MemoryStore,
+    begin: Arc<BeginBy>,
+    /// Completions cannot be made.
+    is_away: Arc<AtomicBool>,
+}
+
+impl Odd {
+    fn new<F>(
+        store: MemoryStore,
+        begin: impl Fn(MemoryStore, RecordId, Claim) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Result<Begin, StoreError>> + Send + 'static,
+    {
+        let begin = move |store, key, claim| -> StoreFuture<Begin> {
+            StoreFuture::boxed(begin(store, key, claim))
+        };
+        Self {
+            store,
+            begin: Arc::new(begin),
+            is_away: Arc::default(),
+        }
+    }
+}
+
+impl fmt::Debug for Odd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Odd")
+    }
+}
+
+impl IdempotencyStore for Odd {
+    fn begin(&self, key: &RecordId, claim: &Claim) -> StoreFuture<Begin> {
+        (self.begin)(self.store.clone(), *key, *claim)
+    }
+
+    fn renew(
+        &self,
+        key: &RecordId,
+        nonce: Nonce,
+        lease: Duration,
+        end: LeaseEnd,
+    ) -> StoreFuture<Owned> {
+        self.store.renew(key, nonce, lease, end)
+    }
+
+    fn complete(
+        &self,
+        key: &RecordId,
+        nonce: Nonce,
+        answer: Answer,
+        ttl: Duration,
+    ) -> StoreFuture<Owned> {
+        if self.is_away.load(Ordering::SeqCst) {
+            return StoreFuture::ready(Err(StoreError::new(StoreErrorKind::Unavailable)));
+        }
+        self.store.complete(key, nonce, answer, ttl)
+    }
+
+    fn release(&self, key: &RecordId, nonce: Nonce) -> StoreFuture<Owned> {
+        self.store.release(key, nonce)
+    }
+
+    fn peek(&self, key: &RecordId) -> StoreFuture<Option<Record>> {
+        self.store.peek(key)
+    }
+
+    fn resolve(&self, key: &RecordId, fence: Fence, to: Resolution) -> StoreFuture<Resolved> {
+        self.store.resolve(key, fence, to)
+    }
+
+    fn purge(&self, scope: ScopeTag, page: Option<Cursor>) -> StoreFuture<Purged> {
+        self.store.purge(scope, page)
+    }
+}
+
+/// A store on the timers' clock.
+fn timed() -> MemoryStore {
+    let clock = TimerClock(tokio::time::Instant::now());
+    MemoryStore::builder().clock(clock).build()
+}
+
+fn id_of(layer: &IdempotencyLayer, key: &str) -> RecordId {
+    layer.admin().id(&ScopeId::global(), key)
+}
+
+/// A claim of somebody else's.
+fn claim(fingerprint: Fingerprint) -> Claim {
+    Claim {
+        nonce: Nonce([9; 16]),
+        fingerprint,
+        lease: 30 * SECOND,
+        keep: HOUR,
+        at_lease_end: LeaseEnd::Reexecute,
+    }
+}
+
+async fn turns() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A handler that says when it began, and answers so once it may go on.
+fn gated(layer: IdempotencyLayer, status: u16) -> (App, Arc<Notify>, Arc<Notify>) {
+    let (entered, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (inside, wait) = (Arc::clone(&entered), Arc::clone(&go));
+    let app = App::with(layer, move |_, run| {
+        let (inside, wait) = (Arc::clone(&inside), Arc::clone(&wait));
+        async move {
+            inside.notify_one();
+            wait.notified().await;
+            let answer = Response::builder().status(status);
+            answer.body(Full::from(format!("run {run}"))).unwrap()
+        }
+    });
+    (app, entered, go)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_twin_that_looks_from_elsewhere_never_gets_the_answer_of_another_payload() {
+    let store = memory(&clock());
+    let (first, entered, go) = gated(layer(store.clone()), 500);
+    let elsewhere = App::new(layer(store.clone()).twins(Twins::Attach(10 * SECOND)));
+    let id = id_of(&first.layer, "k");
+    let failing = tokio::spawn(first.future(post("/pay", "k", "{}")));
+    entered.notified().await;
+    let twins = [(); 2].map(|()| tokio::spawn(elsewhere.future(post("/pay", "k", "{}"))));
+    turns().await;
+    let mut fingerprint = store.peek(&id).await.unwrap().unwrap().head.fingerprint;
+    go.notify_one();
+    assert_eq!(failing.await.unwrap().status, 500);
+    // Free again: another payload is quicker than the twins.
+    fingerprint.hash[0] ^= 1;
+    let other = claim(fingerprint);
+    assert!(matches!(
+        store.begin(&id, &other).await.unwrap(),
+        Begin::Run(_)
+    ));
+    let answer = Answer {
+        fingerprint,
+        content: AnswerContent::Full(Arc::new(StoredAnswer {
+            status: StatusCode::CREATED,
+            fields: HeaderMap::new(),
+            body: Bytes::from_static(b"another's"),
+            trailers: None,
+        })),
+    };
+    let done = store.complete(&id, other.nonce, answer, HOUR).await;
+    assert_eq!(done.unwrap(), Owned::Yes);
+    for twin in twins {
+        let twin = twin.await.unwrap();
+        twin.check_refused(422, "IDEMPOTENCY_KEY_REUSED");
+    }
+    assert_eq!(elsewhere.runs(), 0);
+}
+
+#[tokio::test]
+async fn who_left_before_the_store_failed_is_not_run_unprotected() {
+    let (go, wait) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (gone, told) = (Arc::clone(&go), Arc::clone(&wait));
+    let store = Odd::new(memory(&clock()), move |_, _, _| {
+        let (gone, told) = (Arc::clone(&gone), Arc::clone(&told));
+        async move {
+            gone.notified().await;
+            told.notify_one();
+            Err(StoreError::new(StoreErrorKind::Unavailable))
+        }
+    });
+    let app = App::new(layer(store).on_store_failure(StoreFailure::Open));
+    let mut leaving = app.future(post("/pay", "k", "{}"));
+    let is_over = poll_fn(|cx| Poll::Ready(leaving.as_mut().poll(cx).is_ready())).await;
+    assert!(!is_over);
+    drop(leaving);
+    go.notify_one();
+    wait.notified().await;
+    turns().await;
+    assert_eq!(app.runs(), 0);
+    go.notify_one();
+    let stayed = app.post("k", "{}").await;
+    assert_eq!(stayed.outcome(), IdempotencyOutcome::Unprotected);
+}
+
+/// A store that claims at once and says so only after `pause`.
+fn late(store: MemoryStore, pause: Duration) -> Odd {
+    Odd::new(store, move |store, key, claim| async move {
+        let begun = store.begin(&key, &claim).await;
+        tokio::time::sleep(pause).await;
+        begun
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_whose_lease_is_over_when_its_reply_comes_is_renewed_before_the_handler_starts() {
+    let store = timed();
+    let layer = layer(late(store.clone(), 31 * SECOND));
+    let id = id_of(&layer, "k");
+    let app = App::with(layer, move |request, _| {
+        let store = store.clone();
+        async move {
+            let head = store.peek(&id).await.unwrap().unwrap().head;
+            assert!(head.is_leased(), "the handler runs under a lease");
+            let run = request.extensions().get::<IdempotentRun>().unwrap();
+            assert!(!run.is_lost());
+            Response::new(Full::default())
+        }
+    });
+    let answer = app.post("k", "{}").await;
+    assert_eq!(answer.outcome(), IdempotencyOutcome::First);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_was_taken_over_before_its_reply_came_does_not_run() {
+    let store = timed();
+    let app = App::new(layer(late(store.clone(), 31 * SECOND)));
+    let late = tokio::spawn(app.future(post("/pay", "k", "{}")));
+    tokio::time::sleep(30 * SECOND + Duration::from_millis(500)).await;
+    let (other, _, go) = gated(layer(store), 201);
+    let other_run = tokio::spawn(other.future(post("/pay", "k", "{}")));
+    let late = late.await.unwrap();
+    late.check_refused(409, "IDEMPOTENCY_IN_PROGRESS");
+    assert_eq!((app.runs(), other.runs()), (0, 1));
+    go.notify_one();
+    assert_eq!(other_run.await.unwrap().status, 201);
+    assert!(app.post("k", "{}").await.is_replay());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_reckoned_from_when_it_was_asked_for() {
+    let store = timed();
+    let app = App::with(layer(late(store.clone(), 25 * SECOND)), |_, _| async {
+        tokio::time::sleep(8 * SECOND).await;
+        Response::new(Full::default())
+    });
+    let first = tokio::spawn(app.future(post("/pay", "k", "{}")));
+    tokio::time::sleep(31 * SECOND).await;
+    let elsewhere = App::new(layer(store));
+    let twin = elsewhere.post("k", "{}").await;
+    twin.check_refused(409, "IDEMPOTENCY_IN_PROGRESS");
+    assert_eq!(first.await.unwrap().outcome(), IdempotencyOutcome::First);
+    assert_eq!((app.runs(), elsewhere.runs()), (1, 0));
+}
+
+/// The fence of the next owner by a clock that is behind.
+async fn next_fence(prefix: &str, id: RecordId, next: &Claim) -> u64 {
+    let behind = ManualClock::at(Timestamp::of(&SystemClock).minus(10 * SECOND));
+    let server = shared().await;
+    let slow = server.builder(prefix).clock(behind).open().await.unwrap();
+    match slow.begin(&id, next).await.unwrap() {
+        Begin::Run(Fence(fence)) => fence,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_fence_rises_over_a_release_though_the_next_server_is_behind() {
+    let fingerprint = Fingerprint {
+        rule: 1,
+        hash: [7; 32],
+    };
+    let first = claim(fingerprint);
+    let next = Claim {
+        nonce: Nonce([8; 16]),
+        ..first
+    };
+    for way in ["release", "resolve"] {
+        let (prefix, id) = (fresh_prefix(), RecordId::from_bytes([3; 32]));
+        let store = shared().await.store_with(&prefix).await;
+        let Begin::Run(fence) = store.begin(&id, &first).await.unwrap() else {
+            panic!("the key is free");
+        };
+        match way {
+            "release" => {
+                let released = store.release(&id, first.nonce).await.unwrap();
+                assert_eq!(released, Owned::Yes);
+            }
+            _ => {
+                let end = LeaseEnd::Reexecute;
+                let given = store.renew(&id, first.nonce, Duration::ZERO, end).await;
+                assert_eq!(given.unwrap(), Owned::Yes);
+                let resolved = store.resolve(&id, fence, Resolution::Release).await;
+                assert_eq!(resolved.unwrap(), Resolved::Done);
+            }
+        }
+        assert!(store.peek(&id).await.unwrap().is_none());
+        assert!(next_fence(&prefix, id, &next).await > fence.0, "{way}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_draining_gave_up_is_not_renewed_by_its_own_run() {
+    let store = timed();
+    let layer = layer(store.clone());
+    let lost = Arc::new(Notify::new());
+    let told = Arc::clone(&lost);
+    let app = App::with(layer.clone(), move |request, _| {
+        let told = Arc::clone(&told);
+        async move {
+            let run = request.extensions().get::<IdempotentRun>().unwrap();
+            run.lost().await;
+            told.notify_one();
+            pending().await
+        }
+    });
+    let long = tokio::spawn(app.future(post("/pay", "k", "{}")));
+    turns().await;
+    let id = id_of(&layer, "k");
+    // Just before its next renewal.
+    let drained = layer.drain(9 * SECOND).await;
+    assert_eq!((drained.finished, drained.abandoned), (0, 1));
+    let told = tokio::time::timeout(MINUTE, lost.notified()).await;
+    assert!(told.is_ok(), "its handler learns it");
+    tokio::time::sleep(12 * SECOND).await;
+    let head = store.peek(&id).await.unwrap().unwrap().head;
+    assert!(!head.is_leased());
+    let elsewhere = App::new(super::layer(store));
+    let next = elsewhere.post("k", "{}").await;
+    assert_eq!(next.outcome(), IdempotencyOutcome::First);
+    long.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_printed_of_a_layer_holds_nothing_of_its_answers() {
+    let store = Odd::new(memory(&clock()), |store, key, claim| async move {
+        store.begin(&key, &claim).await
+    });
+    store.is_away.store(true, Ordering::SeqCst);
+    let layer = layer(store);
+    let app = App::with(layer.clone(), |request: super::Inner, _| async move {
+        let mut answer = Response::builder()
+            .header("location", "/hidden-place")
+            .header("x-token", "hidden-field")
+            .body(Full::from("hidden-body"))
+            .unwrap();
+        if request.uri().path() == "/tombstone" {
+            answer.extensions_mut().insert(Directive::NoStore);
+        }
+        answer
+    });
+    for path in ["/pay", "/tombstone"] {
+        let answer = app.send(post(path, path, "{}")).await;
+        assert_eq!(answer.outcome(), IdempotencyOutcome::Unrecorded);
+    }
+    let printed = format!("{layer:?} {layer:#?}");
+    // A body is printed as text, or as the numbers of its bytes.
+    for secret in ["hidden", "104, 105, 100"] {
+        assert!(!printed.contains(secret), "{printed}");
+    }
+    let answer = StoredAnswer {
+        status: StatusCode::OK,
+        fields: HeaderMap::new(),
+        body: Bytes::from_static(b"hidden"),
+        trailers: None,
+    };
+    let printed = format!("{answer:?}");
+    assert!(printed.contains("200") && !printed.contains("hidden"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attached_twin_is_told_the_same_end_as_the_first() {
+    let layer = layer(timed()).twins(Twins::Attach(MINUTE)).report_status();
+    let app = App::with(layer, |_, _| async {
+        tokio::time::sleep(20 * SECOND).await;
+        Response::new(Full::default())
+    });
+    let (first, twin) = tokio::join!(
+        app.future(post("/pay", "k", "{}")),
+        app.future(post("/pay", "k", "{}"))
+    );
+    assert_eq!(
+        (first.outcome(), twin.outcome()),
+        (IdempotencyOutcome::First, IdempotencyOutcome::Attached)
+    );
+    let field = |answer: &super::Answer| answer.headers["idempotency-expires"].clone();
+    assert_eq!(field(&first), field(&twin));
+    assert_eq!(field(&app.post("k", "{}").await), field(&first));
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_for_another_process_are_counted_with_the_others() {
+    const MORE: usize = 4_096 + 4;
+    let store = memory(&clock());
+    let app = App::with(layer(store.clone()), |_, _| pending());
+    let elsewhere = App::new(layer(store).twins(Twins::Attach(10 * SECOND)));
+    let mut runs = Vec::new();
+    for n in 0..MORE {
+        runs.push(tokio::spawn(app.future(post("/pay", &n.to_string(), "{}"))));
+    }
+    while app.runs() < MORE {
+        tokio::task::yield_now().await;
+    }
+    let mut twins = Vec::new();
+    for n in 0..MORE {
+        let twin = elsewhere.future(post("/pay", &n.to_string(), "{}"));
+        twins.push(tokio::spawn(twin));
+    }
+    // Each round lets some of them take their turn.
+    for _ in 0..MORE {
+        tokio::task::yield_now().await;
+    }
+    let mut refused = 0;
+    for twin in &mut twins {
+        if twin.is_finished() {
+            let twin = twin.await.unwrap();
+            twin.check_refused(409, "IDEMPOTENCY_IN_PROGRESS");
+            refused += 1;
+        } else {
+            twin.abort();
+        }
+    }
+    assert_eq!(refused, MORE - 4_096);
+    for _ in 0..MORE {
+        tokio::task::yield_now().await;
+    }
+    // Their places are free again.
+    let mut again = tokio::spawn(elsewhere.future(post("/pay", "1", "{}")));
+    turns().await;
+    assert!(!again.is_finished());
+    let waited = (&mut again).await.unwrap();
+    waited.check_refused(409, "IDEMPOTENCY_IN_PROGRESS");
+    for run in runs {
+        run.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn retry_after_counts_from_the_run_that_runs_not_from_the_first_of_its_key() {
+    let store = timed();
+    let (app, entered, go) = gated(layer(store.clone()), 201);
+    // One run of 80 s: the mean is (7 × 1 + 80) / 8, eleven seconds.
+    let long = tokio::spawn(app.future(post("/pay", "long", "{}")));
+    entered.notified().await;
+    let id = id_of(&app.layer, "long");
+    let fingerprint = store.peek(&id).await.unwrap().unwrap().head.fingerprint;
+    tokio::time::sleep(80 * SECOND).await;
+    go.notify_one();
+    long.await.unwrap();
+    // Somebody else claims the key and is gone; much later we take over.
+    let key = id_of(&app.layer, "k");
+    store.begin(&key, &claim(fingerprint)).await.unwrap();
+    tokio::time::sleep(MINUTE).await;
+    let run = tokio::spawn(app.future(post("/pay", "k", "{}")));
+    entered.notified().await;
+    for after in ["11", "7"] {
+        let twin = app.post("k", "{}").await;
+        assert_eq!(twin.headers["retry-after"], after);
+        tokio::time::sleep(4 * SECOND).await;
+    }
+    go.notify_one();
+    assert_eq!(run.await.unwrap().status, 201);
+}
+
+#[tokio::test]
+async fn in_a_transaction_too_retry_after_counts_from_the_start_of_the_run() {
+    let place = super::transactional::Place::sqlite().await;
+    let (app, entered, go) = gated(place.layer(), 201);
+    let long = tokio::spawn(app.future(post("/pay", "long", "{}")));
+    entered.notified().await;
+    // With this run the mean is more than a second.
+    tokio::time::sleep(SECOND + SECOND / 5).await;
+    go.notify_one();
+    long.await.unwrap();
+    let run = tokio::spawn(app.future(post("/pay", "k", "{}")));
+    entered.notified().await;
+    let less = async {
+        loop {
+            let twin = app.post("k", "{}").await;
+            twin.check_refused(409, "IDEMPOTENCY_IN_PROGRESS");
+            if twin.headers["retry-after"] == "1" {
+                return;
+            }
+            tokio::time::sleep(SECOND / 50).await;
+        }
+    };
+    let told = tokio::time::timeout(20 * SECOND, less).await;
+    assert!(told.is_ok(), "the time that is left grows shorter");
+    go.notify_one();
+    assert_eq!(run.await.unwrap().status, 201);
+}
