@@ -281,7 +281,7 @@ where
 {
     let config = &*shared.config;
     let refused = |cause| refuse(config, IdempotencyRejection::new(cause, key));
-    let started = monotonic();
+    let (claimed, started) = (ticket.asked_at, monotonic());
     if let Err(cause) = may_start(&mut ticket, shared, state, started).await {
         state.idle();
         return Ok(refused(cause));
@@ -292,17 +292,19 @@ where
     let ended = call(inner, (gist, stream), &ticket, shared, state).await;
     let took = started.elapsed();
     shared.runs.measured(took);
+    // Since the fence was given: its reply may have come late.
+    let age = claimed.elapsed();
     seconds!("keep_idempotency_run_seconds", took);
     let answer = match ended {
         Ended::Done(Ok(Out::Teed(response, ttl))) => {
-            Ok(Box::pin(tee::start(shared, ticket, response, ttl, took)).await)
+            Ok(Box::pin(tee::start(shared, ticket, response, ttl, age)).await)
         }
         Ended::Done(Ok(Out::Settled(Settled::Answer(mut response, verdict)))) => {
-            finish(shared, &mut ticket, &mut response, verdict, took).await;
+            finish(shared, &mut ticket, &mut response, verdict, age).await;
             Ok(response)
         }
         Ended::Done(Ok(Out::Settled(Settled::Lost(content)))) => {
-            let expires_at = ticket.fence.time() + took + config.ttl;
+            let expires_at = ticket.fence.time() + age + config.ttl;
             let _ = keep(shared, &mut ticket, content, (config.ttl, expires_at)).await;
             Ok(refused(RejectionCause::AnswerLost))
         }
@@ -384,10 +386,10 @@ pub(super) async fn finish<R>(
     ticket: &mut Ticket,
     response: &mut Response<Body<R>>,
     verdict: Verdict,
-    took: Duration,
+    age: Duration,
 ) {
     let config = &*shared.config;
-    let now = ticket.fence.time() + took;
+    let now = ticket.fence.time() + age;
     let (written, expires_at) = match verdict {
         Verdict::Keep(content, ttl) => {
             let written = keep(shared, ticket, content, (ttl, now + ttl)).await;

@@ -26,6 +26,8 @@ use crate::core::{StoreError, StoreFuture, Timestamp};
 /// Waiters per key and per layer; more are refused.
 const WAITERS_PER_KEY: usize = 128;
 const WAITERS: usize = 4_096;
+/// Renewals that a drain sends together.
+const GIVEN_UP_AT_ONCE: usize = 64;
 /// Background releases of claims whose reply was lost.
 const RELEASES: usize = 256;
 
@@ -225,11 +227,15 @@ impl Runs {
                 .iter()
                 .map(|(nonce, run)| (*nonce, run.clone()))
                 .collect();
-            for (nonce, (id, end, state)) in listed {
-                // First: its own next renewal must not undo what follows.
+            // First, and all of them: their own next renewals must not undo what follows.
+            for (_, (_, _, state)) in &listed {
                 state.give_up();
-                let given = store.renew(&id, Nonce(nonce), Duration::ZERO, end).await;
-                abandoned += usize::from(given.is_ok());
+            }
+            for some in listed.chunks(GIVEN_UP_AT_ONCE) {
+                let given = some.iter().map(|(nonce, (id, end, _))| {
+                    Some(store.renew(id, Nonce(*nonce), Duration::ZERO, *end))
+                });
+                abandoned += succeeded(given.collect()).await;
             }
         }
         let finished = self.ended.load(Ordering::Relaxed).wrapping_sub(before);
@@ -238,6 +244,27 @@ impl Runs {
             abandoned,
         }
     }
+}
+
+/// Waits for all of them at once, and counts those that went well.
+async fn succeeded<T>(mut under_way: Vec<Option<StoreFuture<T>>>) -> usize {
+    let mut well = 0;
+    std::future::poll_fn(|cx| {
+        for place in &mut under_way {
+            if let Some(one) = place
+                && let Poll::Ready(ended) = Pin::new(one).poll(cx)
+            {
+                well += usize::from(ended.is_ok());
+                *place = None;
+            }
+        }
+        match under_way.iter().all(Option::is_none) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    })
+    .await;
+    well
 }
 
 /// Writes less and less of an answer for as long as it finds no room.

@@ -46,7 +46,7 @@ pub(super) async fn start<R>(
     mut ticket: Box<Ticket>,
     mut response: Response<R>,
     ttl: Duration,
-    took: Duration,
+    age: Duration,
 ) -> Response<Body<R>>
 where
     R: HttpBody<Data = Bytes> + Send + 'static,
@@ -75,7 +75,7 @@ where
     let left = answer::tombstone(parts.status, &parts.headers, TombstoneReason::TooLarge);
     let mut head = Response::from_parts(parts, Body::<R>::empty());
     let verdict = Verdict::Keep(left, ttl);
-    run::finish(shared, &mut ticket, &mut head, verdict, took).await;
+    run::finish(shared, &mut ticket, &mut head, verdict, age).await;
     let is_ours = head.extensions().get() == Some(&IdempotencyOutcome::First);
     head.map(|_| {
         if is_ours {

@@ -16,6 +16,7 @@ elseif #head == 84 and string.byte(head, 1) == 1 and string.sub(head, 5, 20) == 
 else
   return 0
 end
+-- As long as clocks may differ its head stays, over: the next fence rises over it.
 local spare = ARGV[1] == '' and 0 or 600000
-redis.call('SET', KEYS[1], front .. struct.pack('>I8', now_ms + ttl) .. ARGV[7], 'PX', string.format('%.0f', math.max(1, ttl + spare)))
+redis.call('SET', KEYS[1], front .. struct.pack('>I8', now_ms + ttl) .. ARGV[7], 'PX', string.format('%.0f', math.max(60000, ttl + spare)))
 return 1

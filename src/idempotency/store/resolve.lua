@@ -12,12 +12,17 @@ end
 local state = tonumber(ARGV[3])
 if state == 0 then
   -- As after a release: the head stays for a while, over by every clock.
-  redis.call('SET', KEYS[1], string.sub(head, 1, 76) .. string.rep('\0', 8), 'PX', ARGV[1] == '' and 60000 or 600000)
+  local over = string.sub(head, 1, 76) .. string.rep('\0', 8)
+  if redis.pcall('SET', KEYS[1], over, 'PX', ARGV[1] == '' and 60000 or 600000).err then
+    -- A server that is full takes nothing: rather no head than a claim that stays.
+    redis.call('DEL', KEYS[1])
+  end
   return 0
 end
 local ttl = tonumber(ARGV[4])
 -- Without its nonce the old owner cannot overwrite what the operator said.
 local front = string.char(1, state) .. string.sub(head, 3, 4) .. string.rep('\0', 16) .. string.sub(head, 21, 76)
+-- As long as clocks may differ its head stays, over: the next fence rises over it.
 local spare = ARGV[1] == '' and 0 or 600000
-redis.call('SET', KEYS[1], front .. struct.pack('>I8', now_ms + ttl) .. ARGV[5], 'PX', string.format('%.0f', math.max(1, ttl + spare)))
+redis.call('SET', KEYS[1], front .. struct.pack('>I8', now_ms + ttl) .. ARGV[5], 'PX', string.format('%.0f', math.max(60000, ttl + spare)))
 return 0

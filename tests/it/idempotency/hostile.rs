@@ -34,8 +34,10 @@ type BeginBy = dyn Fn(MemoryStore, RecordId, Claim) -> StoreFuture<Begin> + Send
 struct Odd {
     store: MemoryStore,
     begin: Arc<BeginBy>,
-    /// Completions cannot be made.
+    /// Completions and renewals cannot be made.
     is_away: Arc<AtomicBool>,
+    /// A renewal takes so long.
+    renewal: Duration,
 }
 
 impl Odd {
@@ -53,6 +55,7 @@ impl Odd {
             store,
             begin: Arc::new(begin),
             is_away: Arc::default(),
+            renewal: Duration::ZERO,
         }
     }
 }
@@ -75,7 +78,14 @@ impl IdempotencyStore for Odd {
         lease: Duration,
         end: LeaseEnd,
     ) -> StoreFuture<Owned> {
-        self.store.renew(key, nonce, lease, end)
+        let (odd, key) = (self.clone(), *key);
+        StoreFuture::boxed(async move {
+            tokio::time::sleep(odd.renewal).await;
+            match odd.is_away.load(Ordering::SeqCst) {
+                true => Err(StoreError::new(StoreErrorKind::Unavailable)),
+                false => odd.store.renew(&key, nonce, lease, end).await,
+            }
+        })
     }
 
     fn complete(
@@ -129,6 +139,15 @@ fn claim(fingerprint: Fingerprint) -> Claim {
     }
 }
 
+fn answer_of(body: &'static str) -> AnswerContent {
+    AnswerContent::Full(Arc::new(StoredAnswer {
+        status: StatusCode::CREATED,
+        fields: HeaderMap::new(),
+        body: Bytes::from_static(body.as_bytes()),
+        trailers: None,
+    }))
+}
+
 async fn turns() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
@@ -173,12 +192,7 @@ async fn a_twin_that_looks_from_elsewhere_never_gets_the_answer_of_another_paylo
     ));
     let answer = Answer {
         fingerprint,
-        content: AnswerContent::Full(Arc::new(StoredAnswer {
-            status: StatusCode::CREATED,
-            fields: HeaderMap::new(),
-            body: Bytes::from_static(b"another's"),
-            trailers: None,
-        })),
+        content: answer_of("another's"),
     };
     let done = store.complete(&id, other.nonce, answer, HOUR).await;
     assert_eq!(done.unwrap(), Owned::Yes);
@@ -227,7 +241,7 @@ fn late(store: MemoryStore, pause: Duration) -> Odd {
 #[tokio::test(start_paused = true)]
 async fn a_claim_whose_lease_is_over_when_its_reply_comes_is_renewed_before_the_handler_starts() {
     let store = timed();
-    let layer = layer(late(store.clone(), 31 * SECOND));
+    let layer = layer(late(store.clone(), 31 * SECOND)).report_status();
     let id = id_of(&layer, "k");
     let app = App::with(layer, move |request, _| {
         let store = store.clone();
@@ -241,6 +255,24 @@ async fn a_claim_whose_lease_is_over_when_its_reply_comes_is_renewed_before_the_
     });
     let answer = app.post("k", "{}").await;
     assert_eq!(answer.outcome(), IdempotencyOutcome::First);
+    let end = &answer.headers["idempotency-expires"];
+    let replay = app.post("k", "{}").await;
+    assert_eq!(&replay.headers["idempotency-expires"], end);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_claim_that_cannot_be_renewed_does_not_run_and_is_released() {
+    let store = timed();
+    let odd = late(store.clone(), 31 * SECOND);
+    odd.is_away.store(true, Ordering::SeqCst);
+    let layer = layer(odd);
+    let id = id_of(&layer, "k");
+    let app = App::new(layer);
+    let refused = app.post("k", "{}").await;
+    refused.check_refused(503, "STORE_UNAVAILABLE");
+    assert_eq!(app.runs(), 0);
+    tokio::time::sleep(SECOND).await;
+    assert!(store.peek(&id).await.unwrap().is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -297,7 +329,7 @@ async fn a_fence_rises_over_a_release_though_the_next_server_is_behind() {
         nonce: Nonce([8; 16]),
         ..first
     };
-    for way in ["release", "resolve"] {
+    for way in ["release", "resolve", "answer"] {
         let (prefix, id) = (fresh_prefix(), RecordId::from_bytes([3; 32]));
         let store = shared().await.store_with(&prefix).await;
         let Begin::Run(fence) = store.begin(&id, &first).await.unwrap() else {
@@ -307,6 +339,18 @@ async fn a_fence_rises_over_a_release_though_the_next_server_is_behind() {
             "release" => {
                 let released = store.release(&id, first.nonce).await.unwrap();
                 assert_eq!(released, Owned::Yes);
+            }
+            "answer" => {
+                let answer = Answer {
+                    fingerprint,
+                    content: answer_of("{}"),
+                };
+                let ttl = Duration::from_millis(1);
+                let written = store.complete(&id, first.nonce, answer, ttl).await;
+                assert_eq!(written.unwrap(), Owned::Yes);
+                while store.peek(&id).await.unwrap().is_some() {
+                    tokio::time::sleep(ttl).await;
+                }
             }
             _ => {
                 let end = LeaseEnd::Reexecute;
@@ -318,6 +362,64 @@ async fn a_fence_rises_over_a_release_though_the_next_server_is_behind() {
         }
         assert!(store.peek(&id).await.unwrap().is_none());
         assert!(next_fence(&prefix, id, &next).await > fence.0, "{way}");
+    }
+}
+
+#[tokio::test]
+async fn a_claim_is_released_on_a_server_that_is_full() {
+    let server = crate::support::redis::RedisServer::start().await;
+    let (store, mut raw) = (server.store_with("full").await, server.raw().await);
+    let fingerprint = Fingerprint {
+        rule: 1,
+        hash: [7; 32],
+    };
+    let claim = claim(fingerprint);
+    let mut limit = async |bytes: u32| {
+        let mut set = redis::cmd("CONFIG");
+        set.arg("SET").arg("maxmemory").arg(bytes);
+        let _: () = set.query_async(&mut raw).await.unwrap();
+    };
+    let (released, resolved) = (RecordId::from_bytes([3; 32]), RecordId::from_bytes([4; 32]));
+    let mut fence = Fence(0);
+    for id in [released, resolved] {
+        let Begin::Run(given) = store.begin(&id, &claim).await.unwrap() else {
+            panic!("the key is free");
+        };
+        fence = given;
+    }
+    let end = LeaseEnd::Reexecute;
+    let given = store.renew(&resolved, claim.nonce, Duration::ZERO, end);
+    assert_eq!(given.await.unwrap(), Owned::Yes);
+    limit(1).await;
+    assert_eq!(
+        store.release(&released, claim.nonce).await.unwrap(),
+        Owned::Yes
+    );
+    let done = store.resolve(&resolved, fence, Resolution::Release).await;
+    assert_eq!(done.unwrap(), Resolved::Done);
+    for id in [released, resolved] {
+        assert!(store.peek(&id).await.unwrap().is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_gives_up_any_number_of_runs_together() {
+    let mut odd = Odd::new(timed(), |store, key, claim| async move {
+        store.begin(&key, &claim).await
+    });
+    odd.renewal = SECOND;
+    let layer = layer(odd);
+    let (app, _, _) = gated(layer.clone(), 200);
+    let runs: Vec<_> = (0..100)
+        .map(|key| tokio::spawn(app.future(post("/pay", &format!("k{key}"), "{}"))))
+        .collect();
+    turns().await;
+    let asked = tokio::time::Instant::now();
+    let drained = layer.drain(5 * SECOND).await;
+    assert_eq!(drained.abandoned, 100);
+    assert!(asked.elapsed() <= 8 * SECOND, "one after the other");
+    for run in runs {
+        run.abort();
     }
 }
 
