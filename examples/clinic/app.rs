@@ -39,7 +39,7 @@ pub fn app<D: Records>(app: App) -> Router {
                 .layer(limits::pay_outer(&app))
                 .layer(session.clone())
                 .layer(welcome.clone())
-                .layer(payments::once(&app))
+                .layer(app.once.clone())
                 .layer(limits::pay_inner(&app))
                 .layer(app.bookings.clone()),
         );
@@ -50,7 +50,7 @@ pub fn app<D: Records>(app: App) -> Router {
             .layer(limits::pay_outer(&app))
             .layer(session.clone())
             .layer(welcome.clone())
-            .layer(payments::once_per_form(&app))
+            .layer(app.once_per_form.clone())
             .layer(limits::pay_inner(&app))
             .layer(app.bookings.clone()),
     );

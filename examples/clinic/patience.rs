@@ -41,7 +41,13 @@ pub async fn bounded(request: Request, next: Next) -> Response {
     if response.status() != StatusCode::BAD_REQUEST || !is_late.load(Ordering::Relaxed) {
         return response;
     }
-    let mut response = Fault::TOO_SLOW.into_response();
+    // What the layers within have said stays said: limits, cookies.
+    let (head, body) = Fault::TOO_SLOW.into_response().into_parts();
+    let mut response = response.map(|_| body);
+    *response.status_mut() = head.status;
+    response.headers_mut().remove(header::CONTENT_LENGTH);
+    response.headers_mut().extend(head.headers);
+    response.extensions_mut().extend(head.extensions);
     if version < Version::HTTP_2 {
         // The rest may still come, and is no request.
         let close = HeaderValue::from_static("close");

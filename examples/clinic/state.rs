@@ -30,6 +30,7 @@ use crate::identity::{self, Verifications};
 use crate::live::Live;
 use crate::notifications::{self, Notice};
 use crate::options::Options;
+use crate::payments;
 use crate::progress::HalfDone;
 use crate::provider::{Event, Provider};
 use crate::tokens::Tokens;
@@ -54,6 +55,8 @@ pub struct State {
     pub health: Health,
     pub events: Queue<Event>,
     pub events_once: IdempotencyLayer,
+    pub once: IdempotencyLayer,
+    pub once_per_form: IdempotencyLayer,
     pub payments: Lock,
     pub customers: Customers,
     pub verifications: Verifications,
@@ -111,6 +114,8 @@ impl App {
             health,
             events: deliveries::queue(&store),
             events_once: webhooks::once(sql.clone(), &options),
+            once: payments::once(&store, &options),
+            once_per_form: payments::once_per_form(&store, &options),
             payments: webhooks::lock(&store),
             customers: customers::customers(&store),
             verifications: identity::verifications(&store),

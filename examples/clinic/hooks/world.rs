@@ -5,6 +5,7 @@
 //! Proof: `tell_all`
 
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State as Extract};
@@ -74,6 +75,16 @@ impl World {
     pub fn stop(&self) {
         self.stopping.send_replace(true);
         self.now().0.live.stop();
+    }
+
+    /// Lets end what runs though nobody waits for it any more: a booking whose client has left has no connection.
+    pub async fn drain(&self, limit: Duration) {
+        let (app, _) = self.now();
+        tokio::join!(
+            app.once.drain(limit),
+            app.once_per_form.drain(limit),
+            app.events_once.drain(limit)
+        );
     }
 
     /// Resolves once the process is told to stop.

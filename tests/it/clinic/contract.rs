@@ -98,6 +98,9 @@ async fn a_body_that_stops_half_way_is_answered_and_holds_nothing() {
             answer.starts_with("HTTP/1.1 408 ") && answer.contains("\"REQUEST_TIMEOUT\"");
         assert!(is_refused, "{path}: {answer}");
         assert!(answer.contains("connection: close\r\n"), "{answer}");
+        assert_eq!(answer.matches("content-type:").count(), 1, "{answer}");
+        let is_limited = answer.contains("ratelimit-policy: ") && answer.contains("ratelimit: ");
+        assert_eq!(is_limited, !path.contains("webhooks"), "{path}: {answer}");
     };
     tokio::join!(
         half("/api/create-payment-intent"),

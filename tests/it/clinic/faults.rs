@@ -434,6 +434,47 @@ async fn sigterm_lets_a_running_booking_end_and_does_not_wait_for_ever() {
     panic!("it lets no booking end, or waits for ever");
 }
 
+#[tokio::test]
+async fn sigterm_lets_a_booking_end_whose_client_has_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = format!("sqlite:{}", folder.path().join("clinic.db").display());
+    let options = hooked(&["--secret", "s", "--db", &db]);
+    let mut clinic = Program::start("clinic", &options);
+    let guest = Guest::new(&clinic, 1).await;
+    fault(&guest.browser, json!({ "provider_delay_ms": 3_000 })).await;
+    let (browser, address) = (guest.browser.clone(), guest.address.clone());
+    let booking = tokio::spawn(async move {
+        let headers = [
+            ("idempotency-key", "k"),
+            ("x-forwarded-for", address.as_str()),
+        ];
+        let path = "/api/create-payment-intent";
+        let wish = wish("e1", "s60", "10:00").to_string();
+        browser
+            .try_send(Method::POST, path, &headers, Some(wish))
+            .await
+    });
+    soon(async {
+        while slot(&guest.browser, "e1", "s60", "10:00").await != "held" {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    booking.abort();
+    assert!(booking.await.unwrap_err().is_cancelled());
+    clinic.signal("TERM");
+    let ended = tokio::task::spawn_blocking(move || clinic.wait().code());
+    assert_eq!(ended.await.unwrap(), Some(0));
+    // Memory went with the process; the slot's payment is there all the same.
+    let clinic = Program::start("clinic", &options);
+    let guest = Guest {
+        browser: guest.browser.at(clinic.address()),
+        address: guest.address,
+    };
+    let again = guest.pay("k", &wish("e1", "s60", "10:00")).await;
+    assert_eq!(again.status, StatusCode::OK, "{:?}", again.json());
+}
+
 /// Ends a practice over a booking for which the provider takes so long: whether that was answered, and how long the
 /// practice took to end.
 async fn ended_over(provider_millis: u64) -> (bool, Duration) {

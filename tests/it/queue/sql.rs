@@ -144,9 +144,9 @@ async fn a_job_in_the_callers_transaction_shares_its_fate() {
 async fn a_job_with_a_transaction_on_the_queues_own_store_runs_once() {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite:{}", folder.path().join("keep.db").display());
-    let db = SqlStore::builder(&url).lock_timeout(9 * SECOND);
+    let db = SqlStore::builder(&url).lock_timeout(30 * SECOND);
     let db = db.open().await.unwrap();
-    let lease = 3 * SECOND;
+    let lease = 12 * SECOND;
     let queue: Queue<u64> = Queue::new(db.clone(), "q").lease_for(lease);
     queue.enqueue(Job::to("u1", 1)).await.unwrap();
     let runs = Arc::new(AtomicUsize::new(0));
@@ -158,7 +158,7 @@ async fn a_job_with_a_transaction_on_the_queues_own_store_runs_once() {
             let (transaction, finisher) = RequestTransaction::alone(&db);
             drop(transaction.lease::<Sqlite>().await.unwrap());
             // The extension begins meanwhile, at a third.
-            tokio::time::sleep(lease / 2).await;
+            tokio::time::sleep(lease / 3 + SECOND).await;
             finisher.commit().await.unwrap();
             Ok::<(), JobError>(())
         }
