@@ -79,6 +79,7 @@ mod settling;
 mod span;
 mod store;
 mod tee;
+mod together;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod transactional;
 mod unguarded;

@@ -18,6 +18,7 @@ use super::policy::{LeaseEnd, ewma};
 use super::record::{Answer, AnswerContent, Content, Fingerprint, Nonce, RecordId};
 use super::run::RunState;
 use super::store::{IdempotencyStore, Owned};
+use super::together::succeeded;
 #[cfg(feature = "metrics")]
 use crate::core::telemetry::seconds;
 use crate::core::telemetry::shift;
@@ -246,27 +247,6 @@ impl Runs {
     }
 }
 
-/// Waits for all of them at once, and counts those that went well.
-async fn succeeded<T>(mut under_way: Vec<Option<StoreFuture<T>>>) -> usize {
-    let mut well = 0;
-    std::future::poll_fn(|cx| {
-        for place in &mut under_way {
-            if let Some(one) = place
-                && let Poll::Ready(ended) = Pin::new(one).poll(cx)
-            {
-                well += usize::from(ended.is_ok());
-                *place = None;
-            }
-        }
-        match under_way.iter().all(Option::is_none) {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
-        }
-    })
-    .await;
-    well
-}
-
 /// Writes less and less of an answer for as long as it finds no room.
 async fn shrink(
     store: &Arc<dyn IdempotencyStore>,
@@ -363,7 +343,13 @@ enum Stage {
     Asks,
     /// The store said that the key is its payload's.
     /// Asked for then.
-    Holds(Instant),
+    Holds(
+        #[cfg_attr(
+            not(any(feature = "sqlite", feature = "postgres")),
+            expect(dead_code, reason = "asked by those who wait for a transaction")
+        )]
+        Instant,
+    ),
     Found(Found),
 }
 
