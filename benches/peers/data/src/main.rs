@@ -1,7 +1,7 @@
 //! Values read through a loader, in one process: tower-keep beside amalgam-cache and moka, in turn, in one run.
 //!   bench-data        BENCH_ROUNDS (21), BENCH_N: reads a round (20,000); BENCH_CASE, BENCH_SUBJECT: parts of names
 //! "hit" reads one hot key, "hit of 10k" one of ten thousand, "load" a key that nobody has. moka is the floor: it keeps no
-//! second level, no tags, and encodes nothing. amalgam-cache is there twice: alone, and with its own second level in
+//! second level, no tags, and encodes nothing. The two `get`s read what is there and load nothing. amalgam-cache is there twice: alone, and with its own second level in
 //! memory and JSON, which is what we do.
 //! "2 threads" is how much more two threads read than one: 2 at best. "after a load" is how long the last of 1,000 that
 //! wait for one load waits after it.
@@ -56,19 +56,23 @@ impl Subjects {
                 let amalgam = if subject == 1 { &self.amalgam } else { &self.amalgam_with_store };
                 black_box(amalgam.get_or_set(key.as_str(), load).await.unwrap());
             }
-            _ => {
+            3 => {
                 let load = |id: String| async move { Ok::<_, std::io::Error>(user(&id)) };
                 black_box(self.keep.get_or_load(&key, load).await.unwrap());
             }
+            4 => drop(black_box(self.moka.get(key.as_str()).await)),
+            _ => drop(black_box(self.keep.get(&key).await.unwrap())),
         }
     }
 }
 
-const NAMES: [&str; 4] = [
+const NAMES: [&str; 6] = [
     "moka 0.12 try_get_with (floor)",
     "amalgam-cache 0.4 get_or_set",
     "amalgam-cache 0.4 get_or_set, second level in memory",
     "keep",
+    "moka 0.12 get",
+    "keep get",
 ];
 static FRESH: AtomicU64 = AtomicU64::new(1 << 32);
 
