@@ -1,5 +1,6 @@
 //! The lease of a run: renewed for as long as the handler works, and noticed when it is lost.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::rejection::RejectionCause;
@@ -18,7 +19,7 @@ const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 /// then: the handler starts under a new lease, or not at all.
 pub(super) async fn renew_late(
     ticket: &mut Ticket,
-    shared: &std::sync::Arc<Shared>,
+    shared: &Arc<Shared>,
 ) -> Result<(), RejectionCause> {
     let config = &*shared.config;
     let (id, nonce) = (ticket.question.id, ticket.nonce);

@@ -341,8 +341,7 @@ type Call = watch::Sender<Stage>;
 enum Stage {
     /// It asks the store; whether the key is its payload's is not known yet.
     Asks,
-    /// The store said that the key is its payload's.
-    /// Asked for then.
+    /// The store, asked at this moment, said that the key is its payload's.
     Holds(
         #[cfg_attr(
             not(any(feature = "sqlite", feature = "postgres")),

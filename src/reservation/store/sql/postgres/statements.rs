@@ -182,8 +182,8 @@ const FRESH: &str = "(hold_id, part, resource, unit, starts, ends, block_start, 
 
 /// The row of a hold with one slot; where it is refused, what is seen in its way ([`OVERLAP_COLUMNS`], the clock).
 /// Whom the insert had to wait for is not seen, and what somebody has written meanwhile is seen as it was: such a row
-/// says that it has been touched (its header is read now, whatever the snapshot). `beside` is read with the clock. What the wish is stands in a row of
-/// its own: a planner that knew it would plan anew each time.
+/// says that it has been touched (its header is read now, whatever the snapshot). `beside` is read with the clock. What
+/// the wish is stands in a row of its own: a planner that knew it would plan anew each time.
 /// A hold that was made here tells more than the transaction's whole name: its number is enough.
 fn insert(p: &str, beside: &str) -> String {
     format!(
