@@ -3,6 +3,7 @@
 mod answers;
 mod clinic;
 mod costs;
+mod draining;
 mod faults;
 mod hostile;
 mod leaving;

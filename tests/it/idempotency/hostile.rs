@@ -1,9 +1,7 @@
 //! What a hostile reader found: answers of another payload, leases that are over before they begin, and what is printed.
 
-use std::fmt;
 use std::future::{pending, poll_fn};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -13,118 +11,27 @@ use http_body_util::Full;
 use tokio::sync::Notify;
 use tower_keep::backend::memory::MemoryStore;
 use tower_keep::core::{
-    IdempotencyOutcome, ManualClock, StoreError, StoreErrorKind, StoreFailure, StoreFuture,
-    SystemClock, Timestamp,
+    IdempotencyOutcome, ManualClock, StoreError, StoreFailure, SystemClock, Timestamp,
 };
 use tower_keep::idempotency::{
-    Answer, AnswerContent, Begin, Claim, Cursor, Directive, Fence, Fingerprint, IdempotencyLayer,
-    IdempotencyStore, IdempotentRun, LeaseEnd, Nonce, Owned, Purged, Record, RecordId, Resolution,
-    Resolved, ScopeId, ScopeTag, StoredAnswer, Twins,
+    Answer, AnswerContent, Begin, Claim, Directive, Fence, Fingerprint, IdempotencyLayer,
+    IdempotencyStore, IdempotentRun, LeaseEnd, Nonce, Owned, RecordId, Resolution, Resolved,
+    ScopeId, StoredAnswer, Twins,
 };
 use tower_keep::{HOUR, MINUTE, SECOND};
 
 use super::leaving::TimerClock;
 use super::{App, clock, layer, memory, post};
 use crate::support::redis::{fresh_prefix, shared};
-
-type BeginBy = dyn Fn(MemoryStore, RecordId, Claim) -> StoreFuture<Begin> + Send + Sync;
-
-/// A memory store whose claims go the way they are told to.
-#[derive(Clone)]
-struct Odd {
-    store: MemoryStore,
-    begin: Arc<BeginBy>,
-    /// Completions and renewals cannot be made.
-    is_away: Arc<AtomicBool>,
-    /// A renewal takes so long.
-    renewal: Duration,
-}
-
-impl Odd {
-    fn new<F>(
-        store: MemoryStore,
-        begin: impl Fn(MemoryStore, RecordId, Claim) -> F + Send + Sync + 'static,
-    ) -> Self
-    where
-        F: Future<Output = Result<Begin, StoreError>> + Send + 'static,
-    {
-        let begin = move |store, key, claim| -> StoreFuture<Begin> {
-            StoreFuture::boxed(begin(store, key, claim))
-        };
-        Self {
-            store,
-            begin: Arc::new(begin),
-            is_away: Arc::default(),
-            renewal: Duration::ZERO,
-        }
-    }
-}
-
-impl fmt::Debug for Odd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Odd")
-    }
-}
-
-impl IdempotencyStore for Odd {
-    fn begin(&self, key: &RecordId, claim: &Claim) -> StoreFuture<Begin> {
-        (self.begin)(self.store.clone(), *key, *claim)
-    }
-
-    fn renew(
-        &self,
-        key: &RecordId,
-        nonce: Nonce,
-        lease: Duration,
-        end: LeaseEnd,
-    ) -> StoreFuture<Owned> {
-        let (odd, key) = (self.clone(), *key);
-        StoreFuture::boxed(async move {
-            tokio::time::sleep(odd.renewal).await;
-            match odd.is_away.load(Ordering::SeqCst) {
-                true => Err(StoreError::new(StoreErrorKind::Unavailable)),
-                false => odd.store.renew(&key, nonce, lease, end).await,
-            }
-        })
-    }
-
-    fn complete(
-        &self,
-        key: &RecordId,
-        nonce: Nonce,
-        answer: Answer,
-        ttl: Duration,
-    ) -> StoreFuture<Owned> {
-        if self.is_away.load(Ordering::SeqCst) {
-            return StoreFuture::ready(Err(StoreError::new(StoreErrorKind::Unavailable)));
-        }
-        self.store.complete(key, nonce, answer, ttl)
-    }
-
-    fn release(&self, key: &RecordId, nonce: Nonce) -> StoreFuture<Owned> {
-        self.store.release(key, nonce)
-    }
-
-    fn peek(&self, key: &RecordId) -> StoreFuture<Option<Record>> {
-        self.store.peek(key)
-    }
-
-    fn resolve(&self, key: &RecordId, fence: Fence, to: Resolution) -> StoreFuture<Resolved> {
-        self.store.resolve(key, fence, to)
-    }
-
-    fn purge(&self, scope: ScopeTag, page: Option<Cursor>) -> StoreFuture<Purged> {
-        self.store.purge(scope, page)
-    }
-}
+use crate::support::wayward::{Step, Wayward, away};
 
 /// A store on the timers' clock.
-fn timed() -> MemoryStore {
+pub fn timed() -> MemoryStore {
     let clock = TimerClock(tokio::time::Instant::now());
     MemoryStore::builder().clock(clock).build()
 }
 
-fn id_of(layer: &IdempotencyLayer, key: &str) -> RecordId {
+pub fn id_of(layer: &IdempotencyLayer, key: &str) -> RecordId {
     layer.admin().id(&ScopeId::global(), key)
 }
 
@@ -148,14 +55,14 @@ fn answer_of(body: &'static str) -> AnswerContent {
     }))
 }
 
-async fn turns() {
+pub async fn turns() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
     }
 }
 
 /// A handler that says when it began, and answers so once it may go on.
-fn gated(layer: IdempotencyLayer, status: u16) -> (App, Arc<Notify>, Arc<Notify>) {
+pub fn gated(layer: IdempotencyLayer, status: u16) -> (App, Arc<Notify>, Arc<Notify>) {
     let (entered, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (inside, wait) = (Arc::clone(&entered), Arc::clone(&go));
     let app = App::with(layer, move |_, run| {
@@ -207,12 +114,15 @@ async fn a_twin_that_looks_from_elsewhere_never_gets_the_answer_of_another_paylo
 async fn who_left_before_the_store_failed_is_not_run_unprotected() {
     let (go, wait) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (gone, told) = (Arc::clone(&go), Arc::clone(&wait));
-    let store = Odd::new(memory(&clock()), move |_, _, _| {
+    let store = Wayward::new(memory(&clock())).before(move |step| {
         let (gone, told) = (Arc::clone(&gone), Arc::clone(&told));
         async move {
+            if step != Step::Begin {
+                return Ok(());
+            }
             gone.notified().await;
             told.notify_one();
-            Err(StoreError::new(StoreErrorKind::Unavailable))
+            away()
         }
     });
     let app = App::new(layer(store).on_store_failure(StoreFailure::Open));
@@ -230,12 +140,21 @@ async fn who_left_before_the_store_failed_is_not_run_unprotected() {
 }
 
 /// A store that claims at once and says so only after `pause`.
-fn late(store: MemoryStore, pause: Duration) -> Odd {
-    Odd::new(store, move |store, key, claim| async move {
-        let begun = store.begin(&key, &claim).await;
-        tokio::time::sleep(pause).await;
-        begun
+fn late(store: MemoryStore, pause: Duration) -> Wayward {
+    Wayward::new(store).after(move |step| async move {
+        if step == Step::Begin {
+            tokio::time::sleep(pause).await;
+        }
+        Ok(())
     })
+}
+
+/// Neither an answer nor a renewal can be written.
+async fn no_writes(step: Step) -> Result<(), StoreError> {
+    match step {
+        Step::Renew | Step::Complete(_) => away(),
+        _ => Ok(()),
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -263,9 +182,7 @@ async fn a_claim_whose_lease_is_over_when_its_reply_comes_is_renewed_before_the_
 #[tokio::test(start_paused = true)]
 async fn a_late_claim_that_cannot_be_renewed_does_not_run_and_is_released() {
     let store = timed();
-    let odd = late(store.clone(), 31 * SECOND);
-    odd.is_away.store(true, Ordering::SeqCst);
-    let layer = layer(odd);
+    let layer = layer(late(store.clone(), 31 * SECOND).before(no_writes));
     let id = id_of(&layer, "k");
     let app = App::new(layer);
     let refused = app.post("k", "{}").await;
@@ -405,65 +322,8 @@ async fn a_claim_is_released_on_a_server_that_is_full() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn draining_gives_up_any_number_of_runs_together() {
-    let mut odd = Odd::new(timed(), |store, key, claim| async move {
-        store.begin(&key, &claim).await
-    });
-    odd.renewal = SECOND;
-    let layer = layer(odd);
-    let (app, _, _) = gated(layer.clone(), 200);
-    let runs: Vec<_> = (0..100)
-        .map(|key| tokio::spawn(app.future(post("/pay", &format!("k{key}"), "{}"))))
-        .collect();
-    turns().await;
-    let asked = tokio::time::Instant::now();
-    let drained = layer.drain(5 * SECOND).await;
-    assert_eq!(drained.abandoned, 100);
-    assert!(asked.elapsed() <= 8 * SECOND, "one after the other");
-    for run in runs {
-        run.abort();
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_draining_gave_up_is_not_renewed_by_its_own_run() {
-    let store = timed();
-    let layer = layer(store.clone());
-    let lost = Arc::new(Notify::new());
-    let told = Arc::clone(&lost);
-    let app = App::with(layer.clone(), move |request, _| {
-        let told = Arc::clone(&told);
-        async move {
-            let run = request.extensions().get::<IdempotentRun>().unwrap();
-            run.lost().await;
-            told.notify_one();
-            pending().await
-        }
-    });
-    let long = tokio::spawn(app.future(post("/pay", "k", "{}")));
-    turns().await;
-    let id = id_of(&layer, "k");
-    // Just before its next renewal.
-    let drained = layer.drain(9 * SECOND).await;
-    assert_eq!((drained.finished, drained.abandoned), (0, 1));
-    let told = tokio::time::timeout(MINUTE, lost.notified()).await;
-    assert!(told.is_ok(), "its handler learns it");
-    tokio::time::sleep(12 * SECOND).await;
-    let head = store.peek(&id).await.unwrap().unwrap().head;
-    assert!(!head.is_leased());
-    let elsewhere = App::new(super::layer(store));
-    let next = elsewhere.post("k", "{}").await;
-    assert_eq!(next.outcome(), IdempotencyOutcome::First);
-    long.abort();
-}
-
-#[tokio::test(start_paused = true)]
 async fn what_is_printed_of_a_layer_holds_nothing_of_its_answers() {
-    let store = Odd::new(memory(&clock()), |store, key, claim| async move {
-        store.begin(&key, &claim).await
-    });
-    store.is_away.store(true, Ordering::SeqCst);
-    let layer = layer(store);
+    let layer = layer(Wayward::new(memory(&clock())).before(no_writes));
     let app = App::with(layer.clone(), |request: super::Inner, _| async move {
         let mut answer = Response::builder()
             .header("location", "/hidden-place")

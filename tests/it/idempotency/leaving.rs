@@ -14,82 +14,14 @@ use tokio::sync::Notify;
 use tower_keep::backend::memory::MemoryStore;
 use tower_keep::backend::redis::RedisStore;
 use tower_keep::backend::sql::SqlStore;
-use tower_keep::core::{Clock, IdempotencyOutcome, StoreFuture};
+use tower_keep::core::{Clock, IdempotencyOutcome};
 use tower_keep::idempotency::{
-    Answer, Begin, Claim, Cursor, Fence, IdempotencyLayer, IdempotencyStore, IdempotentRun,
-    LeaseEnd, Nonce, Owned, Purged, Record, RecordId, Resolution, Resolved, Scope, ScopeId,
-    ScopeTag,
+    IdempotencyLayer, IdempotencyStore, IdempotentRun, LeaseEnd, RecordId, Scope, ScopeId,
 };
 use tower_keep::{MINUTE, SECOND};
 
 use super::{App, clock, layer, memory, post};
-
-/// Waits once before each step of the store and once after it: a drop can fall on either side.
-#[derive(Debug, Clone)]
-pub struct Yielding(pub MemoryStore);
-
-impl Yielding {
-    fn slow<T: Send + 'static>(
-        &self,
-        step: impl FnOnce(MemoryStore) -> StoreFuture<T> + Send + 'static,
-    ) -> StoreFuture<T> {
-        let store = self.0.clone();
-        StoreFuture::boxed(async move {
-            tokio::task::yield_now().await;
-            let answer = step(store).await;
-            tokio::task::yield_now().await;
-            answer
-        })
-    }
-}
-
-impl IdempotencyStore for Yielding {
-    fn begin(&self, key: &RecordId, claim: &Claim) -> StoreFuture<Begin> {
-        let (key, claim) = (*key, *claim);
-        self.slow(move |store| store.begin(&key, &claim))
-    }
-
-    fn renew(
-        &self,
-        key: &RecordId,
-        nonce: Nonce,
-        lease: Duration,
-        end: LeaseEnd,
-    ) -> StoreFuture<Owned> {
-        let key = *key;
-        self.slow(move |store| store.renew(&key, nonce, lease, end))
-    }
-
-    fn complete(
-        &self,
-        key: &RecordId,
-        nonce: Nonce,
-        answer: Answer,
-        ttl: Duration,
-    ) -> StoreFuture<Owned> {
-        let key = *key;
-        self.slow(move |store| store.complete(&key, nonce, answer, ttl))
-    }
-
-    fn release(&self, key: &RecordId, nonce: Nonce) -> StoreFuture<Owned> {
-        let key = *key;
-        self.slow(move |store| store.release(&key, nonce))
-    }
-
-    fn peek(&self, key: &RecordId) -> StoreFuture<Option<Record>> {
-        let key = *key;
-        self.slow(move |store| store.peek(&key))
-    }
-
-    fn resolve(&self, key: &RecordId, fence: Fence, to: Resolution) -> StoreFuture<Resolved> {
-        let key = *key;
-        self.slow(move |store| store.resolve(&key, fence, to))
-    }
-
-    fn purge(&self, scope: ScopeTag, page: Option<Cursor>) -> StoreFuture<Purged> {
-        self.slow(move |store| store.purge(scope, page))
-    }
-}
+use crate::support::Wayward;
 
 /// Polls `future` up to `times` times; returns whether it ended.
 async fn poll_times<F: Future + ?Sized>(mut future: Pin<Box<F>>, times: usize) -> bool {
@@ -104,7 +36,7 @@ async fn poll_times<F: Future + ?Sized>(mut future: Pin<Box<F>>, times: usize) -
 async fn counted_once(twins: tower_keep::idempotency::Twins) {
     let mut drops = 0;
     loop {
-        let store = Yielding(memory(&clock()));
+        let store = Wayward::yielding(memory(&clock()));
         let layer = layer(store).twins(twins);
         let app = App::with(layer.clone(), |_, run| async move {
             tokio::task::yield_now().await;
@@ -351,7 +283,7 @@ async fn axum_handlers_take_the_run_and_return_directives() {
 #[tokio::test]
 async fn a_client_that_leaves_before_the_handler_starts_leaves_no_run_and_no_claim() {
     let store = memory(&clock());
-    let layer = layer(Yielding(store.clone()));
+    let layer = layer(Wayward::yielding(store.clone()));
     let app = App::new(layer.clone());
     for polls in [1, 2] {
         let key = format!("k{polls}");

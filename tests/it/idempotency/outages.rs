@@ -1,7 +1,8 @@
 //! A store that refuses one kind of step, or answers late: nothing runs twice, and nobody is refused wrongly.
 
-use std::sync::Arc;
+use std::future::{Ready, ready};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,126 +11,36 @@ use http_body_util::Full;
 use tokio::sync::Notify;
 use tower_keep::SECOND;
 use tower_keep::backend::memory::MemoryStore;
-use tower_keep::core::{IdempotencyOutcome, StoreError, StoreErrorKind, StoreFuture};
-use tower_keep::idempotency::{
-    Answer, Begin, Claim, Cursor, Directive, Fence, IdempotencyStore, LeaseEnd, Nonce, Owned,
-    Purged, Record, RecordId, Resolution, Resolved, ScopeTag, Twins,
-};
+use tower_keep::core::{IdempotencyOutcome, StoreError, StoreErrorKind};
+use tower_keep::idempotency::{Directive, Twins};
 
 use super::{App, clock, layer, memory, post};
+use crate::support::wayward::{Step, Wayward, away};
 
-/// A memory store whose steps fail, or whose claims wait, while told to.
-#[derive(Clone, Debug)]
-struct Moody {
-    store: MemoryStore,
-    /// Renewals cannot be made.
-    no_renewal: Arc<AtomicBool>,
-    /// Completions cannot be made.
-    no_completion: Arc<AtomicBool>,
-    /// The record that no step can complete.
-    cursed: Arc<parking_lot::Mutex<Option<RecordId>>>,
-    /// Claims wait for `go`.
-    slow_claims: Arc<AtomicBool>,
-    entered: Arc<Notify>,
-    go: Arc<Notify>,
-}
-
-impl Moody {
-    fn new(store: MemoryStore) -> Self {
-        Self {
-            store,
-            no_renewal: Arc::default(),
-            no_completion: Arc::default(),
-            cursed: Arc::default(),
-            slow_claims: Arc::default(),
-            entered: Arc::default(),
-            go: Arc::default(),
-        }
+/// A store that is away for these steps while it is told so.
+fn away_while(
+    flag: &Arc<AtomicBool>,
+    steps: fn(Step) -> bool,
+) -> impl Fn(Step) -> Ready<Result<(), StoreError>> + Send + Sync + use<> {
+    let flag = Arc::clone(flag);
+    move |step| {
+        let is_away = flag.load(Ordering::SeqCst) && steps(step);
+        ready(if is_away { away() } else { Ok(()) })
     }
-}
-
-fn away<T>() -> StoreFuture<T> {
-    StoreFuture::ready(Err(StoreError::new(StoreErrorKind::Unavailable)))
-}
-
-impl IdempotencyStore for Moody {
-    fn begin(&self, key: &RecordId, claim: &Claim) -> StoreFuture<Begin> {
-        if !self.slow_claims.load(Ordering::SeqCst) {
-            return self.store.begin(key, claim);
-        }
-        let (key, claim, this) = (*key, *claim, self.clone());
-        StoreFuture::boxed(async move {
-            this.entered.notify_one();
-            this.go.notified().await;
-            this.store.begin(&key, &claim).await
-        })
-    }
-
-    fn renew(
-        &self,
-        key: &RecordId,
-        nonce: Nonce,
-        lease: Duration,
-        end: LeaseEnd,
-    ) -> StoreFuture<Owned> {
-        if self.no_renewal.load(Ordering::SeqCst) {
-            return away();
-        }
-        self.store.renew(key, nonce, lease, end)
-    }
-
-    fn complete(
-        &self,
-        key: &RecordId,
-        nonce: Nonce,
-        answer: Answer,
-        ttl: Duration,
-    ) -> StoreFuture<Owned> {
-        if self.no_completion.load(Ordering::SeqCst) {
-            return away();
-        }
-        let mut cursed = self.cursed.lock();
-        if *cursed.get_or_insert(*key) == *key {
-            return StoreFuture::ready(Err(StoreError::new(StoreErrorKind::Failed)));
-        }
-        self.store.complete(key, nonce, answer, ttl)
-    }
-
-    fn release(&self, key: &RecordId, nonce: Nonce) -> StoreFuture<Owned> {
-        self.store.release(key, nonce)
-    }
-
-    fn peek(&self, key: &RecordId) -> StoreFuture<Option<Record>> {
-        self.store.peek(key)
-    }
-
-    fn resolve(&self, key: &RecordId, fence: Fence, to: Resolution) -> StoreFuture<Resolved> {
-        self.store.resolve(key, fence, to)
-    }
-
-    fn purge(&self, scope: ScopeTag, page: Option<Cursor>) -> StoreFuture<Purged> {
-        self.store.purge(scope, page)
-    }
-}
-
-fn blessed(store: MemoryStore) -> Moody {
-    let moody = Moody::new(store);
-    *moody.cursed.lock() = Some(RecordId::from_bytes([0; 32]));
-    moody
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_a_handler_calls_unknown_never_runs_again_though_the_store_was_away_just_then() {
     let clock = clock();
-    let store = blessed(memory(&clock));
-    let no_renewal = Arc::clone(&store.no_renewal);
+    let no_renewal = Arc::new(AtomicBool::new(true));
+    let store = Wayward::new(memory(&clock));
+    let store = store.before(away_while(&no_renewal, |step| step == Step::Renew));
     let layer = layer(store.clone());
     let app = App::with(layer.clone(), |_, _| async {
         let mut response = Response::new(Full::from("perhaps"));
         response.extensions_mut().insert(Directive::Unknown);
         response
     });
-    no_renewal.store(true, Ordering::SeqCst);
     let first = app.post("k", "{}").await;
     assert_eq!(first.outcome(), IdempotencyOutcome::Unrecorded);
     let again = app.post("k", "{}").await;
@@ -170,13 +81,27 @@ async fn a_full_store_keeps_that_it_ran_even_where_the_location_has_no_room() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_the_store_never_takes_does_not_hold_up_the_others() {
     let clock = clock();
-    let store = Moody::new(memory(&clock));
+    let (is_away, cursed) = (Arc::new(AtomicBool::new(false)), OnceLock::new());
+    let completes = |step| matches!(step, Step::Complete(_));
+    let away = away_while(&is_away, completes);
+    let store = Wayward::new(memory(&clock)).before(move |step| {
+        // The first record of all is one that no step can complete.
+        let is_cursed = matches!(step, Step::Complete(id) if *cursed.get_or_init(|| id) == id);
+        let away = away(step);
+        async move {
+            away.await?;
+            match is_cursed {
+                true => Err(StoreErrorKind::Failed.into()),
+                false => Ok(()),
+            }
+        }
+    });
     let layer = layer(store.clone());
     let app = App::new(layer.clone());
     app.post("cursed", "{}").await;
-    store.no_completion.store(true, Ordering::SeqCst);
+    is_away.store(true, Ordering::SeqCst);
     app.post("k", "{}").await;
-    store.no_completion.store(false, Ordering::SeqCst);
+    is_away.store(false, Ordering::SeqCst);
     layer.drain(20 * SECOND).await;
     let elsewhere = App::new(super::layer(store));
     let replay = elsewhere.post("k", "{}").await;
@@ -185,17 +110,30 @@ async fn an_answer_that_the_store_never_takes_does_not_hold_up_the_others() {
 
 #[tokio::test]
 async fn a_right_retry_is_not_refused_for_a_wrong_one_that_only_asks() {
-    let store = blessed(memory(&clock()));
-    let layer = layer(store.clone()).twins(Twins::Attach(10 * SECOND));
+    let (entered, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let slow_claims = Arc::new(AtomicBool::new(false));
+    let (told, wait, slow) = (entered.clone(), go.clone(), slow_claims.clone());
+    let store = Wayward::new(memory(&clock())).before(move |step| {
+        let waits = step == Step::Begin && slow.load(Ordering::SeqCst);
+        let (told, wait) = (told.clone(), wait.clone());
+        async move {
+            if waits {
+                told.notify_one();
+                wait.notified().await;
+            }
+            Ok(())
+        }
+    });
+    let layer = layer(store).twins(Twins::Attach(10 * SECOND));
     let app = App::new(layer);
     let first = app.post("k", "right").await;
-    store.slow_claims.store(true, Ordering::SeqCst);
+    slow_claims.store(true, Ordering::SeqCst);
     let wrong = tokio::spawn(app.future(post("/pay", "k", "wrong")));
-    store.entered.notified().await;
+    entered.notified().await;
     let right = tokio::spawn(app.future(post("/pay", "k", "right")));
     tokio::task::yield_now().await;
-    store.slow_claims.store(false, Ordering::SeqCst);
-    store.go.notify_one();
+    slow_claims.store(false, Ordering::SeqCst);
+    go.notify_one();
     wrong
         .await
         .unwrap()

@@ -18,9 +18,9 @@ use tower_keep::core::ManualClock;
 use tower_keep::idempotency::{IdempotencyLayer, IdempotentRun, LeaseEnd, Scope};
 use tower_keep::{MINUTE, SECOND};
 
-use super::leaving::Yielding;
 use super::transactional::run;
 use super::{Answer, App, Sent, clock, layer, post};
+use crate::support::Wayward;
 use crate::support::sql::{execute, number};
 
 /// What processes meet in.
@@ -54,7 +54,7 @@ impl Engine {
     /// The same, where this is how long it waits for its turn to write.
     async fn patient(&self, patience: Duration, clock: &ManualClock) -> IdempotencyLayer {
         match self {
-            Self::Memory(store) => layer(Yielding(store.clone())),
+            Self::Memory(store) => layer(Wayward::yielding(store.clone())),
             Self::Redis(url, prefix) => {
                 let store = RedisStore::builder(url).prefix(prefix).clock(clock.clone());
                 layer(store.timeout(20 * SECOND).open().await.unwrap())

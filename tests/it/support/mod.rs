@@ -21,6 +21,7 @@ pub mod redis_cluster;
 pub mod redis_sentinel;
 pub mod serving;
 pub mod sql;
+pub mod wayward;
 
 pub use authority::Authority;
 pub use browser::{Browser, Reply};
@@ -31,3 +32,4 @@ pub use proxy::Proxy;
 pub use redis::RedisServer;
 pub use redis_cluster::{RedisCluster, is_redis_6};
 pub use redis_sentinel::RedisSentinels;
+pub use wayward::Wayward;

@@ -1,0 +1,97 @@
+//! The end of a process: what draining waits for, and what becomes of the rest.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::Notify;
+use tower_keep::core::IdempotencyOutcome;
+use tower_keep::idempotency::{IdempotencyStore, IdempotentRun};
+use tower_keep::{MINUTE, SECOND};
+
+use super::hostile::{gated, id_of, timed, turns};
+use super::{App, layer, post};
+use crate::support::wayward::{Step, Wayward};
+
+#[tokio::test(start_paused = true)]
+async fn draining_gives_up_any_number_of_runs_together() {
+    let slow = Wayward::new(timed()).before(|step| async move {
+        if step == Step::Renew {
+            tokio::time::sleep(SECOND).await;
+        }
+        Ok(())
+    });
+    let layer = layer(slow);
+    let (app, _, _) = gated(layer.clone(), 200);
+    let runs: Vec<_> = (0..100)
+        .map(|key| tokio::spawn(app.future(post("/pay", &format!("k{key}"), "{}"))))
+        .collect();
+    turns().await;
+    let asked = tokio::time::Instant::now();
+    let drained = layer.drain(5 * SECOND).await;
+    assert_eq!(drained.abandoned, 100);
+    assert!(asked.elapsed() <= 8 * SECOND, "one after the other");
+    for run in runs {
+        run.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_draining_gave_up_is_not_renewed_by_its_own_run() {
+    let store = timed();
+    let layer = layer(store.clone());
+    let lost = Arc::new(Notify::new());
+    let told = Arc::clone(&lost);
+    let app = App::with(layer.clone(), move |request, _| {
+        let told = Arc::clone(&told);
+        async move {
+            let run = request.extensions().get::<IdempotentRun>().unwrap();
+            run.lost().await;
+            told.notify_one();
+            pending().await
+        }
+    });
+    let long = tokio::spawn(app.future(post("/pay", "k", "{}")));
+    turns().await;
+    let id = id_of(&layer, "k");
+    // Just before its next renewal.
+    let drained = layer.drain(9 * SECOND).await;
+    assert_eq!((drained.finished, drained.abandoned), (0, 1));
+    let told = tokio::time::timeout(MINUTE, lost.notified()).await;
+    assert!(told.is_ok(), "its handler learns it");
+    tokio::time::sleep(12 * SECOND).await;
+    let head = store.peek(&id).await.unwrap().unwrap().head;
+    assert!(!head.is_leased());
+    let elsewhere = App::new(super::layer(store));
+    let next = elsewhere.post("k", "{}").await;
+    assert_eq!(next.outcome(), IdempotencyOutcome::First);
+    long.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_under_way_when_draining_gives_up_is_undone() {
+    let (store, is_first) = (timed(), AtomicBool::new(true));
+    // The run's own renewal, asked for at ten seconds, reaches the store after the drain's.
+    let slow = Wayward::new(store.clone()).before(move |step| {
+        let is_first = step == Step::Renew && is_first.swap(false, Ordering::SeqCst);
+        async move {
+            if is_first {
+                tokio::time::sleep(5 * SECOND).await;
+            }
+            Ok(())
+        }
+    });
+    let (app, entered, _) = gated(layer(slow), 201);
+    let run = tokio::spawn(app.future(post("/pay", "k", "{}")));
+    entered.notified().await;
+    let drained = app.layer.drain(12 * SECOND).await;
+    assert_eq!((drained.finished, drained.abandoned), (0, 1));
+    let is_leased = async || {
+        let record = store.peek(&id_of(&app.layer, "k")).await.unwrap();
+        record.unwrap().head.is_leased()
+    };
+    assert!(!is_leased().await);
+    tokio::time::sleep(4 * SECOND).await;
+    assert!(!is_leased().await, "its own renewal came last");
+    run.abort();
+}
