@@ -297,7 +297,7 @@ async fn begin(
         Ok(Begin::Running(head)) => {
             state.idle();
             if let Some(seat) = &seat {
-                seat.hold(asked_at);
+                seat.look();
             }
             return Begun::Running(head, seat);
         }
@@ -372,7 +372,8 @@ async fn attach(
 ) -> Option<Claimed> {
     let attached = |found| Some(Claimed::Answer(found, IdempotencyOutcome::Attached));
     let seat = match shared.runs.table.enter(question.id, question.fingerprint) {
-        Enter::Own(seat) => seat,
+        Enter::Own(seat) => Some(seat),
+        Enter::Unseated => None,
         Enter::Mismatch => return Some(Claimed::Refused(RejectionCause::KeyReused)),
         Enter::Crowded => return Some(Claimed::Refused(RejectionCause::InProgress(1))),
         Enter::Wait(waiter) => {
@@ -380,7 +381,7 @@ async fn attach(
             return waiter.wait().await.and_then(attached);
         }
     };
-    let seat = match begin(shared, question, state, Some(seat)).await {
+    let seat = match begin(shared, question, state, seat).await {
         Begun::Settled(claimed) => return Some(claimed),
         Begun::Running(_, seat) => seat,
     };

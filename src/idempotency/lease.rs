@@ -77,3 +77,6 @@ pub(super) async fn keep(ticket: &Ticket, shared: &Shared, state: &RunState) {
     state.lose();
     std::future::pending().await
 }
+    if let Some(seat) = &ticket.seat {
+        seat.look();
+    }

@@ -341,7 +341,10 @@ type Call = watch::Sender<Stage>;
 enum Stage {
     /// It asks the store; whether the key is its payload's is not known yet.
     Asks,
-    /// The store, asked at this moment, said that the key is its payload's.
+    /// It looks whether the run of another process, or one that was lost, has ended; the key may be another payload's by
+    /// now.
+    Looks,
+    /// The store, asked at this moment, said that the key is ours.
     Holds(
         #[cfg_attr(
             not(any(feature = "sqlite", feature = "postgres")),
@@ -388,8 +391,14 @@ impl Table {
             });
         };
         let is_other = first.contradicts(&fingerprint);
-        if is_other && !matches!(*sender.borrow(), Stage::Asks) {
-            return Enter::Mismatch;
+    /// Another payload was found under this key: the store knows whether it still is.
+    Unseated,
+        if is_other {
+            match *sender.borrow() {
+                Stage::Asks => {}
+                Stage::Looks => return Enter::Unseated,
+                Stage::Holds(_) | Stage::Found(_) => return Enter::Mismatch,
+            }
         }
         if sender.receiver_count() >= WAITERS_PER_KEY {
             return Enter::Crowded;
@@ -432,17 +441,20 @@ pub(super) struct Seat {
 }
 
 impl Seat {
-    /// The store, asked then, said that the key is ours or our twin's: another payload is refused from now on.
+    /// The store, asked then, said that the key is ours: another payload is refused from now on.
     pub(super) fn hold(&self, since: Instant) {
-        if let Some((_, sender)) = self.table.seats.lock().get(&self.id) {
-            sender.send_replace(Stage::Holds(since));
-        }
+        self.pass_to(Stage::Holds(since));
+    }
+
+    /// The key is another process's, or may be: another payload asks the store for itself from now on.
+    pub(super) fn look(&self) {
+        self.pass_to(Stage::Looks);
     }
 
     /// Wakes all waiters with the answer.
     pub(super) fn publish(self, found: Found) {
         if let Some((_, sender)) = self.table.seats.lock().get(&self.id) {
-            sender.send_replace(Stage::Found(found));
+            sender.send_replace(stage);
         }
     }
 }
@@ -465,9 +477,13 @@ impl Waiter {
     /// How long the one at the seat has been running.
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(super) fn elapsed(&self) -> Duration {
+        self.pass_to(Stage::Found(found));
+    }
+
+    fn pass_to(&self, stage: Stage) {
         match *self.receiver.borrow() {
             Stage::Holds(since) => since.elapsed(),
-            Stage::Asks | Stage::Found(_) => Duration::ZERO,
+            Stage::Asks | Stage::Looks | Stage::Found(_) => Duration::ZERO,
         }
     }
 
@@ -476,7 +492,7 @@ impl Waiter {
         let is_other = self.is_other;
         let is_over = |stage: &Stage| match stage {
             Stage::Asks => false,
-            Stage::Holds(_) => is_other,
+            Stage::Looks | Stage::Holds(_) => is_other,
             Stage::Found(_) => true,
         };
         match &*self.receiver.wait_for(is_over).await.ok()? {

@@ -238,6 +238,8 @@ async fn look(
         Enter::Mismatch => return refused(RejectionCause::KeyReused),
         Enter::Crowded => return refused(RejectionCause::InProgress(1)),
         Enter::Wait(waiter) if twins != Twins::Reject => {
+        // Nobody only looks here; and who asks the store for itself has just done so.
+        Enter::Unseated => return Look::Foreign(Timestamp::EPOCH, Timestamp::EPOCH),
             return match waiter.wait().await {
                 Some(found) => Look::Entered(Entered::Answer(found, IdempotencyOutcome::Attached)),
                 None => Look::Again,

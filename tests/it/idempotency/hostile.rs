@@ -110,6 +110,61 @@ async fn a_twin_that_looks_from_elsewhere_never_gets_the_answer_of_another_paylo
     assert_eq!(elsewhere.runs(), 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn another_payload_is_not_refused_for_a_twin_that_only_looks_at_another_process() {
+    let store = memory(&clock());
+    let (first, entered, go) = gated(layer(store.clone()), 500);
+    let (other, entered_next, go_next) = gated(layer(store.clone()), 201);
+    let app = App::new(layer(store).twins(Twins::Attach(10 * SECOND)));
+    let failing = tokio::spawn(first.future(post("/pay", "k", "{}")));
+    entered.notified().await;
+    let twin = tokio::spawn(app.future(post("/pay", "k", "{}")));
+    turns().await;
+    let wrong = app.post("k", "other").await;
+    wrong.check_refused(422, "IDEMPOTENCY_KEY_REUSED");
+    go.notify_one();
+    assert_eq!(failing.await.unwrap().status, 500);
+    // Free again: the other payload is quicker than the twin, which sleeps between two looks.
+    let owner = tokio::spawn(other.future(post("/pay", "k", "other")));
+    entered_next.notified().await;
+    let others = [(); 2].map(|()| tokio::spawn(app.future(post("/pay", "k", "other"))));
+    turns().await;
+    go_next.notify_one();
+    let answer = owner.await.unwrap();
+    assert_eq!(answer.status, 201);
+    for other in others {
+        let other = other.await.unwrap();
+        assert_eq!(other.outcome(), IdempotencyOutcome::Attached);
+        assert_eq!(other.body, answer.body);
+    }
+    let wrong = twin.await.unwrap();
+    wrong.check_refused(422, "IDEMPOTENCY_KEY_REUSED");
+    assert_eq!(app.runs(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_payload_is_not_refused_for_a_run_that_lost_its_key() {
+    let store = timed();
+    let silent = Wayward::new(store.clone()).before(no_writes);
+    let (app, entered, go) = gated(layer(silent).twins(Twins::Attach(10 * SECOND)), 201);
+    let lost = tokio::spawn(app.future(post("/pay", "k", "{}")));
+    entered.notified().await;
+    tokio::time::sleep(40 * SECOND).await;
+    // Another process takes over and fails; then the key is another payload's.
+    let failing = App::with(layer(store.clone()), |_, _| async {
+        let answer = Response::builder().status(500);
+        answer.body(Full::default()).unwrap()
+    });
+    assert_eq!(failing.post("k", "{}").await.status, 500);
+    let owner = App::new(layer(store)).post("k", "other").await;
+    assert_eq!(owner.status, 201);
+    let replay = app.post("k", "other").await;
+    assert!(replay.is_replay(), "{replay:?}");
+    go.notify_one();
+    let late = lost.await.unwrap();
+    assert_eq!(late.outcome(), IdempotencyOutcome::Unrecorded);
+}
+
 #[tokio::test]
 async fn who_left_before_the_store_failed_is_not_run_unprotected() {
     let (go, wait) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
