@@ -204,6 +204,9 @@ where
 {
     let patience = Patience::of(&shared.config);
     loop {
+        if shared.runs.has_given_up(state) {
+            return Ok(Claimed::Refused(RejectionCause::Draining));
+        }
         let mut rest = || inner.rest();
         let claimed = claim(shared, question, state, patience, &mut rest).await;
         if let Some(claimed) = claimed {

@@ -280,6 +280,8 @@ impl IdempotencyLayer {
     }
 
     /// Waits until all runs are over and all answers are stored, at most `limit`; then gives the rest up by a zero lease.
+    /// A request that came before and has not begun to run by then does not begin any more: 503, and its claim is
+    /// released, should it still come back.
     ///
     /// To be called after the server stopped accepting, before the runtime ends.
     pub async fn drain(&self, limit: Duration) -> Drained {

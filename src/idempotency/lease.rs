@@ -50,7 +50,11 @@ pub(super) async fn keep(ticket: &Ticket, shared: &Shared, state: &RunState) {
     // The store's lease began when it was asked at the latest.
     let since = ticket.asked_at;
     let (mut over_at, mut next_at) = (since + longest, since + longest / 3);
-    loop {
+    if state.is_given_up() {
+        // While it started: the drain had no lease to end yet.
+        let _ = renew(Duration::ZERO).await;
+    }
+    while !state.is_given_up() {
         tokio::time::sleep_until(next_at).await;
         if state.is_given_up() {
             break;
@@ -74,9 +78,9 @@ pub(super) async fn keep(ticket: &Ticket, shared: &Shared, state: &RunState) {
             Err(_) => next_at = monotonic() + longest / 30,
         }
     }
-    state.lose();
-    std::future::pending().await
-}
     if let Some(seat) = &ticket.seat {
         seat.look();
     }
+    state.lose();
+    std::future::pending().await
+}

@@ -54,6 +54,8 @@ pub enum RejectionCause {
     Contention,
     /// 503: the run took too long and was stopped.
     RunLimit,
+    /// 503: [`IdempotencyLayer::drain`](super::IdempotencyLayer::drain) has given up what was left; nothing was done.
+    Draining,
     /// 500: it ran, but its answer broke off.
     AnswerLost,
     /// 503: the reply to COMMIT was lost, and the database cannot tell yet; a retry will find out.
@@ -142,6 +144,7 @@ impl RejectionCause {
             Self::RunLimit => {
                 facts(503, "IDEMPOTENCY_RUN_LIMIT", "The request took too long").again(1)
             }
+            Self::Draining => DRAINING,
             Self::AnswerLost => facts(500, "IDEMPOTENCY_ANSWER_LOST", "The answer broke off"),
             Self::CommitUnknown => {
                 facts(503, "COMMIT_UNKNOWN", "The outcome is not known yet").again(5)
@@ -192,6 +195,9 @@ impl RejectionCause {
                 "too many requests want the same thing, nothing was done, send it again".into()
             }
             Self::RunLimit => "the request was stopped because it took too long".into(),
+            Self::Draining => {
+                "the service is stopping, nothing was done, send the request again".into()
+            }
             Self::AnswerLost => {
                 "the request was carried out, but its answer could not be completed".into()
             }
@@ -217,6 +223,7 @@ struct Facts {
     again: Option<u64>,
 }
 
+const DRAINING: Facts = facts(503, "IDEMPOTENCY_DRAINING", "The service is stopping").again(1);
 const TOO_LARGE: Facts = facts(413, "BODY_TOO_LARGE", "The request body is too large");
 
 const fn facts(status: u16, code: &'static str, title: &'static str) -> Facts {
@@ -333,6 +340,7 @@ mod tests {
             RejectionCause::StoreFull,
             RejectionCause::Contention,
             RejectionCause::RunLimit,
+            RejectionCause::Draining,
             RejectionCause::AnswerLost,
             RejectionCause::CommitUnknown,
             RejectionCause::TransactionFailed,

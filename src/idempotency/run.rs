@@ -50,6 +50,8 @@ pub(super) struct Ticket {
 /// How far a request is, shared by its future, its handler and the task that takes over.
 #[derive(Debug, Default)]
 pub(super) struct RunState {
+    /// How often a drain had given up before it came.
+    came: u64,
     stage: AtomicU8,
     client_left: AtomicBool,
     is_given_up: AtomicBool,
@@ -62,6 +64,17 @@ const IDLE: u8 = 0;
 const CLAIMED: u8 = 1;
 
 impl RunState {
+    pub(super) fn of(came: u64) -> Self {
+        Self {
+            came,
+            ..Self::default()
+        }
+    }
+
+    pub(super) const fn came(&self) -> u64 {
+        self.came
+    }
+
     /// The store may hold a claim of ours from now on.
     pub(super) fn claiming(&self) {
         self.stage.store(CLAIMED, Ordering::Release);
@@ -248,22 +261,28 @@ where
     }
 }
 
-/// Says whether the handler may start: not under a lease that is over, nor for a client that left.
+/// Says whether the handler may start: not under a lease that is over, nor for a client that left, nor once a drain has
+/// given up what was left.
 async fn may_start(
     ticket: &mut Ticket,
     shared: &Arc<Shared>,
     state: &RunState,
     now: Instant,
 ) -> Result<(), RejectionCause> {
-    if now.duration_since(ticket.asked_at) >= shared.config.lease {
+    let is_late = now.duration_since(ticket.asked_at) >= shared.config.lease;
+    if is_late && !shared.runs.has_given_up(state) {
         Box::pin(lease::renew_late(ticket, shared)).await?;
     }
-    if state.has_client_left() {
+    let cause = if shared.runs.has_given_up(state) {
+        RejectionCause::Draining
+    } else if state.has_client_left() {
         // Nobody needs the effect.
-        release(shared, ticket).await;
-        return Err(RejectionCause::BodyUnreadable);
-    }
-    Ok(())
+        RejectionCause::BodyUnreadable
+    } else {
+        return Ok(());
+    };
+    release(shared, ticket).await;
+    Err(cause)
 }
 
 /// Runs the handler and ends the record.

@@ -45,6 +45,8 @@ pub(super) struct Runs {
     ended: AtomicUsize,
     quiet: Notify,
     releasing: AtomicUsize,
+    /// How often a drain has given up what was left; moves under the lock of `listed`.
+    given_up: AtomicU64,
     listed: Mutex<HashMap<[u8; 16], OwnRun>>,
 }
 
@@ -58,6 +60,7 @@ impl Default for Runs {
             ended: AtomicUsize::new(0),
             quiet: Notify::new(),
             releasing: AtomicUsize::new(0),
+            given_up: AtomicU64::new(0),
             listed: Mutex::default(),
         }
     }
@@ -92,7 +95,17 @@ impl Runs {
         Duration::from_micros(self.mean_micros.load(Ordering::Relaxed))
     }
 
-    /// Lists a run that takes its time, so that `drain` can give it up.
+    /// Makes the state of a request that came now.
+    pub(super) fn came(&self) -> RunState {
+        RunState::of(self.given_up.load(Ordering::Acquire))
+    }
+
+    /// Says whether a drain has given up, since it came, whatever was left: it may start no run any more.
+    pub(super) fn has_given_up(&self, state: &RunState) -> bool {
+        self.given_up.load(Ordering::Acquire) != state.came()
+    }
+
+    /// Lists a run that takes its time, so that `drain` can give it up; one that began while it did so is given up here.
     pub(super) fn list(
         &self,
         (id, nonce): (RecordId, Nonce),
@@ -100,7 +113,13 @@ impl Runs {
         state: &Arc<RunState>,
     ) -> Listed<'_> {
         let run = (id, end, Arc::clone(state));
-        self.listed.lock().insert(nonce.0, run);
+        let mut listed = self.listed.lock();
+        listed.insert(nonce.0, run);
+        let is_late = self.has_given_up(state);
+        drop(listed);
+        if is_late {
+            state.give_up();
+        }
         Listed { runs: self, nonce }
     }
 
@@ -198,6 +217,21 @@ impl Runs {
         });
     }
 
+    /// Gives up whatever runs, and whatever has come and does not run yet; returns the first.
+    fn give_up(&self) -> Vec<([u8; 16], OwnRun)> {
+        let listed = self.listed.lock();
+        // What is not listed yet finds out by this.
+        self.given_up.fetch_add(1, Ordering::AcqRel);
+        let left = listed.iter().map(|(nonce, run)| (*nonce, run.clone()));
+        let left: Vec<_> = left.collect();
+        drop(listed);
+        // All of them before a call to the store: their own next renewals must not undo it.
+        for (_, (_, _, state)) in &left {
+            state.give_up();
+        }
+        left
+    }
+
     /// Waits until nothing runs and nothing is left to store; then gives the rest up.
     pub(super) async fn drain(&self, store: &dyn IdempotencyStore, limit: Duration) -> Drained {
         let before = self.ended.load(Ordering::Relaxed);
@@ -222,17 +256,7 @@ impl Runs {
         let in_time = tokio::time::timeout(limit, all_over).await.is_ok();
         let mut abandoned = 0;
         if !in_time {
-            let listed: Vec<_> = self
-                .listed
-                .lock()
-                .iter()
-                .map(|(nonce, run)| (*nonce, run.clone()))
-                .collect();
-            // First, and all of them: their own next renewals must not undo what follows.
-            for (_, (_, _, state)) in &listed {
-                state.give_up();
-            }
-            for some in listed.chunks(GIVEN_UP_AT_ONCE) {
+            for some in self.give_up().chunks(GIVEN_UP_AT_ONCE) {
                 let given = some.iter().map(|(nonce, (id, end, _))| {
                     Some(store.renew(id, Nonce(*nonce), Duration::ZERO, *end))
                 });
@@ -367,6 +391,8 @@ pub(super) enum Enter {
     Own(Seat),
     /// Another payload runs under this key.
     Mismatch,
+    /// Another payload was found under this key: the store knows whether it still is.
+    Unseated,
     /// Too many wait already.
     Crowded,
     Wait(Waiter),
@@ -391,8 +417,6 @@ impl Table {
             });
         };
         let is_other = first.contradicts(&fingerprint);
-    /// Another payload was found under this key: the store knows whether it still is.
-    Unseated,
         if is_other {
             match *sender.borrow() {
                 Stage::Asks => {}
@@ -453,6 +477,10 @@ impl Seat {
 
     /// Wakes all waiters with the answer.
     pub(super) fn publish(self, found: Found) {
+        self.pass_to(Stage::Found(found));
+    }
+
+    fn pass_to(&self, stage: Stage) {
         if let Some((_, sender)) = self.table.seats.lock().get(&self.id) {
             sender.send_replace(stage);
         }
@@ -477,10 +505,6 @@ impl Waiter {
     /// How long the one at the seat has been running.
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(super) fn elapsed(&self) -> Duration {
-        self.pass_to(Stage::Found(found));
-    }
-
-    fn pass_to(&self, stage: Stage) {
         match *self.receiver.borrow() {
             Stage::Holds(since) => since.elapsed(),
             Stage::Asks | Stage::Looks | Stage::Found(_) => Duration::ZERO,

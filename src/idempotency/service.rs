@@ -15,7 +15,6 @@ use super::future::ResponseFuture;
 use super::intake::Gist;
 use super::key::ClientKey;
 use super::rejection::{IdempotencyRejection, RejectionCause};
-use super::run::RunState;
 use super::running::Runs;
 use crate::core::{Body, take_ready};
 
@@ -80,7 +79,8 @@ where
                 ResponseFuture::refused(claim::refuse(&self.shared.config, rejection))
             }
             Admitted::Guard(key) => {
-                let (shared, state) = (Arc::clone(&self.shared), Arc::new(RunState::default()));
+                let shared = Arc::clone(&self.shared);
+                let state = Arc::new(shared.runs.came());
                 let (parts, body) = request.into_parts();
                 let request = (Gist::of(parts), body);
                 let guarded = claim::guarded(inner, request, key, shared, Arc::clone(&state));

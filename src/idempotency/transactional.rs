@@ -145,6 +145,9 @@ where
     let refused = |cause, key| Ok(refuse(config, IdempotencyRejection::new(cause, key)));
     let (started, mut reruns) = (SystemClock.now_micros(), mode.reruns);
     loop {
+        if shared.runs.has_given_up(state) {
+            return refused(RejectionCause::Draining, key);
+        }
         let spare = (reruns > 0).then(|| gist.clone());
         let entered = enter(mode, shared, &question, &mut gist.parts.extensions).await;
         let turn = match entered {
@@ -235,11 +238,11 @@ async fn look(
     let (runs, twins) = (&shared.runs, shared.config.twins);
     let seat = match runs.table.enter(question.id, question.fingerprint) {
         Enter::Own(seat) => seat,
+        // Nobody only looks here; and who asks the store for itself has just done so.
+        Enter::Unseated => return Look::Foreign(Timestamp::EPOCH, Timestamp::EPOCH),
         Enter::Mismatch => return refused(RejectionCause::KeyReused),
         Enter::Crowded => return refused(RejectionCause::InProgress(1)),
         Enter::Wait(waiter) if twins != Twins::Reject => {
-        // Nobody only looks here; and who asks the store for itself has just done so.
-        Enter::Unseated => return Look::Foreign(Timestamp::EPOCH, Timestamp::EPOCH),
             return match waiter.wait().await {
                 Some(found) => Look::Entered(Entered::Answer(found, IdempotencyOutcome::Attached)),
                 None => Look::Again,

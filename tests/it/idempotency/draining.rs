@@ -3,10 +3,13 @@
 use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use http::Response;
+use http_body_util::Full;
 use tokio::sync::Notify;
 use tower_keep::core::IdempotencyOutcome;
-use tower_keep::idempotency::{IdempotencyStore, IdempotentRun};
+use tower_keep::idempotency::{IdempotencyStore, IdempotentRun, Twins};
 use tower_keep::{MINUTE, SECOND};
 
 use super::hostile::{gated, id_of, timed, turns};
@@ -94,4 +97,80 @@ async fn a_renewal_under_way_when_draining_gives_up_is_undone() {
     tokio::time::sleep(4 * SECOND).await;
     assert!(!is_leased().await, "its own renewal came last");
     run.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_comes_back_after_the_end_of_a_drain_does_not_run_and_is_released() {
+    let store = timed();
+    // The second time its lease is over by then, and would be renewed first.
+    for (key, takes) in [("in-time", 20 * SECOND), ("late", 31 * SECOND)] {
+        let late = Wayward::new(store.clone()).after(move |step| async move {
+            if step == Step::Begin {
+                tokio::time::sleep(takes).await;
+            }
+            Ok(())
+        });
+        let app = App::new(layer(late));
+        let late = tokio::spawn(app.future(post("/pay", key, "{}")));
+        turns().await;
+        let drained = app.layer.drain(5 * SECOND).await;
+        assert_eq!((drained.finished, drained.abandoned), (0, 0));
+        let late = late.await.unwrap();
+        late.check_refused(503, "IDEMPOTENCY_DRAINING");
+        assert_eq!(late.headers["retry-after"], "1");
+        assert_eq!(app.runs(), 0);
+        let id = id_of(&app.layer, key);
+        assert!(store.peek(&id).await.unwrap().is_none());
+        // Who comes later is served.
+        let next = app.post(key, "{}").await;
+        assert_eq!(next.outcome(), IdempotencyOutcome::First);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_starts_while_draining_gives_up_is_given_up_too() {
+    let store = timed();
+    let layer = layer(store.clone());
+    let (draining, lost) = (layer.clone(), Arc::new(Notify::new()));
+    let told = Arc::clone(&lost);
+    let app = App::with(layer.clone(), move |request, _| {
+        let (draining, told) = (draining.clone(), Arc::clone(&told));
+        async move {
+            // In its first turn: nobody has listed it yet.
+            let drained = draining.drain(Duration::ZERO).await;
+            assert_eq!(drained.abandoned, 0);
+            let run = request.extensions().get::<IdempotentRun>().unwrap();
+            run.lost().await;
+            told.notify_one();
+            pending().await
+        }
+    });
+    let run = tokio::spawn(app.future(post("/pay", "k", "{}")));
+    let told = tokio::time::timeout(SECOND, lost.notified()).await;
+    assert!(told.is_ok(), "its handler learns it");
+    turns().await;
+    let id = id_of(&layer, "k");
+    let head = store.peek(&id).await.unwrap().unwrap().head;
+    assert!(!head.is_leased());
+    run.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waited_for_a_run_that_draining_gave_up_starts_none() {
+    let layer = layer(timed()).twins(Twins::Attach(MINUTE));
+    let app = App::with(layer.clone(), |request, _| async move {
+        let run = request.extensions().get::<IdempotentRun>().unwrap();
+        run.lost().await;
+        let answer = Response::builder().status(500);
+        answer.body(Full::default()).unwrap()
+    });
+    let given_up = tokio::spawn(app.future(post("/pay", "k", "{}")));
+    turns().await;
+    let twin = tokio::spawn(app.future(post("/pay", "k", "{}")));
+    turns().await;
+    assert_eq!(layer.drain(5 * SECOND).await.abandoned, 1);
+    assert_eq!(given_up.await.unwrap().status, 500);
+    let twin = twin.await.unwrap();
+    twin.check_refused(503, "IDEMPOTENCY_DRAINING");
+    assert_eq!(app.runs(), 1);
 }
