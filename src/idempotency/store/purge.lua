@@ -8,10 +8,10 @@ for _, key in ipairs(page[2]) do
   if #head == 84 then
     local version, state = string.byte(head, 1, 2)
     if version == 1 and (state == 2 or state == 3) then
-      redis.call('DEL', key)
-      if now_ms < struct.unpack('>I8', head, 77) then
-        removed = removed + 1
-      end
+      local counts = now_ms < struct.unpack('>I8', head, 77)
+      -- A head alone was left by what ended the record before.
+      if counts or redis.call('STRLEN', key) > 84 then leave_head(key, head) end
+      if counts then removed = removed + 1 end
     end
   end
 end

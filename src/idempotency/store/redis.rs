@@ -12,14 +12,21 @@ use crate::idempotency::record::{
     Answer, AnswerContent, Fence, Head, Nonce, Record, RecordId, ScopeTag, State, UNKNOWN_KEPT,
 };
 
+/// A script that ends records.
+macro_rules! ends {
+    ($file:literal) => {
+        Script::new(concat!(include_str!("over.lua"), include_str!($file)))
+    };
+}
+
 static BEGIN: Script = Script::new(include_str!("begin.lua"));
 static RENEW: Script = Script::new(include_str!("renew.lua"));
 static COMPLETE: Script = Script::new(include_str!("complete.lua"));
-static RELEASE: Script = Script::new(include_str!("release.lua"));
+static RELEASE: Script = ends!("release.lua");
 static PEEK: Script = Script::new(include_str!("peek.lua"));
 static HEALTH: Script = Script::new(include_str!("health.lua"));
-static RESOLVE: Script = Script::new(include_str!("resolve.lua"));
-static PURGE: Script = Script::new(include_str!("purge.lua"));
+static RESOLVE: Script = ends!("resolve.lua");
+static PURGE: Script = ends!("purge.lua");
 
 impl IdempotencyStore for RedisStore {
     fn begin(&self, key: &RecordId, claim: &Claim) -> StoreFuture<Begin> {

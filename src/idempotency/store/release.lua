@@ -10,13 +10,7 @@ if #head == 84 and string.byte(head, 1) == 1 then
     return 1
   end
   if string.byte(head, 2) == 1 and string.sub(head, 5, 20) == ARGV[2] then
-    -- The head stays for a while, over by every clock, so that the next fence rises over this one: a passed clock may
-    -- stand still, and the server's be behind after a failover.
-    local over = string.sub(head, 1, 76) .. string.rep('\0', 8)
-    if redis.pcall('SET', KEYS[1], over, 'PX', ARGV[1] == '' and 60000 or 600000).err then
-      -- A server that is full takes nothing: rather no head than a claim that stays.
-      redis.call('DEL', KEYS[1])
-    end
+    leave_head(KEYS[1], head)
     return 1
   end
 end

@@ -11,12 +11,7 @@ if string.byte(head, 2) == 1 and now_ms < struct.unpack('>I8', head, 69) then
 end
 local state = tonumber(ARGV[3])
 if state == 0 then
-  -- As after a release: the head stays for a while, over by every clock.
-  local over = string.sub(head, 1, 76) .. string.rep('\0', 8)
-  if redis.pcall('SET', KEYS[1], over, 'PX', ARGV[1] == '' and 60000 or 600000).err then
-    -- A server that is full takes nothing: rather no head than a claim that stays.
-    redis.call('DEL', KEYS[1])
-  end
+  leave_head(KEYS[1], head)
   return 0
 end
 local ttl = tonumber(ARGV[4])

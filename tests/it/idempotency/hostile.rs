@@ -279,6 +279,19 @@ async fn a_lease_is_reckoned_from_when_it_was_asked_for() {
     assert_eq!((app.runs(), elsewhere.runs()), (1, 0));
 }
 
+/// How many answers of its caller were removed.
+async fn purged(store: &impl IdempotencyStore, id: &RecordId) -> u64 {
+    let (mut removed, mut page) = (0, None);
+    loop {
+        let purged = store.purge(id.scope(), page).await.unwrap();
+        removed += purged.removed;
+        page = purged.next;
+        if page.is_none() {
+            return removed;
+        }
+    }
+}
+
 /// What the next owner is told by a clock that is behind.
 async fn next_begin(prefix: &str, id: RecordId, next: &Claim) -> Begin {
     let behind = ManualClock::at(Timestamp::of(&SystemClock).minus(10 * SECOND));
@@ -298,7 +311,7 @@ async fn a_fence_rises_over_a_release_though_the_next_server_is_behind() {
         nonce: Nonce([8; 16]),
         ..first
     };
-    for way in ["release", "resolve", "answer"] {
+    for way in ["release", "resolve", "answer", "purge"] {
         let (prefix, id) = (fresh_prefix(), RecordId::from_bytes([3; 32]));
         let store = shared().await.store_with(&prefix).await;
         let Begin::Run(fence) = store.begin(&id, &first).await.unwrap() else {
@@ -319,6 +332,17 @@ async fn a_fence_rises_over_a_release_though_the_next_server_is_behind() {
                 assert_eq!(written.unwrap(), Owned::Yes);
                 while store.peek(&id).await.unwrap().is_some() {
                     tokio::time::sleep(ttl).await;
+                }
+            }
+            "purge" => {
+                let answer = Answer {
+                    fingerprint,
+                    content: answer_of("{}"),
+                };
+                let written = store.complete(&id, first.nonce, answer, HOUR).await;
+                assert_eq!(written.unwrap(), Owned::Yes);
+                for removed in [1, 0] {
+                    assert_eq!(purged(&store, &id).await, removed);
                 }
             }
             _ => {
@@ -353,9 +377,9 @@ async fn a_claim_is_released_on_a_server_that_is_full() {
         set.arg("SET").arg("maxmemory").arg(bytes);
         let _: () = set.query_async(&mut raw).await.unwrap();
     };
-    let (released, resolved) = (RecordId::from_bytes([3; 32]), RecordId::from_bytes([4; 32]));
+    let [released, resolved, answered] = [3, 4, 5].map(|n| RecordId::from_bytes([n; 32]));
     let mut fence = Fence(0);
-    for id in [released, resolved] {
+    for id in [answered, released, resolved] {
         let Begin::Run(given) = store.begin(&id, &claim).await.unwrap() else {
             panic!("the key is free");
         };
@@ -364,6 +388,12 @@ async fn a_claim_is_released_on_a_server_that_is_full() {
     let end = LeaseEnd::Reexecute;
     let given = store.renew(&resolved, claim.nonce, Duration::ZERO, end);
     assert_eq!(given.await.unwrap(), Owned::Yes);
+    let answer = Answer {
+        fingerprint,
+        content: answer_of("{}"),
+    };
+    let written = store.complete(&answered, claim.nonce, answer, HOUR).await;
+    assert_eq!(written.unwrap(), Owned::Yes);
     limit(1).await;
     assert_eq!(
         store.release(&released, claim.nonce).await.unwrap(),
@@ -371,7 +401,8 @@ async fn a_claim_is_released_on_a_server_that_is_full() {
     );
     let done = store.resolve(&resolved, fence, Resolution::Release).await;
     assert_eq!(done.unwrap(), Resolved::Done);
-    for id in [released, resolved] {
+    assert_eq!(purged(&store, &answered).await, 1);
+    for id in [released, resolved, answered] {
         assert!(store.peek(&id).await.unwrap().is_none());
     }
 }
