@@ -15,8 +15,11 @@ use super::counters::Counters;
 use super::entry::Entry;
 use super::flight::{Entered, Flights};
 use super::hit::BELIEVED;
-use super::stamps::Stamps;
-use super::store::{Hash128, Local, Place, ResponseStore, StoreNotice, Stored, Ticket};
+use super::stamps::{Stamp, Stamps};
+use super::store::{
+    Hash128, Local, Lookup, Place, ResponseStore, StoreNotice, Stored, Ticket, Want,
+};
+use super::vary::Names;
 use super::waits::Filled;
 
 /// After a stale answer has stood in, the key is answered so without asking, in real microseconds.
@@ -311,6 +314,22 @@ impl Cache {
                 cache.failed(method);
             }
         });
+    }
+
+    /// Asks the store which names select variants of what `ask` asks for.
+    pub(super) async fn names(&self, ask: &Ask, begun: Stamp) -> Result<Names, StoreError> {
+        let lookup = Lookup {
+            key: ask.entry_key(self.place),
+            names: Names::default(),
+            not_before: begun,
+            have: None,
+            want: Want::Entry,
+        };
+        let found = self.store.lookup(lookup).await;
+        if found.is_err() {
+            self.failed("lookup");
+        }
+        found.map(|found| found.names)
     }
 
     /// Stores an entry: in this process at once, in a shared store behind the answer.

@@ -61,7 +61,7 @@ impl Exchange {
             Err(reason) => {
                 self.refuse(fetch, status, reason);
                 let response = response.map(ResponseBody::pass);
-                return Fetched::Answer(self.uncacheable(fetch, response, reason));
+                return Fetched::Answer(self.uncacheable(fetch, response, Some(reason)));
             }
         };
         if !plan.names.is_empty() {
@@ -86,7 +86,7 @@ impl Exchange {
                 let reason = reason_of(&ended);
                 self.refuse(fetch, status, reason);
                 let response = Response::from_parts(parts, collector.give_up(ended));
-                Fetched::Answer(self.uncacheable(fetch, response, reason))
+                Fetched::Answer(self.uncacheable(fetch, response, Some(reason)))
             }
             None => Fetched::Streams(Box::new(Unread {
                 draft,
@@ -251,18 +251,19 @@ impl Exchange {
         parts.extensions.insert(outcome);
     }
 
-    fn uncacheable<R>(
+    /// Passes on an answer that is not stored.
+    pub(super) fn uncacheable<R>(
         &self,
         fetch: &Fetch,
         mut response: Response<ResponseBody<R>>,
-        reason: Reason,
+        reason: Option<Reason>,
     ) -> Response<ResponseBody<R>> {
         let said = match fetch.kind {
             Kind::Impatient => Said::Alone(fetch.forward),
             _ => Said::Fetched {
                 forward: fetch.forward,
                 status: None,
-                stored: Err(Some(reason)),
+                stored: Err(reason),
             },
         };
         self.setup.config.status.say(response.headers_mut(), said);

@@ -24,7 +24,7 @@ use super::seen::Seen;
 use super::sent::Sent;
 use super::service::same_site;
 use super::stamps::Stamp;
-use super::status::Forward;
+use super::status::{Forward, Reason};
 use super::store::Ticket;
 use super::targeted;
 
@@ -114,6 +114,18 @@ where
         ..exchange.cache().ticket()
     };
     let mut fetch = Fetch::alone(ticket, Forward::Method);
+    // Where answers to GET vary, nobody would ever ask for it.
+    let refused = match exchange.cache().names(&exchange.ask, stamp).await {
+        Ok(names) if names.is_empty() => None,
+        Ok(_) => Some(Some(Reason::Vary)),
+        Err(_) => Some(None),
+    };
+    if let Some(reason) = refused {
+        if let Some(reason) = reason {
+            exchange.cache().counters.refused(reason);
+        }
+        return exchange.uncacheable(&fetch, response.map(ResponseBody::pass), reason);
+    }
     let mut response = Some(response);
     let fetched = poll_fn(|cx| {
         // Ready at once: there is a response for the one poll.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{LEASE, SECOND, Suite, answer, broken, fresh_key, hash};
 use crate::core::Clock;
 use crate::response_cache::store::{
-    EntryKey, FoundEntry, Lease, Lookup, MOST_VARIANTS, Stored, Ticket, Want,
+    EntryKey, FoundEntry, Hash128, Lease, Lookup, MOST_VARIANTS, Stored, Ticket, Want,
 };
 use crate::response_cache::{Names, Stamp, sample};
 
@@ -46,12 +46,26 @@ impl Suite<'_> {
             answer(self.store.store(key, ticket, other).await),
             Stored::Yes
         );
-        assert_eq!(self.ask(right).await.names, more);
-        let fewer = Arc::new(sample(&names, ticket, 60 * SECOND, 60 * SECOND, "body"));
-        assert_eq!(
-            answer(self.store.store(variant, ticket, fewer).await),
-            Stored::Superseded
-        );
+        assert_eq!(self.ask(right.clone()).await.names, more);
+        let there = Lookup {
+            key,
+            names: more,
+            ..right
+        };
+        let plain = EntryKey {
+            selector: Hash128::default(),
+            ..key
+        };
+        for (key, names) in [(variant, names), (plain, Names::default())] {
+            let fewer = Arc::new(sample(&names, ticket, 60 * SECOND, 60 * SECOND, "body"));
+            let stored = answer(self.store.store(key, ticket, fewer).await);
+            assert_eq!(stored, Stored::Superseded);
+            let found = self.ask(there.clone()).await.entry;
+            assert!(
+                matches!(found, FoundEntry::Entry(_)),
+                "it costs none of those that are there"
+            );
+        }
     }
 
     pub(super) async fn drops_the_oldest_variant(&self) {

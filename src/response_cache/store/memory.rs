@@ -86,9 +86,12 @@ impl ResponseStore for MemoryStore {
                 return Stored::Superseded;
             }
             if names != entry.head().names {
-                // Somebody learned of more names meanwhile: under fewer this entry would never be found.
-                row.names = names;
-                row.variants.clear();
+                // Somebody learned of more names meanwhile: under fewer this entry would never be found. Nor would those
+                // that are there, if it has names that they have not.
+                if row.names != names {
+                    row.names = names;
+                    row.variants.clear();
+                }
                 return Stored::Superseded;
             }
             row.unmark(key.selector);

@@ -119,7 +119,7 @@ pub struct Ticket {
 pub enum Stored {
     /// It is there.
     Yes,
-    /// A later-begun one is there, or the one to be freshened is not.
+    /// A later-begun one is there, or the one to be freshened is not, or it has fewer names than those known.
     Superseded,
     /// It does not fit into the store.
     TooLarge,
@@ -154,6 +154,7 @@ pub type StoreNoticeCallback = Arc<dyn Fn(StoreNotice) + Send + Sync>;
 ///   before `not_before` or the floor.
 /// - Of many concurrent look-ups that want a lease exactly one is granted it; at exactly its end it is free.
 /// - Of two entries for one key the later-begun stays, whatever the order in which they are written.
+/// - An entry under fewer names than are known for its key is not kept, and costs none of those that are.
 /// - While a variant is known as uncacheable no lease of it is granted; other variants are not touched by that.
 /// - A ticket without a live lease may still store.
 /// - At most [`MOST_VARIANTS`] variants are kept for one key; the oldest goes.

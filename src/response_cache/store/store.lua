@@ -2,7 +2,7 @@
 -- KEYS: 1 primary, 2 entry, 3 the entry of answers that do not vary.
 -- ARGV: 2 selector, 3 names, 4 token, 5 at, 6 due, 7 expires, 8 begun, 9 id, 10 body id, 11 head, 12 body,
 --       13 the lease's selector, 14 the channel to tell, 15 what to tell those who wait.
--- Reply: 1 written, 0 superseded.
+-- Reply: 1 written, 0 superseded, or of fewer names than are known.
 local MOST_VARIANTS = 32
 local lease_field = 'l:' .. ARGV[13]
 local primary = redis.call('HMGET', KEYS[1], 'names', lease_field, 'v:' .. ARGV[2], 'm:' .. ARGV[2])
@@ -16,13 +16,6 @@ local left_ms = math.max(1000, math.floor((tonumber(ARGV[7]) - now) / 1000))
 local keep_ms = left_ms + 60000
 local known = primary[1] or ''
 if known ~= ARGV[3] then
-  -- Entries under other names can never be found again.
-  for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
-    local kind = string.sub(field, 1, 2)
-    if kind == 'v:' or kind == 'm:' then redis.call('HDEL', KEYS[1], field) end
-  end
-  -- Looks ask for this one by its key alone.
-  if known == '' then redis.call('DEL', KEYS[3]) end
   local all, seen = {}, {}
   for name in string.gmatch(known .. ',' .. ARGV[3], '[^,]+') do
     if not seen[name] then seen[name] = true; all[#all + 1] = name end
@@ -36,6 +29,15 @@ if known ~= ARGV[3] then
     return #a < #b
   end)
   local union = table.concat(all, ',')
+  -- Under fewer names than are known it would never be found; those that are there stay.
+  if union == known then return 0 end
+  -- Entries under other names can never be found again.
+  for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+    local kind = string.sub(field, 1, 2)
+    if kind == 'v:' or kind == 'm:' then redis.call('HDEL', KEYS[1], field) end
+  end
+  -- Looks ask for this one by its key alone.
+  if known == '' then redis.call('DEL', KEYS[3]) end
   if union ~= ARGV[3] then
     -- Somebody learned of more names meanwhile: under fewer this entry would never be found.
     redis.call('HSET', KEYS[1], 'names', union)

@@ -140,3 +140,21 @@ async fn an_answer_to_post_that_others_have_overtaken_is_not_kept() {
         assert_eq!(app.get("/a").await.body, "run 1", "{target:?}");
     }
 }
+
+#[tokio::test]
+async fn an_answer_to_post_for_what_varies_is_not_kept_and_says_so() {
+    let origin = Origin::of(|seen, call| {
+        let varies = [("cache-control", "max-age=60"), ("vary", "accept")];
+        let plain = [("cache-control", "max-age=60"), ("content-location", "/a")];
+        let is_get = seen.method() == Method::GET;
+        said(if is_get { &varies } else { &plain }, format!("run {call}"))
+    });
+    let app = App::new(&layer(&clock()), &origin);
+    let html = [("accept", "text/html")];
+    app.get_with("/a", &html).await;
+    let posted = app.method("POST", "/a").await;
+    assert_eq!(posted.cache_status(), "tower-keep;fwd=method;detail=vary");
+    assert_eq!(app.get("/a").await.body, "run 2");
+    assert_eq!(app.get_with("/a", &html).await.body, "run 3");
+    assert!(app.get("/a").await.is_hit());
+}

@@ -746,6 +746,30 @@ async fn an_answer_to_post_is_kept_under_the_stamp_of_its_own_invalidation() {
 }
 
 #[tokio::test]
+async fn an_answer_to_post_for_what_varies_is_kept_nowhere_and_says_so() {
+    let fleet = Fleet::new().await;
+    let origin = Origin::of(|seen, call| {
+        let varies = [("cache-control", "max-age=60"), ("vary", "accept")];
+        let plain = [("cache-control", "max-age=60"), ("content-location", "/a")];
+        let is_get = seen.method() == http::Method::GET;
+        said(if is_get { &varies } else { &plain }, format!("run {call}"))
+    });
+    let one = Process::new(&fleet, &origin, |layer| layer).await;
+    let two = Process::new(&fleet, &origin, |layer| layer).await;
+    one.app.get("/a").await;
+    stored(&one, &origin, "/a").await;
+    // The other process has never heard of these variants.
+    let posted = two.app.method("POST", "/a").await;
+    assert_eq!(posted.cache_status(), "tower-keep;fwd=method;detail=vary");
+    for process in [&one, &two] {
+        process.real.advance(secs(1));
+        let got = process.app.get("/a").await;
+        assert_ne!(got.body, posted.body);
+        assert_eq!(got.field("vary"), "accept");
+    }
+}
+
+#[tokio::test]
 async fn an_answer_to_post_that_another_process_has_overtaken_is_not_kept() {
     let fleet = Fleet::new().await;
     let (origin, gate) = gated(|_, call| {
