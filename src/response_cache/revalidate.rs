@@ -5,6 +5,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use super::date;
 use super::directives::members;
 use super::entry::{Flags, Head};
+use super::freshness;
 use crate::core::fields;
 
 /// Fields that a 304 leaves out, and that one from inside does not change.
@@ -86,17 +87,31 @@ pub(super) fn put_conditions(request: &mut HeaderMap, head: &Head) -> bool {
     tag.is_some() || changed.is_some()
 }
 
-/// Says whether a 304 confirms another answer than the stored one.
+/// Says whether a 304 confirms another answer than the stored one (RFC 9111 §4.3.4): by its tag, where that can tell, else
+/// by its date. One that names neither can only mean what it was asked for.
 pub(super) fn names_another(confirmed: &HeaderMap, head: &Head) -> bool {
     let old = head.fields.get(header::ETAG);
-    let Some(new) = confirmed.get(header::ETAG) else {
+    match (old, confirmed.get(header::ETAG)) {
+        (old, Some(new)) if strong_etag(new).is_some() => {
+            old.and_then(strong_etag) != strong_etag(new)
+        }
+        // A weak one names what is stored as well as another version.
+        (Some(old), Some(new)) => opaque(old) != opaque(new),
+        _ => has_another_date(confirmed, head),
+    }
+}
+
+fn has_another_date(confirmed: &HeaderMap, head: &Head) -> bool {
+    let Some(new) = confirmed.get(header::LAST_MODIFIED) else {
         return false;
     };
-    if strong_etag(new).is_some() {
-        return old.and_then(strong_etag) != strong_etag(new);
-    }
-    // A weak one names what is stored as well as another version; without one there its date was confirmed.
-    old.is_some_and(|old| opaque(old) != opaque(new))
+    let Some(old) = head.fields.get(header::LAST_MODIFIED) else {
+        return true;
+    };
+    // Settles the century of a two-digit year.
+    let now = freshness::seconds_of(head.received);
+    let read = |value: &HeaderValue| date::parse(value.as_bytes(), now);
+    old != new && (read(old).is_none() || read(old) != read(new))
 }
 
 /// Stored fields, replaced by those of the 304 that confirmed them (RFC 9111 §3.2).

@@ -235,6 +235,50 @@ async fn a_304_from_inside_renews_the_stored_answer() {
 }
 
 #[tokio::test]
+async fn a_304_for_another_date_is_fetched_once_more_without_conditions() {
+    type Field = (&'static str, &'static str);
+    const TAG: Field = ("etag", "\"1\"");
+    const WEAK: Field = ("etag", "W/\"1\"");
+    const OLD: Field = ("last-modified", "Sun, 06 Nov 1994 08:49:37 GMT");
+    const NEW: Field = ("last-modified", "Sun, 06 Nov 1994 08:49:38 GMT");
+    const SAME: Field = ("last-modified", "Sunday, 06-Nov-94 08:49:37 GMT");
+    const ODD: Field = ("last-modified", "yesterday");
+    let rows: [(&'static [Field], &'static [Field], &str); 12] = [
+        (&[OLD], &[NEW], "run 2"),
+        (&[OLD], &[OLD], "run 0"),
+        (&[OLD], &[SAME], "run 0"),
+        (&[OLD], &[], "run 0"),
+        (&[OLD], &[WEAK, NEW], "run 2"),
+        (&[OLD], &[WEAK, OLD], "run 0"),
+        (&[TAG, OLD], &[NEW], "run 2"),
+        (&[TAG, OLD], &[OLD], "run 0"),
+        (&[TAG], &[OLD], "run 2"),
+        (&[TAG, ODD], &[OLD], "run 2"),
+        (&[TAG, ODD], &[ODD], "run 0"),
+        // A tag says more than a date.
+        (&[TAG, OLD], &[TAG, NEW], "run 0"),
+    ];
+    for (stored, confirmed, body) in rows {
+        let clock = clock();
+        let origin = Origin::of(move |seen, call| {
+            let asked = ["if-none-match", "if-modified-since"];
+            if asked.iter().any(|name| seen.headers().contains_key(*name)) {
+                let mut response = said(confirmed, "");
+                *response.status_mut() = StatusCode::NOT_MODIFIED;
+                return response;
+            }
+            let fields = [stored, &[("cache-control", "max-age=60")]].concat();
+            said(&fields, format!("run {call}"))
+        });
+        let app = App::new(&layer(&clock), &origin);
+        app.get("/a").await;
+        clock.advance(secs(60));
+        let got = app.get("/a").await;
+        assert_eq!(got.body, body, "{stored:?} {confirmed:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_304_for_another_tag_is_fetched_once_more_without_conditions() {
     for (stored, confirmed, body) in [
         ("\"1\"", "\"2\"", "run 2"),
