@@ -1,9 +1,10 @@
 //! 304 from inside: what it does to the stored answer, and what the client is told.
 
 use http::header::IF_NONE_MATCH;
-use http::{Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode};
+use tower_keep::core::Principal;
 
-use super::origin::{App, Origin, clock, layer, said, secs};
+use super::origin::{App, Origin, clock, layer, request, said, secs};
 
 /// Answers a condition by a 304 with these fields, all else by an answer with a tag; the body says the call.
 fn confirming(fields: &'static [(&'static str, &'static str)]) -> Origin {
@@ -95,4 +96,38 @@ async fn a_304_that_may_not_be_stored_says_so_and_ends_the_stored_answer() {
     let refused = hidden.get("/a").await;
     let said: Vec<_> = refused.fields.get_all("cache-status").iter().collect();
     assert_eq!(said, ["inner;hit"]);
+}
+
+#[tokio::test]
+async fn a_304_that_may_not_be_stored_tells_caches_outside_what_its_route_does() {
+    let clock = clock();
+    let origin = Origin::of(|seen, call| {
+        if seen.headers().contains_key(IF_NONE_MATCH) {
+            return not_modified(&[("vary", "*")]);
+        }
+        said(&[("etag", "\"1\"")], format!("run {call}"))
+    });
+    let kept = || layer(&clock).ttl(secs(60)).stale_if_error(secs(60));
+    let own = HeaderValue::from_static("max-age=5");
+    for (layer, told) in [
+        (kept(), &["no-cache"][..]),
+        (kept().downstream(own), &["max-age=5"]),
+        (kept().private(), &["no-cache", "private"]),
+    ] {
+        let app = App::new(&layer, &origin);
+        let get = async || {
+            let mut request = request("GET", "/a", &[]);
+            request.extensions_mut().insert(Principal::new("alice"));
+            app.send(request).await
+        };
+        get().await;
+        clock.advance(secs(60));
+        let refused = get().await;
+        assert_eq!(
+            refused.cache_status(),
+            "tower-keep;fwd=stale;fwd-status=304;detail=vary"
+        );
+        let lines: Vec<_> = refused.fields.get_all("cache-control").iter().collect();
+        assert_eq!(lines, told);
+    }
 }
