@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use http::Response;
 use pin_project_lite::pin_project;
 
-use super::run::RunState;
+use super::run_state::RunState;
 use crate::core::Body;
 use crate::core::telemetry::count;
 

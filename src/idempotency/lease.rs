@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::rejection::RejectionCause;
-use super::run::{RunState, Ticket};
+use super::run::Ticket;
+use super::run_state::RunState;
 use super::running::timed;
 use super::service::Shared;
 use super::store::Owned;

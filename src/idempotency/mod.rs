@@ -51,6 +51,7 @@ mod answer;
 mod backlog;
 mod claim;
 mod config;
+mod content;
 mod derive;
 mod digest;
 mod extract;
@@ -72,8 +73,10 @@ mod policy;
 mod record;
 mod rejection;
 mod run;
+mod run_state;
 mod running;
 mod scope;
+mod seats;
 mod service;
 mod settling;
 mod span;
@@ -100,7 +103,7 @@ pub use record::{
     Record, RecordId, ScopeTag, State, StoredAnswer, Tombstone, TombstoneReason, UNKNOWN_KEPT,
 };
 pub use rejection::{IdempotencyRejection, RejectionCause};
-pub use run::IdempotentRun;
+pub use run_state::IdempotentRun;
 pub use scope::{Scope, ScopeId};
 pub use service::Idempotency;
 pub use store::{

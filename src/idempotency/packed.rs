@@ -5,7 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::record::{AnswerContent, Content, State, decode_tombstone, read_text};
+use super::content::{decode_tombstone, read_text};
+use super::record::{AnswerContent, Content, State};
 
 /// Status, fields and trailers as text; of most answers they lie in the record's own memory. The body is a copy: what came
 /// over a wire is a slice of a buffer many times its size, which it would keep alive uncounted.

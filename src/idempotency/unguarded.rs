@@ -7,7 +7,7 @@ use super::answer;
 use super::claim::Question;
 use super::config::Config;
 use super::intake::{Gist, Stream};
-use super::run::IdempotentRun;
+use super::run_state::IdempotentRun;
 use crate::core::{Body, IdempotencyOutcome, Inner};
 
 /// Says whether the same layer outside holds this very key for this very request: nobody waits for himself.

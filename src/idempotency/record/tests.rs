@@ -1,9 +1,10 @@
 //! Tests of the record codec.
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use proptest::prelude::*;
 
 use super::*;
+use crate::idempotency::content::{read_fields, write_fields};
 
 fn head(state: State) -> Head {
     Head {
