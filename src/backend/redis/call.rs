@@ -93,29 +93,29 @@ impl Call {
         self,
         decode: impl FnOnce(Reply) -> Result<T, StoreError> + Send + 'static,
     ) -> StoreFuture<T> {
-        StoreFuture::boxed(async move {
-            let Self {
-                inner,
-                script,
-                command,
-                slot,
-                timeout,
-                began,
-            } = self;
-            // The same call as EVAL, which also teaches the server the script: one more command, no third.
-            let with_source = || command.beginning("EVAL", &script.loaded().source);
-            let rest = timeout.saturating_sub(began.map_or(Duration::ZERO, |at| at.elapsed()));
-            if rest.is_zero() && began.is_some() {
-                return Err(StoreError::new(StoreErrorKind::TimedOut));
-            }
-            let began = monotonic();
-            let words = Words::Script {
-                call: &command,
-                with_source: &with_source,
-            };
-            let answer = inner.call_within(words, slot, timeout, rest).await;
-            seconds!("keep_store_op_seconds", began.elapsed().as_secs_f64(), "op" => script.name);
-            decode(answer?)
-        })
+        StoreFuture::boxed(async move { decode(self.ask().await?) })
+    }
+
+    /// Sends the call; it can be sent again.
+    pub async fn ask(&self) -> Result<Reply, StoreError> {
+        let script = self.script;
+        // The same call as EVAL, which also teaches the server the script: one more command, no third.
+        let with_source = || self.command.beginning("EVAL", &script.loaded().source);
+        let spent = self.began.map_or(Duration::ZERO, |at| at.elapsed());
+        let rest = self.timeout.saturating_sub(spent);
+        if rest.is_zero() && self.began.is_some() {
+            return Err(StoreError::new(StoreErrorKind::TimedOut));
+        }
+        let began = monotonic();
+        let words = Words::Script {
+            call: &self.command,
+            with_source: &with_source,
+        };
+        let answer = self
+            .inner
+            .call_within(words, self.slot, self.timeout, rest)
+            .await;
+        seconds!("keep_store_op_seconds", began.elapsed().as_secs_f64(), "op" => script.name);
+        answer
     }
 }

@@ -16,19 +16,21 @@ use crate::data::queue::store::{
 };
 
 /// Lets three workers and their customers do anything in random order while the clock jumps. After every step the store
-/// must have said what a sorted list says.
+/// must have said what a sorted list says. One history in five is of large calls.
 ///
 /// # Panics
 /// When the store says anything else.
 pub async fn histories(store: Arc<dyn QueueStore>, clock: &ManualClock, seed: u64, steps: usize) {
     let mut dice = Dice::new(seed);
+    let large = seed % 5 == 4;
     let rules = Rules {
-        capacity: 40,
-        per_recipient: 15,
+        capacity: if large { 500 } else { 40 },
+        per_recipient: if large { 220 } else { 15 },
         attempts: 3,
         expire_after: Duration::from_millis(3_000),
         remember_for: Duration::from_millis(2_000),
-        aging: Duration::from_millis([0, 700][dice.below(2) as usize]),
+        // With aging, of many that expired some are found later.
+        aging: Duration::from_millis([0, if large { 0 } else { 700 }][dice.below(2) as usize]),
     };
     let mut model = Model {
         store,
@@ -39,6 +41,7 @@ pub async fn histories(store: Arc<dyn QueueStore>, clock: &ManualClock, seed: u6
         once: HashMap::new(),
         last: 0,
         tokens: 0,
+        large,
     };
     for step in 0..steps {
         model
@@ -56,6 +59,7 @@ struct Model {
     once: HashMap<[u8; 32], Given>,
     last: u64,
     tokens: u8,
+    large: bool,
 }
 
 /// An id that was given once.
@@ -141,8 +145,37 @@ impl Model {
             _ => {
                 let wait = [1, 50, 500, 2_000][dice.below(4) as usize];
                 self.clock.advance(Duration::from_millis(dice.below(wait)));
+                if self.large {
+                    self.settle_all().await;
+                }
             }
         }
+    }
+
+    /// A look moves a hundred at most: so many that all is where its time says.
+    async fn settle_all(&mut self) {
+        for _ in 0..=self.jobs.len() / 50 {
+            let counted = self.store.count(&self.name, None, &self.rules);
+            counted.await.unwrap();
+        }
+        self.sweep(self.now());
+    }
+
+    /// More jobs than are put in their places together, of which it is known at once what becomes of them.
+    fn many(dice: &mut Dice) -> Vec<NewJob> {
+        let first = dice.below(400) as u16;
+        let of = |dice: &mut Dice, number: u16| {
+            let mut new = Self::wish(dice);
+            (new.digest, new.once, new.again) = (None, None, Again::Keep);
+            if dice.below(3) == 0 {
+                let mut id = [77; 32];
+                id[..2].copy_from_slice(&(first + number).to_be_bytes());
+                new.once = Some(id);
+            }
+            new
+        };
+        let count = 60 + dice.below(120) as u16;
+        (0..count).map(|number| of(dice, number)).collect()
     }
 
     fn wish(dice: &mut Dice) -> NewJob {
@@ -175,7 +208,10 @@ impl Model {
     async fn enqueue(&mut self, dice: &mut Dice, at: &str) {
         let now = self.now();
         let most = [4, 4, 4, 14][dice.below(4) as usize];
-        let jobs: Vec<_> = (0..=dice.below(most)).map(|_| Self::wish(dice)).collect();
+        let jobs: Vec<_> = match self.large && dice.below(4) == 0 {
+            true => Self::many(dice),
+            false => (0..=dice.below(most)).map(|_| Self::wish(dice)).collect(),
+        };
         let answer = self
             .store
             .enqueue(&self.name, jobs.clone(), &self.rules)

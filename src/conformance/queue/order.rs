@@ -202,6 +202,9 @@ impl Suite {
         };
         self.add(sooner).await;
         heard("one will be due sooner").await;
+        let many = (0..100).map(|number| job("a", &number.to_string()));
+        self.add_all(many.collect()).await;
+        heard("many are ready").await;
         drop(listening);
     }
 }

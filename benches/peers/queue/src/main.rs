@@ -1,5 +1,6 @@
 //! 100,000 jobs drained from Redis by one worker: tower-keep beside apalis-redis and plain GETs, in turn, in one run.
 //!   bench-queue redis://127.0.0.1:7399/     empties that server: give it one of its own
+//! At last the server's own time for each script, as its slow log tells it: p50, p99 and the longest, in µs.
 //! BENCH_N: jobs (100,000); BENCH_ROUNDS: rounds (3); BENCH_SUBJECT: keep or apalis alone. Both workers take 5 and 100 jobs at a time,
 //! each recipient has that many.
 use std::sync::Arc;
@@ -138,6 +139,65 @@ async fn empty(url: &str) {
     redis::cmd("FLUSHALL").exec_async(&mut plain).await.unwrap();
 }
 
+/// Words of a call that has more than any queue's script has in common: of a part.
+const LARGE: usize = 23;
+
+/// What the server noted since the last question: the times of large calls and of small ones.
+async fn noted(plain: &mut redis::aio::MultiplexedConnection, large: &str, small: &str) {
+    type Entry = (u64, u64, u64, Vec<Vec<u8>>, redis::Value, redis::Value);
+    let log: Vec<Entry> = redis::cmd("SLOWLOG").arg("GET").arg(-1).query_async(plain).await.unwrap();
+    let mut times = [Vec::new(), Vec::new()];
+    for (_, _, spent, words, ..) in log {
+        if words[0] == b"EVALSHA" {
+            times[usize::from(words.len() < LARGE)].push(spent);
+        }
+    }
+    for (name, mut times) in [large, small].into_iter().zip(times) {
+        times.sort_unstable();
+        if let Some(longest) = times.last() {
+            let at = |share: usize| times[times.len() * share / 100];
+            println!("{name}: {} scripts, p50 {}, p99 {}, longest {longest} µs", times.len(), at(50), at(99));
+        }
+    }
+    redis::cmd("SLOWLOG").arg("RESET").exec_async(plain).await.unwrap();
+}
+
+/// The server's time: parts of 512 while the queue fills, plain and with ids, then batches of five.
+async fn server_times(url: &str, jobs: u64) {
+    let client = redis::Client::open(url).unwrap();
+    let mut plain = client.get_multiplexed_async_connection().await.unwrap();
+    let admin = plain.clone();
+    let set = async |name: &str, value: i64| {
+        let mut set = redis::cmd("CONFIG");
+        set.arg("SET").arg(name).arg(value);
+        set.exec_async(&mut admin.clone()).await.unwrap();
+    };
+    set("slowlog-max-len", 1_000_000).await;
+    set("slowlog-log-slower-than", 0).await;
+    let store = RedisStore::builder(url).timeout(Duration::from_secs(10)).open().await.unwrap();
+    let queue: Queue<u64> = Queue::new(store, "times").capacity(u64::MAX >> 12, 1_000);
+    let job = |number: u64| Job::to(number % (jobs / 5).max(1), number);
+    // A script that the server does not know is sent as EVAL, and not counted.
+    queue.enqueue_many((0..jobs).map(job)).await.unwrap();
+    noted(&mut plain, "512 enqueued", "64 of them put in their places").await;
+    let ids = (0..jobs / 10).map(|number| job(number).once(number.to_string()));
+    queue.enqueue_many(ids.clone()).await.unwrap();
+    noted(&mut plain, "512 with ids", "64 of them put in their places").await;
+    queue.enqueue_many(ids).await.unwrap();
+    noted(&mut plain, "512 ids again", "").await;
+    let mut batches = Vec::new();
+    for _ in 0..jobs / 20 {
+        batches.push(queue.lease(5).await.unwrap().unwrap());
+    }
+    noted(&mut plain, "5 leased", "").await;
+    for batch in &batches {
+        assert!(queue.ack(batch).await.unwrap().is_complete());
+    }
+    noted(&mut plain, "5 acked", "").await;
+    set("slowlog-log-slower-than", 10_000).await;
+    set("slowlog-max-len", 128).await;
+}
+
 fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_by(f64::total_cmp);
     numbers[numbers.len() / 2]
@@ -182,4 +242,6 @@ async fn main() {
         }
     }
     println!("GET, one after the other: {:.0} a second", median(gets));
+    server_times(&url, jobs).await;
+    empty(&url).await;
 }

@@ -204,6 +204,7 @@ impl Model {
             _ if job.due <= now => (1, u64::from(job.rank), job.due, job.id),
             _ => (2, u64::from(job.rank), job.due, job.id),
         });
+        own.truncate(100);
         let shown: Vec<_> = listed
             .iter()
             .map(|job| (job.id.0, job.attempts, job.last_error.clone()))
@@ -227,7 +228,7 @@ impl Model {
             })
             .collect();
         dead.sort_unstable();
-        let dead: Vec<u64> = dead.into_iter().rev().map(|(_, id)| id).collect();
+        let dead: Vec<u64> = dead.into_iter().rev().take(100).map(|(_, id)| id).collect();
         let shown: Vec<u64> = listed.iter().map(|job| job.id.0).collect();
         assert_eq!(shown, dead, "{at}");
         assert!(listed.iter().all(|job| job.state == JobState::Dead), "{at}");

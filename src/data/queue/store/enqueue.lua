@@ -4,22 +4,10 @@
 -- once or a digest, for each job: 1 to replace, window ms, most items; the id or '', and the digest or '', behind their lengths.
 -- Reply: the first of as many ids in a row, where all are new; else for each job a code and its id, in one text: 0 new,
 -- 1 duplicate, 2 replaced, 3 joined | nil no room.
-local move = moves()
 local load, is_short, leave, place_of, settle_in, expire, sweep, alarm, ring, fits = move.load, move.is_short, move.leave, move.place_of, move.settle_in, move.expire, move.sweep, move.alarm, move.ring, move.fits
-local FIRST, TIME, WISH = 13, '>BBI8', '>BI8I4Bc0I4c0'
+local FIRST, WISH = 13, '>BI8I4Bc0I4c0'
 local capacity, each_of, remember_ms, digest_bytes = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
 local count = #ARGV[12] / 10
-
--- An item, its length and what else a digest keeps of it.
-local function size_of(item)
-  return #item + 28
-end
-
--- A job's rank, and when it is due.
-local function time_of(index)
-  local rank, absolute, ms = struct.unpack(TIME, ARGV[12], 10 * index - 9)
-  return rank, absolute == 1 and math.max(ms, now_ms) or now_ms + ms
-end
 
 -- Whether a job is to replace another, its digest's window and most items, its id given once and its digest, or ''.
 local function wish_of(index)
@@ -54,7 +42,7 @@ local new_onces = all_new()
 
 local function wish(index)
   local at = FIRST + 2 * (index - 1)
-  local to, item, rank, due = ARGV[at], ARGV[at + 1], time_of(index)
+  local to, item, rank, due = ARGV[at], ARGV[at + 1], time_of(ARGV[12], index)
   local replaces, window, most, once, digest = wish_of(index)
   return {
     to = to, rank = rank, item = item, once = once, replaces = replaces == 1, due = due,
@@ -223,68 +211,6 @@ local function insert(to, rank, due, item, joins)
   return id
 end
 
--- Adds jobs that are all new. Most of one call have the same time, and much else in common: each is put together of
--- parts that are made once.
-local function add_new()
-  local number = redis.call('INCRBY', LAST, count) - count
-  local first_id = string.format('%016x', number + 1)
-  local apart, kept, ready, delayed, seats, given, remembered = {}, {}, {}, {}, {}, {}, {}
-  local til = string.format('%.0f', now_ms + remember_ms)
-  local job, time, digits, of_size, of_recipient = {'', '', 'b', 0, 0, 0, 0, NOBODY}, '', nil, {}, {}
-  local order, start, middle, score
-  for index = 1, count do
-    local at, first = FIRST + 2 * (index - 1), 2 * index - 1
-    local to, item = ARGV[at], ARGV[at + 1]
-    number = number + 1
-    local last = number % 16
-    if last == 0 or not digits then
-      digits = string.format('%015x', math.floor(number / 16))
-    end
-    local id = digits .. string.sub('0123456789abcdef', last + 1, last + 1)
-    if string.sub(ARGV[12], 10 * index - 9, 10 * index) ~= time then
-      time = string.sub(ARGV[12], 10 * index - 9, 10 * index)
-      local rank, due = time_of(index)
-      job[RANK] = rank
-      set_due(job, due)
-      job[STATE], job[PLACE] = place_of(job)
-      order = job[STATE] == 'b' and ready or delayed
-      start, score = changes(job), string.format('%016.0f', job[PLACE])
-      middle = '\0' .. job[STATE] .. job[RANK] .. score
-    end
-    local size, recipient = of_size[#item], of_recipient[to]
-    if not size then
-      size = struct.pack('>I4I4', 1, size_of(item))
-      of_size[#item] = size
-    end
-    if not recipient then
-      recipient = struct.pack('>I4c0I4I4', #to, to, 0, 0)
-      of_recipient[to] = recipient
-    end
-    kept[first] = id
-    if #item > SHORT then
-      apart[#apart + 1], apart[#apart + 2] = id, item
-      kept[first + 1] = start .. size .. recipient
-    else
-      kept[first + 1] = start .. size .. recipient .. item
-    end
-    order[#order + 1], order[#order + 2] = score, id
-    seats[first], seats[first + 1] = '0', to .. middle .. id
-    local once = new_onces[index]
-    if once then
-      given[#given + 1], given[#given + 2] = once, id .. ' ' .. til
-      remembered[#remembered + 1], remembered[#remembered + 2] = til, once
-    end
-  end
-  send('HSET', JOBS, kept)
-  send('HSET', ITEMS, apart)
-  send('ZADD', READY, ready)
-  send('ZADD', DELAYED, delayed)
-  send('ZADD', WHO, seats)
-  send('HSET', ONCE, given)
-  send('ZADD', REMEMBER, remembered)
-  return first_id
-end
-
 local function whole(items)
   return type(items) == 'table' and table.concat(items) or items
 end
@@ -441,7 +367,8 @@ if not has_room() then
   end
 end
 if new_onces then
-  local first = add_new()
+  local last = redis.call('INCRBY', LAST, count)
+  local first = add_new(last - count + 1, count, ARGV[12], ARGV, FIRST, new_onces, remember_ms)
   ring(before)
   return first
 end

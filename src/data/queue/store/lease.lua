@@ -1,7 +1,16 @@
 -- Leases the first ready job and more of its recipient and priority, or of a given recipient of any.
 -- KEYS and ARGV[2..7]: queue.lua. ARGV: 8 token, 9 most jobs, 10 lease ms, 11 most bytes, 12 recipient or ''.
 -- Reply: {now, until, next due or '', recipient, ended, died, expired, dropped, ready or -1 untold, delayed, leased, dead,
--- {id, rank, attempt, due, items}, ...}.
+-- {id, rank, attempt, due, items}, ...} | 0 first a part has to be put in its place (whole.lua).
+-- While there is a part it leases what has a place before all of it: at the same place stand those of it that are there already.
+local head, lowest = redis.call('HGET', PART, 'head'), math.huge
+if head then
+  local first = redis.call('ZRANGE', READY, 0, 0, 'WITHSCORES')
+  lowest = struct.unpack(HEAD, head)
+  if ARGV[12] ~= '' or not first[1] or tonumber(first[2]) >= lowest then
+    return 0
+  end
+end
 local most, bytes, to = tonumber(ARGV[9]), 0, ARGV[12]
 local move
 local function moved()
@@ -39,6 +48,8 @@ local function first()
       redis.call('ZREM', READY, id)
     elseif is_over(job) then
       moved().expire(id, job)
+    elseif job[PLACE] >= lowest then
+      return {}
     else
       to = job[TO]
       return ready_of(job[RANK])
@@ -61,6 +72,9 @@ end
 local til = now_ms + tonumber(ARGV[10])
 local members, ids = to ~= '' and ready_of_all() or first(), {}
 for index, member in ipairs(members) do
+  if head and tonumber(string.sub(member, -32, -17)) >= lowest then
+    break
+  end
   ids[index] = string.sub(member, -16)
 end
 -- What is leased moves in one command per key.
@@ -111,9 +125,9 @@ if count > 0 then
     taken[at][5] = redis.call('HGET', ITEMS, leased[at])
   end
 end
--- Where something was leased there may be more: whoever has a place for it asks again.
+-- Where something was leased, or a part is there, there may be more: whoever has a place for it asks again.
 local next_due, counts = now_ms, {-1, 0, 0, 0}
-if count == 0 or now_and_then then
+if (count == 0 or now_and_then) and not head then
   counts = {redis.call('ZCARD', READY), redis.call('ZCARD', DELAYED), redis.call('ZCARD', LEASED), redis.call('ZCARD', DEAD)}
 end
 if count == 0 and counts[1] == 0 then

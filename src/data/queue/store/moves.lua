@@ -246,6 +246,6 @@ local function moves()
 
   return {
     load = load, is_short = is_short, leave = leave, place_of = place_of, settle_in = settle_in, expire = expire,
-    settle = settle, tidy = tidy, sweep = sweep, alarm = alarm, ring = ring, fits = fits,
+    settle = settle, tidy = tidy, sweep = sweep, alarm = alarm, ring = ring, waiting = waiting, fits = fits,
   }
 end

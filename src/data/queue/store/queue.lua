@@ -1,10 +1,10 @@
 -- Before every script of a queue, so that all of them keep jobs in the same way.
 -- KEYS: 1 ready (score), 2 delayed (due), 3 leased (end), 4 dead (death), 5 who (recipient NUL state rank place id),
 -- 6 jobs, 7 items that are not kept with their job, 8 ids given once (id -> "job until"), 9 those by their end, 10 open
--- digests, 11 the last number. ARGV: 2 channel, 3 attempts, 4 expire ms, 5 aging ms, 6 dead letters kept, 7 for ms. Own
--- ones from 8.
+-- digests, 11 the last number, 12 what is left of a part (commit.lua). ARGV: 2 channel, 3 attempts, 4 expire ms,
+-- 5 aging ms, 6 dead letters kept, 7 for ms. Own ones from 8.
 local READY, DELAYED, LEASED, DEAD, WHO, JOBS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local ITEMS, ONCE, REMEMBER, DIGEST, LAST = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local ITEMS, ONCE, REMEMBER, DIGEST, LAST, PART = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
 -- A job: recipient, rank, state (a leased, b ready, c delayed, d dead), attempts, due, expires, place in the order of its
 -- state, token, digest, error, number of items, their bytes, and the items or ''.
 local TO, RANK, STATE, TRIES, DUE, EXPIRES, PLACE, TOKEN, JOINS, ERROR, COUNT, BYTES, ITEM = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13
@@ -31,6 +31,9 @@ local function unpacked(kept)
   local state, rank, tries, due, expires, at, token, items, bytes, to, joins, why, rest = struct.unpack(RECORD, kept)
   return {to, rank, state, tries, due, expires, at, token, joins, why, items, bytes, string.sub(kept, rest)}
 end
+
+-- Of a part: no job of it has a place before this one; then what its jobs are added by, and what `alarm` said before.
+local HEAD = '>dddddBd'
 
 local function send(command, key, words)
   if #words > 0 then

@@ -1,4 +1,6 @@
-//! Queues on Redis: eleven keys under one hash tag, one script per method, so one command.
+//! Queues on Redis: twelve keys under one hash tag, one script per method, so one command.
+
+mod part;
 
 use std::time::Duration;
 
@@ -26,20 +28,28 @@ macro_rules! script {
     };
 }
 
-static ENQUEUE: Script = script!("enqueue", "moves.lua", "enqueue.lua");
+static ENQUEUE: Script = script!(
+    "enqueue",
+    "whole.lua",
+    "moves.lua",
+    "add.lua",
+    "enqueue.lua"
+);
+static COMMIT: Script = script!("commit", "whole.lua", "moves.lua", "commit.lua");
+static UNFOLD: Script = script!("unfold", "moves.lua", "add.lua", "unfold.lua");
 static LEASE: Script = script!("lease", "moves.lua", "lease.lua");
 static ACK: Script = script!("ack", "ack.lua");
 static NACK: Script = script!("nack", "moves.lua", "nack.lua");
 static EXTEND: Script = script!("extend", "extend.lua");
-static CANCEL: Script = script!("cancel", "cancel.lua");
-static LIST: Script = script!("list", "moves.lua", "list.lua");
-static COUNT: Script = script!("count", "moves.lua", "count.lua");
-static REVIVE: Script = script!("revive", "moves.lua", "revive.lua");
+static CANCEL: Script = script!("cancel", "whole.lua", "cancel.lua");
+static LIST: Script = script!("list", "whole.lua", "moves.lua", "list.lua");
+static COUNT: Script = script!("count", "whole.lua", "moves.lua", "count.lua");
+static REVIVE: Script = script!("revive", "whole.lua", "moves.lua", "revive.lua");
 
 /// The keys of a queue in the order of `queue.lua`.
-const PARTS: [&str; 11] = [
+const PARTS: [&str; 12] = [
     "ready", "delayed", "leased", "dead", "who", "jobs", "items", "once", "remember", "digest",
-    "last",
+    "last", "part",
 ];
 
 impl QueueStore for RedisStore {
@@ -49,6 +59,9 @@ impl QueueStore for RedisStore {
         jobs: Vec<NewJob>,
         rules: &Rules,
     ) -> StoreFuture<Vec<EnqueueOutcome>> {
+        if part::is_one(&jobs) {
+            return part::enqueue(self, queue, &jobs, rules);
+        }
         let (count, mut times) = (jobs.len(), Vec::with_capacity(10 * jobs.len()));
         jobs.iter().for_each(|job| put_time(job, &mut times));
         let asks = |job: &NewJob| job.once.is_some() || job.digest.is_some();
@@ -66,20 +79,17 @@ impl QueueStore for RedisStore {
             call = call.arg(job.recipient.as_str()).arg(pack(&[job.item]));
         }
         let call = wishes.into_iter().fold(call, Call::arg);
-        call.run(move |reply| match reply {
-            Reply::Nil => Err(StoreErrorKind::Full.into()),
-            reply => outcomes(&reply.bytes()?, count),
-        })
+        part::whole(self, queue, call, move |reply| outcomes(reply, count))
     }
 
     fn lease(&self, queue: &QueueName, claim: Claim, rules: &Rules) -> StoreFuture<Leased> {
-        call(self, &LEASE, queue, Some(rules))
+        let call = call(self, &LEASE, queue, Some(rules))
             .arg(claim.token.0)
             .num(claim.most as u64)
             .num(millis(claim.lease))
             .num(LEASE_BYTES as u64)
-            .arg(claim.recipient.as_ref().map_or("", Key::as_str))
-            .run(leased)
+            .arg(claim.recipient.as_ref().map_or("", Key::as_str));
+        part::whole(self, queue, call, leased)
     }
 
     fn ack(&self, queue: &QueueName, token: Token, ids: Vec<JobId>) -> StoreFuture<Vec<Settled>> {
@@ -125,7 +135,9 @@ impl QueueStore for RedisStore {
         ids: Vec<JobId>,
     ) -> StoreFuture<Vec<JobId>> {
         let call = call(self, &CANCEL, queue, None).arg(recipient.as_str());
-        with_ids(call, &ids).run(|reply| reply.array()?.into_iter().map(job_id).collect())
+        part::whole(self, queue, with_ids(call, &ids), |reply| {
+            reply.array()?.into_iter().map(job_id).collect()
+        })
     }
 
     fn list(&self, queue: &QueueName, listing: Listing, rules: &Rules) -> StoreFuture<Vec<Listed>> {
@@ -135,7 +147,9 @@ impl QueueStore for RedisStore {
             Listing::Ids(ids) => with_ids(call.arg("ids"), &ids),
             Listing::Dead(most) => call.arg("dead").num(most as u64),
         };
-        call.run(|reply| reply.array()?.into_iter().map(listed).collect())
+        part::whole(self, queue, call, |reply| {
+            reply.array()?.into_iter().map(listed).collect()
+        })
     }
 
     fn count(
@@ -144,20 +158,20 @@ impl QueueStore for RedisStore {
         recipient: Option<&Key>,
         rules: &Rules,
     ) -> StoreFuture<Depth> {
-        call(self, &COUNT, queue, Some(rules))
-            .arg(recipient.map_or("", Key::as_str))
-            .run(|reply| {
-                let mut parts = reply.array()?.into_iter();
-                let mut depth = depth(&mut parts)?.ok_or_else(unexpected)?;
-                depth.oldest = time_or_none(next(&mut parts)?)?;
-                Ok(depth)
-            })
+        let call = call(self, &COUNT, queue, Some(rules));
+        let call = call.arg(recipient.map_or("", Key::as_str));
+        part::whole(self, queue, call, |reply| {
+            let mut parts = reply.array()?.into_iter();
+            let mut depth = depth(&mut parts)?.ok_or_else(unexpected)?;
+            depth.oldest = time_or_none(next(&mut parts)?)?;
+            Ok(depth)
+        })
     }
 
     fn revive(&self, queue: &QueueName, ids: Vec<JobId>, rules: &Rules) -> StoreFuture<Vec<JobId>> {
         let call = call(self, &REVIVE, queue, Some(rules));
         let call = call.num(rules.capacity).num(rules.per_recipient);
-        with_ids(call, &ids).run(|reply| match reply {
+        part::whole(self, queue, with_ids(call, &ids), |reply| match reply {
             Reply::Nil => Err(StoreErrorKind::Full.into()),
             reply => reply.array()?.into_iter().map(job_id).collect(),
         })
@@ -203,14 +217,15 @@ fn wish(job: &NewJob) -> Vec<u8> {
 /// Bytes of an id as text.
 const ID: usize = 16;
 
-/// The first of new ids in a row, or a code and an id for each job.
-fn outcomes(text: &[u8], count: usize) -> Result<Vec<EnqueueOutcome>, StoreError> {
+/// The first of new ids in a row, or a code and an id for each job; nothing where there was no room.
+fn outcomes(reply: Reply, count: usize) -> Result<Vec<EnqueueOutcome>, StoreError> {
+    let text = reply.opt_bytes()?.ok_or(StoreErrorKind::Full)?;
     let id = |text: &[u8]| {
         let text = std::str::from_utf8(text).map_err(|_| unexpected())?;
         text.parse::<JobId>().map_err(|_| unexpected())
     };
     if text.len() == ID {
-        let (first, count) = (id(text)?.0, count as u64);
+        let (first, count) = (id(&text)?.0, count as u64);
         return Ok((first..first.saturating_add(count))
             .map(JobId)
             .map(EnqueueOutcome::New)

@@ -1,0 +1,120 @@
+-- Adds a large part of jobs, all or none, in less time than it takes to put them in their places: they are kept as they came,
+-- and `unfold.lua` does the rest. Until that is done nobody who would see the difference is answered (`whole.lua`).
+-- None asks for a digest or to replace another, and no id is given twice.
+-- KEYS and ARGV[2..7]: queue.lua. ARGV: 8 capacity, 9 of a recipient, 10 remember ms, 11 the highest rank of all, 12 recipients
+-- in the order of their bytes, and how many jobs of each, 13 how many pieces; these: how many jobs, then each (unfold.lua);
+-- then, if there is an id given once, for each job its id or ''.
+-- Reply: as of enqueue.lua.
+local move = moves()
+local capacity, each_of, remember_ms, pieces = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[13])
+local FIRST, NAMES = 14, 14 + pieces
+local sizes, count = {}, 0
+for piece = 1, pieces do
+  sizes[piece] = struct.unpack('>I2', ARGV[FIRST + piece - 1])
+  count = count + sizes[piece]
+end
+
+-- The id of the job that an id given once stands for, as it was kept with it.
+local function known_as(kept)
+  local id = string.sub(kept, 1, 16)
+  if now_ms < tonumber(string.sub(kept, 18)) then
+    return id
+  end
+  local job = move.load(id)
+  return job and job[STATE] ~= 'd' and id
+end
+
+-- Which jobs are none, by the id of the one that is there, and how many are new.
+local known, new
+local function look_up()
+  known, new = {}, count
+  for index, kept in ipairs(#ARGV >= NAMES and redis.call('HMGET', ONCE, unpack(ARGV, NAMES)) or {}) do
+    known[index] = kept and known_as(kept)
+    if known[index] then
+      new = new - 1
+    end
+  end
+end
+
+-- How many are new of each recipient.
+local function of()
+  local index, of = 0, {}
+  for piece = 1, pieces do
+    local text, at = ARGV[FIRST + piece - 1], 3
+    for _ = 1, sizes[piece] do
+      local to, length
+      to, length, at = struct.unpack('>I4c0I4', text, at + 10)
+      at, index = at + length, index + 1
+      at = at + 1 + string.byte(text, at)
+      if not known[index] then
+        of[to] = (of[to] or 0) + 1
+      end
+    end
+  end
+  return of
+end
+
+-- Whether all recipients of a row have room for sure: one count of all that lies between the first and the last is cheaper
+-- than one for each, and mostly small enough.
+local function have_room(names, most, from, til)
+  if redis.call('ZLEXCOUNT', WHO, '[' .. names[from] .. '\0', '(' .. names[til] .. '\1') + most <= each_of then
+    return true
+  end
+  local middle = math.floor((from + til) / 2)
+  return from < til and have_room(names, most, from, middle) and have_room(names, most, middle + 1, til)
+end
+
+local function has_room()
+  if new == 0 or move.waiting() + new <= math.min(capacity, each_of) then
+    return true
+  end
+  local names, most, at = {}, 0, 1
+  while at <= #ARGV[12] do
+    local name, count
+    name, count, at = struct.unpack('>I4c0I2', ARGV[12], at)
+    names[#names + 1], most = name, math.max(most, count)
+  end
+  return move.waiting() + new <= capacity and have_room(names, most, 1, #names) or move.fits(new, of, capacity, each_of)
+end
+
+look_up()
+if not has_room() then
+  move.sweep()
+  look_up()
+  if not has_room() then
+    return false
+  end
+end
+local number = new > 0 and redis.call('INCRBY', LAST, new) - new + 1
+local reply = new == count and {string.format('%016x', number)} or {}
+local kept, index = {}, 0
+for piece = 1, pieces do
+  -- Which are new, where not all are; their numbers are those of a row.
+  local first, marks = number, {}
+  if new < count then
+    for at = 1, sizes[piece] do
+      index = index + 1
+      local id = known[index]
+      marks[at] = id and '0' or '1'
+      if not id then
+        id, number = string.format('%016x', number), number + 1
+      end
+      reply[index] = (known[index] and '1' or '0') .. id
+    end
+  else
+    number = number + sizes[piece]
+  end
+  if number ~= first then
+    marks = table.concat(marks)
+    kept[#kept + 1] = #kept / 2 + 1
+    kept[#kept + 1] = struct.pack('>I8I2c0', first, #marks, marks) .. ARGV[FIRST + piece - 1]
+  end
+end
+if new > 0 then
+  local _, place = move.place_of({[RANK] = tonumber(ARGV[11]), [DUE] = now_ms})
+  local before = move.alarm()
+  kept[#kept + 1] = 'head'
+  kept[#kept + 1] = struct.pack(HEAD, place, now_ms, expire_ms, aging, remember_ms, before[1] and 1 or 0, before[2] or -1)
+  redis.call('HSET', PART, unpack(kept))
+end
+return table.concat(reply)

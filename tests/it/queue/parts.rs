@@ -1,0 +1,224 @@
+//! On Redis a large part of jobs is committed by one script and put in its places by others: nobody sees the difference,
+//! and no script has much to do.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+
+use tower_keep::backend::redis::RedisStore;
+use tower_keep::data::queue::{Batch, EnqueueOutcome, Job, JobId, Priority, Queue, QueueErrorKind};
+
+use crate::support::redis::{fresh_prefix, shared};
+
+/// Jobs that one script puts in their places.
+const PIECE: usize = 64;
+
+/// What lies on the server.
+struct Kept {
+    raw: ::redis::aio::MultiplexedConnection,
+    prefix: String,
+}
+
+impl Kept {
+    async fn of(prefix: &str) -> Self {
+        let (raw, prefix) = (shared().await.raw().await, prefix.to_owned());
+        Self { raw, prefix }
+    }
+
+    async fn length(&mut self, command: &str, queue: &str, key: &str) -> usize {
+        let key = format!("{}:queue:{{{queue}}}:{key}", self.prefix);
+        let length = ::redis::cmd(command).arg(key).to_owned();
+        length.query_async(&mut self.raw).await.unwrap()
+    }
+
+    /// Pieces of a part that are still to be put in their places.
+    async fn pieces(&mut self, queue: &str) -> usize {
+        let fields = self.length("HLEN", queue, "part").await;
+        fields.saturating_sub(1)
+    }
+
+    async fn jobs(&mut self, queue: &str) -> [usize; 3] {
+        let jobs = self.length("HLEN", queue, "jobs").await;
+        let ready = self.length("ZCARD", queue, "ready").await;
+        [jobs, ready, self.length("ZCARD", queue, "who").await]
+    }
+}
+
+fn many(range: std::ops::Range<u64>) -> impl Iterator<Item = Job<u64>> {
+    range.map(|number| Job::to(format!("u{}", number % 7), number))
+}
+
+/// A queue after `before` with a part of `jobs`, whose caller left when the first `done` pieces were in their places.
+async fn left_behind(
+    before: Vec<Job<u64>>,
+    jobs: Vec<Job<u64>>,
+    done: usize,
+) -> (Queue<u64>, RedisStore, Kept) {
+    let prefix = fresh_prefix();
+    let store = shared().await.store_with(&prefix).await;
+    // All scripts are known then, and each step is one command.
+    let other: Queue<u64> = Queue::new(store.clone(), "other");
+    other.enqueue_many(many(0..100)).await.unwrap();
+    let batch = other.lease(5).await.unwrap().unwrap();
+    assert!(other.extend(&batch).await.unwrap().is_complete());
+    assert!(other.ack(&batch).await.unwrap().is_complete());
+    let queue: Queue<u64> = Queue::new(store.clone(), "q").capacity(1_000, 400);
+    for job in before {
+        queue.enqueue(job).await.unwrap();
+    }
+    let (mut kept, pieces) = (Kept::of(&prefix).await, jobs.len().div_ceil(PIECE));
+    let last = store.commands() + 1 + done as u64;
+    let mut adding = pin!(queue.enqueue_many(jobs));
+    while store.commands() < last {
+        let ended = poll_fn(|cx| Poll::Ready(adding.as_mut().poll(cx).is_ready())).await;
+        assert!(!ended, "there are no {done} pieces");
+        tokio::task::yield_now().await;
+    }
+    while kept.pieces("q").await != pieces - done {}
+    drop(adding);
+    (queue.clone(), store, kept)
+}
+
+#[tokio::test]
+async fn a_part_is_added_by_one_script_and_put_in_its_place_by_small_ones() {
+    for done in 0..8 {
+        let (queue, store, mut kept) = left_behind(Vec::new(), many(0..512).collect(), done).await;
+        assert_eq!(kept.jobs("q").await, [done * PIECE; 3]);
+        let before = store.commands();
+        let added = queue.enqueue_many(many(0..300)).await.unwrap();
+        // Refused, the rest of the other part; then this one.
+        let spent = store.commands() - before;
+        assert_eq!((added.len(), spent), (300, 1 + (8 - done as u64) + 1 + 5));
+        assert_eq!(kept.jobs("q").await, [812; 3]);
+        assert_eq!(kept.pieces("q").await, 0);
+    }
+}
+
+fn items(batch: &Batch<u64>) -> Vec<u64> {
+    batch.jobs.iter().map(|job| job.items[0]).collect()
+}
+
+#[tokio::test]
+async fn a_lease_takes_what_comes_before_a_part_and_waits_for_nothing() {
+    let of = |rank: Priority, jobs: std::ops::Range<u64>| {
+        jobs.map(move |number| Job::to("u1", number).priority(rank))
+            .collect::<Vec<_>>()
+    };
+    let (normal, low) = (Priority::Normal, Priority::Low);
+    let before = [of(low, 900..902), of(normal, 902..904)].concat();
+    let (queue, store, mut kept) = left_behind(before, of(low, 0..100), 0).await;
+    let last = store.commands();
+    let batch = queue.lease(9).await.unwrap().unwrap();
+    assert_eq!(items(&batch), [902, 903]);
+    assert!(queue.extend(&batch).await.unwrap().is_complete());
+    assert!(queue.ack(&batch).await.unwrap().is_complete());
+    // A command each: nobody had to put the part in its place for these.
+    assert_eq!((store.commands() - last, kept.pieces("q").await), (3, 2));
+    let batch = queue.lease(4).await.unwrap().unwrap();
+    assert_eq!(items(&batch)[..2], [900, 901]);
+    assert!(queue.ack(&batch).await.unwrap().is_complete());
+    assert_eq!(
+        queue.depth().await.unwrap().ready,
+        102 - batch.jobs.len() as u64
+    );
+    // All of a part comes after what is there, or before it, by the most urgent of its jobs.
+    let (queue, ..) = left_behind(of(normal, 900..901), of(Priority::High, 0..100), 1).await;
+    assert_eq!(items(&queue.lease(2).await.unwrap().unwrap()), [0, 1]);
+    let mixed = [of(low, 0..99), of(Priority::High, 99..100)].concat();
+    let (queue, ..) = left_behind(of(normal, 900..901), mixed, 0).await;
+    assert_eq!(items(&queue.lease(2).await.unwrap().unwrap()), [99]);
+    assert_eq!(items(&queue.lease(2).await.unwrap().unwrap()), [900]);
+}
+
+/// Ids are known as soon as the part is, and those that were known stay with their jobs.
+#[tokio::test]
+async fn ids_given_in_a_part_are_known_with_it() {
+    let given = |range: std::ops::Range<u64>| {
+        range
+            .map(|number| Job::to("u1", number).once(format!("id {number}")))
+            .collect::<Vec<_>>()
+    };
+    for done in [0, 1] {
+        let (queue, _, mut kept) = left_behind(given(90..92), given(0..200), done).await;
+        let again = queue.enqueue_many(given(0..202)).await.unwrap();
+        let ids = |one: &EnqueueOutcome| (matches!(one, EnqueueOutcome::New(_)), one.id().0);
+        let mut expected = Vec::new();
+        for number in 0..202 {
+            expected.push(match number {
+                90 | 91 => (false, number - 89),
+                0..90 => (false, number + 3),
+                92..200 => (false, number + 1),
+                _ => (true, number + 1),
+            });
+        }
+        assert_eq!(again.iter().map(ids).collect::<Vec<_>>(), expected);
+        assert_eq!(kept.jobs("q").await, [202; 3]);
+        assert_eq!(queue.depth().await.unwrap().ready, 202);
+    }
+}
+
+/// Whatever is asked next, and however much of the part is in its place.
+#[tokio::test]
+async fn whoever_comes_next_sees_all_of_a_part_that_was_left_behind() {
+    for (kind, done) in (0..10).flat_map(|kind| [(kind, 0), (kind, 3)]) {
+        let dead = Job::to("u9", 900).once("dead");
+        let (queue, _, mut kept) = left_behind(vec![dead], many(0..300).collect(), done).await;
+        let at = format!("kind {kind}, {done} pieces");
+        let mut waiting = 301;
+        match kind {
+            0 => {}
+            1 => assert_eq!(queue.count("u3").await.unwrap().ready, 43, "{at}"),
+            2 => {
+                let listed = queue.list("u3", 512).await.unwrap();
+                let items = listed.iter().map(|job| job.items.as_ref().unwrap()[0]);
+                assert!(items.eq((3..300).step_by(7)), "{at}");
+            }
+            3 => {
+                let batch = queue.lease_from("u3", 100).await.unwrap().unwrap();
+                assert!(items(&batch).into_iter().eq((3..300).step_by(7)), "{at}");
+            }
+            4 => {
+                let first = queue.lease(9).await.unwrap().unwrap();
+                assert_eq!(items(&first), [900], "{at}");
+                let next = queue.lease(4).await.unwrap().unwrap();
+                assert_eq!(items(&next), [0, 7, 14, 21], "{at}");
+            }
+            5 => {
+                let ids: Vec<JobId> = (2..=301).map(JobId).collect();
+                let gone = queue.cancel("u3", ids).await.unwrap();
+                assert_eq!(gone.len(), 43, "{at}");
+                waiting -= 43;
+            }
+            6 => {
+                let found = queue.jobs((2..=301).map(JobId)).await.unwrap();
+                assert_eq!(found.len(), 300, "{at}");
+            }
+            7 => {
+                let added = queue.enqueue(Job::to("u3", 300)).await.unwrap();
+                assert_eq!(added, EnqueueOutcome::New(JobId(302)), "{at}");
+                waiting += 1;
+            }
+            8 => {
+                // Of seven hundred more one has no room.
+                let full = queue.clone().capacity(812, 812);
+                let refused = full.enqueue_many(many(0..512)).await.unwrap_err();
+                assert!(
+                    matches!(refused.kind(), QueueErrorKind::Full { .. }),
+                    "{at}"
+                );
+                full.enqueue_many(many(1..512)).await.unwrap();
+                waiting += 511;
+            }
+            _ => {
+                let full = queue.clone().capacity(1_000, 43);
+                let refused = full.enqueue(Job::to("u3", 300)).await.unwrap_err();
+                assert!(
+                    matches!(refused.kind(), QueueErrorKind::Full { .. }),
+                    "{at}"
+                );
+            }
+        }
+        assert_eq!(queue.depth().await.unwrap().waiting(), waiting, "{at}");
+        assert_eq!(kept.pieces("q").await, 0, "{at}");
+    }
+}
