@@ -17,6 +17,7 @@ use super::partition::Partition;
 use super::quota::Quota;
 use super::refuse;
 use super::rejection::RateLimitRejection;
+use super::repeated::Repeated;
 use super::rule::Rule;
 use super::status::PolicyStatus;
 use super::store::{Charge, Mode, RateLimitStore, Source, Tag};
@@ -280,6 +281,7 @@ pub(super) struct Config {
     pub(super) policy_line: Option<HeaderValue>,
     /// The fields of a refusal, but for its numbers.
     pub(super) refusal_fields: HeaderMap,
+    pub(super) repeated: Repeated,
     pub(super) asks_principal: bool,
     /// How many policies are in the fields.
     pub(super) enforced: usize,
@@ -327,6 +329,7 @@ impl Config {
             store,
             local: OnceLock::new(),
             refusal_fields: refuse::prepared(standard, policy_line.as_ref()),
+            repeated: Repeated::default(),
             policy_line,
             asks_principal: settings
                 .policies

@@ -200,9 +200,9 @@ fn push_limits(line: &mut Line, config: &Config, own: &[PolicyStatus]) {
 
 /// What is left, and the seconds until there is more.
 fn numbers(entry: &PolicyStatus) -> (Digits, Option<Digits>) {
-    let more_in = entry.state().more_in_micros();
+    let more_in = entry.more_in_secs();
     let remaining = Digits::of(u64::from(entry.state().remaining));
-    let wait = (more_in > 0).then(|| Digits::of(more_in.div_ceil(1_000_000)));
+    let wait = (more_in > 0).then(|| Digits::of(more_in));
     (remaining, wait)
 }
 

@@ -149,6 +149,7 @@ mod policy;
 mod quota;
 mod refuse;
 mod rejection;
+mod repeated;
 mod rule;
 mod service;
 mod status;

@@ -8,7 +8,8 @@ use super::config::Config;
 use super::decide;
 use super::headers::{self, Policies, RateLimitFields};
 use super::rejection::{RateLimitRejection, content_type, no_store};
-use super::status::{RateLimitStatus, Statuses};
+use super::repeated::{Answer, Numbers};
+use super::status::{PolicyStatus, RateLimitStatus, Statuses};
 use crate::core::fields::{RATE_LIMIT, RATE_LIMIT_POLICY};
 use crate::core::number_field;
 
@@ -57,31 +58,16 @@ pub(super) fn limited(
         return response;
     }
     let older = RateLimitFields::older(config, earlier, &own);
-    let mut fields = config.refusal_fields.clone();
-    let (mut limits, mut policies) = (None, None);
-    if config.settings.fields.standard {
-        let line = headers::policies(config, &own);
-        if let Policies::None = line {
-            fields.remove(RATE_LIMIT);
-            fields.remove(RATE_LIMIT_POLICY);
-        } else {
-            limits = headers::limits(config, &own);
+    let (rejection, Answer { mut fields, body }) = match own.as_slice() {
+        [only] if only.is_violated() => by_one(config, decide::rejection(config, own)),
+        _ => {
+            // The fields tell also of policies that did not refuse.
+            let lines = Lines::of(config, &own);
+            let rejection = decide::rejection(config, own);
+            let answer = answer(config, &rejection, lines);
+            (rejection, answer)
         }
-        if let Policies::Other = line {
-            policies = headers::policies_as_asked(&own);
-        }
-    }
-    let rejection = decide::rejection(config, own);
-    let wait = rejection.retry_after_secs();
-    if wait.is_none() {
-        fields.remove(RETRY_AFTER);
-    }
-    let body = rejection.body();
-    let length = number_field(body.len() as u64);
-    fill(
-        &mut fields,
-        [Some(length), wait.map(number_field), limits, policies],
-    );
+    };
     older.apply(&mut fields);
     extensions.clear();
     extensions.insert(rejection);
@@ -90,6 +76,69 @@ pub(super) fn limited(
     *response.headers_mut() = fields;
     *response.extensions_mut() = extensions;
     response
+}
+
+/// The usual refusal: whoever asks too often is told the same again and again.
+fn by_one(config: &Config, rejection: RateLimitRejection) -> (RateLimitRejection, Answer) {
+    let make = || {
+        let lines = Lines::of(config, rejection.violated_policies());
+        answer(config, &rejection, lines)
+    };
+    let answer = match Numbers::of(&rejection) {
+        Some(numbers) => config.repeated.answer(numbers, make),
+        None => make(),
+    };
+    (rejection, answer)
+}
+
+/// The standard fields of an answer.
+#[derive(Default)]
+struct Lines {
+    are_shown: bool,
+    limits: Option<HeaderValue>,
+    /// `None` where the prepared one fits.
+    policies: Option<HeaderValue>,
+}
+
+impl Lines {
+    fn of(config: &Config, own: &[PolicyStatus]) -> Self {
+        if !config.settings.fields.standard {
+            return Self::default();
+        }
+        let policies = match headers::policies(config, own) {
+            Policies::None => return Self::default(),
+            Policies::AsDeclared(_) => None,
+            Policies::Other => headers::policies_as_asked(own),
+        };
+        Self {
+            are_shown: true,
+            limits: headers::limits(config, own),
+            policies,
+        }
+    }
+}
+
+/// Makes the fields and the document of a refusal.
+fn answer(config: &Config, rejection: &RateLimitRejection, lines: Lines) -> Answer {
+    let mut fields = config.refusal_fields.clone();
+    if config.settings.fields.standard && !lines.are_shown {
+        fields.remove(RATE_LIMIT);
+        fields.remove(RATE_LIMIT_POLICY);
+    }
+    let wait = rejection.retry_after_secs();
+    if wait.is_none() {
+        fields.remove(RETRY_AFTER);
+    }
+    let body = rejection.body();
+    let length = number_field(body.len() as u64);
+    let written = [
+        Some(length),
+        wait.map(number_field),
+        lines.limits,
+        lines.policies,
+    ];
+    fill(&mut fields, written);
+    Answer { fields, body }
 }
 
 /// Sets what is written: in one pass and without a look-up where it stands in the prepared order.

@@ -54,7 +54,7 @@ impl RateLimitRejection {
     #[inline]
     pub(super) fn limited(decided: Statuses) -> Self {
         let mut violated = decided;
-        violated.retain(|entry| entry.is_enforced() && entry.state.outcome != Outcome::Admitted);
+        violated.retain(|entry| entry.is_violated());
         let rank = |entry: &PolicyStatus| {
             let severity = match entry.state.outcome {
                 Outcome::Never => 2,
@@ -147,6 +147,22 @@ impl RateLimitRejection {
     /// Returns the violated policies in declared order.
     pub fn violated(&self) -> impl Iterator<Item = &PolicyStatus> {
         self.refusal.violated.iter()
+    }
+
+    pub(super) fn violated_policies(&self) -> &[PolicyStatus] {
+        &self.refusal.violated
+    }
+
+    /// Where one policy refused at the quota that the shared store has for it: what it said, with the seconds and the time of
+    /// the retry. All else in the document is then the same each time.
+    pub(super) fn of_one_as_declared(&self) -> Option<(&PolicyStatus, u64, Timestamp)> {
+        let [only] = self.violated_policies() else {
+            return None;
+        };
+        let is_usual =
+            self.cause() == RateLimitCause::Limited && only.is_declared() && only.is_at_its_quota();
+        let (retry, reset) = (self.refusal.retry_after?, self.refusal.reset_time?);
+        is_usual.then_some((only, retry, reset))
     }
 
     /// Returns the policy that decides about the retry.

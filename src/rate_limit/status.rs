@@ -138,6 +138,15 @@ impl PolicyStatus {
         self.now
     }
 
+    pub(super) fn is_violated(&self) -> bool {
+        self.is_enforced() && self.state.outcome != Outcome::Admitted
+    }
+
+    /// Whole seconds until there is more, rounded up; 0 where nothing is used.
+    pub(super) fn more_in_secs(&self) -> u64 {
+        self.state.more_in_micros().div_ceil(1_000_000)
+    }
+
     pub(super) fn is_enforced(&self) -> bool {
         self.mode == Mode::Enforced
     }

@@ -506,3 +506,44 @@ fn two_policies_of_one_name_and_a_name_with_blanks_are_refused_where_they_are_wr
         );
     }
 }
+
+/// One layer remembers answers, the other is made anew for each request and remembers none.
+#[tokio::test]
+async fn a_refusal_that_is_told_again_says_to_the_byte_what_one_made_anew_says() {
+    let quotas = [
+        Quota::new(2, MINUTE),
+        Quota::new(2, MINUTE).gcra(2),
+        Quota::new(2, MINUTE).fixed(),
+    ];
+    let (mut refusals, mut shared) = (0, 0);
+    for quota in quotas {
+        let (clock, anew) = (super::clock(), super::clock());
+        let layer =
+            |store: MemoryStore| RateLimitLayer::new(store).limit(quota, Partition::principal());
+        let (store, other) = (memory(&clock), memory(&anew));
+        let app = App::new(layer(store));
+        let mut last = Bytes::new();
+        for turn in 0..600_u64 {
+            let step = Duration::from_millis(turn * 7_919 % 403 * (turn % 3));
+            clock.advance(step);
+            anew.advance(step);
+            let user = format!("u{}", turn * 31 % 5);
+            let answer = app.get(&user, "192.0.2.1").await;
+            let fresh = App::new(layer(other.clone())).get(&user, "192.0.2.1").await;
+            assert_eq!(
+                (answer.status, &answer.headers),
+                (fresh.status, &fresh.headers)
+            );
+            assert_eq!(answer.body, fresh.body);
+            if answer.status == StatusCode::TOO_MANY_REQUESTS {
+                let names = answer.headers.keys().count();
+                assert_eq!((names, answer.extensions.len()), (6, 1));
+                refusals += 1;
+                shared += usize::from(answer.body.as_ptr() == last.as_ptr());
+                last = answer.body;
+            }
+        }
+    }
+    assert!(refusals > 300, "{refusals}");
+    assert!(shared > 0);
+}
