@@ -2,7 +2,6 @@
 //! and no script has much to do.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
 use std::task::Poll;
 
 use tower_keep::backend::redis::RedisStore;
@@ -68,7 +67,7 @@ async fn left_behind(
     }
     let (mut kept, pieces) = (Kept::of(&prefix).await, jobs.len().div_ceil(PIECE));
     let last = store.commands() + 1 + done as u64;
-    let mut adding = pin!(queue.enqueue_many(jobs));
+    let mut adding = Box::pin(queue.enqueue_many(jobs));
     while store.commands() < last {
         let ended = poll_fn(|cx| Poll::Ready(adding.as_mut().poll(cx).is_ready())).await;
         assert!(!ended, "there are no {done} pieces");
