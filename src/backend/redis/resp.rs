@@ -2,11 +2,14 @@
 
 use bytes::Bytes;
 use redis::RedisError;
+use smallvec::{SmallVec, smallvec};
 
 use super::reply::Reply;
 
 /// The most arrays inside one another: more than any answer has.
 const DEEPEST: usize = 32;
+/// The longest answer in all: two texts of the largest size.
+const LONGEST_ANSWER: usize = 1 << 30;
 /// More than any error's text, or any number, takes.
 const LONGEST_LINE: usize = 64 << 10;
 /// Room made for an array before its elements are there: its length is only a claim.
@@ -35,31 +38,51 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Answer, usize), Unread> {
 #[derive(Debug)]
 pub(super) struct Measure {
     at: usize,
-    /// Elements that are still to come.
-    open: usize,
+    /// Elements that are still to come: of the answer itself, and of each array that lies open inside the one before.
+    open: SmallVec<[usize; 4]>,
 }
 
 impl Default for Measure {
     fn default() -> Self {
-        Self { at: 0, open: 1 }
+        let open = smallvec![1];
+        Self { at: 0, open }
     }
 }
 
 impl Measure {
     /// Goes on where it stopped; succeeds where the whole answer is there.
     pub(super) fn go_on(&mut self, bytes: &[u8]) -> Result<(), Unread> {
-        while self.open > 0 {
+        while let Some(open) = self.open.last_mut() {
+            if *open == 0 {
+                self.open.pop();
+                continue;
+            }
             let mut reader = Reader::new(bytes, self.at);
-            let more = match reader.head()? {
-                Head::Array(elements) => elements,
-                Head::Bulk(length) => reader.bulk(length).map(|_bytes| 0)?,
-                Head::Line(_) | Head::Number(_) | Head::Text(_) | Head::Nil => 0,
+            let more = match reader.head().map_err(bounded)? {
+                Head::Array(elements) => Some(elements),
+                Head::Bulk(length) => reader.bulk(length).map(|_bytes| None).map_err(bounded)?,
+                Head::Line(_) | Head::Number(_) | Head::Text(_) | Head::Nil => None,
             };
             self.at = reader.at;
-            let open = (self.open - 1).checked_add(more);
-            self.open = open.ok_or(Unread::Broken("an array is too long"))?;
+            *open -= 1;
+            if let Some(elements) = more {
+                if self.open.len() > DEEPEST {
+                    return Err(Unread::Broken("arrays lie too deep"));
+                }
+                self.open.push(elements);
+            }
         }
         Ok(())
+    }
+}
+
+/// What would be longer than any answer is not waited for.
+fn bounded(unread: Unread) -> Unread {
+    match unread {
+        Unread::Needs(needs) if needs > LONGEST_ANSWER => {
+            Unread::Broken("an answer without its end")
+        }
+        unread => unread,
     }
 }
 
@@ -303,6 +326,24 @@ mod tests {
         }
         let least = read(b":-9223372036854775808\r\n").unwrap().0;
         assert_eq!(least.unwrap(), Reply::Int(i64::MIN));
+    }
+
+    #[test]
+    fn arrays_without_end_are_not_waited_for_in_pieces_either() {
+        let (mut measure, mut bytes) = (Measure::default(), Vec::new());
+        for deep in 0..=DEEPEST {
+            bytes.extend(b"*1\r\n");
+            let unread = measure.go_on(&bytes).unwrap_err();
+            let is_broken = matches!(unread, Unread::Broken(_));
+            assert_eq!(is_broken, deep == DEEPEST, "{deep}: {unread:?}");
+        }
+        for (needs, is_broken) in [(LONGEST_ANSWER, false), (LONGEST_ANSWER + 1, true)] {
+            let unread = bounded(Unread::Needs(needs));
+            assert_eq!(matches!(unread, Unread::Broken(_)), is_broken);
+        }
+        // Beside one another they are not deep.
+        let flat = format!("*40\r\n{}", "*1\r\n:1\r\n*0\r\n".repeat(20));
+        assert!(Measure::default().go_on(flat.as_bytes()).is_ok());
     }
 
     #[test]
