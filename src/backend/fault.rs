@@ -74,8 +74,8 @@ impl Faults {
         self.0.is_cut.store(false, Ordering::Relaxed);
     }
 
-    /// Lets every call wait in real time before it is made; what takes longer than its time limit (500 ms where the
-    /// layer sets none) is not made and fails.
+    /// Holds every answer back for that long, in real time: the call itself may be made at once, also where its caller
+    /// leaves meanwhile. What would take longer than its time limit (500 ms where the layer sets none) is not made and fails.
     pub fn delay(&self, by: Duration) {
         let millis = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
         self.0.delay_ms.store(millis, Ordering::Relaxed);
@@ -248,6 +248,24 @@ mod tests {
         std::thread::sleep(Duration::from_millis(1_010));
         store.ping().await.unwrap();
         assert_eq!(store.mode(), StoreMode::Memory);
+    }
+
+    #[tokio::test]
+    async fn a_call_on_a_slow_line_is_made_though_its_caller_leaves_and_one_on_a_dead_slow_line_is_not()
+     {
+        let faults = Faults::default();
+        let line = FaultStore::new(MemoryStore::new(), &faults);
+        let made = Arc::new(AtomicU64::new(0));
+        let call = || {
+            let made = Arc::clone(&made);
+            line.call(move || StoreFuture::ready(Ok(made.fetch_add(1, Ordering::Relaxed))))
+        };
+        faults.delay(Duration::from_millis(200));
+        drop(call());
+        assert_eq!(made.load(Ordering::Relaxed), 1);
+        faults.delay(Duration::from_secs(9));
+        drop(call());
+        assert_eq!(made.load(Ordering::Relaxed), 1);
     }
 
     #[tokio::test(start_paused = true)]
