@@ -380,13 +380,84 @@ async fn the_first_probe_after_a_silent_cut_takes_a_new_connection() {
     let store = behind(&proxy, 250).await;
     increment(&store).await.unwrap();
     proxy.freeze();
-    for _ in 0..5 {
-        assert_eq!(increment(&store).await, Err(StoreErrorKind::TimedOut));
-    }
+    let calls = (0..5).map(|_| increment(&store));
+    let answers = futures_util::future::join_all(calls).await;
+    assert_eq!(answers, [Err(StoreErrorKind::TimedOut); 5]);
     assert!(store.is_open_circuit());
     let sent = store.commands();
     until_back(&store).await;
     assert_eq!((store.commands(), proxy.connections()), (sent + 1, 2));
+}
+
+#[tokio::test]
+async fn a_silently_cut_link_costs_one_call_where_calls_are_rare() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let store = behind(&proxy, 250).await;
+    for expected in [1, 2, 3] {
+        assert_eq!(increment(&store).await, Ok(expected));
+        proxy.freeze();
+        assert_eq!(increment(&store).await, Err(StoreErrorKind::TimedOut));
+    }
+    assert_eq!(proxy.connections(), 3);
+}
+
+#[tokio::test]
+async fn calls_that_fail_late_on_a_link_that_was_given_up_say_nothing_of_its_successor() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let store = behind(&proxy, 250).await;
+    increment(&store).await.unwrap();
+    proxy.freeze();
+    let late: Vec<_> = (0..5)
+        .map(|_| {
+            let key = store.key("count").finish();
+            let call = store.script(&INCREMENT, &[key]);
+            let call = call.timeout(Duration::from_secs(4)).run(Reply::int);
+            tokio::spawn(async move { call.await.map_err(|error| error.kind()) })
+        })
+        .collect();
+    while store.commands() < 2 + late.len() as u64 {
+        tokio::task::yield_now().await;
+    }
+    let calls = (0..5).map(|_| increment(&store));
+    let answers = futures_util::future::join_all(calls).await;
+    assert_eq!(answers, [Err(StoreErrorKind::TimedOut); 5]);
+    until_back(&store).await;
+    for call in late {
+        assert_eq!(call.await.unwrap(), Err(StoreErrorKind::TimedOut));
+    }
+    assert!(!store.is_open_circuit());
+    increment(&store).await.unwrap();
+    assert_eq!(proxy.connections(), 2);
+}
+
+#[tokio::test]
+async fn one_cut_that_many_calls_meet_is_one_failure() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let store = behind(&proxy, 10_000).await;
+    increment(&store).await.unwrap();
+    for round in 1..=2 {
+        proxy.swallow_replies(true);
+        let (sent, passed) = (store.commands(), proxy.requests());
+        let calls: Vec<_> = (0..20)
+            .map(|_| {
+                let store = store.clone();
+                tokio::spawn(async move { increment(&store).await })
+            })
+            .collect();
+        while store.commands() < sent + 20 || proxy.requests() == passed {
+            tokio::task::yield_now().await;
+        }
+        proxy.cut();
+        for call in calls {
+            assert_eq!(call.await.unwrap(), Err(StoreErrorKind::Unavailable));
+        }
+        proxy.swallow_replies(false);
+        increment(&store).await.unwrap();
+        assert_eq!(proxy.connections(), 1 + round);
+    }
 }
 
 #[tokio::test]

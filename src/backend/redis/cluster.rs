@@ -12,7 +12,7 @@ use super::address::Endpoint;
 use super::asking::first_answer;
 use super::command::Command;
 use super::error::{self, away};
-use super::gate::Gate;
+use super::gate::{Failure, Gate};
 use super::meter::Meter;
 use super::node::{Node, Refusal, Request, Words};
 use super::reply::Reply;
@@ -233,7 +233,7 @@ impl Cluster {
         if self.refresh_soon() {
             let ended = tokio::time::timeout(rest, refreshed.changed()).await;
             if ended.is_err() {
-                until_probe = self.gate.was_hasty(ticket, timeout);
+                until_probe = self.gate.was_hasty(ticket, timeout, Failure::OfServer);
             }
         } else if !self.is_mapped() {
             until_probe = self.gate.settle_failed().until_probe;

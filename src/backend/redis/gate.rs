@@ -4,15 +4,22 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::server::Generation;
 use crate::core::telemetry::{count, info, warn};
 use crate::core::{Admission, Breaker};
 
 /// The most failures that are told at once: more say no more.
 const MOST_OWED: u32 = 8;
 
+/// Calls that wait as long count together, as long but for a factor of two: from 1 ms to half a minute and more.
+const KINDS_OF_HASTE: usize = 16;
+
 /// What a server's silence means depends on how long it was listened to. Only an answer that does not come within the
-/// handle's timeout is a failure for all. A call that waits less and runs out is one for the hasty alone: five in a row,
-/// and calls like it are refused, while the patient go on.
+/// handle's timeout is a failure for all. A call that waits less and runs out is one for those alone who wait about as
+/// long: five in a row, and calls like it are refused, while all others go on.
+///
+/// What ends a connection is one failure, however many calls were under way on it, and what befalls a call on a connection
+/// that has a successor says nothing of that one.
 pub(super) struct Gate {
     started: Instant,
     /// The handle's timeout.
@@ -23,10 +30,20 @@ pub(super) struct Gate {
 #[derive(Default)]
 struct Breakers {
     all: Breaker,
-    hasty: Breaker,
-    /// How long a hasty call waited last in vain.
+    hasty: [Hasty; KINDS_OF_HASTE],
+    /// The longest that a hasty call waited in vain, of those that still count.
     in_vain: Duration,
     owed: Owed,
+    /// The last connection whose end was counted.
+    ended: Generation,
+}
+
+/// Calls that wait about as long, and less than the handle.
+#[derive(Clone, Copy, Default)]
+struct Hasty {
+    breaker: Breaker,
+    /// How long one of them waited last in vain.
+    in_vain: Duration,
 }
 
 /// Calls whose callers left before it was known whether the server answers.
@@ -40,8 +57,19 @@ struct Owed {
 #[derive(Clone, Copy)]
 pub(super) struct Ticket {
     all: Admission,
-    /// Of a call that waits less than the handle.
-    hasty: Option<Admission>,
+    /// Of a call that waits less than the handle: how long, and what those like it let it in with.
+    hasty: Option<(usize, Admission)>,
+}
+
+/// What a failure says of the server.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// It is away, or was silent.
+    OfServer,
+    /// Its connection has ended, and so have all calls that were under way on it.
+    OfConnection(Generation),
+    /// Nothing: there has been another connection since.
+    Past,
 }
 
 /// What is to be done after a failure.
@@ -74,20 +102,19 @@ impl Gate {
     /// Lets a call in that will wait that long, or returns the time until the next probe.
     pub(super) fn admit(&self, wait: Duration) -> Result<Ticket, Duration> {
         let now = self.started.elapsed();
-        let is_hasty = !self.is_patient(wait);
+        let kind = (!self.is_patient(wait)).then(|| kind_of(wait));
         let mut breakers = self.breakers.lock();
         let all = breakers.all.admit(now);
-        let hasty = match all {
-            Admission::Refused(until_probe) => return Err(until_probe),
+        let hasty = match (all, kind) {
+            (Admission::Refused(until_probe), _) => return Err(until_probe),
+            (_, None) => None,
             // Whoever probes for all is not held up.
-            Admission::Probe => Admission::Pass,
-            Admission::Pass if is_hasty => breakers.hasty.admit(now),
-            Admission::Pass => Admission::Pass,
+            (Admission::Probe, Some(kind)) => Some((kind, Admission::Pass)),
+            (Admission::Pass, Some(kind)) => match breakers.hasty[kind].breaker.admit(now) {
+                Admission::Refused(until_probe) => return Err(until_probe),
+                let_in => Some((kind, let_in)),
+            },
         };
-        if let Admission::Refused(until_probe) = hasty {
-            return Err(until_probe);
-        }
-        let hasty = is_hasty.then_some(hasty);
         Ok(Ticket { all, hasty })
     }
 
@@ -95,20 +122,29 @@ impl Gate {
     pub(super) fn answered(&self, ticket: Ticket, took: Duration) {
         let mut breakers = self.breakers.lock();
         breakers.close();
-        if ticket.hasty.is_some() || took <= breakers.in_vain {
-            breakers.hasty.succeeded();
+        let own = ticket.hasty.map(|(kind, _)| kind);
+        let is_counted = |kind: usize| !breakers.hasty[kind].in_vain.is_zero();
+        if took <= breakers.in_vain || own.is_some_and(is_counted) {
+            breakers.was_soon_enough(own, took);
         }
     }
 
-    /// The server is away, or was silent for the handle's timeout.
-    pub(super) fn failed(&self, ticket: Ticket) -> Verdict {
+    /// The server is away, or was silent for the handle's timeout. A probe's failure always counts.
+    pub(super) fn failed(&self, ticket: Ticket, failure: Failure) -> Verdict {
         let now = self.started.elapsed();
         let mut breakers = self.breakers.lock();
+        if !breakers.counts(failure) && !ticket.is_probe() {
+            return Verdict {
+                until_probe: breakers.all.until_probe(now),
+                is_cut_off: false,
+            };
+        }
         // An outage concerns all, and opens nothing for the hasty alone: nobody might ask in a hurry to close it again.
-        if let Some(admission) = ticket.hasty
-            && breakers.hasty.is_open()
-        {
-            breakers.hasty.failed(admission, now);
+        if let Some((kind, admission)) = ticket.hasty {
+            let hasty = &mut breakers.hasty[kind].breaker;
+            if hasty.is_open() {
+                hasty.failed(admission, now);
+            }
         }
         let is_opening = breakers.fail(ticket.all, now);
         Verdict {
@@ -118,24 +154,28 @@ impl Gate {
     }
 
     /// A call has waited `wait`, less than the handle does, in vain. Returns the time until one like it is let in.
-    pub(super) fn was_hasty(&self, ticket: Ticket, wait: Duration) -> Duration {
+    pub(super) fn was_hasty(&self, ticket: Ticket, wait: Duration, failure: Failure) -> Duration {
         let now = self.started.elapsed();
         let mut breakers = self.breakers.lock();
-        if let Some(admission) = ticket.hasty {
-            let was_open = breakers.hasty.is_open();
-            breakers.in_vain = wait;
-            breakers.hasty.failed(admission, now);
-            if breakers.hasty.is_open() && !was_open {
-                warn!(
-                    "redis is too slow for calls that wait less than the handle, they are refused"
-                );
+        let until_probe = breakers.all.until_probe(now);
+        let Some((kind, admission)) = ticket.hasty else {
+            return until_probe;
+        };
+        let hasty = &mut breakers.hasty[kind];
+        if failure != Failure::Past {
+            let was_open = hasty.breaker.is_open();
+            hasty.in_vain = wait.max(Duration::from_nanos(1));
+            hasty.breaker.failed(admission, now);
+            if hasty.breaker.is_open() && !was_open {
+                warn!(wait = ?wait, "redis is too slow for calls that wait less than the handle, those are refused");
                 count!("keep_redis_breaker_opened_total", 1);
             }
         }
-        breakers
-            .hasty
-            .until_probe(now)
-            .max(breakers.all.until_probe(now))
+        let until_probe = until_probe.max(hasty.breaker.until_probe(now));
+        if failure != Failure::Past {
+            breakers.in_vain = breakers.in_vain.max(wait);
+        }
+        until_probe
     }
 
     /// Somebody else will learn, for a call whose caller has left, whether the server answers.
@@ -182,8 +222,15 @@ impl Gate {
     pub(super) fn refuses_some(&self) -> bool {
         let now = self.started.elapsed();
         let breakers = self.breakers.lock();
-        breakers.all.is_open() || breakers.hasty.until_probe(now) > Duration::ZERO
+        let is_refused = |hasty: &Hasty| hasty.breaker.until_probe(now) > Duration::ZERO;
+        breakers.all.is_open() || breakers.hasty.iter().any(is_refused)
     }
+}
+
+/// The place of a wait among those about as long.
+fn kind_of(wait: Duration) -> usize {
+    let place = wait.as_millis().max(1).ilog2() as usize;
+    place.min(KINDS_OF_HASTE - 1)
 }
 
 impl Breakers {
@@ -192,6 +239,30 @@ impl Breakers {
             info!("redis answers again");
         }
         self.all.succeeded();
+    }
+
+    /// An answer came after that time, to a call of that kind: soon enough for those like it, and for all who wait as long.
+    fn was_soon_enough(&mut self, own: Option<usize>, took: Duration) {
+        self.in_vain = Duration::ZERO;
+        for (kind, hasty) in self.hasty.iter_mut().enumerate() {
+            if own == Some(kind) || took <= hasty.in_vain {
+                *hasty = Hasty::default();
+            }
+            self.in_vain = self.in_vain.max(hasty.in_vain);
+        }
+    }
+
+    /// Says whether this failure is one more. The end of a connection is, when it is met first.
+    fn counts(&mut self, failure: Failure) -> bool {
+        match failure {
+            Failure::OfServer => true,
+            Failure::OfConnection(generation) => {
+                let is_new = generation > self.ended;
+                self.ended = self.ended.max(generation);
+                is_new
+            }
+            Failure::Past => false,
+        }
     }
 
     /// Says whether this failure has opened the breaker for all.
@@ -224,7 +295,7 @@ mod tests {
     fn in_vain(gate: &Gate, calls: u32) {
         for _ in 0..calls {
             let ticket = gate.admit(HASTE).unwrap();
-            gate.was_hasty(ticket, HASTE);
+            gate.was_hasty(ticket, HASTE, Failure::OfServer);
         }
     }
 
@@ -235,6 +306,27 @@ mod tests {
         assert!(gate.admit(HASTE).is_err());
         assert!(gate.admit(PATIENCE).is_ok());
         assert!(!gate.is_shut() && gate.refuses_some());
+    }
+
+    #[test]
+    fn whoever_waits_hardly_at_all_shuts_the_gate_for_nobody_who_waits_longer() {
+        let gate = Gate::new(PATIENCE);
+        let hardly = HASTE / 10;
+        for _ in 0..5 {
+            let ticket = gate.admit(hardly).unwrap();
+            gate.was_hasty(ticket, hardly, Failure::OfServer);
+        }
+        assert!(gate.admit(hardly).is_err());
+        // One that runs out costs those like it nothing, either.
+        for _ in 0..2 {
+            let longer = gate.admit(HASTE).unwrap();
+            gate.was_hasty(longer, HASTE, Failure::OfServer);
+        }
+        let longer = gate.admit(HASTE).unwrap();
+        gate.answered(longer, HASTE / 2);
+        assert!(gate.admit(hardly).is_err(), "it was too slow for them");
+        gate.answered(gate.admit(HASTE).unwrap(), hardly);
+        assert!(gate.admit(hardly).is_ok());
     }
 
     #[test]
@@ -277,7 +369,7 @@ mod tests {
         let mut gate = Gate::new(PATIENCE);
         in_vain(&gate, 5);
         for _ in 0..5 {
-            gate.failed(gate.admit(PATIENCE).unwrap());
+            gate.failed(gate.admit(PATIENCE).unwrap(), Failure::OfServer);
         }
         assert!(gate.admit(HASTE).is_err() && gate.admit(PATIENCE).is_err());
         gate.started -= Duration::from_secs(2);
@@ -294,12 +386,42 @@ mod tests {
     fn after_an_outage_that_the_hasty_met_too_an_answer_to_anybody_opens_the_gate() {
         let mut gate = Gate::new(PATIENCE);
         for _ in 0..5 {
-            gate.failed(gate.admit(HASTE).unwrap());
+            gate.failed(gate.admit(HASTE).unwrap(), Failure::OfServer);
         }
         assert!(gate.is_shut());
         gate.started -= Duration::from_secs(2);
         gate.answered(gate.admit(PATIENCE).unwrap(), HASTE * 2);
         assert!(!gate.refuses_some());
+    }
+
+    #[test]
+    fn the_end_of_a_connection_is_one_failure_and_what_is_past_is_none() {
+        let gate = Gate::new(PATIENCE);
+        let ticket = || gate.admit(PATIENCE).unwrap();
+        let tickets: Vec<Ticket> = (0..40).map(|_| ticket()).collect();
+        for late in &tickets[..20] {
+            gate.failed(*late, Failure::OfConnection(1));
+            gate.failed(*late, Failure::Past);
+            gate.was_hasty(gate.admit(HASTE).unwrap(), HASTE, Failure::Past);
+        }
+        for generation in 2..5 {
+            gate.failed(ticket(), Failure::OfConnection(generation));
+            gate.failed(ticket(), Failure::OfConnection(generation - 1));
+        }
+        assert!(!gate.refuses_some());
+        assert!(gate.failed(ticket(), Failure::OfConnection(5)).is_cut_off);
+        assert!(gate.is_shut());
+    }
+
+    #[test]
+    fn a_probe_that_fails_is_a_failure_whatever_became_of_its_connection() {
+        let mut gate = Gate::new(PATIENCE);
+        for _ in 0..5 {
+            gate.failed(gate.admit(PATIENCE).unwrap(), Failure::OfServer);
+        }
+        gate.started -= Duration::from_secs(1);
+        let probe = gate.admit(PATIENCE).unwrap();
+        assert!(gate.failed(probe, Failure::Past).until_probe > Duration::from_secs(1));
     }
 
     #[test]
@@ -314,7 +436,7 @@ mod tests {
         // Who comes next finds out, and others like it are refused until it has.
         let first = gate.admit(HASTE).unwrap();
         assert!(gate.refuses_some() && gate.admit(HASTE).is_err());
-        gate.was_hasty(first, HASTE);
+        gate.was_hasty(first, HASTE, Failure::OfServer);
         gate.started -= Duration::from_secs(1);
         assert!(gate.refuses_some());
     }

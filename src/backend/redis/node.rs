@@ -3,7 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -12,13 +12,13 @@ use redis::{ConnectionAddr, RedisError};
 
 use super::command::Command;
 use super::error::{self, Meaning};
-use super::gate::{Gate, Ticket};
+use super::gate::{Failure, Gate, Ticket};
 use super::look::Looks;
 use super::meter::Meter;
 use super::reply::Reply;
 use super::resp::Answer;
 use super::server::{Generation, Origin, Server};
-use super::wire::TURNS_FOR_ALL;
+use super::wire::{TURNS_FOR_ALL, Wire};
 use crate::core::telemetry::count;
 use crate::core::{StoreError, StoreErrorKind};
 
@@ -60,6 +60,26 @@ pub(super) enum Refusal {
     Elsewhere(RedisError),
     /// Everything else.
     Failed(StoreError),
+}
+
+/// What a call went out on: nothing, as long as it has no connection.
+#[derive(Default)]
+struct Way {
+    generation: AtomicU64,
+    /// How often something had been read there before.
+    reads: AtomicU64,
+}
+
+impl Way {
+    /// Only the call itself writes and reads it.
+    fn took(&self, connection: &Wire, generation: Generation) {
+        self.reads.store(connection.reads(), Ordering::Relaxed);
+        self.generation.store(generation, Ordering::Relaxed);
+    }
+
+    fn generation(&self) -> Generation {
+        self.generation.load(Ordering::Relaxed)
+    }
 }
 
 /// A call that is on its way. Dropped while it is, it has a caller who hung up.
@@ -114,8 +134,8 @@ impl Node {
             began: Instant::now(),
             is_over: false,
         };
-        let before = self.server.current().map(|(_, generation)| generation);
-        let mut sent = pin!(self.send_or_teach(request.words, request.asking));
+        let way = Way::default();
+        let mut sent = pin!(self.send_or_teach(request.words, request.asking, &way));
         let answer = match tokio::time::timeout(rest, sent.as_mut()).await {
             Ok(answer) => Some(answer),
             Err(_elapsed) => last_look(sent).await,
@@ -133,7 +153,7 @@ impl Node {
             None => {
                 ended(Some(StoreErrorKind::TimedOut));
                 let late = StoreError::new(StoreErrorKind::TimedOut);
-                let retry_after = self.late(ticket, request.timeout, rest, before);
+                let retry_after = self.late(&underway, request.timeout, rest, &way);
                 return Err(Refusal::Failed(late.retry_after(retry_after)));
             }
         };
@@ -154,7 +174,12 @@ impl Node {
             }
             Meaning::Away => {
                 ended(Some(StoreErrorKind::Unavailable));
-                let retry_after = self.failed(ticket, before);
+                let failure = match way.generation() {
+                    0 => Failure::OfServer,
+                    own if error::ends_connection(&error) => Failure::OfConnection(own),
+                    _ => self.meant(&way),
+                };
+                let retry_after = self.failed(&underway, failure, &way);
                 let away = error::with_source(StoreErrorKind::Unavailable, error);
                 Refusal::Failed(away.retry_after(retry_after))
             }
@@ -203,26 +228,32 @@ impl Node {
 
     /// Sends one command that is not counted and waits for its answer; the caller bounds the time.
     pub(super) async fn ask(&self, command: &Command) -> Answer {
+        self.ask_on(command, &Way::default()).await
+    }
+
+    async fn ask_on(&self, command: &Command, way: &Way) -> Answer {
         let (connection, generation) = self.server.connection().await?;
+        way.took(&connection, generation);
         let answer = connection.send(command).await;
         self.look(answer, generation)
     }
 
     /// Sends a script's text after its digest where the node does not know it.
-    async fn send_or_teach(&self, words: Words<'_>, asking: bool) -> Answer {
-        match (self.send(words, asking).await, words) {
+    async fn send_or_teach(&self, words: Words<'_>, asking: bool, way: &Way) -> Answer {
+        match (self.send(words, asking, way).await, words) {
             (Err(error), Words::Script { with_source, .. })
                 if matches!(error::meaning(&error), Meaning::NoScript) =>
             {
                 let whole = with_source();
-                self.send(Words::Command(&whole), asking).await
+                self.send(Words::Command(&whole), asking, way).await
             }
             (answer, _) => answer,
         }
     }
 
-    async fn send(&self, words: Words<'_>, asking: bool) -> Answer {
+    async fn send(&self, words: Words<'_>, asking: bool, way: &Way) -> Answer {
         let (connection, generation) = self.server.connection().await?;
+        way.took(&connection, generation);
         self.meter.sent();
         count!("keep_redis_commands_total", 1);
         let answer = match words {
@@ -266,34 +297,50 @@ impl Node {
     /// A call of `timeout` was not answered within `rest`. Returns the time until one like it is let in.
     fn late(
         self: &Arc<Self>,
-        ticket: Ticket,
+        underway: &Underway<'_>,
         timeout: Duration,
         rest: Duration,
-        before: Option<Generation>,
+        way: &Way,
     ) -> Duration {
+        let failure = self.meant(way);
         if self.gate.is_patient(rest) {
-            return self.failed(ticket, before);
+            self.leave_silent(way, underway.began);
+            return self.failed(underway, failure, way);
         }
-        let until_probe = self.gate.was_hasty(ticket, timeout);
-        self.watch_for(ticket);
+        let until_probe = self.gate.was_hasty(underway.ticket, timeout, failure);
+        self.watch_for(underway.ticket);
         until_probe
     }
 
-    /// Returns the time until the server is asked again. `before` is the connection that was there when the call began.
-    fn failed(&self, ticket: Ticket, before: Option<Generation>) -> Duration {
-        let verdict = self.gate.failed(ticket);
+    /// What silence says, or a server that will not serve: nothing, where there has been another connection since.
+    fn meant(&self, way: &Way) -> Failure {
+        match way.generation() {
+            0 => Failure::OfServer,
+            own if self.server.is_latest(own) => Failure::OfServer,
+            _ => Failure::Past,
+        }
+    }
+
+    /// Returns the time until the server is asked again.
+    fn failed(&self, underway: &Underway<'_>, failure: Failure, way: &Way) -> Duration {
+        let verdict = self.gate.failed(underway.ticket, failure);
         if verdict.is_cut_off {
-            self.give_up(before);
+            self.give_up(way, underway.began);
         }
         verdict.until_probe
     }
 
     /// A link that is cut silently never breaks by itself: the next probe gets a new one. One that was made after this
-    /// call began is kept: where greeting takes long, the next probe finds it ready.
-    fn give_up(&self, before: Option<Generation>) {
-        if let Some(generation) = before {
-            self.server.forget(generation);
-        }
+    /// call `began` is kept: where greeting takes long, the next probe finds it ready.
+    fn give_up(&self, way: &Way, began: Instant) {
+        self.server.give_up(way.generation(), began, None);
+    }
+
+    /// Where a call ran out and nothing at all was heard meanwhile, the next one gets another link: calls may be rare, and
+    /// each would cost the handle's timeout until the breaker opens. Who waits on this one goes on waiting.
+    fn leave_silent(&self, way: &Way, began: Instant) {
+        let reads = way.reads.load(Ordering::Relaxed);
+        self.server.give_up(way.generation(), began, Some(reads));
     }
 
     /// Learns, for a caller who did not wait long enough, whether the server answers within the handle's timeout: by one
@@ -310,22 +357,33 @@ impl Node {
     }
 
     async fn watch(&self) {
-        let before = self.server.current().map(|(_, generation)| generation);
+        let (began, way) = (Instant::now(), Way::default());
         let ping = Command::new("PING");
-        let mut asked = pin!(self.ask(&ping));
+        let mut asked = pin!(async {
+            match self.ask_on(&ping, &way).await {
+                // The link's end says nothing of the server yet.
+                Err(error) if way.generation() > 0 && error::ends_connection(&error) => {
+                    self.ask_on(&ping, &way).await
+                }
+                answer => answer,
+            }
+        });
         let answer = match tokio::time::timeout(self.gate.patience(), asked.as_mut()).await {
             Ok(answer) => Some(answer),
             Err(_elapsed) => last_look(asked).await,
         };
-        let is_away = match answer {
+        let is_away = match &answer {
             Some(Ok(_)) => false,
-            Some(Err(error)) => matches!(error::meaning(&error), Meaning::Away),
+            Some(Err(error)) => matches!(error::meaning(error), Meaning::Away),
             None => true,
         };
+        if answer.is_none() {
+            self.leave_silent(&way, began);
+        }
         if !is_away {
             self.gate.settle_answered();
         } else if self.gate.settle_failed().is_cut_off {
-            self.give_up(before);
+            self.give_up(&way, began);
         }
     }
 }

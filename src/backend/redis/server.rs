@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use redis::aio::PubSub;
@@ -53,7 +53,9 @@ struct Current {
     generation: Generation,
 }
 
-/// The number of a connection.
+    /// When the last one was made.
+    made: Option<Instant>,
+/// The number of a connection, from 1.
 pub(super) type Generation = u64;
 
 /// Forgets a connection when its driver ends, or the runtime that the driver ran on.
@@ -163,6 +165,7 @@ impl Server {
     }
 
     fn keep(&self, connection: &Wire) -> Generation {
+        current.made = Some(Instant::now());
         let mut current = self.current.lock();
         current.generation += 1;
         current.connection = Some(connection.clone());
@@ -170,7 +173,7 @@ impl Server {
     }
 
     /// Returns the connection that is there.
-    pub(super) fn current(&self) -> Option<(Wire, Generation)> {
+    fn current(&self) -> Option<(Wire, Generation)> {
         let current = self.current.lock();
         Some((current.connection.clone()?, current.generation))
     }
@@ -179,6 +182,25 @@ impl Server {
     pub(super) fn forget(&self, generation: Generation) {
         let mut current = self.current.lock();
         if current.generation == generation {
+
+    /// Says whether there has been no connection since that one.
+    pub(super) fn is_latest(&self, generation: Generation) -> bool {
+        self.current.lock().generation == generation
+    }
+
+    /// Lets the next call make another connection where this one was there before `began`; where `reads` says how often
+    /// something had been read on it, only if nothing came since.
+    pub(super) fn give_up(&self, generation: Generation, began: Instant, reads: Option<u64>) {
+        let mut current = self.current.lock();
+        let is_old = current.made.is_some_and(|made| made <= began);
+        let is_silent = |connection: &Wire| reads.is_none_or(|reads| connection.reads() == reads);
+        if current.generation == generation
+            && is_old
+            && current.connection.as_ref().is_some_and(is_silent)
+        {
+            current.connection = None;
+        }
+    }
             current.connection = None;
         }
     }

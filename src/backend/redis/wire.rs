@@ -9,6 +9,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, BytesMut};
@@ -49,6 +50,8 @@ struct Shared {
     state: Mutex<State>,
     /// There is room again for commands.
     room: Notify,
+    /// How often something was read; only the driver counts.
+    reads: AtomicU64,
 }
 
 #[derive(Default)]
@@ -134,6 +137,11 @@ impl Wire {
             [one] => Ok(Reply::Array(vec![self.send(one).await?])),
             several => self.ask(several.len(), write).await,
         }
+    }
+
+    /// Returns how often something was read so far.
+    pub(super) fn reads(&self) -> u64 {
+        self.hold.shared.reads.load(Ordering::Relaxed)
     }
 
     /// Returns why the connection has ended.
@@ -365,7 +373,10 @@ impl Driver {
                 io::ErrorKind::UnexpectedEof,
                 "the server hung up",
             )),
-            Poll::Ready(_) => Ok(Poll::Ready(())),
+            Poll::Ready(_) => {
+                self.shared.reads.fetch_add(1, Ordering::Relaxed);
+                Ok(Poll::Ready(()))
+            }
             Poll::Pending => Ok(Poll::Pending),
         }
     }
