@@ -312,12 +312,15 @@ async fn a_replica_that_sentinels_take_for_the_primary_is_away() {
         .unwrap();
     let builder = RedisStore::builder(&set.url()).timeout(Duration::from_secs(5));
     let store = builder.open().await.unwrap();
-    for _ in 0..5 {
-        assert_eq!(
-            increment(&store, "x").await,
-            Err(StoreErrorKind::Unavailable)
-        );
-    }
+    let (sender, mut heard) = unbounded_channel();
+    let callback = Arc::new(move |notice| drop(sender.send(notice)));
+    let asking = async {
+        for _ in 0..5 {
+            let failed = increment(&store, "x").await;
+            assert_eq!(failed, Err(StoreErrorKind::Unavailable));
+        }
+    };
+    let (_place, ()) = tokio::join!(store.subscribe("news", callback), asking);
     assert!(store.is_open_circuit());
     assert_eq!(store.commands(), 0);
 }
@@ -362,6 +365,8 @@ async fn a_cluster_that_is_silent_from_the_start_costs_a_few_timeouts_and_then_n
     let refused = call.run(Reply::int).await.unwrap_err();
     assert_eq!(refused.kind(), StoreErrorKind::Unavailable);
     assert!(refused.retry_after_secs() >= 1);
+    // What the successor tells is not heard here.
+    assert!(heard.try_recv().is_err());
     assert_eq!(store.stats().fallbacks - before.fallbacks, 1);
     assert_eq!(redis.commands(), 0);
     cluster.nodes[0].resume();

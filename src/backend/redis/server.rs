@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::net::UnixStream;
 
 use super::address::Endpoint;
+use super::asking::first_answer;
 use super::command::Command;
 use super::error::{self, away};
 use super::sentinel::{Sentinels, check_role};
@@ -51,10 +53,10 @@ struct Current {
     connection: Option<Wire>,
     /// Counts connections, so that a late error of an old one does not end its successor.
     generation: Generation,
-}
-
     /// When the last one was made.
     made: Option<Instant>,
+}
+
 /// The number of a connection, from 1.
 pub(super) type Generation = u64;
 
@@ -148,16 +150,11 @@ impl Server {
     }
 
     async fn open_listener(&self) -> Result<PubSub, RedisError> {
-        let open = async |address: &Endpoint| {
-            let stream = reach(address).await?;
-            let made = PubSub::new(address.redis_settings(), stream).await;
-            made.map_err(|error| address.explained(error))
-        };
         match &self.origin {
-            Origin::Fixed(address) => open(address).await,
+            Origin::Fixed(address) => listener(address, false).await,
             Origin::Sentinels(sentinels) => {
                 let (address, told_by) = sentinels.primary().await?;
-                let connection = open(&address).await?;
+                let connection = listener(&address, true).await?;
                 sentinels.trust(told_by);
                 Ok(connection)
             }
@@ -165,10 +162,10 @@ impl Server {
     }
 
     fn keep(&self, connection: &Wire) -> Generation {
-        current.made = Some(Instant::now());
         let mut current = self.current.lock();
         current.generation += 1;
         current.connection = Some(connection.clone());
+        current.made = Some(Instant::now());
         current.generation
     }
 
@@ -182,6 +179,9 @@ impl Server {
     pub(super) fn forget(&self, generation: Generation) {
         let mut current = self.current.lock();
         if current.generation == generation {
+            current.connection = None;
+        }
+    }
 
     /// Says whether there has been no connection since that one.
     pub(super) fn is_latest(&self, generation: Generation) -> bool {
@@ -201,9 +201,6 @@ impl Server {
             current.connection = None;
         }
     }
-            current.connection = None;
-        }
-    }
 }
 
 /// Reaches a server and passes its door: password, database.
@@ -216,6 +213,29 @@ pub(super) async fn connect(address: &Endpoint) -> Result<(Wire, Driver), RedisE
     };
     passed.map_err(|error| address.explained(error))?;
     Ok((wire, driver))
+}
+
+/// Opens a connection that only listens, where so wanted to a primary only. It passes the door in our own words before the
+/// driver has it: that one would tell on what a server says to a password.
+async fn listener(address: &Endpoint, is_primary: bool) -> Result<PubSub, RedisError> {
+    let mut stream = reach(address).await?;
+    {
+        let (wire, driver) = Wire::over(Box::new(&mut stream));
+        let passing = async {
+            pass_door(&wire, address.redis_settings()).await?;
+            match is_primary {
+                true => check_role(&wire).await,
+                false => Ok(()),
+            }
+        };
+        let passed = tokio::select! {
+            passed = passing => passed,
+            () = driver => Err(wire.why()),
+        };
+        passed.map_err(|error| address.explained(error))?;
+    }
+    let passed = RedisConnectionInfo::default().set_skip_set_lib_name();
+    PubSub::new(&passed, stream).await
 }
 
 /// Says who is there, in the words of RESP2, whatever the URL asks for: scripts answer the same in both.
@@ -268,12 +288,22 @@ async fn reach(address: &Endpoint) -> Result<Box<dyn Stream>, RedisError> {
     }
 }
 
-async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect((host, port)).await?;
+async fn dial(host: &str, port: u16) -> Result<TcpStream, RedisError> {
+    let addresses = tokio::net::lookup_host((host, port)).await?;
+    let stream = dial_any(addresses.collect()).await?;
     // Commands of many callers share the connection: none waits until another's is acknowledged.
     stream.set_nodelay(true)?;
     SockRef::from(&stream).set_tcp_keepalive(&keepalive())?;
     Ok(stream)
+}
+
+/// Reaches one of the addresses of a name: one that swallows everything does not use up the time of the others.
+async fn dial_any(addresses: Vec<SocketAddr>) -> Result<TcpStream, RedisError> {
+    let dial = |address| async move { Ok::<_, RedisError>(TcpStream::connect(address).await?) };
+    match addresses.as_slice() {
+        [one] => dial(*one).await,
+        _ => first_answer(addresses.into_iter().map(dial)).await,
+    }
 }
 
 /// What the system asks where nothing moves: a link that nobody uses, and that is cut silently, ends within a minute. It
@@ -296,12 +326,13 @@ mod tests {
     use std::error::Error;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpSocket;
 
     use super::super::address::Address;
     use super::*;
 
-    #[tokio::test]
-    async fn a_server_that_repeats_the_password_is_not_quoted() {
+    /// The address of a server that refuses the door of `u`, and repeats what it was told.
+    async fn one_that_repeats(protocol: &str) -> Endpoint {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         tokio::spawn(async move {
@@ -313,19 +344,51 @@ mod tests {
             // Until it is left.
             let _end = stream.read(&mut heard).await;
         });
-        let url = format!("redis://u:hunter2@127.0.0.1:{port}/");
-        let Ok(Address::Server(address)) = Address::parse(&url, None) else {
-            panic!("{url}");
-        };
-        let error = connect(&address).await.err().unwrap();
-        let mut told = format!("{error} {error:?}");
-        let mut source = error.source();
-        while let Some(error) = source {
-            told += &format!("{error} {error:?}");
-            source = error.source();
+        let url = format!("redis://u:hunter2@127.0.0.1:{port}/{protocol}");
+        match Address::parse(&url, None) {
+            Ok(Address::Server(address)) => address,
+            _ => panic!("{url}"),
         }
-        assert!(told.contains("ERR") && !told.contains("hunter2"), "{told}");
-        assert!(error::ends_connection(&error));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_repeats_the_password_is_not_quoted() {
+        for protocol in ["", "?protocol=resp3"] {
+            let address = one_that_repeats(protocol).await;
+            let commands = connect(&address).await.err().unwrap();
+            let address = one_that_repeats(protocol).await;
+            let notices = Server::new(Origin::Fixed(address)).listen().await;
+            for error in [commands, notices.err().unwrap()] {
+                let mut told = format!("{error} {error:?}");
+                let mut source = error.source();
+                while let Some(error) = source {
+                    told += &format!("{error} {error:?}");
+                    source = error.source();
+                }
+                assert!(told.contains("ERR") && !told.contains("hunter2"), "{told}");
+                assert!(error::ends_connection(&error), "{told}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_swallows_everything_hides_no_other_of_the_same_name() {
+        let full = TcpSocket::new_v4().unwrap();
+        full.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let full = full.listen(1).unwrap();
+        let silent = full.local_addr().unwrap();
+        // Where nobody accepts, the system answers no more once its queue is full.
+        let mut queue = Vec::new();
+        let a_moment = Duration::from_millis(100);
+        while let Ok(waits) = tokio::time::timeout(a_moment, TcpStream::connect(silent)).await {
+            queue.push(waits.unwrap());
+        }
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let live = server.local_addr().unwrap();
+        let dialled = dial_any(vec![silent, live]);
+        let dialled = tokio::time::timeout(CONNECT_TIMEOUT, dialled).await;
+        assert_eq!(dialled.unwrap().unwrap().peer_addr().unwrap(), live);
+        assert!(dial_any(Vec::new()).await.is_err());
     }
 
     #[cfg(target_os = "linux")]

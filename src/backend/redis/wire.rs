@@ -94,7 +94,7 @@ impl Waiting {
 
 impl Wire {
     /// Shares `stream`. Nothing moves unless the driver is polled; dropped, it ends the connection for everybody.
-    pub(super) fn over(stream: Box<dyn Stream>) -> (Self, impl Future<Output = ()> + Send) {
+    pub(super) fn over(stream: Box<dyn Stream + '_>) -> (Self, impl Future<Output = ()> + Send) {
         let shared = Arc::<Shared>::default();
         let hold = Arc::new(Hold {
             shared: Arc::clone(&shared),
@@ -278,9 +278,9 @@ fn again(why: &Arc<io::Error>) -> RedisError {
 }
 
 /// Moves the bytes. It ends with an error only: the server's, the link's, or that nobody holds the connection.
-struct Driver {
+struct Driver<'s> {
     shared: Arc<Shared>,
-    stream: Box<dyn Stream>,
+    stream: Box<dyn Stream + 's>,
     /// Commands that are being written, and how much of them has been.
     going: Vec<u8>,
     gone: usize,
@@ -295,7 +295,7 @@ struct Driver {
     is_large: bool,
 }
 
-impl Drop for Driver {
+impl Drop for Driver<'_> {
     fn drop(&mut self) {
         // With its runtime, or by an end that was told before.
         let gone = io::Error::new(io::ErrorKind::BrokenPipe, "the connection's task is gone");
@@ -303,7 +303,7 @@ impl Drop for Driver {
     }
 }
 
-impl Driver {
+impl Driver<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Infallible, io::Error>> {
         let share = self.shared.begin_turn(cx)?.div_ceil(TURNS_FOR_ALL);
         self.turn = self.turn.max(share).max(ANSWERS_OF_A_TURN);
