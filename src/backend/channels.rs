@@ -146,6 +146,22 @@ impl Channels {
         }
     }
 
+    /// Says whether payloads of any channel arrive.
+    #[cfg_attr(not(any(test, feature = "redis")), allow(dead_code))]
+    pub(super) fn is_live(&self) -> bool {
+        let state = self.state.lock();
+        state.channels.values().any(|channel| channel.live)
+    }
+
+    /// Says that the engine has to be told of `channel` once more: it has refused it.
+    #[cfg_attr(not(any(test, feature = "redis")), allow(dead_code))]
+    pub(super) fn try_again(&self, channel: Box<str>) {
+        let mut state = self.state.lock();
+        if state.channels.contains_key(&channel) {
+            state.changed.insert(channel);
+        }
+    }
+
     #[cfg_attr(not(any(test, feature = "redis")), allow(dead_code))]
     /// Says that payloads may be missed on all channels; all have to be subscribed again.
     pub(super) fn lost(&self) {

@@ -1,7 +1,8 @@
 //! Notices: who hears what was published, and that a listener always knows whether it may have missed something.
 
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use tower_keep::core::{Notice, NoticeCallback, Subscription};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::support::redis::{fresh_prefix, shared};
-use crate::support::{Proxy, RedisServer};
+use crate::support::{Proxy, RedisCluster, RedisServer};
 
 static TELL: Script = Script::new("return redis.call('PUBLISH', ARGV[2], ARGV[3])");
 
@@ -187,6 +188,118 @@ async fn nobody_listening_costs_no_connection() {
         assert!(attempt < 1_000, "{clients}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// How many links the server has that listen.
+async fn listening(server: &RedisServer) -> usize {
+    let question = redis::cmd("CLIENT")
+        .arg(&["LIST", "TYPE", "pubsub"])
+        .to_owned();
+    let clients: String = question.query_async(&mut server.raw().await).await.unwrap();
+    clients.lines().count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn notices_that_nobody_takes_do_not_pile_up() {
+    let server = RedisServer::start().await;
+    let store = RedisStore::connect(&server.tcp_url()).await.unwrap();
+    let (sender, mut heard) = unbounded_channel();
+    let ((open, held), is_open) = (mpsc::channel::<()>(), AtomicBool::new(false));
+    let held = Mutex::new(held);
+    let callback = Arc::new(move |notice| {
+        let is_payload = matches!(notice, Notice::Payload(_));
+        let _gone = sender.send(notice);
+        if is_payload && !is_open.swap(true, Ordering::SeqCst) {
+            let _opened = held.lock().unwrap().recv();
+        }
+    });
+    let _place = store.subscribe("a", callback).await.unwrap();
+    assert_eq!(next(&mut heard).await, Notice::Restored);
+    let direct = RedisStore::builder(&server.tcp_url()).timeout(Duration::from_secs(10));
+    let direct = direct.open().await.unwrap();
+    let large = "x".repeat(1 << 20);
+    const TOLD: usize = 40;
+    for _ in 0..TOLD {
+        tell(&direct, "a", &large).await;
+    }
+    let began = Instant::now();
+    while listening(&server).await > 0 {
+        assert!(began.elapsed() < Duration::from_secs(20), "all are kept");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(open);
+    let mut came = 0;
+    while next(&mut heard).await != Notice::Lost {
+        came += 1;
+    }
+    assert!(came < TOLD, "{came}");
+    assert_eq!(next(&mut heard).await, Notice::Restored);
+    tell(&direct, "a", "more").await;
+    assert_eq!(next(&mut heard).await, payload("more"));
+}
+
+#[tokio::test]
+async fn a_channel_that_is_refused_takes_nothing_from_the_others() {
+    let server = RedisServer::start().await;
+    let mut raw = server.raw().await;
+    let mut rule = async |rules: &[&str]| {
+        let command = redis::cmd("ACL").arg(&["SETUSER", "default"]).to_owned();
+        let _: () = command
+            .clone()
+            .arg(rules)
+            .query_async(&mut raw)
+            .await
+            .unwrap();
+    };
+    rule(&["resetchannels", "&b", "&d"]).await;
+    let store = RedisStore::builder(&server.url()).timeout(Duration::from_millis(50));
+    let store = store.open().await.unwrap();
+    let mut all = Vec::new();
+    for channel in ["a", "b", "c", "d"] {
+        let (heard, callback) = listener();
+        all.push((heard, store.subscribe(channel, callback).await.unwrap()));
+    }
+    let direct = server.store_with("d").await;
+    for (index, channel) in [(1, "b"), (3, "d")] {
+        assert_eq!(next(&mut all[index].0).await, Notice::Restored);
+        tell(&direct, channel, "x").await;
+        // The server tells it before it answers.
+        assert_eq!(next(&mut all[index].0).await, payload("x"));
+    }
+    for index in [0, 2] {
+        assert!(all[index].0.try_recv().is_err());
+    }
+    rule(&["allchannels"]).await;
+    for index in [0, 2] {
+        assert_eq!(next(&mut all[index].0).await, Notice::Restored);
+    }
+    for (heard, _) in &mut all {
+        assert!(heard.try_recv().is_err(), "the link has held");
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_leaves_the_cluster_is_left_by_those_who_listen_there() {
+    let cluster = RedisCluster::start(3, false).await;
+    let places = [2, 0, 1].map(|node: usize| cluster.nodes[node].address().to_string());
+    let url = format!("redis+cluster://{}", places.join(","));
+    let store = RedisStore::connect(&url).await.unwrap();
+    let (mut heard, _place) = join(&store, "a").await;
+    let mut here = None;
+    for (index, node) in cluster.nodes.iter().enumerate() {
+        if listening(node).await > 0 {
+            here = Some(index);
+        }
+    }
+    let left = here.expect("somebody listens");
+    cluster.remove(left, (left + 1) % 3).await;
+    assert_eq!(next(&mut heard).await, Notice::Lost);
+    assert_eq!(next(&mut heard).await, Notice::Restored);
+    let url = cluster.nodes[(left + 2) % 3].tcp_url();
+    let other = RedisStore::connect(&url).await.unwrap();
+    tell(&other, "a", "x").await;
+    assert_eq!(next(&mut heard).await, payload("x"));
+    assert_eq!(store.commands(), 0);
 }
 
 /// What was logged.

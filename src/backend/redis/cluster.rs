@@ -53,12 +53,14 @@ struct Refresh {
 /// A refresh under way. It ends with its task, also where that is dropped with its runtime.
 struct Refreshing {
     cluster: Arc<Cluster>,
+    /// Who is asked last.
+    suspect: Option<Arc<Node>>,
     failed: Option<String>,
 }
 
 impl Refreshing {
     async fn run(&mut self) {
-        self.failed = match self.cluster.ask_for_map().await {
+        self.failed = match self.cluster.ask_for_map(self.suspect.as_ref()).await {
             Ok(()) => None,
             Err(error) => {
                 debug!(error = %error, "no node tells who has which slot");
@@ -141,7 +143,7 @@ impl Cluster {
                 Err(Refusal::Failed(error)) => {
                     if error.is_unknown() {
                         // The node may be gone for good, and another have its slots.
-                        self.refresh_soon();
+                        self.refresh_soon(Some(&node));
                     }
                     return Err(error);
                 }
@@ -176,9 +178,26 @@ impl Cluster {
         map.nodes.iter().all(|node| node.is_shut())
     }
 
-    pub(super) async fn listen(&self) -> Result<PubSub, RedisError> {
-        let nodes = self.to_ask().into_iter();
-        first_answer(nodes.map(|node| async move { node.listen().await })).await
+    /// Opens a connection that only listens, to any node of the cluster.
+    pub(super) async fn listen(self: &Arc<Self>) -> Result<(PubSub, Place), RedisError> {
+        let mut refreshed = self.refreshed.subscribe();
+        // A node of the URL may have left the cluster.
+        if !self.is_mapped() && self.refresh_soon(None) {
+            let _held_here = refreshed.changed().await;
+        }
+        let nodes = self.to_ask(None).into_iter();
+        let (connection, node) = first_answer(nodes.map(|node| async move {
+            let connection = node.listen().await?;
+            Ok((connection, node))
+        }))
+        .await?;
+        let cluster = Arc::clone(self);
+        let place = Place {
+            cluster,
+            node,
+            refreshed,
+        };
+        Ok((connection, place))
     }
 
     /// Follows MOVED (remembered, and a sign that more has moved) and ASK (for this one call). `None`: try again.
@@ -201,7 +220,7 @@ impl Cluster {
         drop(map);
         if !asking {
             count!("keep_redis_moved_total", 1);
-            self.refresh_soon();
+            self.refresh_soon(None);
         }
         Some((node, asking))
     }
@@ -217,6 +236,10 @@ impl Cluster {
         if let Some(node) = self.known(slot) {
             return Ok(node);
         }
+        if slot.is_some_and(|slot| usize::from(slot) >= SLOTS) {
+            let why = "a cluster has no such slot";
+            return Err(StoreError::with_source(StoreErrorKind::Failed, why));
+        }
         let refused = |until_probe| {
             let refused = StoreError::new(StoreErrorKind::Unavailable);
             refused.retry_after(until_probe)
@@ -230,7 +253,7 @@ impl Cluster {
         // Whoever reports for this call, there is somebody: a refresh does so at its end.
         let mut refreshed = self.refreshed.subscribe();
         self.gate.owe(ticket);
-        if self.refresh_soon() {
+        if self.refresh_soon(None) {
             let ended = tokio::time::timeout(rest, refreshed.changed()).await;
             if ended.is_err() {
                 until_probe = self.gate.was_hasty(ticket, timeout, Failure::OfServer);
@@ -273,12 +296,13 @@ impl Cluster {
             let answering = map.nodes.iter().find(|node| !node.is_shut());
             return answering.or(map.nodes.first()).cloned();
         };
-        let index = map.slots[usize::from(slot)];
+        let index = *map.slots.get(usize::from(slot))?;
         map.nodes.get(usize::from(index)).cloned()
     }
 
-    /// Asks for the map on a task of its own, unless that was done just now. Says whether such a task is under way.
-    fn refresh_soon(self: &Arc<Self>) -> bool {
+    /// Asks for the map on a task of its own, unless that was done just now. Says whether such a task is under way. A
+    /// `suspect` is asked last: it may be cut off from the others, and tell the map that was.
+    fn refresh_soon(self: &Arc<Self>, suspect: Option<&Arc<Node>>) -> bool {
         let mut refresh = self.refresh.lock();
         if refresh.is_running {
             return true;
@@ -290,14 +314,15 @@ impl Cluster {
         drop(refresh);
         let mut refreshing = Refreshing {
             cluster: Arc::clone(self),
+            suspect: suspect.cloned(),
             failed: Some("the question for the map was dropped".to_owned()),
         };
         tokio::spawn(async move { refreshing.run().await });
         true
     }
 
-    async fn ask_for_map(&self) -> Result<(), RedisError> {
-        let nodes = self.to_ask().into_iter();
+    async fn ask_for_map(&self, suspect: Option<&Arc<Node>>) -> Result<(), RedisError> {
+        let nodes = self.to_ask(suspect).into_iter();
         let (node, ranges) = first_answer(nodes.map(|node| async move {
             let question = Command::new("CLUSTER").arg("SLOTS");
             let answer = tokio::time::timeout(CONNECT_TIMEOUT, node.ask(&question)).await;
@@ -352,16 +377,46 @@ impl Cluster {
         nodes.len() - 1
     }
 
-    /// The nodes of the map, those that answer first, then those of the URL.
-    fn to_ask(&self) -> Vec<Arc<Node>> {
+    /// The nodes of the map, then those of the URL; behind them those that do not answer, and the suspect.
+    fn to_ask(&self, suspect: Option<&Arc<Node>>) -> Vec<Arc<Node>> {
         let mut nodes = self.map.read().nodes.clone();
-        nodes.sort_by_key(|node| node.is_shut());
         for seed in &self.seeds {
             if !nodes.iter().any(|node| Arc::ptr_eq(node, seed)) {
                 nodes.push(Arc::clone(seed));
             }
         }
+        let is_suspect =
+            |node: &Arc<Node>| suspect.is_some_and(|suspect| Arc::ptr_eq(node, suspect));
+        nodes.sort_by_cached_key(|node| (is_suspect(node), node.is_shut()));
         nodes
+    }
+}
+
+/// Where somebody listens.
+pub(super) struct Place {
+    cluster: Arc<Cluster>,
+    node: Arc<Node>,
+    /// Told at the end of each refresh.
+    refreshed: watch::Receiver<()>,
+}
+
+impl Place {
+    /// Waits until the node serves no slots of the cluster any more. A node that has left it goes on answering, and hears
+    /// nothing of what is published.
+    pub(super) async fn left(&mut self) {
+        loop {
+            let _held_here = self.refreshed.changed().await;
+            let map = self.cluster.map.read();
+            let is_here = |node: &Arc<Node>| Arc::ptr_eq(node, &self.node);
+            if !map.nodes.is_empty() && !map.nodes.iter().any(is_here) {
+                return;
+            }
+        }
+    }
+
+    /// Asks the other nodes whether this one is still among them.
+    pub(super) fn ask(&self) {
+        self.cluster.refresh_soon(Some(&self.node));
     }
 }
 

@@ -7,7 +7,7 @@ use redis::RedisError;
 use redis::aio::PubSub;
 
 use super::address::Address;
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Place};
 use super::error;
 use super::meter::Meter;
 use super::node::{Node, Refusal, Request, Words};
@@ -121,12 +121,16 @@ impl Link {
         }
     }
 
-    /// Opens a connection that only listens; any node of a cluster hears what is published on another.
-    pub(super) async fn listen(&self) -> Result<PubSub, RedisError> {
-        match &self.topology {
-            Topology::One(node) => node.listen().await,
-            Topology::Many(cluster) => cluster.listen().await,
-        }
+    /// Opens a connection that only listens; any node of a cluster hears what is published on another, as long as it is
+    /// one.
+    pub(super) async fn listen(&self) -> Result<(PubSub, Option<Place>), RedisError> {
+        Ok(match &self.topology {
+            Topology::One(node) => (node.listen().await?, None),
+            Topology::Many(cluster) => {
+                let (connection, place) = cluster.listen().await?;
+                (connection, Some(place))
+            }
+        })
     }
 
     /// Returns the number of the database, which a channel's name has to carry: publishing knows none.

@@ -55,6 +55,7 @@
 
 mod address;
 mod asking;
+mod backlog;
 mod call;
 mod cluster;
 mod command;

@@ -1,20 +1,20 @@
 //! Notices over one pub/sub connection per handle, kept alive by pings, made again when it is cut.
 
-use std::future::poll_fn;
+use std::future::pending;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_core::Stream;
-use redis::aio::{PubSub, PubSubSink, PubSubStream};
-use redis::{Msg, RedisError, Value};
+use redis::aio::{PubSub, PubSubSink};
+use redis::{RedisError, Value};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::backlog::Backlog;
+use super::cluster::Place;
 use super::command::Command;
 use super::error::away;
 use super::node::Words;
@@ -83,7 +83,8 @@ impl RedisStore {
     ///
     /// All channels of the handle share one connection, pinged every 5 s. The future resolves when the server has
     /// confirmed, or after the handle's timeout; the callback is told [`Notice::Restored`](crate::core::Notice)
-    /// when it is confirmed, however late, and `Lost` when the link is cut or a ping stays unanswered for 5 s. Where the
+    /// when it is confirmed, however late, and `Lost` when the link is cut, a ping stays unanswered for 5 s, the node leaves its
+    /// cluster, or 16 MiB wait for callbacks that are slow. A channel that the server refuses is asked for again every 5 s. Where the
     /// link ended with the runtime it was made on, the next call of the handle makes another. A callback that panics
     /// misses what it was told; others do not notice. Never fails.
     pub fn subscribe(&self, channel: &str, callback: NoticeCallback) -> StoreFuture<Subscription> {
@@ -207,35 +208,63 @@ fn tell(_error: &RedisError, was_live: bool, is_told: bool) {
 /// Passes on what arrives, until the link is cut, or nobody listens any more. Says when all was `confirmed` first.
 async fn serve(
     shared: &Shared,
-    connection: PubSub,
+    (connection, mut place): (PubSub, Option<Place>),
     confirmed: &mut Option<Instant>,
 ) -> Result<(), RedisError> {
-    let (mut sink, mut arriving) = connection.split();
+    let (mut sink, arriving) = connection.split();
+    let mut backlog = Backlog::of(arriving);
+    let mut refused = Refused::default();
     let mut ping = tokio::time::interval(PING_EVERY);
     ping.reset();
     while !shared.is_closed() {
-        follow(shared, &mut sink).await?;
+        follow(shared, &mut sink, &mut refused).await?;
         confirmed.get_or_insert_with(Instant::now);
         if shared.channels.is_empty() {
             break;
         }
         tokio::select! {
-            message = next(&mut arriving) => match message {
-                Some(message) => {
-                    let payload = Bytes::copy_from_slice(message.get_payload_bytes());
-                    shared.channels.deliver(message.get_channel_name(), &payload);
-                }
-                None => return Err(away("the server hung up")),
-            },
+            message = backlog.next() => {
+                let message = message?;
+                let payload = Bytes::copy_from_slice(message.get_payload_bytes());
+                shared.channels.deliver(message.get_channel_name(), &payload);
+            }
             () = shared.changed.notified() => {}
-            _ = ping.tick() => within(sink.ping::<Value>()).await.map(drop)?,
+            () = left(place.as_mut()) => return Err(away("the node has left the cluster")),
+            _ = ping.tick() => {
+                within(sink.ping::<Value>()).await.map(drop)?;
+                if let Some(place) = &place {
+                    place.ask();
+                }
+                for channel in refused.channels.drain(..) {
+                    shared.channels.try_again(channel);
+                }
+            }
         }
     }
     Ok(())
 }
 
-/// Subscribes and unsubscribes as the listeners came and went.
-async fn follow(shared: &Shared, sink: &mut PubSubSink) -> Result<(), RedisError> {
+/// Waits until the node is none of the cluster's any more; a server alone stays one.
+async fn left(place: Option<&mut Place>) {
+    match place {
+        Some(place) => place.left().await,
+        None => pending().await,
+    }
+}
+
+/// Channels that the server does not let us hear: asked for again with each ping.
+#[derive(Default)]
+struct Refused {
+    channels: Vec<Box<str>>,
+    is_told: bool,
+}
+
+/// Subscribes and unsubscribes as the listeners came and went. Fails where nothing at all may be heard.
+async fn follow(
+    shared: &Shared,
+    sink: &mut PubSubSink,
+    refused: &mut Refused,
+) -> Result<(), RedisError> {
     let (mut joined, mut left) = (Vec::new(), Vec::new());
     for change in shared.channels.take_changed() {
         match change {
@@ -246,12 +275,37 @@ async fn follow(shared: &Shared, sink: &mut PubSubSink) -> Result<(), RedisError
     for some in left.chunks(CHANNELS_AT_ONCE) {
         within(sink.unsubscribe(names(some))).await?;
     }
-    for some in joined.chunks(CHANNELS_AT_ONCE) {
-        within(sink.subscribe(names(some))).await?;
-        some.iter()
-            .for_each(|channel| shared.channels.restored(channel));
+    let mut parts: Vec<_> = joined.chunks(CHANNELS_AT_ONCE).collect();
+    let mut why = None;
+    while let Some(some) = parts.pop() {
+        match (within(sink.subscribe(names(some))).await, some) {
+            (Ok(()), _) => some
+                .iter()
+                .for_each(|channel| shared.channels.restored(channel)),
+            (Err(error), [one]) if is_refused(&error) => {
+                refused.channels.push(one.clone());
+                why = Some(error);
+            }
+            // One that may not be heard is enough for the server to refuse them all.
+            (Err(error), several) if is_refused(&error) => {
+                let (some, others) = several.split_at(several.len() / 2);
+                parts.extend([some, others]);
+            }
+            (Err(error), _) => return Err(error),
+        }
+    }
+    match why {
+        Some(error) if !shared.channels.is_live() => return Err(error),
+        Some(_error) if !std::mem::replace(&mut refused.is_told, true) => {
+            warn!(error = %_error, channels = ?refused.channels, "redis refuses to tell notices of some channels");
+        }
+        _ => {}
     }
     Ok(())
+}
+
+fn is_refused(error: &RedisError) -> bool {
+    error.code() == Some("NOPERM")
 }
 
 fn names(channels: &[Box<str>]) -> Vec<&str> {
@@ -262,10 +316,6 @@ async fn within<T>(answer: impl Future<Output = redis::RedisResult<T>>) -> redis
     tokio::time::timeout(ANSWER_WITHIN, answer)
         .await
         .map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))?
-}
-
-async fn next(arriving: &mut PubSubStream) -> Option<Msg> {
-    poll_fn(|cx| Pin::new(&mut *arriving).poll_next(cx)).await
 }
 
 impl Shared {

@@ -226,6 +226,41 @@ impl RedisCluster {
         }
     }
 
+    /// Takes a node out of the cluster, without keys, and deals its slots to `heir`. It goes on running.
+    pub async fn remove(&self, index: usize, heir: usize) {
+        let gone = self.id(index).await;
+        let others = || (0..self.primaries).filter(|other| *other != index);
+        for other in others() {
+            cluster(&mut self.nodes[other].raw().await, &["FORGET", &gone]).await;
+        }
+        cluster(&mut self.nodes[index].raw().await, &["RESET", "SOFT"]).await;
+        let per_node = usize::from(SLOTS) / self.primaries;
+        let from = index * per_node;
+        let to = if index + 1 == self.primaries {
+            usize::from(SLOTS)
+        } else {
+            from + per_node
+        };
+        let slots: Vec<String> = (from..to).map(|slot| slot.to_string()).collect();
+        let slots = slots.iter().map(String::as_str);
+        let words: Vec<&str> = ["ADDSLOTS"].into_iter().chain(slots).collect();
+        cluster(&mut self.nodes[heir].raw().await, &words).await;
+        let started = Instant::now();
+        for other in others() {
+            let mut raw = self.nodes[other].raw().await;
+            while !cluster(&mut raw, &["INFO"])
+                .await
+                .contains("cluster_state:ok")
+            {
+                assert!(
+                    started.elapsed() < Duration::from_secs(30),
+                    "the rest serves"
+                );
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
+
     async fn id(&self, index: usize) -> String {
         cluster(&mut self.nodes[index].raw().await, &["MYID"]).await
     }
