@@ -18,6 +18,9 @@ use crate::core::telemetry::{count, seconds, warn};
 use crate::core::{StoreError, StoreErrorKind, digest22, monotonic};
 use crate::data::once_more;
 
+/// How long after its caller has left a call is thought to take effect.
+const LANDS_WITHIN: Duration = Duration::from_secs(3);
+
 /// An owner on its way to a lock. Dropped while it is unknown whether it has one, it gives that back.
 pub(super) struct Attempt {
     config: Arc<Config>,
@@ -81,9 +84,7 @@ impl Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         if self.unsettled {
-            // Once: in an outage there are as many attempts as callers, and hardly one of them has a lock.
-            let tries = Duration::ZERO;
-            give_back(&self.runtime, &self.config, &self.key, self.owner, tries);
+            give_back_late(&self.runtime, &self.config, &self.key, self.owner);
         }
     }
 }
@@ -92,14 +93,29 @@ fn first_lease(config: &Config) -> Duration {
     config.lease.min(config.hold_at_most)
 }
 
-/// Releases in a task; a store that is away is asked again for `tries`.
+/// Releases what an attempt may have got. What was on its way when its caller left may land later (a COMMIT, say), so where
+/// nothing is found it is looked for once more. A store that is away is not asked again: in an outage there are as many
+/// attempts as callers, and hardly one of them has a lock.
+fn give_back_late(runtime: &Handle, config: &Arc<Config>, key: &LockKey, owner: Owner) {
+    let (config, key) = (Arc::clone(config), key.clone());
+    runtime.spawn(async move {
+        for pause in [Duration::ZERO, LANDS_WITHIN] {
+            sleep_until(monotonic() + pause).await;
+            if let Ok(Owned::Yes) | Err(_) = once_more(|| config.store.release(&key, owner)).await {
+                return;
+            }
+        }
+    });
+}
+
+/// Releases in a task; a store that is away, or takes no write, is asked again for `tries`.
 fn give_back(runtime: &Handle, config: &Arc<Config>, key: &LockKey, owner: Owner, tries: Duration) {
     let (config, key) = (Arc::clone(config), key.clone());
     let until = monotonic() + tries;
     runtime.spawn(async move {
         while let Err(error) = once_more(|| config.store.release(&key, owner)).await {
             let again = monotonic() + Duration::from_secs(error.retry_after_secs());
-            if !error.is_unknown() || again >= until {
+            if again >= until {
                 return;
             }
             sleep_until(again).await;

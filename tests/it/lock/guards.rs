@@ -43,6 +43,8 @@ struct Mood {
     extends_fail: AtomicBool,
     extends_deny: AtomicBool,
     releases_fail: AtomicBool,
+    is_full: AtomicBool,
+    lands_later: AtomicBool,
     late_ms: AtomicU64,
     asked: AtomicUsize,
 }
@@ -66,6 +68,15 @@ impl LockStore for Moody {
     ) -> StoreFuture<Acquired> {
         self.mood.asked.fetch_add(1, Ordering::SeqCst);
         let late = Duration::from_millis(self.mood.late_ms.load(Ordering::SeqCst));
+        if self.mood.lands_later.load(Ordering::SeqCst) {
+            // On its way to the store, whoever waits for it.
+            let (inner, key) = (self.inner.clone(), key.clone());
+            let done = tokio::spawn(async move {
+                tokio::time::sleep(late).await;
+                inner.acquire(&key, owner, lease, asking).await
+            });
+            return StoreFuture::boxed(async move { done.await.unwrap() });
+        }
         let answer = self.inner.acquire(key, owner, lease, asking);
         if late.is_zero() {
             return answer;
@@ -89,7 +100,11 @@ impl LockStore for Moody {
 
     fn release(&self, key: &LockKey, owner: Owner) -> StoreFuture<Owned> {
         if self.mood.releases_fail.load(Ordering::SeqCst) {
-            return StoreFuture::ready(Err(StoreErrorKind::Unavailable.into()));
+            let kind = match self.mood.is_full.load(Ordering::SeqCst) {
+                true => StoreErrorKind::Full,
+                false => StoreErrorKind::Unavailable,
+            };
+            return StoreFuture::ready(Err(kind.into()));
         }
         self.inner.release(key, owner)
     }
@@ -207,11 +222,51 @@ async fn an_acquire_that_is_dropped_gives_back_what_it_got() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_acquire_that_lands_after_its_caller_has_left_is_given_back_all_the_same() {
+    let store = Moody::new();
+    let lock = Lock::new(store.clone(), "l");
+    store.mood.lands_later.store(true, Ordering::SeqCst);
+    store.mood.late_ms.store(100, Ordering::SeqCst);
+    let dropped = tokio::time::timeout(Duration::from_millis(50), lock.try_acquire("k"));
+    assert!(dropped.await.is_err());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(lock.inspect("k").await.unwrap().is_some());
+    // Far below the lease of 30 s.
+    tokio::time::sleep(5 * SECOND).await;
+    assert_eq!(lock.inspect("k").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_full_server_frees_a_lock_and_keeps_its_fence() {
+    let server = RedisServer::start().await;
+    let store = server.store_with("t").await;
+    let lock = Lock::new(store, "l");
+    let memory = async |bytes: &str| {
+        let set = redis::cmd("CONFIG")
+            .arg(&["SET", "maxmemory", bytes])
+            .to_owned();
+        set.query_async::<()>(&mut server.raw().await)
+            .await
+            .unwrap();
+    };
+    let guard = lock.try_acquire("k").await.unwrap();
+    let fence = guard.fence();
+    memory("1").await;
+    assert_eq!(guard.release().await.unwrap(), ReleaseOutcome::Released);
+    assert_eq!(lock.inspect("k").await.unwrap(), None);
+    let refused = lock.try_acquire("k").await.unwrap_err();
+    assert!(matches!(refused.kind(), LockErrorKind::Full), "{refused:?}");
+    memory("0").await;
+    assert!(lock.try_acquire("k").await.unwrap().fence() > fence);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_could_not_be_released_in_an_outage_is_released_after_it_and_not_at_its_end() {
     let store = Moody::new();
     let lock = Lock::new(store.clone(), "l").lease(MINUTE);
-    for is_dropped in [false, true] {
+    for (is_dropped, is_full) in [(false, false), (true, false), (false, true), (true, true)] {
         let guard = lock.try_acquire("k").await.unwrap();
+        store.mood.is_full.store(is_full, Ordering::SeqCst);
         store.mood.releases_fail.store(true, Ordering::SeqCst);
         if is_dropped {
             drop(guard);

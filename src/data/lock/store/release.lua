@@ -15,7 +15,12 @@ if ends == 0 then
 end
 local held = now_ms < ends
 -- The key lives on for as long as its fence is to be known.
-redis.call('SET', KEYS[1], struct.pack('>I8I8B', fence, 0, held and 2 or 3) .. owner, 'PX', ARGV[3])
+local free = struct.pack('>I8I8B', fence, 0, held and 2 or 3) .. owner
+if redis.pcall('SET', KEYS[1], free, 'PX', ARGV[3]).err then
+  -- A server that is full takes nothing new, but goes on with what has begun by giving room.
+  redis.call('DEL', KEYS[1])
+  redis.pcall('SET', KEYS[1], free, 'PX', ARGV[3])
+end
 if state == 1 then
   redis.call('PUBLISH', ARGV[4], '')
 end
