@@ -131,8 +131,15 @@ impl<V: Serialize + DeserializeOwned> Once<V> {
         let Some(key) = self.key_of_any(token.as_ref()) else {
             return Ok(None);
         };
-        let taken = self.store.take(&key).await?.and_then(decode);
-        self.told(if taken.is_some() { "taken" } else { "unknown" });
+        let kept = self.store.take(&key).await?;
+        let is_there = kept.is_some();
+        let taken = kept.and_then(decode);
+        self.told(match (&taken, is_there) {
+            (Some(_), _) => "taken",
+            // Of another kind, or cut off: it is gone all the same.
+            (None, true) => "undecodable",
+            (None, false) => "unknown",
+        });
         Ok(taken)
     }
 

@@ -181,6 +181,39 @@ async fn weak_tokens_and_large_values_are_refused() {
 }
 
 #[tokio::test]
+async fn what_others_wrote_under_a_token_is_no_value_and_no_error() {
+    let (server, prefix) = (shared().await, fresh_prefix());
+    let store = server.store_with(&prefix).await;
+    let states: Once<u8> = Once::new(store.clone(), "oauth", ttl::OAUTH_STATE);
+    let tabs: Progress<u8> = Progress::new(store.clone(), "form", ttl::OAUTH_STATE);
+    let token = states.issue(&7).await.unwrap();
+    tabs.save("u1", &7, Expect::Any).await.unwrap();
+    let mut raw = server.raw().await;
+    let listed = redis::cmd("KEYS").arg(format!("{prefix}:*")).to_owned();
+    let keys: Vec<String> = listed.query_async(&mut raw).await.unwrap();
+    assert_eq!(keys.len(), 2);
+    for foreign in ["", "x", "1 2 3", "1 2 3 x ", "-1 2 3 4 5"] {
+        let mut forge = async || {
+            for key in &keys {
+                let set = redis::cmd("SET").arg(key).arg(foreign).to_owned();
+                let _: () = set.query_async(&mut raw).await.unwrap();
+            }
+        };
+        forge().await;
+        assert_eq!(states.peek(&token).await.unwrap(), None, "{foreign}");
+        assert_eq!(states.take(&token).await.unwrap(), None, "{foreign}");
+        assert_eq!(states.put(&token, &8).await.unwrap(), PutOutcome::Stored);
+        assert_eq!(states.take(&token).await.unwrap().unwrap().value, 8);
+        assert!(tabs.load("u1").await.unwrap().is_none());
+        let saved = tabs.save("u1", &8, Expect::Absent).await.unwrap();
+        assert_eq!(saved, SaveOutcome::Saved { version: 1 });
+        forge().await;
+        assert!(!tabs.remove("u1").await.unwrap(), "{foreign}");
+        assert!(tabs.load("u1").await.unwrap().is_none());
+    }
+}
+
+#[tokio::test]
 async fn no_token_is_found_in_the_store() {
     let (server, prefix) = (shared().await, fresh_prefix());
     let states: Once<u8> = Once::new(server.store_with(&prefix).await, "oauth", ttl::OAUTH_STATE);

@@ -2,7 +2,7 @@
 -- KEYS[1] value. ARGV: 2 record, 3 ttl ms.
 -- Reply: 1 stored | 0 exists.
 local old = redis.call('GET', KEYS[1])
-if old and now_ms < tonumber(string.match(old, '^%d+ %d+ %d+ (%d+) ')) then
+if old and now_ms < (tonumber(string.match(old, '^%d+ %d+ %d+ (%d+) ')) or 0) then
   return 0
 end
 local ttl = tonumber(ARGV[3])

@@ -81,10 +81,8 @@ fn key_of(store: &RedisStore, key: &OnceKey) -> String {
 }
 
 fn kept(reply: Reply) -> Result<Option<Kept>, StoreError> {
-    reply
-        .opt_bytes()?
-        .map(|whole| parse(&whole).ok_or_else(unexpected))
-        .transpose()
+    // What others wrote under its key is no value.
+    Ok(reply.opt_bytes()?.and_then(|whole| parse(&whole)))
 }
 
 fn parse(whole: &Bytes) -> Option<Kept> {

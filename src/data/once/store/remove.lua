@@ -6,4 +6,4 @@ if not old then
   return 0
 end
 redis.call('DEL', KEYS[1])
-return now_ms < tonumber(string.match(old, '^%d+ %d+ %d+ (%d+) ')) and 1 or 0
+return now_ms < (tonumber(string.match(old, '^%d+ %d+ %d+ (%d+) ')) or 0) and 1 or 0

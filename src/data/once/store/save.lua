@@ -5,7 +5,7 @@ local old = redis.call('GET', KEYS[1])
 local version, created = 0, now_ms
 if old then
   local v, c, ends = string.match(old, '^(%d+) (%d+) %d+ (%d+) ')
-  if now_ms < tonumber(ends) then
+  if ends and now_ms < tonumber(ends) then
     version, created = tonumber(v), tonumber(c)
   end
 end

@@ -6,7 +6,7 @@ if not old then
   return false
 end
 redis.call('DEL', KEYS[1])
-if now_ms >= tonumber(string.match(old, '^%d+ %d+ %d+ (%d+) ')) then
+if now_ms >= (tonumber(string.match(old, '^%d+ %d+ %d+ (%d+) ')) or 0) then
   return false
 end
 return old
