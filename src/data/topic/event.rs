@@ -1,20 +1,49 @@
 //! Events and their ids.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 
 use crate::core::Timestamp;
 
 /// The place of an event in its log: `<epoch>-<seq>`. Within a log ids only grow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+///
+/// Its text ends in the time of the event, `<epoch>-<seq>-<at>`, where that is known: a server that took over without the
+/// last events gives their numbers once more, and whoever comes back with one of the first is told of a gap. Two that differ
+/// in this alone are equal.
+#[derive(Clone, Copy, Debug)]
 pub struct EventId {
     epoch: u64,
     seq: u64,
+    /// In UTC milliseconds; 0 is unknown.
+    at: u64,
 }
 
 impl EventId {
     pub(crate) const fn new(epoch: u64, seq: u64) -> Self {
-        Self { epoch, seq }
+        let at = 0;
+        Self { epoch, seq, at }
+    }
+
+    /// The same place, of an event that was published then.
+    pub(crate) const fn at(self, at: Timestamp) -> Self {
+        let at = at.as_millis();
+        Self { at, ..self }
+    }
+
+    /// Says whether both stand for events that were published at different times, if at one place then not for the same one.
+    pub(crate) const fn differs(self, other: Self) -> bool {
+        self.at != 0 && other.at != 0 && self.at != other.at
+    }
+
+    pub(crate) const fn is_later(self, than: Self) -> bool {
+        self.differs(than) && self.at > than.at
+    }
+
+    /// The place before it.
+    pub(crate) const fn before(self) -> Self {
+        Self::new(self.epoch, self.seq.saturating_sub(1))
     }
 
     /// Returns the time in UTC milliseconds at which the log began.
@@ -34,9 +63,39 @@ impl EventId {
     }
 }
 
+impl PartialEq for EventId {
+    fn eq(&self, other: &Self) -> bool {
+        (self.epoch, self.seq) == (other.epoch, other.seq)
+    }
+}
+
+impl Eq for EventId {}
+
+impl Ord for EventId {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.epoch, self.seq).cmp(&(other.epoch, other.seq))
+    }
+}
+
+impl PartialOrd for EventId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Hash for EventId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.epoch, self.seq).hash(state);
+    }
+}
+
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.epoch, self.seq)
+        write!(f, "{}-{}", self.epoch, self.seq)?;
+        match self.at {
+            0 => Ok(()),
+            at => write!(f, "-{at}"),
+        }
     }
 }
 
@@ -61,10 +120,14 @@ impl FromStr for EventId {
             1..=16 if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().ok(),
             _ => None,
         };
-        let (epoch, seq) = text.split_once('-').ok_or(NotAnEventId)?;
-        let epoch = number(epoch).ok_or(NotAnEventId)?;
-        let seq = number(seq).ok_or(NotAnEventId)?;
-        Ok(Self::new(epoch, seq))
+        let (epoch, rest) = text.split_once('-').ok_or(NotAnEventId)?;
+        let (seq, at) = rest.split_once('-').unwrap_or((rest, "0"));
+        let mut numbers = [0; 3];
+        for (number_of, text) in numbers.iter_mut().zip([epoch, seq, at]) {
+            *number_of = number(text).ok_or(NotAnEventId)?;
+        }
+        let [epoch, seq, at] = numbers;
+        Ok(Self { epoch, seq, at })
     }
 }
 
@@ -116,6 +179,12 @@ mod tests {
     fn ids_are_read_as_they_are_written_and_nothing_else_is() {
         let id = EventId::new(1_767_225_600_000, 7);
         assert_eq!(id.to_string().parse(), Ok(id));
+        let timed = id.at(Timestamp::from_millis(9));
+        assert_eq!(timed.to_string(), "1767225600000-7-9");
+        let read: EventId = timed.to_string().parse().unwrap();
+        assert_eq!(read, id);
+        let other = id.at(Timestamp::from_millis(8));
+        assert!(read.is_later(other) && !read.differs(timed) && !read.differs(id));
         for text in [
             "",
             "-",
@@ -123,7 +192,8 @@ mod tests {
             "-1",
             "1",
             "+1-2",
-            "1-2-3",
+            "1-2-",
+            "1-2-3-4",
             "1 -2",
             "18446744073709551615-1",
         ] {

@@ -55,8 +55,12 @@ impl<T: DeserializeOwned> Feed<T> {
     pub async fn next(&mut self) -> Option<Event<T>> {
         Some(match self.raw.next().await {
             Raw::Gap { missed, .. } => Event::Gap { missed },
-            Raw::Event(Kept { id, at, payload }) => match record::decode(&payload) {
-                Some(value) => Event::Message { id, at, value },
+            Raw::Event(kept) => match record::decode(&kept.payload) {
+                Some(value) => Event::Message {
+                    id: kept.place(),
+                    at: kept.at,
+                    value,
+                },
                 None => {
                     count!("keep_topic_undecodable_total", 1, "topic" => self.raw.config.name.to_string());
                     Event::Gap { missed: Some(1) }
@@ -139,16 +143,24 @@ impl RawFeed {
             Start::Now => {
                 let store = &feed.config.store;
                 let newest = store.read(&feed.key, From::Latest, feed.config.retain, 1);
-                feed.reached = newest.await?.head;
+                let newest = newest.await?;
+                let own = newest.events.last().map(Kept::place);
+                feed.reached = own.filter(|own| newest.head == Some(*own)).or(newest.head);
             }
             Start::After(id) => {
-                feed.reached = Some(id);
+                feed.reached = Some(id).filter(|id| *id != policy::NOTHING_YET);
                 feed.read_on().await?;
             }
             Start::Unknown => feed.read_on().await?,
         }
         feed.position = feed.reached.filter(|_| feed.ready.is_empty());
         Ok(feed)
+    }
+
+    /// The place that a feed begins at which has nothing to give yet.
+    pub(super) fn begins(&self) -> Option<EventId> {
+        let place = self.position.unwrap_or(policy::NOTHING_YET);
+        self.ready.is_empty().then_some(place)
     }
 
     pub(super) async fn next(&mut self) -> Raw {
@@ -179,7 +191,7 @@ impl RawFeed {
         let topic = &self.config.name;
         match &raw {
             Raw::Event(event) => {
-                self.position = Some(event.id);
+                self.position = Some(event.place());
                 count!("keep_topic_delivered_total", 1, "topic" => topic.to_string());
             }
             Raw::Gap { missed, before } => {
@@ -193,9 +205,9 @@ impl RawFeed {
     }
 
     fn arrive(&mut self, event: Kept) {
-        match policy::arrival(self.reached, event.id) {
+        match policy::arrival(self.reached, event.place()) {
             Arrival::Next => {
-                self.reached = Some(event.id);
+                self.reached = Some(event.place());
                 self.ready.push_back(Raw::Event(event));
             }
             Arrival::Old => {}
@@ -219,14 +231,20 @@ impl RawFeed {
 
     async fn read_on(&mut self) -> Result<(), StoreError> {
         let (store, retain) = (Arc::clone(&self.config.store), self.config.retain);
-        let after = |position| store.read(&self.key, From::After(position), retain, PAGE);
+        // With the event that the reader had last: it may be another by now.
+        let after = |position: Option<EventId>| {
+            let from = From::After(position.map(EventId::before));
+            store.read(&self.key, from, retain, PAGE + 1)
+        };
         let (mut position, mut unknown) = (self.reached, self.unknown);
         let mut page = after(position).await?;
-        if !policy::knows(page.head, position) {
+        if !policy::knows(page.head, position) || policy::is_another(position, &page) {
             unknown = true;
             position = page.head.map(policy::beginning);
             page = after(position).await?;
         }
+        page.events
+            .retain(|event| position.is_none_or(|position| event.id > position));
         let Followed {
             raws,
             position,

@@ -147,7 +147,7 @@ impl<T: Serialize> Topic<T> {
         let (key, retain) = (self.key(key), self.config.retain);
         let kept = self.config.store.publish(&key, payload, retain).await?;
         count!("keep_topic_published_total", 1, "topic" => self.config.name.to_string());
-        Ok(kept.id)
+        Ok(kept.place())
     }
 }
 
@@ -185,7 +185,7 @@ impl<T: DeserializeOwned> Topic<T> {
             .await?;
         Ok(page.events.into_iter().next_back().and_then(|kept| {
             Some(Latest {
-                id: kept.id,
+                id: kept.place(),
                 at: kept.at,
                 value: record::decode(&kept.payload)?,
             })

@@ -23,6 +23,9 @@ pub(super) struct Followed {
     pub(super) more: bool,
 }
 
+/// The place before every event of every log: nothing was published when its reader began.
+pub(super) const NOTHING_YET: EventId = EventId::new(0, 0);
+
 /// Says whether the log knows `position`; without one, all of the log comes after it.
 pub(super) fn knows(head: Option<EventId>, position: Option<EventId>) -> bool {
     match (head, position) {
@@ -31,6 +34,15 @@ pub(super) fn knows(head: Option<EventId>, position: Option<EventId>) -> bool {
         (Some(head), Some(position)) => {
             head.epoch() == position.epoch() && position.seq() <= head.seq()
         }
+    }
+}
+
+/// Says whether another event stands at `position` than the one that the reader had: a server that took over lacked it, and
+/// gave its number once more. `page` begins with it, if it is kept.
+pub(super) fn is_another(position: Option<EventId>, page: &Page) -> bool {
+    match (position, page.events.first()) {
+        (Some(had), Some(kept)) => kept.id == had && kept.place().differs(had),
+        _ => false,
     }
 }
 
@@ -50,7 +62,7 @@ pub(super) fn follow(
     let Some(head) = page.head else {
         let gap = Raw::Gap {
             missed: None,
-            before: EventId::new(0, 0),
+            before: NOTHING_YET,
         };
         return Followed {
             raws: if unknown { vec![gap] } else { Vec::new() },
@@ -70,7 +82,7 @@ pub(super) fn follow(
             raws.push(Raw::Gap { missed, before });
         }
         unknown = false;
-        last = event.id;
+        last = event.place();
         raws.push(Raw::Event(event));
     }
     if !more && (unknown || last < head) {
@@ -103,6 +115,8 @@ pub(super) fn arrival(position: Option<EventId>, id: EventId) -> Arrival {
     match position {
         None if id.seq() == 1 => Arrival::Next,
         None => Arrival::Hole,
+        // A number that is given once more: the log lost its end.
+        Some(last) if id <= last && id.is_later(last) => Arrival::Hole,
         Some(last) if id <= last => Arrival::Old,
         Some(last) if id == last.next() => Arrival::Next,
         Some(_) => Arrival::Hole,
@@ -222,6 +236,18 @@ mod tests {
             arrival(Some(at(4)), EventId::new(EPOCH + 1, 5)),
             Arrival::Hole
         );
+        // What was told before the last one, and what took its number later.
+        let at_ms = |seq, ms| at(seq).at(Timestamp::from_millis(ms));
+        let last = Some(at_ms(4, 10));
+        for (told, expected) in [
+            (at_ms(3, 9), Arrival::Old),
+            (at_ms(4, 10), Arrival::Old),
+            (at_ms(3, 11), Arrival::Hole),
+            (at_ms(4, 11), Arrival::Hole),
+            (at_ms(5, 11), Arrival::Next),
+        ] {
+            assert_eq!(arrival(last, told), expected, "{told}");
+        }
         assert_eq!(arrival(None, at(1)), Arrival::Next);
         assert_eq!(arrival(None, at(2)), Arrival::Hole);
     }

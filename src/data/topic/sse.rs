@@ -20,8 +20,12 @@ use crate::data::record;
 
 /// A comment this often keeps the connection alive, and finds out that it is not.
 const COMMENT_EVERY: Duration = Duration::from_secs(15);
-/// Sent at once: how long to wait before a reconnect, and a comment that makes proxies let go of the head.
-const PROLOGUE: &str = "retry: 2000\n:\n\n";
+/// Sent at once: how long to wait before a reconnect, where the client begins, so that it goes on from there if it comes back
+/// before its first event, and a comment that makes proxies let go of the head.
+fn prologue(place: Option<EventId>) -> Bytes {
+    let id = place.map_or_else(String::new, |place| format!("id: {place}\n"));
+    Bytes::from(format!("retry: 2000\n{id}:\n\n"))
+}
 
 /// The last event that a client has seen: the header `Last-Event-ID`, else the query's `last_event_id`.
 ///
@@ -88,13 +92,14 @@ pub struct TopicSse {
 
 impl TopicSse {
     pub(super) fn new(feed: RawFeed, event: Arc<str>) -> Self {
+        let opening = prologue(feed.begins());
         Self {
             body: SseBody {
                 next: following(feed),
                 comment: Box::pin(sleep(COMMENT_EVERY)),
                 until: Box::pin(std::future::pending()),
                 event,
-                state: State::Opening,
+                state: State::Opening(opening),
             },
         }
     }
@@ -138,7 +143,7 @@ pub struct SseBody {
 
 #[derive(PartialEq)]
 enum State {
-    Opening,
+    Opening(Bytes),
     Open,
     Ended,
 }
@@ -156,9 +161,10 @@ impl Body for SseBody {
             self.state = State::Ended;
             return Poll::Ready(None);
         }
-        if self.state == State::Opening {
+        if let State::Opening(opening) = &mut self.state {
+            let opening = std::mem::take(opening);
             self.state = State::Open;
-            return frame(Bytes::from_static(PROLOGUE.as_bytes()));
+            return frame(opening);
         }
         if let Poll::Ready((feed, raw)) = self.next.as_mut().poll(cx) {
             self.next = following(feed);
@@ -191,10 +197,11 @@ fn written(raw: &Raw, name: &str) -> Bytes {
             let json = record::json(&event.payload);
             let json = json.and_then(|json| std::str::from_utf8(json).ok());
             match json.filter(|json| !json.contains(['\n', '\r'])) {
-                Some(json) => {
-                    Bytes::from(format!("id: {}\nevent: {name}\ndata: {json}\n\n", event.id))
-                }
-                None => gap(&event.id),
+                Some(json) => Bytes::from(format!(
+                    "id: {}\nevent: {name}\ndata: {json}\n\n",
+                    event.place()
+                )),
+                None => gap(&event.place()),
             }
         }
     }

@@ -60,7 +60,7 @@ async fn a_booking_is_seen_by_whoever_looks_and_a_reconnect_misses_nothing() {
         "{seen}"
     );
     assert!(!seen.contains("guest@"), "{seen}");
-    let (_, id) = seen.split_once("id: ").unwrap();
+    let (_, id) = seen.rsplit_once("id: ").unwrap();
     let id = id.split_once('\n').unwrap().0.to_owned();
     guest.settle(&text(&held, "payment_id"), "succeeded").await;
     stream.until("\"booked\"").await;

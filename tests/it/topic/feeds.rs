@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use tower_keep::MINUTE;
 use tower_keep::backend::memory::MemoryStore;
 use tower_keep::backend::redis::RedisStore;
+use tower_keep::core::ManualClock;
 use tower_keep::data::topic::{Event, EventId, Feed, Topic, TopicErrorKind};
+use tower_keep::{MILLIS, MINUTE};
 
 use crate::support::proxy::Proxy;
 use crate::support::redis::{RedisServer, fresh_prefix, shared};
@@ -177,6 +178,54 @@ async fn a_server_that_forgot_everything_is_a_gap_and_the_feed_goes_on() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(value(&mut feed).await, 9);
+}
+
+#[tokio::test]
+async fn numbers_that_a_successor_gives_once_more_are_a_gap_live_and_for_who_comes_back() {
+    let server = RedisServer::start().await;
+    let clock = ManualClock::at("2030-01-01T00:00:00Z".parse().unwrap());
+    let topic: Topic<u64> = Topic::new(server.store(&clock).await, "t");
+    let mut live = topic.subscribe("k").await.unwrap();
+    let mut raw = server.raw().await;
+    let mut order = async |words: &[&str]| -> Vec<String> {
+        let order = redis::cmd(words[0]).arg(&words[1..]).to_owned();
+        let said: redis::Value = order.query_async(&mut raw).await.unwrap();
+        redis::from_redis_value(said).unwrap_or_default()
+    };
+    for round in 0..2 {
+        let before = publish_all(&topic, 0..5).await;
+        let keys = order(&["KEYS", "*:log"]).await;
+        order(&["COPY", &keys[0], "elsewhere", "REPLACE"]).await;
+        let seen = publish_all(&topic, 5..8).await;
+        for expected in 0..8 {
+            assert_eq!(value(&mut live).await, expected);
+        }
+        // A failover: what took over lacks the last three, and counts on from there at a later time.
+        order(&["RENAME", "elsewhere", &keys[0]]).await;
+        clock.advance(MILLIS);
+        let said: EventId = before.to_string().parse().unwrap();
+        assert_eq!(said, before);
+        // As many as are lost, or more.
+        let again = publish_all(&topic, 10..13 + round).await;
+        assert_eq!(again.seq(), seen.seq() + round);
+        let mut back = topic
+            .subscribe_after("k", seen.to_string().parse().unwrap())
+            .await
+            .unwrap();
+        assert_eq!(next(&mut back).await, Event::Gap { missed: None });
+        // The live one has one, too, and then all that was published since.
+        let mut gaps = 0;
+        loop {
+            match next(&mut live).await {
+                Event::Gap { missed } => gaps += usize::from(missed.is_none()),
+                Event::Message { id, .. } if id == again => break,
+                Event::Message { .. } => {}
+            }
+        }
+        assert_eq!(gaps, 1);
+        let mut known = topic.subscribe_after("k", before).await.unwrap();
+        assert_eq!(value(&mut known).await, 10);
+    }
 }
 
 #[tokio::test]

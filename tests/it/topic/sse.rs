@@ -10,7 +10,7 @@ use http_body_util::BodyExt;
 use tower::ServiceExt;
 use tower_keep::SECOND;
 use tower_keep::backend::memory::MemoryStore;
-use tower_keep::data::topic::{LastEventId, Topic, TopicError, TopicSse};
+use tower_keep::data::topic::{EventId, LastEventId, Topic, TopicError, TopicSse};
 
 use crate::support::redis::{RedisServer, fresh_prefix, shared};
 
@@ -53,13 +53,39 @@ async fn the_bytes_are_those_of_the_standard() {
     ] {
         assert_eq!(head.headers[name], value);
     }
-    assert_eq!(frame(&mut body).await, "retry: 2000\n:\n\n");
+    assert_eq!(frame(&mut body).await, "retry: 2000\nid: 0-0\n:\n\n");
     let id = topic.publish("k", &7).await.unwrap();
     assert_eq!(
         frame(&mut body).await,
         format!("id: {id}\nevent: status\ndata: 7\n\n")
     );
     assert_eq!(id.seq(), 1);
+}
+
+#[tokio::test]
+async fn who_has_seen_no_event_yet_misses_none_by_a_reconnect() {
+    let redis = shared().await.store_with(&fresh_prefix()).await;
+    for topic in [Topic::new(MemoryStore::new(), "t"), Topic::new(redis, "t")] {
+        // Nothing was published yet; then two were.
+        for round in 0..2_u64 {
+            let (_, mut body) = open(&app(topic.clone()), None).await;
+            let opening = frame(&mut body).await;
+            drop(body);
+            let id = opening.lines().find_map(|line| line.strip_prefix("id: "));
+            for value in [7, 8] {
+                topic.publish("k", &value).await.unwrap();
+            }
+            let (_, mut body) = open(&app(topic.clone()), id).await;
+            assert!(frame(&mut body).await.starts_with("retry: 2000\n"));
+            for number in [1, 2] {
+                let text = frame(&mut body).await;
+                let (seq, value) = (2 * round + number, number + 6);
+                let (id, rest) = text.strip_prefix("id: ").unwrap().split_once('\n').unwrap();
+                assert_eq!(id.parse::<EventId>().unwrap().seq(), seq);
+                assert_eq!(rest, format!("event: t\ndata: {value}\n\n"));
+            }
+        }
+    }
 }
 
 #[tokio::test]
@@ -94,11 +120,12 @@ async fn a_gap_has_the_id_before_the_next_kept_event() {
     for value in 0..5 {
         ids.push(topic.publish("k", &value).await.unwrap());
     }
-    let gap = |before| format!("id: {before}\nevent: gap\ndata: {{\"missed\":true}}\n\n");
+    let place = format!("{}-{}", ids[2].epoch(), ids[2].seq());
+    let gap = |before: &str| format!("id: {before}\nevent: gap\ndata: {{\"missed\":true}}\n\n");
     for last in [ids[0].to_string(), "5-5".to_owned(), "not an id".to_owned()] {
         let (_, mut body) = open(&app(topic.clone()), Some(&last)).await;
         frame(&mut body).await;
-        assert_eq!(frame(&mut body).await, gap(ids[2]), "{last}");
+        assert_eq!(frame(&mut body).await, gap(&place), "{last}");
         assert_eq!(
             frame(&mut body).await,
             format!("id: {}\nevent: t\ndata: 3\n\n", ids[3])

@@ -49,6 +49,11 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// Its place, with its time.
+    pub(super) const fn place(&self) -> EventId {
+        self.id.at(self.at)
+    }
+
     /// Reads a notice: id and time before the payload.
     pub(crate) fn from_notice(mut notice: Bytes) -> Option<Self> {
         if notice.len() < 24 {
