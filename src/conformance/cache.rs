@@ -27,6 +27,9 @@ pub async fn cache(store: Arc<dyn CacheStore>, clock: &ManualClock) {
         .await;
     suite.one_lease_at_a_time_until_it_is_taken_over().await;
     suite
+        .each_owner_of_a_lease_that_was_taken_over_has_its_own_beginning()
+        .await;
+    suite
         .an_invalidation_beats_a_fill_that_began_before_it()
         .await;
     suite
@@ -163,20 +166,84 @@ impl Suite {
         };
         let taken = self.fetch(&key, Ask::Lease(over)).await;
         assert_eq!(taken.leased, Leased::Given);
-        // Only the last owner fills, and only once.
-        let late = self.write(&key, fill("late", under(1), &[])).await;
-        assert_eq!(late, Written::Refused);
-        let new = self.write(&key, fill("new", under(3), &[])).await;
-        assert_eq!(new, Written::Stored);
-        let twice = self.write(&key, fill("twice", under(3), &[])).await;
-        assert_eq!(twice, Written::Refused);
-        assert_eq!(self.read(&key).await.as_deref(), Some("new"));
+        assert_eq!(self.lease(&key, 4).await, Leased::Busy);
+        // Whoever of them is first fills, and nobody after it.
+        let early = self.write(&key, fill("early", under(1), &[])).await;
+        assert_eq!(early, Written::Stored);
+        for late in [3, 1] {
+            let late = self.write(&key, fill("late", under(late), &[])).await;
+            assert_eq!(late, Written::Refused);
+        }
+        assert_eq!(self.read(&key).await.as_deref(), Some("early"));
         let force = LeaseWish {
             force: true,
             ..wish(4)
         };
         let forced = self.fetch(&key, Ask::Lease(force)).await;
         assert_eq!(forced.leased, Leased::Given);
+    }
+
+    async fn each_owner_of_a_lease_that_was_taken_over_has_its_own_beginning(&self) {
+        let key = key("owners", 1_u8);
+        let take = |token| LeaseWish {
+            take_over: true,
+            ..wish(token)
+        };
+        let nothing = |token| Fill {
+            life: 0,
+            ..fill("", under(token), &[])
+        };
+        // The last gives up: the next takes its place, and those before it may fill still.
+        for back in [true, false] {
+            self.invalidate([Target::key(key.clone())]).await;
+            assert_eq!(self.lease(&key, 1).await, Leased::Given);
+            let over = self.fetch(&key, Ask::Lease(take(2))).await;
+            assert_eq!(over.leased, Leased::Given);
+            let (gone, left) = if back { (2, 1) } else { (1, 2) };
+            assert_eq!(self.write(&key, nothing(gone)).await, Written::Refused);
+            let is_free = if back { Leased::Given } else { Leased::Busy };
+            assert_eq!(self.lease(&key, 3).await, is_free);
+            let filled = self.write(&key, fill("gone", under(gone), &[])).await;
+            assert_eq!(filled, Written::Refused);
+            let filled = self.write(&key, fill("left", under(left), &[])).await;
+            assert_eq!(filled, Written::Stored);
+            let filled = self.write(&key, fill("late", under(3), &[])).await;
+            assert_eq!(filled, Written::Refused);
+        }
+        // What is invalidated in between hits those who began before it.
+        self.invalidate([Target::key(key.clone())]).await;
+        assert_eq!(self.lease(&key, 1).await, Leased::Given);
+        self.invalidate([Target::tag(Tag::new("owner", "x"))]).await;
+        self.fetch(&key, Ask::Lease(take(2))).await;
+        let old = self.write(&key, fill("old", under(1), &["owner:x"])).await;
+        assert_eq!(old, Written::Refused);
+        let new = self.write(&key, fill("new", under(2), &["owner:x"])).await;
+        assert_eq!(new, Written::Stored);
+        // A dropped key has no owners, nor has one that was put.
+        for put in [false, true] {
+            self.invalidate([Target::key(key.clone())]).await;
+            self.lease(&key, 1).await;
+            self.fetch(&key, Ask::Lease(take(2))).await;
+            if put {
+                self.write(&key, fill("put", Right::Always, &[])).await;
+            } else {
+                self.invalidate([Target::key(key.clone())]).await;
+            }
+            for token in [1, 2] {
+                let late = self.write(&key, fill("late", under(token), &[])).await;
+                assert_eq!(late, Written::Refused);
+            }
+        }
+        // They are bounded.
+        self.invalidate([Target::key(key.clone())]).await;
+        let mut given = 0;
+        for token in 1..=200 {
+            let over = self.fetch(&key, Ask::Lease(take(token))).await;
+            given += usize::from(over.leased == Leased::Given);
+        }
+        assert!((2..100).contains(&given), "{given}");
+        let first = self.write(&key, fill("first", under(1), &[])).await;
+        assert_eq!(first, Written::Stored);
     }
 
     /// The five kinds: a key, a tag, a prefix, a whole cache, the group.

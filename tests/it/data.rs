@@ -10,6 +10,7 @@ mod dropped;
 mod health;
 mod once;
 mod processes;
+mod refused;
 pub mod telemetry;
 
 use crate::support::program;

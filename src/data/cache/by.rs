@@ -73,7 +73,8 @@ where
             }
             Err(error) => {
                 self.state.meter.read("bypass");
-                Err(error.into())
+                let found = self.state.kept_as(&alias).ok_or(error)?;
+                Ok(self.state.cached(found.known, found.outcome))
             }
         }
     }
@@ -163,7 +164,8 @@ where
             return Ok(Some(found));
         }
         let shared = &self.group.shared;
-        shared.catch_up().await?;
+        // What stands is looked at where the record is read.
+        let _ = shared.catch_up().await?;
         let group = shared.name.shared();
         let resolved = shared.store.resolve(&group, vec![alias.to_owned()]);
         let Some(key) = resolved.await?.pop().flatten() else {
@@ -174,6 +176,22 @@ where
             local.point(alias, &key);
         }
         Ok(found)
+    }
+
+    /// Where an alias leads in this process, while the store is away.
+    fn kept_as(&self, alias: &str) -> Option<Found<V>> {
+        let key = self
+            .local
+            .as_ref()?
+            .pointer(alias, self.clock.now_micros())?;
+        let entity = Arc::clone(&self.entity);
+        let key = CacheKey { entity, key };
+        let known = self.kept(&key).filter(|known| known.is_called(alias))?;
+        Some(Found {
+            key,
+            known,
+            outcome: CacheOutcome::Bypassed,
+        })
     }
 
     /// Reads a key, and says whether its fresh record is called so.
@@ -276,6 +294,7 @@ where
         let token = self.group.shared.draw();
         let start = |token: Option<LeaseToken>, noted| Start {
             stale: None,
+            replaces: by.refreshes.is_some(),
             bypassed: token.is_none(),
             token,
             noted,
@@ -305,6 +324,10 @@ where
             let lookups = by.leases.iter().map(lookup).collect();
             let Ok((fetched, noted)) = self.fetch_many(lookups).await else {
                 count("bypass");
+                if let Some(found) = by.aliases.iter().find_map(|alias| self.kept_as(alias)) {
+                    tell(told, Ok(self.cached(found.known, found.outcome)));
+                    return None;
+                }
                 return Some(start(None, self.group.shared.sight.now()));
             };
             let is_given = |fetched: &Fetched| fetched.leased == Leased::Given;

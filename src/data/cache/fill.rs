@@ -47,6 +47,7 @@ struct Draft<V> {
     noted: u64,
     bypassed: bool,
     is_wanted: bool,
+    replaces: bool,
     /// Whether the item stores something, where there is one.
     stores: Option<bool>,
 }
@@ -78,6 +79,16 @@ where
                 Err(_) => written.extend(std::iter::repeat_n(None, size)),
             }
         }
+        // What was there before is no longer true, also where nothing takes its place.
+        let outdated = drafts
+            .iter()
+            .filter(|draft| draft.replaces && !draft.stores.unwrap_or(draft.is_wanted));
+        let outdated: Vec<Target> = outdated
+            .map(|draft| Target::key(draft.key.clone()))
+            .collect();
+        if !outdated.is_empty() {
+            self.group.shared.invalidate(outdated).await;
+        }
         let mut written = written.into_iter();
         let answers = drafts.into_iter().map(|draft| {
             let written = draft.stores.and_then(|_| written.next());
@@ -99,8 +110,9 @@ where
                 false
             }
             (Some(true), None) => {
-                let target = Target::key(key.clone());
-                self.group.shared.keep_back([target]);
+                let target = [Target::key(key.clone())];
+                self.group.shared.hit(&target);
+                self.group.shared.keep_back(target);
                 false
             }
             // Without the store it is believed here for as long as a local copy.
@@ -153,6 +165,7 @@ where
             known: self.fresh_known(loaded, ages),
             noted: start.noted,
             bypassed: start.bypassed,
+            replaces: start.replaces,
             is_wanted,
             stores: fill.as_ref().map(|fill| fill.life > 0),
         };

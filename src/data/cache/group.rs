@@ -1,6 +1,6 @@
 //! A group of caches: one channel, one sight, one list of what the store has yet to be told.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -12,14 +12,12 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, OnceCell};
 
 use super::handle::Cache;
-use super::sight::Sight;
+use super::sight::{IsOld, Sight};
 use super::store::{CacheStore, LeaseToken};
-use super::target::{Hit, Target};
+use super::target::{CacheKey, Hit, Target};
 use crate::core::telemetry::{count, info, warn};
 use crate::core::ttl::Lifetime;
-use crate::core::{
-    NotAServiceName, Notice, ServiceName, StoreError, StoreErrorKind, Subscription, base64url,
-};
+use crate::core::{NotAServiceName, Notice, ServiceName, StoreError, Subscription, base64url};
 
 /// Targets kept back in an outage; beyond, the whole group.
 const MOST_PENDING: usize = 10_000;
@@ -39,7 +37,8 @@ pub struct CacheGroup {
 pub enum InvalidateOutcome {
     /// The store has it.
     Done,
-    /// The store is away: it is told before the next shared read; until then nothing that was hit is served here.
+    /// The store is away, or takes no write: it is told before the next shared read, or as soon as it takes it; until then
+    /// nothing that was hit is served here.
     Queued,
 }
 
@@ -54,8 +53,10 @@ pub(super) struct Shared {
     is_live: AtomicBool,
     subscription: OnceCell<Subscription>,
     waiters: Mutex<HashMap<String, Weak<Notify>>>,
-    pending: Mutex<HashSet<Target>>,
+    pending: Mutex<Pending>,
     has_pending: AtomicBool,
+    /// The store has refused what is pending: it is asked again behind the readers, and they go round that.
+    is_refused: AtomicBool,
     flushing: tokio::sync::Mutex<()>,
 }
 
@@ -98,6 +99,7 @@ impl CacheGroup {
                 waiters: Mutex::default(),
                 pending: Mutex::default(),
                 has_pending: AtomicBool::new(false),
+                is_refused: AtomicBool::new(false),
                 flushing: tokio::sync::Mutex::default(),
             }),
         }
@@ -137,7 +139,7 @@ impl CacheGroup {
 }
 
 impl Shared {
-    async fn invalidate(self: &Arc<Self>, targets: Vec<Target>) -> InvalidateOutcome {
+    pub(super) async fn invalidate(self: &Arc<Self>, targets: Vec<Target>) -> InvalidateOutcome {
         let mut outcome = InvalidateOutcome::Done;
         for part in targets.chunks(AT_ONCE) {
             // Before the call: loads that run are left alone. After it: so are reads that began meanwhile.
@@ -284,23 +286,16 @@ impl Shared {
         }
     }
 
-    /// Keeps targets for the time after an outage.
+    /// Keeps targets until the store takes them.
     pub(super) fn keep_back(self: &Arc<Self>, targets: impl IntoIterator<Item = Target>) {
-        {
-            let mut pending = self.pending.lock();
-            pending.extend(targets);
-            if pending.len() > MOST_PENDING {
-                pending.clear();
-                pending.insert(Target(Hit::All));
-            }
-        }
+        self.pending.lock().extend(targets);
         if !self.has_pending.swap(true, Ordering::SeqCst) {
             let weak = Arc::downgrade(self);
             drop(tokio::spawn(async move {
                 loop {
                     tokio::time::sleep(TRY_AGAIN).await;
                     match weak.upgrade() {
-                        Some(shared) if shared.catch_up().await.is_err() => {}
+                        Some(shared) if !matches!(shared.tell(true).await, Ok(CaughtUp::All)) => {}
                         _ => return,
                     }
                 }
@@ -309,61 +304,116 @@ impl Shared {
     }
 
     /// Tells the store what it could not take; to be called before each shared read.
-    pub(super) async fn catch_up(&self) -> Result<(), StoreError> {
+    pub(super) async fn catch_up(&self) -> Result<CaughtUp, StoreError> {
         if !self.has_pending.load(Ordering::SeqCst) {
-            return Ok(());
+            return Ok(CaughtUp::All);
+        }
+        self.tell(false).await
+    }
+
+    /// `again`: also where it has refused.
+    async fn tell(&self, again: bool) -> Result<CaughtUp, StoreError> {
+        if !again && self.is_refused.load(Ordering::SeqCst) {
+            return Ok(CaughtUp::Refused);
         }
         let _one_at_a_time = self.flushing.lock().await;
+        if !again && self.is_refused.load(Ordering::SeqCst) {
+            return Ok(CaughtUp::Refused);
+        }
         loop {
-            let part = self.take_pending();
+            let part = self.pending.lock().part();
             if part.is_empty() {
-                return Ok(());
-            }
-            // Taken out before the call: a target that is queued again meanwhile stays.
-            let mut unsent = Unsent { shared: self, part };
-            let (group, part) = (self.name.shared(), unsent.part.clone());
-            let told = self.store.invalidate(&group, part, &self.sender).await;
-            match told {
-                // The store will never take it: everything of the group ends by its own lifetime.
-                Err(error) if error.kind() == StoreErrorKind::Failed => {
-                    warn!(cache = self.name.as_str(), %error, "an invalidation was refused");
+                self.is_refused.store(false, Ordering::SeqCst);
+                // Under the lock, so that what is kept back meanwhile is not overlooked.
+                let pending = self.pending.lock();
+                if pending.targets.is_empty() {
+                    self.has_pending.store(false, Ordering::SeqCst);
+                    return Ok(CaughtUp::All);
                 }
-                Err(error) => return Err(error),
-                Ok(()) => info!(
-                    cache = self.name.as_str(),
-                    targets = unsent.part.len(),
-                    "invalidations are replayed"
-                ),
+                continue;
             }
-            self.hit(&std::mem::take(&mut unsent.part));
+            let targets: Vec<Target> = part.iter().map(|(target, _)| target.clone()).collect();
+            let group = self.name.shared();
+            let told = self.store.invalidate(&group, targets.clone(), &self.sender);
+            if let Err(error) = told.await {
+                let is_refused = !error.is_unknown();
+                let was_refused = self.is_refused.swap(is_refused, Ordering::SeqCst);
+                if !is_refused {
+                    return Err(error);
+                }
+                if !was_refused {
+                    warn!(cache = self.name.as_str(), %error, "an invalidation is refused");
+                }
+                return Ok(CaughtUp::Refused);
+            }
+            info!(
+                cache = self.name.as_str(),
+                targets = targets.len(),
+                "invalidations are replayed"
+            );
+            // First hit, then forgotten: a read that began before sees one or the other.
+            self.hit(&targets);
+            self.pending.lock().remove(&part);
         }
     }
 
-    fn take_pending(&self) -> Vec<Target> {
-        let mut pending = self.pending.lock();
-        let part: Vec<Target> = pending.iter().take(AT_ONCE).cloned().collect();
-        for target in &part {
-            pending.remove(target);
-        }
-        if part.is_empty() {
-            self.has_pending.store(false, Ordering::SeqCst);
-        }
-        part
+    /// Says whether a record that was read after `noted` is to be believed although the store was not told everything.
+    pub(super) fn is_good(&self, key: &CacheKey, tags: &[String], noted: u64) -> bool {
+        let names = |is_old: IsOld<'_>| key.all_names(is_old) && tags.iter().all(|tag| is_old(tag));
+        let stands = {
+            let pending = self.pending.lock();
+            let is_old = |name: &str| !pending.targets.contains_key(name);
+            !is_old("") || !names(&is_old)
+        };
+        !stands && self.sight.is_good(noted, names)
     }
 }
 
-/// What is being told to the store; goes back if that fails or is dropped.
-struct Unsent<'a> {
-    shared: &'a Shared,
-    part: Vec<Target>,
+/// What the store has yet to be told, by name, each with a number of its own.
+#[derive(Default)]
+struct Pending {
+    targets: HashMap<String, (Target, u64)>,
+    last: u64,
 }
 
-impl Drop for Unsent<'_> {
-    fn drop(&mut self) {
-        if !self.part.is_empty() {
-            self.shared.pending.lock().extend(self.part.drain(..));
+impl Pending {
+    fn extend(&mut self, targets: impl IntoIterator<Item = Target>) {
+        for target in targets {
+            self.last += 1;
+            self.targets.insert(target.member(), (target, self.last));
+        }
+        if self.targets.len() > MOST_PENDING {
+            self.targets.clear();
+            self.targets
+                .insert(String::new(), (Target(Hit::All), self.last));
         }
     }
+
+    fn part(&self) -> Vec<(Target, u64)> {
+        self.targets.values().take(AT_ONCE).cloned().collect()
+    }
+
+    /// Forgets what was told, but for what was kept back again meanwhile.
+    fn remove(&mut self, told: &[(Target, u64)]) {
+        for (target, number) in told {
+            let member = target.member();
+            if self
+                .targets
+                .get(&member)
+                .is_some_and(|kept| kept.1 == *number)
+            {
+                self.targets.remove(&member);
+            }
+        }
+    }
+}
+
+/// Whether the store was told everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CaughtUp {
+    All,
+    /// It has refused; what it was not told stands.
+    Refused,
 }
 
 /// Hit by every tag; loads that run are told by it.

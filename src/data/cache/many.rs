@@ -37,6 +37,8 @@ struct Lead<V> {
 type Found<'k, V> = HashMap<&'k CacheKey, Option<Cached<V>>>;
 /// Loads that are waited for, and whether others lead them.
 type Waits<'k, V> = HashMap<&'k CacheKey, (Arc<Flight<V>>, bool)>;
+/// What is to be loaded, what others load, and what is there and cannot be read.
+type Looked<V> = (Vec<(Lead<V>, Start<V>)>, Vec<Lead<V>>, Vec<Lead<V>>);
 type Loads<V> = HashMap<CacheKey, Loaded<V>>;
 type LoadedMany<V> = Result<Loads<V>, Arc<dyn Error + Send + Sync>>;
 type LoadMany<V> =
@@ -127,7 +129,18 @@ where
                 key: (*key).clone(),
                 ask: Ask::Read,
             });
-            let (fetched, noted) = self.fetch_many(lookups.collect()).await?;
+            let (fetched, noted) = match self.fetch_many(lookups.collect()).await {
+                Ok(fetched) => fetched,
+                Err(error) => {
+                    let kept = part.iter().map(|key| Some((*key, self.kept(key)?)));
+                    let kept: Option<Vec<_>> = kept.collect();
+                    part.iter().for_each(|_| self.meter.read("bypass"));
+                    for (key, known) in kept.ok_or(error)? {
+                        found.insert(key, self.cached(known, CacheOutcome::Bypassed));
+                    }
+                    continue;
+                }
+            };
             for (key, fetched) in part.iter().copied().zip(fetched) {
                 let now = self.clock.now_micros();
                 let known = self.take(key, fetched, noted);
@@ -152,11 +165,14 @@ where
         lookups: Vec<Lookup>,
     ) -> Result<(Vec<Fetched>, u64), StoreError> {
         let shared = &self.group.shared;
-        shared.catch_up().await?;
+        let caught_up = shared.catch_up().await?;
         let (noted, group) = (shared.sight.now(), shared.name.shared());
         let mut fetched = Vec::with_capacity(lookups.len());
         for part in lookups.chunks(AT_ONCE) {
             fetched.extend(shared.store.fetch(&group, part.to_vec()).await?);
+        }
+        for (lookup, fetched) in lookups.iter().zip(&mut fetched) {
+            self.sift(caught_up, &lookup.key, fetched, noted);
         }
         Ok((fetched, noted))
     }
@@ -331,30 +347,44 @@ where
         let start = || Start {
             stale: None,
             token: None,
+            replaces: false,
             bypassed: false,
             noted,
         };
         leads.into_iter().map(|lead| (lead, start())).collect()
     }
 
-    /// One look at the store; gives those that are to be loaded, and those that others load.
+    /// Asks the store; gives those that are to be loaded, and those that others load.
     async fn lease_round(
         &self,
         leads: Vec<Lead<V>>,
         token: LeaseToken,
         take_over: bool,
     ) -> (Vec<(Lead<V>, Start<V>)>, Vec<Lead<V>>) {
-        let ask = Ask::Lease(LeaseWish {
+        let wish = |force| LeaseWish {
             token,
             lasts: self.config.hard + SECOND,
             take_over,
-            force: false,
-        });
+            force,
+        };
+        let (mut missing, mut busy, unread) = self.look_round(leads, wish(false)).await;
+        if !unread.is_empty() {
+            let (given, others, none) = self.look_round(unread, wish(true)).await;
+            missing.extend(given);
+            busy.extend(others.into_iter().chain(none));
+        }
+        (missing, busy)
+    }
+
+    /// One look at the store; the last are those whose records cannot be read here.
+    async fn look_round(&self, leads: Vec<Lead<V>>, wish: LeaseWish) -> Looked<V> {
+        let token = wish.token;
         let lookup = |lead: &Lead<V>| Lookup {
             key: lead.key.clone(),
-            ask,
+            ask: Ask::Lease(wish),
         };
         let (mut missing, mut busy, mut paused) = (Vec::new(), Vec::new(), Vec::new());
+        let mut unread = Vec::new();
         let asked = self.fetch_many(leads.iter().map(lookup).collect()).await;
         let (fetched, noted) = match asked {
             Ok(asked) => asked,
@@ -363,7 +393,8 @@ where
                     let start = self.bypass(&lead.key, Want::Either, &lead.told, &error)?;
                     Some((lead, start))
                 };
-                return (leads.into_iter().filter_map(alone).collect(), busy);
+                let missing = leads.into_iter().filter_map(alone).collect();
+                return (missing, busy, unread);
             }
         };
         for (lead, fetched) in leads.into_iter().zip(fetched) {
@@ -382,12 +413,14 @@ where
                     self.tell_stale_once(&lead.told, &stale);
                     paused.push(lead);
                 }
+                (None, None) if leased == Leased::No => unread.push(lead),
                 (None, None) => busy.push(lead),
                 (stale, token) => {
                     if stale.is_none() {
                         self.meter.read("miss");
                     }
                     let start = Start {
+                        replaces: stale.is_some(),
                         stale,
                         token,
                         bypassed: false,
@@ -400,7 +433,7 @@ where
         // Given back before they land.
         let leases: Vec<CacheKey> = paused.iter().map(|lead| lead.key.clone()).collect();
         self.give_back_all(&leases, Some(token)).await;
-        (missing, busy)
+        (missing, busy, unread)
     }
 
     /// Runs the loader once; stale values answer when it outlasts the soft timeout.

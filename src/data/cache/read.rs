@@ -15,6 +15,7 @@ use super::flight::{
     Answer, Entered, Flight, FlightKey, Landing, Loader, Told, Want, names_of_load, tell,
     tell_early,
 };
+use super::group::CaughtUp;
 use super::handle::State;
 use super::local::Known;
 use super::share::Share;
@@ -33,6 +34,8 @@ const MOST_FAILED: usize = 10_000;
 pub(super) struct Start<V> {
     pub(super) stale: Option<Known<V>>,
     pub(super) token: Option<LeaseToken>,
+    /// There is a record: what is loaded replaces it, stored or not.
+    pub(super) replaces: bool,
     pub(super) bypassed: bool,
     pub(super) noted: u64,
 }
@@ -74,7 +77,8 @@ where
             Ok(fetched) => fetched,
             Err(error) => {
                 self.meter.read("bypass");
-                return Err(error.into());
+                let known = self.kept(&key).ok_or(error)?;
+                return Ok(self.cached(known, CacheOutcome::Bypassed));
             }
         };
         let known = self.take(&key, fetched, noted);
@@ -174,11 +178,13 @@ where
             let leased = fetched.leased;
             let now = self.clock.now_micros();
             let known = self.take(key, fetched, noted);
+            let replaces = known.is_some();
             let fits = |known: &Known<V>| known.value.is_some() || want == Want::Either;
             let known = known.filter(fits);
             let start = |stale, token| Start {
                 stale,
                 token,
+                replaces,
                 bypassed: false,
                 noted,
             };
@@ -213,6 +219,7 @@ where
         Some(Start {
             stale: None,
             token: None,
+            replaces: false,
             bypassed: true,
             noted: self.group.shared.sight.now(),
         })
@@ -241,6 +248,7 @@ where
         Some(Start {
             stale: None,
             token: None,
+            replaces: false,
             bypassed: true,
             noted,
         })
@@ -252,7 +260,7 @@ where
         ask: Ask,
     ) -> Result<(Fetched, u64), StoreError> {
         let shared = &self.group.shared;
-        shared.catch_up().await?;
+        let caught_up = shared.catch_up().await?;
         let noted = shared.sight.now();
         let lookup = Lookup {
             key: key.clone(),
@@ -260,8 +268,25 @@ where
         };
         let fetched = shared.store.fetch(&shared.name.shared(), vec![lookup]);
         let fetched = fetched.await?.pop();
-        let fetched = fetched.ok_or_else(|| StoreError::new(StoreErrorKind::Failed))?;
+        let mut fetched = fetched.ok_or_else(|| StoreError::new(StoreErrorKind::Failed))?;
+        self.sift(caught_up, key, &mut fetched, noted);
         Ok((fetched, noted))
+    }
+
+    /// Takes away a record that the store would not have if it had taken every invalidation.
+    pub(super) fn sift(
+        &self,
+        caught_up: CaughtUp,
+        key: &CacheKey,
+        fetched: &mut Fetched,
+        noted: u64,
+    ) {
+        if caught_up == CaughtUp::Refused
+            && let Some(record) = &fetched.record
+            && !self.group.shared.is_good(key, &record.tags, noted)
+        {
+            fetched.record = None;
+        }
     }
 
     /// Decodes what was fetched, and keeps it here while it is fresh.
@@ -308,7 +333,7 @@ where
     }
 
     /// What is kept here, whether notices arrive or not.
-    fn kept(&self, key: &CacheKey) -> Option<Known<V>> {
+    pub(super) fn kept(&self, key: &CacheKey) -> Option<Known<V>> {
         let (local, now) = (self.local.as_ref()?, self.clock.now_micros());
         let entry = local.entry(key.key.as_str().as_bytes());
         local.read(entry, now, &self.group.shared.sight, Known::shared_as)

@@ -2,6 +2,8 @@
 -- KEYS: 1 stamps (a sorted set: '' the group, '#' the last stamp given, '%' the last time that a key was dropped or put,
 --   '!' the longest life in ms, else prefixes and tags), then record and lease of each look-up.
 -- ARGV: per look-up token or '' for none, lease ms, '1' to take over, '1' also where fresh, number of prefixes, prefixes.
+-- A lease is its owners, the last first, each a token and a stamp, then 'w' where somebody waits. Those it was taken over from
+-- may fill still; '- 0' instead of the last is one that is free.
 -- Reply: {now ms, then per look-up 0 no lease | 1 given | 2 busy, record or nil}.
 local reply, at = {now_ms}, 2
 
@@ -55,14 +57,17 @@ for place = 2, #KEYS, 2 do
   local leased = 0
   if ARGV[at] ~= '' and (ARGV[at + 3] == '1' or not raw or now_ms >= refresh) then
     local held = redis.call('GET', KEYS[place + 1])
-    if held and ARGV[at + 2] ~= '1' then
+    local is_free = not held or string.sub(held, 1, 4) == '- 0 '
+    -- At most some thirty owners: one of them will fill, or all have died, and the lease ends.
+    if not is_free and (ARGV[at + 2] ~= '1' or #held > 1200) then
       leased = 2
       if string.sub(held, -1) ~= 'w' then
         redis.call('SET', KEYS[place + 1], held .. 'w', 'KEEPTTL')
       end
     else
       leased = 1
-      redis.call('SET', KEYS[place + 1], ARGV[at] .. ' ' .. next_stamp(), 'PX', ARGV[at + 1])
+      local others = held and ' ' .. string.sub(held, is_free and 5 or 1) or ''
+      redis.call('SET', KEYS[place + 1], ARGV[at] .. ' ' .. next_stamp() .. others, 'PX', ARGV[at + 1])
     end
   end
   reply[#reply + 1] = leased

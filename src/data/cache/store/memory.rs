@@ -16,6 +16,8 @@ use crate::data::Names;
 
 /// The most leases of a group; beyond, loads run without one, and are not stored.
 const MOST_LEASES: usize = 100_000;
+/// Owners of a lease; one of them will fill, or all have died, and the lease ends.
+const MOST_OWNERS: usize = 30;
 const FIRST_PRUNE: usize = 1_000;
 
 struct Stored {
@@ -72,11 +74,21 @@ struct Group {
     leases: HashMap<CacheKey, Lease>,
 }
 
+/// A load that is under way, and those it was taken over from: they may fill still.
 struct Lease {
-    token: LeaseToken,
-    stamp: u64,
+    /// Each with the stamp at which it began, the last one last.
+    owners: Vec<(LeaseToken, u64)>,
+    /// The last owner has given up.
+    is_free: bool,
     until: Instant,
     waited: bool,
+}
+
+impl Lease {
+    fn stamp_of(&self, token: LeaseToken) -> Option<u64> {
+        let own = self.owners.iter().find(|owner| owner.0 == token);
+        own.map(|(_, stamp)| *stamp)
+    }
 }
 
 impl Group {
@@ -93,19 +105,25 @@ impl Group {
 
     fn lease(&mut self, key: &CacheKey, wish: LeaseWish) -> Leased {
         let now = monotonic();
+        let owner = (wish.token, self.next_stamp());
         if let Some(lease) = self.leases.get_mut(key)
             && lease.until > now
-            && !wish.take_over
         {
-            lease.waited = true;
-            return Leased::Busy;
+            let may_take = wish.take_over && lease.owners.len() < MOST_OWNERS;
+            if !lease.is_free && !may_take {
+                lease.waited = true;
+                return Leased::Busy;
+            }
+            lease.owners.push(owner);
+            (lease.is_free, lease.until) = (false, now + wish.lasts);
+            return Leased::Given;
         }
         if self.leases.len() >= MOST_LEASES {
             self.leases.retain(|_, lease| lease.until > now);
         }
         let lease = Lease {
-            token: wish.token,
-            stamp: self.next_stamp(),
+            owners: vec![owner],
+            is_free: false,
             until: now + wish.lasts,
             waited: false,
         };
@@ -113,6 +131,20 @@ impl Group {
             self.leases.insert(key.clone(), lease);
         }
         Leased::Given
+    }
+
+    /// Ends an owner's part in a lease, or all of it where what it loaded is stored. Returns whether somebody waits.
+    fn end(&mut self, key: &CacheKey, token: LeaseToken, is_stored: bool) -> bool {
+        let Some(lease) = self.leases.get_mut(key) else {
+            return false;
+        };
+        lease.is_free |= lease.owners.last().is_some_and(|owner| owner.0 == token);
+        lease.owners.retain(|owner| owner.0 != token);
+        let waited = std::mem::take(&mut lease.waited);
+        if is_stored || lease.owners.is_empty() {
+            self.leases.remove(key);
+        }
+        waited
     }
 
     fn raise(&mut self, member: String) {
@@ -250,20 +282,17 @@ impl CacheStore for MemoryStore {
             let mut state = state.write();
             let written = items.into_iter().map(|item| {
                 let (right, lease_key) = (item.fill.right, item.lease_key().clone());
-                let lease = match (right, state.leases.get(&lease_key)) {
-                    (Right::Lease(token), Some(lease)) if lease.token != token => {
-                        return Ok(Written::Refused);
+                let stamp = match right {
+                    Right::Lease(token) => {
+                        let lease = state.leases.get(&lease_key);
+                        match lease.and_then(|lease| lease.stamp_of(token)) {
+                            Some(stamp) => stamp,
+                            None => return Ok(Written::Refused),
+                        }
                     }
-                    (Right::Lease(_), None) => return Ok(Written::Refused),
-                    _ => state.leases.remove(&lease_key),
-                };
-                if lease.as_ref().is_some_and(|lease| lease.waited) {
-                    fills.push(format!("f{}", lease_key.member()));
-                }
-                let stamp = match (right, lease) {
-                    (Right::Lease(_), Some(lease)) => lease.stamp,
-                    _ => {
+                    Right::Always => {
                         told.push(item.key.member());
+                        state.leases.remove(&lease_key);
                         let stamp = state.next_stamp();
                         state.last_key = stamp;
                         stamp
@@ -271,9 +300,15 @@ impl CacheStore for MemoryStore {
                 };
                 // Whose key was not known: any that was dropped or put since may have been this one.
                 let is_overtaken = item.lease_of.is_some() && state.last_key >= stamp;
-                let gives_back = item.fill.life == 0;
-                if gives_back || is_overtaken || !state.is_newer(stamp, &item.key, &item.fill.tags)
+                let is_stored = item.fill.life > 0
+                    && !is_overtaken
+                    && state.is_newer(stamp, &item.key, &item.fill.tags);
+                if let Right::Lease(token) = right
+                    && state.end(&lease_key, token, is_stored)
                 {
+                    fills.push(format!("f{}", lease_key.member()));
+                }
+                if !is_stored {
                     return Ok(Written::Refused);
                 }
                 state.longest_life = state.longest_life.max(item.fill.life);

@@ -8,17 +8,8 @@ local time = redis.call('TIME')
 local engine = time[1] * 1000000 + time[2]
 local reply, place, at, puts, longest = {}, 2, 4, {}, 0
 
--- Returns the stamp of the lease that an item was loaded under, nil where something was invalidated since.
-local function leased(at, prefixes, lease)
-  local held = redis.call('GET', lease)
-  local token, given = string.match(held or '', '^(%S+) (%d+)')
-  if token ~= ARGV[at] then
-    return nil
-  end
-  redis.call('DEL', lease)
-  if string.sub(held, -1) == 'w' then
-    redis.call('PUBLISH', ARGV[2], ARGV[3] .. '\nf' .. ARGV[at + 7])
-  end
+-- Says whether nothing of an item was invalidated since the lease it was loaded under was given.
+local function alive(at, prefixes, given)
   local members = {''}
   if ARGV[at + 8] == '1' then
     -- Whose key was not known: any that was dropped or put since may have been this one.
@@ -32,11 +23,36 @@ local function leased(at, prefixes, lease)
     members[#members + 1] = tag
   end
   local scores = redis.call('ZMSCORE', KEYS[1], unpack(members))
-  local alive = scores[1]
+  local good = scores[1]
   for i = 1, #members do
-    alive = alive and not (scores[i] and tonumber(scores[i]) >= tonumber(given))
+    good = good and not (scores[i] and tonumber(scores[i]) >= given)
   end
-  return alive and tonumber(given) or nil
+  return good
+end
+
+-- Ends an owner's part in a lease (see fetch): all of it, where what it loaded is stored. Returns its stamp, nil where it is
+-- none, or nothing is to be stored.
+local function leased(at, prefixes, lease)
+  local held = redis.call('GET', lease)
+  local first, last = string.find(held or '', ARGV[at] .. ' ', 1, true)
+  if not first then
+    return nil
+  end
+  local given = string.match(held, '^%d+', last + 1)
+  last = last + #given
+  given = ARGV[at + 3] ~= '0' and alive(at, prefixes, tonumber(given)) and tonumber(given)
+  local before, behind = string.sub(held, 1, first - 1), string.sub(held, last + 1)
+  before = before == '' and '- 0' or string.sub(before, 1, -2)
+  local left, waited = string.match(before .. behind, '^(.-)(w?)$')
+  if given or left == '- 0' then
+    redis.call('DEL', lease)
+  else
+    redis.call('SET', lease, left, 'KEEPTTL')
+  end
+  if waited == 'w' then
+    redis.call('PUBLISH', ARGV[2], ARGV[3] .. '\nf' .. ARGV[at + 7])
+  end
+  return given or nil
 end
 
 while at <= #ARGV do
