@@ -12,7 +12,7 @@ use std::time::Duration;
 pub use model::model;
 
 use crate::core::{Clock, ManualClock, Timestamp};
-use crate::reservation::store::Delivery;
+use crate::reservation::store::{Change, ChangeDecision, Delivery, Ended};
 use crate::reservation::{
     Claimant, EventKind, EventSet, Hold, HoldId, HoldState, ReservationError, ReservationGuard,
     ReservationLayer, ReservationStore, Reservations, Slot, Slots,
@@ -44,6 +44,30 @@ pub async fn reservation(store: Arc<dyn ReservationStore>, clock: &ManualClock) 
     a_calendar_shows_what_is_taken(&desk).await;
     a_calendar_too_full_to_show_says_so_and_ends_nothing(&desk).await;
     payments::payments(&desk).await;
+    a_slow_payment_holds_no_longer_than_it_may(&desk).await;
+    events::what_is_long_over_goes_with_all_that_belongs_to_it(&desk).await;
+}
+
+async fn a_slow_payment_holds_no_longer_than_it_may(desk: &Desk<'_>) {
+    let created = desk.now();
+    let hold = desk.held(desk.slot("slow", 0, 10), "ann").await.id();
+    let day = 24 * 60 * MINUTE;
+    for after in [Duration::ZERO, 10 * MINUTE] {
+        desk.clock.advance(after);
+        let open = desk.store.open(None);
+        let change = Change::Processing {
+            lasting: 40 * day,
+            at_most: 30 * day,
+        };
+        let done = open.change(hold.into(), change, EventSet::all()).await;
+        let ended = open.end(crate::core::Ending::Commit).await;
+        assert!(matches!(ended, Ok(Ended::Committed)), "{ended:?}");
+        let (Ok(ChangeDecision::Done(record)) | Ok(ChangeDecision::Same(record))) = done else {
+            panic!("a running hold lasts longer: {done:?}")
+        };
+        assert_eq!(record.expires_at, Some(created.plus(30 * day)));
+    }
+    assert_eq!(code(desk.release(hold, "ann").await), "ok");
 }
 
 /// Counts the winners of `n` simultaneous wishes for one slot, spread over `stores`.

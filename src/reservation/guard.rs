@@ -315,12 +315,14 @@ impl Request {
         self.usable()?;
         let asked = Asked::of(&wish);
         let decision = self.transaction.hold(wish).await?;
+        match &decision {
+            HoldDecision::Created(record) => self.note_made(record.id, record.version),
+            HoldDecision::Reused(record) => self.note_seen(record.id, record.version),
+            HoldDecision::Taken(_) | HoldDecision::Full { .. } => {}
+        }
         match held(decision, token, asked) {
             Ok(hold) => {
                 self.forget_conflict();
-                if hold.outcome == HoldOutcome::Created {
-                    self.note_made(hold.id);
-                }
                 Ok(hold)
             }
             Err(conflict) => {
@@ -352,6 +354,9 @@ impl Request {
         }
         let record = self.config.record;
         let decision = self.transaction.change(target, change, record).await?;
+        if let ChangeDecision::Done(record) | ChangeDecision::Same(record) = &decision {
+            self.note_seen(record.id, record.version);
+        }
         settled(decision)
     }
 }

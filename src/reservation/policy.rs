@@ -136,10 +136,12 @@ pub(crate) fn decide(case: &Case<'_>, change: &Change) -> Verdict {
                 other => Verdict::Answer(ChangeDecision::State(other)),
             }
         }
-        Change::Compensate if state == HoldState::Held => {
+        Change::Compensate { left_at }
+            if state == HoldState::Held && record.version == *left_at =>
+        {
             case.moved(HoldState::Released, None, EventKind::Released)
         }
-        Change::Compensate => case.same(),
+        Change::Compensate { .. } => case.same(),
         Change::Cancel { claimant } => {
             if !claimant.holds(&record.holder, &record.token) {
                 return Verdict::Answer(ChangeDecision::NotFound);

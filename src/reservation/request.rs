@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::config::Config;
 use super::hold::{HoldId, HoldRef};
 use super::rejection::{Conflict, ReservationError};
-use super::store::{Change, Ended, ReservationTransaction};
+use super::store::{Change, ChangeDecision, Ended, ReservationTransaction};
 use crate::core::telemetry::{count, error};
 use crate::core::{Ending, RollbackCause, StoreFuture, Vote};
 
@@ -29,10 +29,20 @@ pub(crate) struct Request {
 #[derive(Default)]
 struct Said {
     closed: bool,
+    made: Vec<Made>,
+}
+
+/// A hold that this request made.
+#[derive(Clone, Copy)]
+struct Made {
+    id: HoldId,
+    /// Its version as this request sees it.
+    version: u32,
+    /// Its version as an early commit left it, or was about to: if the response fails it is released, unless somebody else
+    /// has had it since.
+    left_at: Option<u32>,
     /// Made in the open transaction.
-    made: Vec<HoldId>,
-    /// Made and committed by `commit()`, or about to be: released if the response fails.
-    committed: Vec<HoldId>,
+    is_open: bool,
 }
 
 impl Request {
@@ -79,31 +89,51 @@ impl Request {
         Arc::clone(&self.conflict)
     }
 
-    pub(crate) fn note_made(&self, hold: HoldId) {
-        self.said.lock().made.push(hold);
+    pub(crate) fn note_made(&self, id: HoldId, version: u32) {
+        self.said.lock().made.push(Made {
+            id,
+            version,
+            left_at: None,
+            is_open: true,
+        });
+    }
+
+    /// Notes where a hold stands. One that went further than by this request's own step is no longer its own.
+    pub(crate) fn note_seen(&self, id: HoldId, version: u32) {
+        let mut said = self.said.lock();
+        said.made.retain_mut(|made| {
+            let is_other = made.id != id;
+            let is_own = version <= made.version + 1;
+            if !is_other {
+                made.version = version;
+            }
+            is_other || is_own || made.is_open
+        });
     }
 
     pub(crate) fn made(&self) -> Arc<[HoldId]> {
-        self.said.lock().made.as_slice().into()
+        let said = self.said.lock();
+        let open = said.made.iter().filter(|made| made.is_open);
+        open.map(|made| made.id).collect()
     }
 
     /// Notes an early commit before it is sent: whoever waits for it may vanish, and it goes on.
     pub(crate) fn note_committing(&self) {
         let mut said = self.said.lock();
-        let made = said.made.clone();
-        said.committed.extend(made);
+        for made in said.made.iter_mut().filter(|made| made.is_open) {
+            made.left_at = Some(made.version);
+        }
     }
 
     /// Notes what an early commit came to. What may have been committed stays noted as such.
     pub(crate) fn note_commit(&self, ended: &Ended) {
         let mut said = self.said.lock();
-        let Said {
-            made, committed, ..
-        } = &mut *said;
-        match ended {
-            Ended::Committed => made.clear(),
-            Ended::Unknown => {}
-            Ended::RolledBack(_) | Ended::Member => committed.retain(|hold| !made.contains(hold)),
+        for made in &mut said.made {
+            match ended {
+                Ended::Committed => (made.left_at, made.is_open) = (Some(made.version), false),
+                Ended::RolledBack(_) | Ended::Member if made.is_open => made.left_at = None,
+                Ended::RolledBack(_) | Ended::Member | Ended::Unknown => {}
+            }
         }
     }
 
@@ -129,7 +159,11 @@ impl Request {
 
     /// Releases early committed holds after a rollback, in a task. `lost` is the answer if the task dies.
     fn compensated(&self, ended: StoreFuture<Ended>, lost: Ended) -> StoreFuture<Ended> {
-        let committed = std::mem::take(&mut self.said.lock().committed);
+        let made = std::mem::take(&mut self.said.lock().made);
+        let left = made
+            .iter()
+            .filter_map(|made| Some((made.id, made.left_at?)));
+        let committed: Vec<(HoldId, u32)> = left.collect();
         let runtime = tokio::runtime::Handle::try_current();
         let (false, Ok(runtime)) = (committed.is_empty(), runtime) else {
             return ended;
@@ -138,8 +172,8 @@ impl Request {
         let task = runtime.spawn(async move {
             let ended = ended.await;
             if matches!(ended, Ok(Ended::RolledBack(_) | Ended::Member)) {
-                for hold in committed {
-                    compensate(&config, hold).await;
+                for (hold, left_at) in committed {
+                    compensate(&config, hold, left_at).await;
                 }
             }
             ended
@@ -148,15 +182,20 @@ impl Request {
     }
 }
 
-/// Releases a hold if it is still held; if that fails, it expires.
-async fn compensate(config: &Config, hold: HoldId) {
+/// Releases a hold if it still is as its request left it; if that fails, it expires.
+async fn compensate(config: &Config, hold: HoldId, left_at: u32) {
     let transaction = config.store.open(None);
     let done = transaction
-        .change(HoldRef::Id(hold), Change::Compensate, config.record)
+        .change(
+            HoldRef::Id(hold),
+            Change::Compensate { left_at },
+            config.record,
+        )
         .await;
     let answer = match done {
-        Ok(_) => match transaction.end(Ending::Commit).await {
-            Ok(Ended::Committed) => "released",
+        Ok(decided) => match transaction.end(Ending::Commit).await {
+            Ok(Ended::Committed) if matches!(decided, ChangeDecision::Done(_)) => "released",
+            Ok(Ended::Committed) => "kept",
             _ => "failed",
         },
         Err(problem) => {

@@ -44,7 +44,11 @@ impl Suite {
     pub(super) async fn a_dead_letter_comes_back_with_fresh_tries(&self) {
         let id = self.add(job("a", "work")).await.id();
         self.take_one(1, "work").await;
-        self.nack(1, id, Settle::Dead("no".to_owned())).await;
+        let words = format!("no\0way{}", "é".repeat(300));
+        assert_eq!(self.nack(1, id, Settle::Dead(words)).await, Settled::Died);
+        let kept = self.show(id).await.unwrap().last_error.unwrap();
+        assert!(kept.starts_with("no wayé"), "{kept}");
+        assert_eq!(kept.len(), 500);
         let live = self.add(job("b", "live")).await.id();
         let revive = |ids, rules: Rules| {
             let (store, name) = (Arc::clone(&self.store), Arc::clone(&self.name));

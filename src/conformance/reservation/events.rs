@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Desk, MINUTE};
 use crate::reservation::store::{Delivery, SweepLimits, SweptBatch};
-use crate::reservation::{EventKind, EventSet, HoldState, ReservationGuard};
+use crate::reservation::{EventKind, EventSet, HoldRef, HoldState, Payment, ReservationGuard};
 
 pub(super) async fn an_expiry_is_told_once(desk: &Desk<'_>) {
     let due = desk
@@ -155,4 +155,67 @@ pub(super) async fn events_come_in_the_order_in_which_they_became_due(desk: &Des
     for event in first.into_iter().chain(second) {
         settle(event.id, Delivery::Delivered).await;
     }
+}
+
+/// What is closed goes after the time that the sweep says, with its payments; what was delivered goes after a week.
+pub(super) async fn what_is_long_over_goes_with_all_that_belongs_to_it(desk: &Desk<'_>) {
+    let sweep = |keep_closed| async move {
+        let limits = SweepLimits {
+            batch: 500,
+            keep_closed,
+            record: EventSet::all(),
+        };
+        let mut purged = 0;
+        loop {
+            let swept = desk.store.sweep(limits).await;
+            let swept = swept.unwrap_or_else(|error| panic!("{error:?}"));
+            purged += swept.purged;
+            if swept.is_last() {
+                return purged;
+            }
+        }
+    };
+    let (day, long) = (24 * 60 * MINUTE, 90 * 24 * 60 * MINUTE);
+    // What others have left.
+    sweep(long).await;
+    let other = desk.held(desk.slot("purged", 0, 10), "ann").await.id();
+    desk.events_of(other).await;
+    desk.clock.advance(8 * day);
+    sweep(MINUTE).await;
+    desk.events_of(other).await;
+    desk.clock.advance(8 * day);
+    sweep(MINUTE).await;
+    let hold = desk.held(desk.slot("purged", 0, 10), "ann").await.id();
+    let payment = Payment::new("purged-1");
+    let attached = desk
+        .own
+        .run(|mut guard: ReservationGuard| {
+            let payment = payment.clone();
+            async move { guard.attach_payment(hold, payment).await }
+        })
+        .await;
+    assert!(attached.is_ok(), "{attached:?}");
+    assert!(desk.release(hold, "ann").await.is_ok());
+    let told = desk.events_of(hold).await.len() as u64;
+    assert_eq!(told, 3);
+    desk.clock.advance(7 * day - MINUTE);
+    assert_eq!(sweep(long).await, 0, "delivered less than a week ago");
+    desk.clock.advance(2 * MINUTE);
+    assert_eq!(sweep(long).await, told);
+    let by = HoldRef::payment("purged-1");
+    assert!(matches!(desk.store.find(by.clone()).await, Ok(Some(_))));
+    assert_eq!(sweep(8 * day).await, 0, "closed less than eight days ago");
+    desk.clock.advance(day);
+    assert_eq!(sweep(8 * day).await, 1);
+    assert!(matches!(desk.store.find(by).await, Ok(None)));
+    // Its payment is nobody's any more, and may come with another hold.
+    let next = desk.held(desk.slot("purged", 0, 10), "bob").await.id();
+    let attached = desk
+        .own
+        .run(|mut guard: ReservationGuard| {
+            let payment = payment.clone();
+            async move { guard.attach_payment(next, payment).await }
+        })
+        .await;
+    assert!(attached.is_ok(), "{attached:?}");
 }

@@ -15,6 +15,7 @@ pub(super) async fn payments(desk: &Desk<'_>) {
     a_late_payment_of_taken_slots_is_given_back(desk).await;
     a_late_payment_can_be_refused_always(desk).await;
     a_payment_of_a_released_or_cancelled_hold_is_settled(desk).await;
+    the_first_payment_of_a_cancelled_hold_is_given_back(desk).await;
 }
 
 async fn attach(desk: &Desk<'_>, hold: HoldId, payment: Payment) -> Result<Hold, ReservationError> {
@@ -206,4 +207,26 @@ async fn a_payment_of_a_released_or_cancelled_hold_is_settled(desk: &Desk<'_>) {
     );
     assert_eq!(desk.state(hold).await, HoldState::Cancelled);
     assert_eq!(code(desk.hold(slot, "bob").await), "ok");
+}
+
+/// Confirmed at the desk, cancelled, and then the money comes: nobody has anything for it.
+async fn the_first_payment_of_a_cancelled_hold_is_given_back(desk: &Desk<'_>) {
+    let slot = desk.slot("cancelled unpaid", 0, 10);
+    let hold = desk.held(slot, "ann").await.id();
+    let attached = attach(desk, hold, Payment::new("late-7")).await;
+    assert_eq!(code(attached), "ok");
+    assert_eq!(confirm(&desk.own, hold.into(), None).await, "confirmed");
+    let cancelled = desk
+        .own
+        .run(|mut guard: ReservationGuard| async move { guard.cancel(hold, "ann").await })
+        .await;
+    assert_eq!(code(cancelled), "ok");
+    for _ in 0..2 {
+        let by = HoldRef::payment("late-7");
+        assert_eq!(confirm(&desk.own, by, None).await, "late");
+    }
+    let told = desk.events_of(hold).await;
+    let late = told.iter().filter(|kind| **kind == EventKind::LateConflict);
+    assert_eq!(late.count(), 1, "{told:?}");
+    assert_eq!(desk.state(hold).await, HoldState::Cancelled);
 }

@@ -23,7 +23,7 @@ use crate::backend::health::Probed;
 use crate::core::size::MIB;
 use crate::core::ttl::{DAY, LONGEST, MINUTE, SECOND};
 use crate::core::{
-    IntoKey, NotAServiceName, ServiceName, StoreError, StoreErrorKind, StoreFuture, monotonic,
+    IntoKey, Key, NotAServiceName, ServiceName, StoreError, StoreErrorKind, StoreFuture, monotonic,
 };
 use crate::data::{Check, once_more, record, tell_contradiction};
 
@@ -210,7 +210,7 @@ impl<T: DeserializeOwned> Queue<T> {
     /// # Errors
     /// The store's; what was leased without an answer returns at the lease's end.
     pub async fn lease(&self, most: usize) -> Result<Option<Batch<T>>, QueueError> {
-        Ok(self.claim(None::<&str>, most).await?.batch)
+        self.next(None, most).await
     }
 
     /// Leases the next jobs of `recipient`, of any priority.
@@ -222,58 +222,70 @@ impl<T: DeserializeOwned> Queue<T> {
         recipient: impl IntoKey,
         most: usize,
     ) -> Result<Option<Batch<T>>, QueueError> {
-        Ok(self.claim(Some(recipient), most).await?.batch)
+        self.next(Some(recipient.into_key()), most).await
     }
 
+    async fn next(
+        &self,
+        recipient: Option<Key>,
+        most: usize,
+    ) -> Result<Option<Batch<T>>, QueueError> {
+        loop {
+            let claimed = self.claim(recipient.as_ref(), most).await?;
+            if !claimed.only_buried {
+                return Ok(claimed.batch);
+            }
+            // In memory every answer is there at once: whoever shares the thread has a turn, too.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Asks the store once. What it finds may be good for nothing but to be buried: there may be more behind it.
     pub(super) async fn claim(
         &self,
-        recipient: Option<impl IntoKey>,
+        recipient: Option<&Key>,
         most: usize,
     ) -> Result<Claimed<T>, QueueError> {
         let Config {
             store, name, rules, ..
         } = &*self.config;
-        let recipient = recipient.map(IntoKey::into_key);
-        loop {
-            let mut bits = [0; 16];
-            getrandom::fill(&mut bits)
-                .map_err(|error| StoreError::with_source(StoreErrorKind::Failed, error))?;
-            let claim = Claim {
-                token: Token(bits),
-                most: most.clamp(1, MOVED_AT_ONCE),
-                lease: self.config.lease,
-                recipient: recipient.clone(),
-            };
-            let sent = monotonic();
-            let leased = store.lease(&name.shared(), claim, rules).await?;
-            meter::leased(self.name(), &leased);
-            let next_in = leased.next_due.map(|due| due.since(leased.now));
-            let Some(recipient) = leased.recipient else {
-                // Many that had expired stood before what is ready: each look buries some of them.
-                if leased.swept.expired > 0 && next_in.is_some_and(|wait| wait.is_zero()) {
-                    continue;
-                }
-                return Ok(Claimed {
-                    batch: None,
-                    next_in,
-                });
-            };
-            let jobs = self.decode(leased.jobs, Token(bits)).await?;
-            if jobs.is_empty() {
-                continue;
-            }
-            let batch = Batch {
-                recipient,
-                jobs,
-                token: Token(bits),
-                ends: Arc::new(Mutex::new(sent + self.config.lease)),
-                failures: Arc::default(),
-            };
+        let mut bits = [0; 16];
+        getrandom::fill(&mut bits)
+            .map_err(|error| StoreError::with_source(StoreErrorKind::Failed, error))?;
+        let claim = Claim {
+            token: Token(bits),
+            most: most.clamp(1, MOVED_AT_ONCE),
+            lease: self.config.lease,
+            recipient: recipient.cloned(),
+        };
+        let sent = monotonic();
+        let leased = store.lease(&name.shared(), claim, rules).await?;
+        meter::leased(self.name(), &leased);
+        let next_in = leased.next_due.map(|due| due.since(leased.now));
+        let Some(recipient) = leased.recipient else {
+            // Many that had expired stood before what is ready: each look buries some of them.
+            let only_buried =
+                leased.swept.expired > 0 && next_in.is_some_and(|wait| wait.is_zero());
             return Ok(Claimed {
-                batch: Some(batch),
+                batch: None,
                 next_in,
+                only_buried,
             });
-        }
+        };
+        let jobs = self.decode(leased.jobs, Token(bits)).await?;
+        let only_buried = jobs.is_empty();
+        let batch = (!only_buried).then(|| Batch {
+            recipient,
+            jobs,
+            token: Token(bits),
+            ends: Arc::new(Mutex::new(sent + self.config.lease)),
+            failures: Arc::default(),
+        });
+        Ok(Claimed {
+            batch,
+            next_in,
+            only_buried,
+        })
     }
 
     /// Decodes jobs; one that cannot be is dead at once, and holds up nobody.
@@ -364,6 +376,8 @@ impl<T: DeserializeOwned + Send + 'static> Queue<T> {
 pub(super) struct Claimed<T> {
     pub(super) batch: Option<Batch<T>>,
     pub(super) next_in: Option<Duration>,
+    /// Nothing of what stood in front could be worked on: it is dead now, and there may be more at once.
+    pub(super) only_buried: bool,
 }
 
 fn decode_all<T: DeserializeOwned>(items: &[bytes::Bytes]) -> Option<Vec<T>> {

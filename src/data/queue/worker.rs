@@ -32,6 +32,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// The first pause after the store failed, doubling to [`LOOK_EVERY`]; and after it told of jobs and gave none.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long a shutdown waits for what it has aborted: work that is held by nothing ends at once.
+const ABORTED_WITHIN: Duration = Duration::from_secs(1);
+
 type Done = Pin<Box<dyn Future<Output = Result<(), JobError>> + Send>>;
 type Work<T> = dyn Fn(Batch<T>) -> Done + Send + Sync;
 
@@ -123,6 +126,13 @@ impl<T: DeserializeOwned + Send + 'static> Worker<T> {
                     pause = FIRST_PAUSE;
                     continue;
                 }
+                Ok(Claimed {
+                    only_buried: true, ..
+                }) => {
+                    // In memory every answer is there at once: whoever shares the thread has a turn, too.
+                    tokio::task::yield_now().await;
+                    continue;
+                }
                 Ok(Claimed { next_in, .. }) => {
                     pause = FIRST_PAUSE;
                     next_in.map_or(LOOK_EVERY, soon).min(LOOK_EVERY)
@@ -156,6 +166,9 @@ impl<T: DeserializeOwned + Send + 'static> Worker<T> {
                 Ok(Claimed {
                     batch: Some(batch), ..
                 }) => crew.start(batch),
+                Ok(Claimed {
+                    only_buried: true, ..
+                }) => tokio::task::yield_now().await,
                 Ok(_) if crew.tasks.is_empty() => return Ok(crew.shared.report()),
                 // Something under way may yet give its jobs back.
                 Ok(_) => drop(crew.tasks.join_next().await),
@@ -241,7 +254,7 @@ impl<T: DeserializeOwned + Send + 'static> Crew<T> {
     }
 
     async fn claim(&self) -> Result<Claimed<T>, QueueError> {
-        self.shared.queue.claim(None::<&str>, self.batch).await
+        self.shared.queue.claim(None, self.batch).await
     }
 
     fn start(&mut self, batch: Batch<T>) {
@@ -259,9 +272,13 @@ impl<T: DeserializeOwned + Send + 'static> Crew<T> {
     /// Waits for what is under way. Then what is done is settled once more, for its task may have been on the way to it, and
     /// the rest is given back as if it had not been leased.
     async fn drain(mut self) -> WorkReport {
-        let ended = async { while self.tasks.join_next().await.is_some() {} };
-        if timeout(self.drain, ended).await.is_err() {
-            self.tasks.shutdown().await;
+        if timeout(self.drain, all_ended(&mut self.tasks))
+            .await
+            .is_err()
+        {
+            // Not waited for long: work may hold its thread.
+            self.tasks.abort_all();
+            let _ended = timeout(ABORTED_WITHIN, all_ended(&mut self.tasks)).await;
         }
         let unsettled: Vec<_> = self.shared.unsettled.lock().drain().collect();
         // Where it fails, they return at the end of their lease.
@@ -401,6 +418,10 @@ impl<T: DeserializeOwned + Send + 'static> Shared<T> {
 }
 
 /// When to look for what may be ready in `wait`. What is ready now and was not given is not to be had at the moment.
+async fn all_ended(tasks: &mut JoinSet<()>) {
+    while tasks.join_next().await.is_some() {}
+}
+
 fn soon(wait: Duration) -> Duration {
     match wait.is_zero() {
         true => FIRST_PAUSE,

@@ -77,15 +77,16 @@ fn confirm_again(case: &Case<'_>, state: HoldState, paying: &Paying<'_>) -> Verd
     if paying.name.is_none() || paying.standing == Some(Standing::Paid) {
         return Verdict::Write(Box::new(edit));
     }
+    if state == HoldState::Cancelled {
+        // Nobody has anything for it, whether or not another payment was first.
+        let (outcome, kind) = (Outcome::LateConflict, EventKind::LateConflict);
+        return give_back(case, edit, outcome, kind, paying, Standing::Late);
+    }
     if !paid.any(|standing| standing == Standing::Paid) {
         edit.payment = paying.with(Standing::Paid);
         return Verdict::Write(Box::new(edit));
     }
-    let (outcome, kind) = if state == HoldState::Cancelled {
-        (Outcome::LateConflict, EventKind::LateConflict)
-    } else {
-        (Outcome::DuplicatePayment, EventKind::DuplicatePayment)
-    };
+    let (outcome, kind) = (Outcome::DuplicatePayment, EventKind::DuplicatePayment);
     give_back(case, edit, outcome, kind, paying, Standing::Duplicate)
 }
 

@@ -30,8 +30,12 @@ pub(super) async fn hold<C: Calendar>(
         let mut over = None;
         if ask {
             match look(calendar, wish, None).await? {
-                Ok(found) => over = found,
-                Err(refused) => return Ok(refused),
+                Found::Free(found) => over = found,
+                Found::Refused(refused) => return Ok(refused),
+                Found::Twin(twin) => match adopt(calendar, twin, wish).await? {
+                    Some(twin) => return Ok(HoldDecision::Reused(twin)),
+                    None => continue,
+                },
             }
         }
         ask = true;
@@ -47,24 +51,37 @@ pub(super) async fn hold<C: Calendar>(
                 return Ok(HoldDecision::Created(record));
             }
             // What was seen refuses, but takes nothing over: somebody may have done so since, and a round be lost.
-            Insertion::Refused(Some(seen)) => {
-                if let Err(refused) = look(calendar, wish, Some(seen)).await? {
-                    return Ok(refused);
+            Insertion::Refused(Some(seen)) => match look(calendar, wish, Some(seen)).await? {
+                Found::Free(_) => {}
+                Found::Refused(refused) => return Ok(refused),
+                Found::Twin(twin) => {
+                    if let Some(twin) = adopt(calendar, twin, wish).await? {
+                        return Ok(HoldDecision::Reused(twin));
+                    }
                 }
-            }
+            },
             Insertion::Refused(None) => {}
         }
     }
     Err(C::crowded())
 }
 
-/// Looks at what overlaps, unless it has just been seen: an answer, or, when the way is free, the holds in it that
-/// are over.
+/// What a look at the slots of a wish comes to.
+enum Found {
+    /// Nobody is in the way; at most holds that are over.
+    Free(Option<InTheWay>),
+    /// The running hold of the same wish.
+    Twin(HoldRecord),
+    /// Others are in the way.
+    Refused(HoldDecision),
+}
+
+/// Looks at what overlaps, unless it has just been seen.
 async fn look<C: Calendar>(
     calendar: &mut C,
     wish: &HoldWish,
     seen: Option<Seen>,
-) -> Result<Result<Option<InTheWay>, HoldDecision>, C::Error> {
+) -> Result<Found, C::Error> {
     let (rows, now) = match seen {
         Some(seen) => seen,
         None => {
@@ -73,14 +90,32 @@ async fn look<C: Calendar>(
         }
     };
     if let Some(twin) = twin(calendar, wish, &rows, now).await? {
-        return Ok(Err(HoldDecision::Reused(twin)));
+        return Ok(Found::Twin(twin));
     }
     Ok(match policy::admit(&wish.slots, &rows, now) {
-        Admission::Free(holds) if holds.is_empty() => Ok(None),
-        Admission::Free(holds) => Ok(Some(InTheWay { holds, now })),
-        Admission::Taken(blockers) => Err(HoldDecision::Taken(blockers)),
-        Admission::Full { left } => Err(HoldDecision::Full { left }),
+        Admission::Free(holds) if holds.is_empty() => Found::Free(None),
+        Admission::Free(holds) => Found::Free(Some(InTheWay { holds, now })),
+        Admission::Taken(blockers) => Found::Refused(HoldDecision::Taken(blockers)),
+        Admission::Full { left } => Found::Refused(HoldDecision::Full { left }),
     })
+}
+
+/// Takes part in the hold of the same wish, as a version of its own: the request that made it releases it no more, should it
+/// fail. `None` where the hold has ended since it was seen.
+async fn adopt<C: Calendar>(
+    calendar: &mut C,
+    twin: HoldRecord,
+    wish: &HoldWish,
+) -> Result<Option<HoldRecord>, C::Error> {
+    let Some(mut record) = calendar.load(twin.id, Lock::Yes).await? else {
+        return Ok(None);
+    };
+    if !policy::is_same_wish(&record, wish, record.read_at) {
+        return Ok(None);
+    }
+    record.version += 1;
+    calendar.write_hold(&record).await?;
+    Ok(Some(record))
 }
 
 /// Writes those of `holds` that are over as expired, with their events; `false` where one of them is not, because
@@ -115,15 +150,18 @@ async fn tell_over<C: Calendar>(
     calendar.write_events(&events).await
 }
 
-/// Says why a wish cannot be granted, without writing; `None` if it may be, or if holds that are over
-/// would have to be written so.
+/// Says why a wish cannot be granted, without writing; `None` if it may be, or if something would have to be written: holds
+/// that are over, or that the hold of the same wish has one more taker.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(super) async fn refusal<C: Calendar>(
     calendar: &mut C,
     wish: &HoldWish,
     seen: Option<Seen>,
 ) -> Result<Option<HoldDecision>, C::Error> {
-    Ok(look(calendar, wish, seen).await?.err())
+    Ok(match look(calendar, wish, seen).await? {
+        Found::Refused(refused) => Some(refused),
+        Found::Free(_) | Found::Twin(_) => None,
+    })
 }
 
 /// Finds the running hold of the same wish.

@@ -67,7 +67,8 @@ impl HoldWish {
 pub enum HoldDecision {
     /// Held.
     Created(HoldRecord),
-    /// The same wish has its own running hold: that one, unchanged.
+    /// The same wish has its own running hold: that one, unchanged but for its version, which tells that somebody
+    /// else relies on it, too.
     Reused(HoldRecord),
     /// Others are in the way.
     Taken(Blockers),
@@ -132,7 +133,10 @@ pub enum Change {
         claimant: Claimant,
     },
     /// Releases what is still held, for a request that failed after its commit.
-    Compensate,
+    Compensate {
+        /// The hold's version as that request left it: any other says that somebody else has had it since.
+        left_at: u32,
+    },
     /// Takes a confirmed hold back.
     Cancel {
         /// Who asks.

@@ -10,7 +10,7 @@ use tower_keep::backend::sql::{Postgres, RequestTransaction, SqlStore, Sqlite};
 use tower_keep::conformance::queue::{histories, queue};
 use tower_keep::core::{ManualClock, RollbackCause};
 use tower_keep::data::queue::store::{Claim, QueueStore, Rules, Token};
-use tower_keep::data::queue::{self as service, Batch, Job, JobError, Queue};
+use tower_keep::data::queue::{self as service, Batch, Digest, Job, JobError, Queue};
 use tower_keep::{HOUR, MINUTE, SECOND};
 
 use super::stores::ids_go_after_their_jobs;
@@ -375,5 +375,131 @@ async fn an_enqueue_near_its_limits_counts_what_is_there_whatever_has_gone() {
             add().await.unwrap();
         }
         assert!(add().await.is_err(), "{url}");
+    }
+}
+
+/// Puts a view in the place of the table of jobs: whoever looks at dead letters by age waits at a lock that the test has.
+const SLOWLY: [&str; 3] = [
+    "ALTER TABLE keep_queue RENAME TO jobs",
+    "CREATE FUNCTION slowly(state int) RETURNS boolean VOLATILE COST 1000000 LANGUAGE plpgsql AS \
+     $$ BEGIN IF state = 3 THEN PERFORM pg_advisory_xact_lock_shared(77); END IF; RETURN true; END $$",
+    "CREATE VIEW keep_queue AS SELECT * FROM jobs WHERE slowly(state::int)",
+];
+
+#[tokio::test]
+async fn dead_letters_beyond_ten_thousand_go_but_none_that_was_revived_meanwhile() {
+    let clock = clock();
+    let url = shared().await.database().await;
+    let queue: Queue<u64> = Queue::new(open(&url, &clock).await, "q");
+    queue.enqueue(Job::to("a", 7)).await.unwrap();
+    let dead = queue.worker(|_| async { Err(JobError::dead("no")) });
+    dead.run_until_idle().await.unwrap();
+    let mut desk = PgConnection::connect(&url).await.unwrap();
+    // The one that is dead already is the oldest.
+    let columns = "SELECT string_agg(column_name, ', ') FROM information_schema.columns \
+                   WHERE table_name = 'keep_queue' AND column_name NOT IN ('seq', 'died')";
+    let columns: String = sqlx::query_scalar(columns)
+        .fetch_one(&mut desk)
+        .await
+        .unwrap();
+    let many = format!(
+        "INSERT INTO keep_queue (seq, died, {columns}) OVERRIDING SYSTEM VALUE SELECT seq + n, died + n, {columns} \
+         FROM keep_queue, generate_series(1, 10000) n"
+    );
+    let many = sqlx::AssertSqlSafe(many);
+    sqlx::query(many).execute(&mut desk).await.unwrap();
+    for made in SLOWLY {
+        sqlx::query(made).execute(&mut desk).await.unwrap();
+    }
+    let mut door = PgConnection::connect(&url).await.unwrap();
+    let shut = "SELECT pg_advisory_lock(77)";
+    sqlx::query(shut).execute(&mut door).await.unwrap();
+    let counting = tokio::spawn({
+        let queue = queue.clone();
+        async move { queue.depth().await }
+    });
+    somebody_waits_at_the_door(&mut desk).await;
+    let revive =
+        "UPDATE jobs SET state = 1, attempts = 0 WHERE died = (SELECT min(died) FROM jobs)";
+    sqlx::query(revive).execute(&mut desk).await.unwrap();
+    let open = "SELECT pg_advisory_unlock(77)";
+    sqlx::query(open).execute(&mut door).await.unwrap();
+    let depth = counting.await.unwrap().unwrap();
+    assert_eq!((depth.ready, depth.dead), (1, 10_000));
+    // And the bound itself.
+    let kill = "UPDATE jobs SET state = 3 WHERE state = 1";
+    sqlx::query(kill).execute(&mut desk).await.unwrap();
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.dead), (0, 10_000));
+}
+
+async fn somebody_waits_at_the_door(desk: &mut PgConnection) {
+    let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 77 AND NOT granted \
+                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    loop {
+        let waiting: i64 = sqlx::query_scalar(waits)
+            .fetch_one(&mut *desk)
+            .await
+            .unwrap();
+        if waiting > 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_cancels_in_another_order_is_not_in_the_way() {
+    let queue: Queue<u64> = Queue::new(
+        SqlStore::connect(&shared().await.database().await)
+            .await
+            .unwrap(),
+        "q",
+    );
+    for round in 0..50 {
+        let jobs = (0..8).map(|n| Job::to("a", n));
+        let added = queue.enqueue_many(jobs).await.unwrap();
+        let ids: Vec<_> = added.iter().map(|added| added.id()).collect();
+        let mut back = ids.clone();
+        back.reverse();
+        let (one, two) = (queue.clone(), queue.clone());
+        let (one, two) = tokio::join!(
+            tokio::spawn(async move { one.cancel("a", ids).await }),
+            tokio::spawn(async move { two.cancel("a", back).await }),
+        );
+        let (one, two) = (one.unwrap().unwrap(), two.unwrap().unwrap());
+        assert_eq!(one.len() + two.len(), 8, "round {round}");
+    }
+}
+
+/// A lease forgets a hundred ids at most, and these leave more behind.
+#[tokio::test]
+async fn ids_of_digests_and_of_cancelled_jobs_do_not_pile_up() {
+    for url in ["sqlite::memory:", &shared().await.database().await] {
+        let clock = clock();
+        let db = open(url, &clock).await;
+        let queue: Queue<u64> = Queue::new(Arc::clone(&db), "q").remember_for(5 * SECOND);
+        for round in 0..40 {
+            let item = |n: u64| {
+                let job = Job::to("a", n).once(format!("{round} {n}"));
+                job.digest("comments", Digest::window(SECOND).max(200))
+            };
+            queue.enqueue_many((0..140).map(item)).await.unwrap();
+            let plain = Job::to("c", 0).once(format!("c {round}"));
+            let id = queue.enqueue(plain).await.unwrap().id();
+            assert_eq!(queue.cancel("c", [id]).await.unwrap(), [id]);
+            clock.advance(2 * SECOND);
+            let leased = queue.lease(5).await.unwrap().unwrap();
+            assert!(queue.ack(&leased).await.unwrap().is_complete());
+        }
+        let sql = "SELECT count(*) FROM keep_queue_once";
+        let ids: i64 = match db.pool::<Sqlite>() {
+            Some(pool) => sqlx::query_scalar(sql).fetch_one(pool).await.unwrap(),
+            None => {
+                let pool = db.pool::<Postgres>().unwrap();
+                sqlx::query_scalar(sql).fetch_one(pool).await.unwrap()
+            }
+        };
+        assert!(ids < 600, "{ids} of 5,640");
     }
 }

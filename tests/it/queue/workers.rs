@@ -707,3 +707,51 @@ async fn what_was_done_is_acked_at_a_shutdown_and_never_given_back() {
     let depth = queue.depth().await.unwrap();
     assert_eq!((depth.ready, depth.leased, depth.dead), (0, 0, 1));
 }
+
+#[tokio::test]
+async fn a_worker_that_is_told_to_stop_leases_no_more_though_nothing_can_be_read() {
+    let store = SlowAck::new(&Arc::new(Semaphore::new(0)));
+    let foreign: Queue<String> = Queue::new(store.clone(), "q");
+    foreign
+        .enqueue_many((0..400).map(|n| Job::to(n, "no number".to_owned())))
+        .await
+        .unwrap();
+    let asked = Arc::clone(&store.asked);
+    let queue: Queue<u64> = Queue::new(store, "q");
+    let worker = queue.worker(|_: Batch<u64>| async { Done::Ok(()) });
+    let shutdown = async {
+        // Whoever shares the thread has a turn while they are buried.
+        while asked.lock().unwrap().len() < 3 {
+            tokio::task::yield_now().await;
+        }
+    };
+    assert_eq!(worker.run(shutdown).await, report(0, 0, 0));
+    let leases = asked.lock().unwrap().len();
+    assert!(leases < 10, "{leases} leases");
+    // Who leases by hand sees none of them.
+    queue.enqueue(Job::to("good", 7)).await.unwrap();
+    let found = queue.lease(1).await.unwrap().unwrap();
+    assert_eq!(found.into_items().collect::<Vec<_>>(), [7]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shutdown_does_not_wait_for_work_that_holds_its_thread() {
+    let queue: Queue<u64> = Queue::new(MemoryStore::new(), "q");
+    queue.enqueue(Job::to("a", 1)).await.unwrap();
+    let (stuck, let_go) = (Arc::new(Semaphore::new(0)), Arc::new(Mutex::new(())));
+    let held = let_go.lock().unwrap();
+    let (told, gate) = (Arc::clone(&stuck), Arc::clone(&let_go));
+    let worker = queue.worker(move |_: Batch<u64>| {
+        let (told, gate) = (Arc::clone(&told), Arc::clone(&gate));
+        async move {
+            told.add_permits(1);
+            drop(gate.lock());
+            Done::Ok(())
+        }
+    });
+    let shutdown = async move { drop(stuck.acquire().await) };
+    let stopped = worker.drain(Duration::from_millis(50)).run(shutdown);
+    // Far longer than a shutdown takes, and over only when the work is.
+    assert!(tokio::time::timeout(60 * SECOND, stopped).await.is_ok());
+    drop(held);
+}

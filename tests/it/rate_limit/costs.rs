@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -12,6 +13,7 @@ use http_body_util::Full;
 use tower::{Layer, Service, service_fn};
 use tower_keep::MINUTE;
 use tower_keep::backend::memory::MemoryStore;
+use tower_keep::core::{Clock, ManualClock, Timestamp};
 use tower_keep::rate_limit::{Partition, Policy, Quota, RateLimitLayer};
 
 use super::request;
@@ -31,8 +33,8 @@ fn added(layer: &RateLimitLayer, status: StatusCode) -> u64 {
     let mut behind = layer.layer(service_fn(answer));
     let mut bare = service_fn(answer);
     let requests = || -> Vec<_> { (0..ROUNDS).map(|_| request("", "192.0.2.7")).collect() };
-    // The first refusal writes down what all others have in common.
-    for _ in 0..2 {
+    // The first refusals write down what all others have in common.
+    for _ in 0..4 {
         let warm = behind.call(request("", "192.0.2.7")).now_or_never();
         assert!(warm.is_some(), "memory answers at once");
     }
@@ -55,6 +57,16 @@ fn added(layer: &RateLimitLayer, status: StatusCode) -> u64 {
     added / ROUNDS
 }
 
+/// A second later at each look.
+#[derive(Debug, Default)]
+struct Ticking(AtomicU64);
+
+impl Clock for Ticking {
+    fn now_micros(&self) -> u64 {
+        1_900_000_000_000_000 + 1_000_000 * self.0.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
 fn policy(name: &str, limit: u32, partition: Partition) -> Policy {
     Policy::new(name, Quota::new(limit, MINUTE).gcra(limit), partition)
 }
@@ -70,12 +82,17 @@ fn an_admitted_request_costs_three_allocations_and_one_without_fields_two() {
 }
 
 #[test]
-fn a_refusal_costs_six_allocations() {
-    let layer =
-        RateLimitLayer::new(MemoryStore::new()).policy(policy("ip", 1, Partition::client_ip()));
+fn a_refusal_costs_six_allocations_and_four_where_it_is_told_again() {
+    let layer = |store| {
+        RateLimitLayer::new(store).limit(Quota::per_hour(1).gcra(1), Partition::client_ip())
+    };
     // The typed cause and its place, two of the fields' map, the `RateLimit` field and the document; less what the bare
     // service spends on its own response.
-    assert_eq!(added(&layer, StatusCode::TOO_MANY_REQUESTS), 6 - 2);
+    let anew = layer(MemoryStore::builder().clock(Ticking::default()).build());
+    assert_eq!(added(&anew, StatusCode::TOO_MANY_REQUESTS), 6 - 2);
+    let still = ManualClock::at("2030-01-15T12:00:00Z".parse::<Timestamp>().unwrap());
+    let store = MemoryStore::builder().clock(still).build();
+    assert_eq!(added(&layer(store), StatusCode::TOO_MANY_REQUESTS), 4 - 2);
 }
 
 #[test]

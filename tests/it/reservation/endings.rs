@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::response::IntoResponse;
 use http::StatusCode;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tower_keep::backend::sql::{Postgres, Sqlite};
 use tower_keep::core::RollbackCause;
 use tower_keep::reservation::{
-    Commit, HoldOutcome, ReservationError, ReservationGuard, ReservationLayer,
-    ReservationRejection, Rollback,
+    Commit, HoldOutcome, Payment, ReservationError, ReservationGuard, ReservationLayer,
+    ReservationRejection, ReservationStore, Rollback,
 };
 
 use super::{App, HELD, MINUTE, check, memory, postgres, slot, sqlite, stores, visits};
@@ -333,4 +333,77 @@ async fn a_sweeper_tells_an_expiry_and_asks_again_until_it_is_taken() {
     sweeper.clone().run(async {}).await;
     sweeper.once().await.unwrap();
     assert_eq!(calls.load(Ordering::SeqCst), 2);
+}
+
+/// Two submits of one form: the first has committed its hold and waits for the provider, the second meets that hold.
+async fn two_submits(
+    store: Arc<dyn ReservationStore>,
+    pays: bool,
+    first_answer: StatusCode,
+) -> [StatusCode; 2] {
+    let (entered, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let gates = (Arc::clone(&entered), Arc::clone(&go));
+    let first = App::new(Arc::clone(&store), move |mut guard: ReservationGuard| {
+        let (entered, go) = gates.clone();
+        async move {
+            let hold = guard.hold(slot("a"), "ann").await.unwrap();
+            guard.commit().await.unwrap();
+            // Its own changes are no reason to keep it.
+            let payment = Payment::new("first");
+            guard.attach_payment(hold.id(), payment).await.unwrap();
+            guard.commit().await.unwrap();
+            entered.notify_one();
+            go.notified().await;
+            first_answer
+        }
+    });
+    let second = App::new(store, move |mut guard: ReservationGuard| async move {
+        let hold = guard.hold(slot("a"), "ann").await.unwrap();
+        assert_eq!(hold.outcome(), HoldOutcome::Reused);
+        if pays {
+            let payment = Payment::new("second");
+            guard.attach_payment(hold.id(), payment).await.unwrap();
+        }
+        StatusCode::CREATED
+    });
+    let later = async {
+        entered.notified().await;
+        let answer = second.post().await.status;
+        go.notify_one();
+        answer
+    };
+    let (first, second) = tokio::join!(first.post(), later);
+    [first.status, second]
+}
+
+#[tokio::test]
+async fn a_failed_request_does_not_release_what_another_has_answered_for() {
+    for pays in [true, false] {
+        for (at, store) in stores().await.into_iter().enumerate() {
+            let answers = two_submits(Arc::clone(&store), pays, StatusCode::BAD_GATEWAY).await;
+            assert_eq!(answers, [StatusCode::BAD_GATEWAY, StatusCode::CREATED]);
+            let desk = App::new(store, async |_: ReservationGuard| StatusCode::OK);
+            assert!(desk.is_taken(&slot("a")).await, "engine {at}, pays {pays}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_failed_request_releases_what_it_changed_itself() {
+    for (at, store) in stores().await.into_iter().enumerate() {
+        let app = App::new(store, async |mut guard: ReservationGuard| {
+            let hold = guard.hold(slot("a"), "ann").await.unwrap();
+            guard.commit().await.unwrap();
+            guard.extend(hold.id(), "ann", 11 * MINUTE).await.unwrap();
+            guard.commit().await.unwrap();
+            let again = guard.hold(slot("a"), "ann").await.unwrap();
+            assert_eq!(again.id(), hold.id());
+            // Rolled back with the answer.
+            let payment = Payment::new("p");
+            guard.attach_payment(hold.id(), payment).await.unwrap();
+            StatusCode::BAD_GATEWAY
+        });
+        assert_eq!(app.post().await.status, StatusCode::BAD_GATEWAY);
+        assert!(!app.is_taken(&slot("a")).await, "engine {at}");
+    }
 }

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::values::{pack, unpack};
+use super::values::{kept_error, pack, unpack};
 use super::{
     Again, Attempt, Claim, DEAD_KEPT, DEAD_KEPT_FOR, DIGEST_BYTES, Depth, Due, EnqueueOutcome,
-    JobId, JobState, LEASE_BYTES, LONGEST_ERROR, Leased, Listed, Listing, NewJob, Priority,
-    QueueName, QueueStore, Rules, Settle, Settled, Swept, Token,
+    JobId, JobState, LEASE_BYTES, Leased, Listed, Listing, NewJob, Priority, QueueName, QueueStore,
+    Rules, Settle, Settled, Swept, Token,
 };
 use crate::backend::redis::{Call, RedisStore, Reply, Script};
 use crate::core::{
@@ -111,7 +111,7 @@ impl QueueStore for RedisStore {
                 Settle::Dead(error) => (2, 0, error),
                 Settle::GiveBack => (3, 0, String::new()),
             };
-            let error = &error.as_bytes()[..error.floor_char_boundary(LONGEST_ERROR)];
+            let error = kept_error(error);
             call = call.arg(id.to_string()).num(how).num(time).arg(error);
         }
         call.run(settled)

@@ -1,5 +1,6 @@
 //! Queues in SQL: a transaction per method; what others have locked is skipped. Who waits is told by looking once a second.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -197,13 +198,15 @@ impl QueueStore for SqlStore {
     ) -> StoreFuture<Vec<JobId>> {
         let recipient = recipient.clone();
         alone!(self, queue, |steps| {
-            let mut gone = Vec::new();
-            for id in ids {
+            // In one order at everybody: two calls would wait for each other's rows. Told in the order asked for.
+            let each: BTreeSet<JobId> = ids.iter().copied().collect();
+            let mut gone = BTreeSet::new();
+            for id in each {
                 if steps.cancel(id, &recipient).await? {
-                    gone.push(id);
+                    gone.insert(id);
                 }
             }
-            Ok(gone)
+            Ok(ids.into_iter().filter(|id| gone.remove(id)).collect())
         })
     }
 

@@ -157,6 +157,15 @@ pub const SWEPT_AT_ONCE: usize = 100;
 /// The longest error kept with a job, in bytes.
 pub const LONGEST_ERROR: usize = 500;
 
+/// Returns an error as it is kept: cut, and without what Postgres takes in no text.
+pub(super) fn kept_error(mut error: String) -> String {
+    if error.contains('\0') {
+        error = error.replace('\0', " ");
+    }
+    error.truncate(error.floor_char_boundary(LONGEST_ERROR));
+    error
+}
+
 /// What a queue is set up with; the same at everybody who uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {

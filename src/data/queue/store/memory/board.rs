@@ -9,7 +9,8 @@ use std::collections::{BTreeSet, HashMap};
 
 use bytes::Bytes;
 
-use super::super::{Depth, JobId, JobState, LONGEST_ERROR, Rules, Settle, Settled, Token};
+use super::super::values::kept_error;
+use super::super::{Depth, JobId, JobState, Rules, Settle, Settled, Token};
 use crate::core::{Key, StoreError, StoreErrorKind};
 use crate::data::queue::policy::{millis, score};
 
@@ -137,7 +138,7 @@ impl Board {
                 return Settled::Done;
             }
         };
-        self.with(number, |job| job.error = Some(cut(error)));
+        self.with(number, |job| job.error = Some(kept_error(error)));
         match due {
             Some(due) if tries < rules.attempts => {
                 self.leave(number);
@@ -314,9 +315,4 @@ const fn state_digit(state: JobState) -> u8 {
         JobState::Delayed => 2,
         JobState::Dead => 3,
     }
-}
-
-fn cut(mut error: String) -> String {
-    error.truncate(error.floor_char_boundary(LONGEST_ERROR));
-    error
 }

@@ -72,7 +72,7 @@ impl Steps<'_> {
     }
 
     /// Forgets ids whose time is over and whose job is gone. Where that is still there, the id is put back to a later look.
-    async fn forget_ids(&mut self, most: i64) -> Done<()> {
+    pub(super) async fn forget_ids(&mut self, most: i64) -> Done<()> {
         let sql = "SELECT min(look_ms) FROM {p}queue_once WHERE queue = $1";
         let look: Option<i64> = sqlx::query_scalar(self.sql(sql))
             .bind(self.queue)
@@ -116,9 +116,10 @@ impl Steps<'_> {
             .execute(&mut *self.connection)
             .await?;
         dropped += old.rows_affected();
-        // Chosen first and locked then: else all that are passed over would be locked, too.
-        let spare = "DELETE FROM {p}queue WHERE seq IN (SELECT seq FROM {p}queue WHERE seq IN \
-                     (SELECT seq FROM {p}queue WHERE queue = $1 AND state = 3 \
+        // Chosen first and locked then: else all that are passed over would be locked, too. One that was revived in between
+        // is no dead letter any more: asked again of what was locked.
+        let spare = "DELETE FROM {p}queue WHERE state = 3 AND seq IN (SELECT seq FROM {p}queue \
+                     WHERE state = 3 AND seq IN (SELECT seq FROM {p}queue WHERE queue = $1 AND state = 3 \
                      ORDER BY died DESC, seq DESC LIMIT $2 OFFSET $3) {skip})";
         let spare = sqlx::query(self.sql(spare))
             .bind(self.queue)

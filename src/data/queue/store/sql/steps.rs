@@ -14,9 +14,8 @@ use crate::backend::sql::TransactionError;
 use crate::core::{Key, Timestamp};
 use crate::data::queue::policy::millis;
 use crate::data::queue::store::sql::{LISTED, Row, Text, shown};
-use crate::data::queue::store::{
-    Depth, JobId, LONGEST_ERROR, Listed, Listing, Rules, Settle, Settled, Token,
-};
+use crate::data::queue::store::values::kept_error;
+use crate::data::queue::store::{Depth, JobId, Listed, Listing, Rules, Settle, Settled, Token};
 
 type Done<T> = Result<T, TransactionError>;
 /// State, tries, token, end of the lease.
@@ -141,7 +140,7 @@ impl<'c> Steps<'c> {
             Settle::At(at, error) => (Some(ms(at.as_millis()).max(self.now)), error),
             Settle::Dead(error) => (None, error),
         };
-        let error = &error[..error.floor_char_boundary(LONGEST_ERROR)];
+        let error = &*kept_error(error);
         let Some(due) = due.filter(|_| attempts < i64::from(rules.attempts)) else {
             self.bury(ms(id.0), Some(error)).await?;
             return Ok(Settled::Died);
@@ -264,8 +263,10 @@ impl<'c> Steps<'c> {
         ids: &[JobId],
         rules: &Rules,
     ) -> Done<Option<Vec<JobId>>> {
-        let (mut dead, mut seen) = (Vec::new(), BTreeSet::new());
-        for id in ids.iter().filter(|id| seen.insert(**id)) {
+        let mut dead = Vec::new();
+        // In one order at everybody: two calls would wait for each other's rows.
+        let each: BTreeSet<JobId> = ids.iter().copied().collect();
+        for id in &each {
             let sql =
                 "SELECT recipient FROM {p}queue WHERE seq = $1 AND queue = $2 AND state = 3 {wait}";
             let found: Option<String> = sqlx::query_scalar(self.sql(sql))
@@ -292,7 +293,10 @@ impl<'c> Steps<'c> {
                 .execute(&mut *self.connection)
                 .await?;
         }
-        Ok(Some(dead.into_iter().map(|(id, _)| id).collect()))
+        // Told in the order in which they were asked for, each once.
+        let mut revived: BTreeSet<JobId> = dead.into_iter().map(|(id, _)| id).collect();
+        let asked = ids.iter().filter(|id| revived.remove(id));
+        Ok(Some(asked.copied().collect()))
     }
 }
 
