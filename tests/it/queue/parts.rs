@@ -7,7 +7,7 @@ use std::task::Poll;
 use tower_keep::backend::redis::RedisStore;
 use tower_keep::data::queue::{Batch, EnqueueOutcome, Job, JobId, Priority, Queue, QueueErrorKind};
 
-use crate::support::redis::{fresh_prefix, shared};
+use crate::support::redis::{RedisServer, fresh_prefix, shared};
 
 /// Jobs that one script puts in their places.
 const PIECE: usize = 64;
@@ -19,8 +19,8 @@ struct Kept {
 }
 
 impl Kept {
-    async fn of(prefix: &str) -> Self {
-        let (raw, prefix) = (shared().await.raw().await, prefix.to_owned());
+    async fn of(server: &RedisServer, prefix: &str) -> Self {
+        let (raw, prefix) = (server.raw().await, prefix.to_owned());
         Self { raw, prefix }
     }
 
@@ -53,8 +53,17 @@ async fn left_behind(
     jobs: Vec<Job<u64>>,
     done: usize,
 ) -> (Queue<u64>, RedisStore, Kept) {
+    left_behind_on(shared().await, before, jobs, done).await
+}
+
+async fn left_behind_on(
+    server: &RedisServer,
+    before: Vec<Job<u64>>,
+    jobs: Vec<Job<u64>>,
+    done: usize,
+) -> (Queue<u64>, RedisStore, Kept) {
     let prefix = fresh_prefix();
-    let store = shared().await.store_with(&prefix).await;
+    let store = server.store_with(&prefix).await;
     // All scripts are known then, and each step is one command.
     let other: Queue<u64> = Queue::new(store.clone(), "other");
     other.enqueue_many(many(0..100)).await.unwrap();
@@ -65,7 +74,7 @@ async fn left_behind(
     for job in before {
         queue.enqueue(job).await.unwrap();
     }
-    let (mut kept, pieces) = (Kept::of(&prefix).await, jobs.len().div_ceil(PIECE));
+    let (mut kept, pieces) = (Kept::of(server, &prefix).await, jobs.len().div_ceil(PIECE));
     let last = store.commands() + 1 + done as u64;
     let mut adding = Box::pin(queue.enqueue_many(jobs));
     while store.commands() < last {
@@ -219,5 +228,28 @@ async fn whoever_comes_next_sees_all_of_a_part_that_was_left_behind() {
         }
         assert_eq!(queue.depth().await.unwrap().waiting(), waiting, "{at}");
         assert_eq!(kept.pieces("q").await, 0, "{at}");
+    }
+}
+
+/// What is in the queue is worked off also where the server has no room for more: only so does it get room.
+#[tokio::test]
+async fn a_full_server_still_puts_a_part_in_its_place() {
+    let server = RedisServer::start().await;
+    for done in [0, 3] {
+        let jobs = many(0..300).collect();
+        let (queue, _, mut kept) = left_behind_on(&server, Vec::new(), jobs, done).await;
+        let room = async |bytes: &str| {
+            let mut set = ::redis::cmd("CONFIG");
+            set.arg("SET").arg("maxmemory").arg(bytes);
+            set.exec_async(&mut server.raw().await).await.unwrap();
+        };
+        room("1").await;
+        let batch = queue.lease(9).await.unwrap().unwrap();
+        assert_eq!(items(&batch)[0], 0);
+        assert_eq!(kept.pieces("q").await, 0);
+        assert!(queue.ack(&batch).await.unwrap().is_complete());
+        let refused = queue.enqueue(Job::to("u1", 1)).await;
+        assert!(refused.is_err(), "there is no room: {refused:?}");
+        room("0").await;
     }
 }

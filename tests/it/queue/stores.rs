@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tower_keep::HOUR;
 use tower_keep::backend::fallback::Fallback;
 use tower_keep::backend::memory::MemoryStore;
 use tower_keep::backend::redis::RedisStore;
 use tower_keep::conformance::queue::{histories, queue};
 use tower_keep::core::ManualClock;
-use tower_keep::data::queue::{EnqueueOutcome, Job, Priority, Queue, Retry};
+use tower_keep::data::queue::{Digest, EnqueueOutcome, Job, Priority, Queue, Retry};
+use tower_keep::{HOUR, SECOND};
 
 use crate::support::redis::{fresh_prefix, shared};
 use crate::support::redis_cluster::RedisCluster;
@@ -159,6 +159,43 @@ async fn by_the_servers_clock_what_is_over_is_leased_by_nobody() {
     }
     let depth = queue.depth().await.unwrap();
     assert_eq!((depth.waiting(), depth.dead), (0, 72));
+}
+
+/// A lease forgets a hundred ids at most, and each round leaves more behind.
+pub async fn ids_of_digests_and_of_cancelled_jobs_go(
+    queue: Queue<u64>,
+    clock: &ManualClock,
+    ids: impl AsyncFn() -> usize,
+) {
+    let queue = queue.remember_for(5 * SECOND);
+    for round in 0..40 {
+        let item = |n: u64| {
+            let job = Job::to("a", n).once(format!("{round} {n}"));
+            job.digest("comments", Digest::window(SECOND).max(200))
+        };
+        queue.enqueue_many((0..140).map(item)).await.unwrap();
+        let plain = Job::to("c", 0).once(format!("c {round}"));
+        let id = queue.enqueue(plain).await.unwrap().id();
+        assert_eq!(queue.cancel("c", [id]).await.unwrap(), [id]);
+        clock.advance(2 * SECOND);
+        let leased = queue.lease(5).await.unwrap().unwrap();
+        assert!(queue.ack(&leased).await.unwrap().is_complete());
+    }
+    let left = ids().await;
+    assert!(left < 600, "{left} of 5,640");
+}
+
+#[tokio::test]
+async fn ids_that_no_lease_of_their_own_follows_go_from_redis() {
+    let (server, clock, prefix) = (shared().await, clock(), fresh_prefix());
+    let store = server.builder(&prefix).clock(clock.clone()).open().await;
+    let ids = async || {
+        let mut once = redis::cmd("HLEN");
+        once.arg(format!("{prefix}:queue:{{q}}:once"));
+        once.query_async(&mut server.raw().await).await.unwrap()
+    };
+    let queue = Queue::new(store.unwrap(), "q");
+    ids_of_digests_and_of_cancelled_jobs_go(queue, &clock, ids).await;
 }
 
 /// Not every lease looks for what may be forgotten; so many as do keep up with those that leave something behind.

@@ -369,6 +369,7 @@ end
 if new_onces then
   local last = redis.call('INCRBY', LAST, count)
   local first = add_new(last - count + 1, count, ARGV[12], ARGV, FIRST, new_onces, remember_ms)
+  move.pay_for(new_onces)
   ring(before)
   return first
 end
@@ -382,5 +383,10 @@ for id in pairs(joined) do
 end
 send('HSET', ONCE, given)
 send('ZADD', REMEMBER, remembered)
+local brought = {}
+for at = 1, #given, 2 do
+  brought[#brought + 1] = given[at]
+end
+move.pay_for(brought)
 ring(before)
 return table.concat(reply)

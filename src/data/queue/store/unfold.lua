@@ -1,6 +1,9 @@
 -- Puts a piece of a part (`commit.lua`) in its place; whoever does the last one tells the sleeping.
 -- KEYS and ARGV[2..7]: queue.lua; the settings are those of the commit. No own ARGV.
 -- Reply: how many pieces are left.
+-- The jobs are there already: a server without room for more still puts them in their places, since a script that has
+-- written is refused nothing.
+redis.call('HDEL', PART, '')
 local left = redis.call('HLEN', PART) - 1
 local head = redis.call('HGET', PART, 'head')
 if left < 1 or not head then
@@ -25,6 +28,7 @@ while at <= #piece do
   end
 end
 add_new(number, count, table.concat(times), words, 1, onces, remember_ms)
+move.pay_for(onces)
 if left == 1 then
   redis.call('DEL', PART)
   move.ring({ready == 1, due >= 0 and due or nil})
