@@ -85,11 +85,11 @@ impl Segments {
     /// Returns the bytes of the key's text.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
-        // An empty text is a key, too; `~` alone is what no other becomes.
-        if self.text.is_empty() {
-            b"~"
-        } else {
-            &self.text
+        // An empty text is a key, too, and another than no text; nothing else becomes `~` or `~~`.
+        match (self.text.is_empty(), self.begun) {
+            (false, _) => &self.text,
+            (true, true) => b"~",
+            (true, false) => b"~~",
         }
     }
 
@@ -310,6 +310,8 @@ mod tests {
             ("".into_key().as_str(), "~".into_key().as_str()),
             ("~", "%7E")
         );
+        let none: [&str; 0] = [];
+        assert_ne!(Key::of(none), Key::of([""]));
         let key = ("e1", "x").into_key();
         let built = KeyBuilder::new("keep", "lock")
             .tag_of("payment", &key)
