@@ -93,9 +93,7 @@ impl<V: Entry> Table<V> {
                 taken: Delta::default(),
             },
         };
-        let answer = change(&mut slot);
-        slot.slots.settle();
-        answer
+        change(&mut slot)
     }
 
     /// Runs `read` on the value of `key` under its shard lock, without the means to change it: the shortest way.
@@ -187,9 +185,7 @@ impl<V: Entry> Table<V> {
             places,
             taken: Delta::default(),
         };
-        let answer = change(&mut slots, now);
-        slots.settle();
-        answer
+        change(&mut slots, now)
     }
 
     /// Takes the locks of all shards that hold `keys`, in order, and says which key lies under which.

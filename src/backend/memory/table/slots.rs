@@ -261,7 +261,7 @@ impl<V: Entry> Slots<'_, V> {
         &mut self.locks[self.places[index].lock].1
     }
 
-    pub(super) fn settle(&mut self) {
+    fn settle(&mut self) {
         for index in 0..self.places.len() {
             let place = self.places[index];
             if let (true, Some(at)) = (place.touched, place.at) {
@@ -272,6 +272,13 @@ impl<V: Entry> Slots<'_, V> {
         if self.taken != Delta::default() {
             self.table.account(-std::mem::take(&mut self.taken));
         }
+    }
+}
+
+/// At the end of a step, also of one that panics: whoever caught the panic goes on with a table whose account is right.
+impl<V: Entry> Drop for Slots<'_, V> {
+    fn drop(&mut self) {
+        self.settle();
     }
 }
 

@@ -45,6 +45,49 @@ fn at_exactly_its_expiry_an_entry_is_gone() {
     assert_eq!((table.entries(), table.bytes()), (0, 0));
 }
 
+/// A caller may catch the panic of its step; what the step had done by then is counted.
+#[test]
+fn a_step_that_panics_leaves_the_account_right() {
+    let store = MemoryStore::new();
+    let table = Table::<Kept>::bounded(4, 100_000);
+    let caught = |step: &dyn Fn()| {
+        let step = std::panic::AssertUnwindSafe(step);
+        assert!(std::panic::catch_unwind(step).is_err());
+    };
+    for round in 1..=10_usize {
+        let keys = [key(&store, 1)];
+        caught(&|| {
+            table.update_one(keys[0], 10, |slot| {
+                slot.set(kept(8), 100).unwrap();
+                slot.reserve(round).unwrap();
+                slot.get_mut().unwrap().bytes = 8 + round;
+                panic!("on purpose");
+            });
+        });
+        caught(&|| {
+            table.update(&keys, 10, |slots| {
+                slots.reserve(0, 50).unwrap();
+                panic!("on purpose");
+            });
+        });
+        assert_eq!(table.entries(), 1);
+    }
+    caught(&|| {
+        let written = || panic!("on purpose");
+        let _ = table.set_absent(key(&store, 2), 10, (kept(1), 100), written);
+    });
+    assert_eq!(table.entries(), 2);
+    let full = table.bytes();
+    let other = Table::<Kept>::bounded(4, 100_000);
+    for (n, bytes) in [(1, 18), (2, 1)] {
+        let put = |slot: &mut super::Slot<'_, Kept>| slot.set(kept(bytes), 100);
+        other.update_one(key(&store, n), 10, put).unwrap();
+    }
+    assert_eq!(full, other.bytes(), "as if nothing had panicked");
+    let put = |slot: &mut super::Slot<'_, Kept>| slot.set(kept(1), 100);
+    table.update_one(key(&store, 3), 10, put).unwrap();
+}
+
 #[test]
 fn what_is_said_to_be_gone_is_removed_from_its_shard_and_the_rest_is_still_found() {
     let store = MemoryStore::new();
