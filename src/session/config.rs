@@ -52,6 +52,7 @@ pub(super) struct Said {
 
 impl Config {
     pub(super) fn new(store: Arc<dyn SessionStore>) -> Self {
+        store.register();
         Self {
             store: observed(store),
             lifetimes: Lifetimes::DEFAULT,

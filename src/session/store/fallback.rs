@@ -34,4 +34,8 @@ impl<P: SessionStore, S: fmt::Debug + Send + Sync + 'static> SessionStore for Fa
     fn revoke(&self, target: Target) -> StoreFuture<Revoked> {
         self.primary().revoke(target)
     }
+
+    fn register(&self) {
+        self.primary().register();
+    }
 }

@@ -70,4 +70,8 @@ impl<S: SessionStore> SessionStore for FaultStore<S> {
             answer
         })
     }
+
+    fn register(&self) {
+        self.inner().register();
+    }
 }

@@ -68,6 +68,10 @@ pub trait SessionStore: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// The store cannot answer; if unknown, it may have been done. Safe to repeat.
     fn revoke(&self, target: Target) -> StoreFuture<Revoked>;
+
+    /// Hears that a layer is going to use it, before any request: a store with tables names them then, so that they are
+    /// made before somebody's transaction is open. Does nothing by itself.
+    fn register(&self) {}
 }
 
 impl<T: SessionStore + ?Sized> SessionStore for Arc<T> {
@@ -93,6 +97,10 @@ impl<T: SessionStore + ?Sized> SessionStore for Arc<T> {
 
     fn revoke(&self, target: Target) -> StoreFuture<Revoked> {
         (**self).revoke(target)
+    }
+
+    fn register(&self) {
+        (**self).register();
     }
 }
 

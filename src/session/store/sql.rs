@@ -199,6 +199,10 @@ impl SessionStore for SqlStore {
             step(&db, &wanted, |store| store.revoke(target.clone())).await
         })
     }
+
+    fn register(&self) {
+        drop(part(self));
+    }
 }
 
 impl Wanted {
