@@ -2,9 +2,11 @@
 
 mod by_hand;
 pub mod lost;
+mod own_wait;
 mod plans;
 mod poolers;
 mod pools;
+mod silent;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

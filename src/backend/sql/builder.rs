@@ -51,6 +51,15 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// How long the reply to BEGIN may take, which waits for no lock: whoever waits for the first statement has waited
+    /// for a connection already, and for a lock it would wait no longer.
+    #[cfg(feature = "postgres")]
+    pub(super) fn begin_longest(&self) -> Duration {
+        self.acquire_timeout.max(self.lock_timeout)
+    }
+}
+
 /// The engines count their timeouts in milliseconds of 32 bits.
 const LONGEST: Duration = Duration::from_secs(20 * 86_400);
 

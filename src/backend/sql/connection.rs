@@ -1,11 +1,13 @@
 //! A connection with a transaction open on it, whichever engine it is.
 //!
-//! sqlx's own `Transaction` is kept, so that `begin()` on a lease is a SAVEPOINT and the driver's idea of
-//! the depth stays right. It is never dropped while open except by a lost runtime: ROLLBACK is awaited.
+//! It is begun by sqlx's own manager, so that `begin()` on a lease is a SAVEPOINT and the driver's idea of
+//! the depth stays right. It is never dropped while open except by a lost runtime or when the server does not
+//! answer: ROLLBACK is awaited.
 
 use sqlx::{Connection, Executor};
 
 use super::error::TransactionError;
+use super::pooled::Begun;
 use super::proof::AnyLease;
 use crate::core::RollbackCause;
 
@@ -16,9 +18,9 @@ pub struct Connected {
 
 enum Inner {
     #[cfg(feature = "sqlite")]
-    Sqlite(sqlx::Transaction<'static, sqlx::Sqlite>),
+    Sqlite(Begun<sqlx::Sqlite>),
     #[cfg(feature = "postgres")]
-    Postgres(sqlx::Transaction<'static, sqlx::Postgres>),
+    Postgres(Begun<sqlx::Postgres>),
 }
 
 /// What the sentinel found.
@@ -34,14 +36,14 @@ pub(super) enum Sentinel {
 
 impl Connected {
     #[cfg(feature = "sqlite")]
-    pub(super) fn of_sqlite(transaction: sqlx::Transaction<'static, sqlx::Sqlite>) -> Self {
+    pub(super) fn of_sqlite(transaction: Begun<sqlx::Sqlite>) -> Self {
         Self {
             inner: Inner::Sqlite(transaction),
         }
     }
 
     #[cfg(feature = "postgres")]
-    pub(super) fn of_postgres(transaction: sqlx::Transaction<'static, sqlx::Postgres>) -> Self {
+    pub(super) fn of_postgres(transaction: Begun<sqlx::Postgres>) -> Self {
         Self {
             inner: Inner::Postgres(transaction),
         }

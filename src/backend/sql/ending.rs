@@ -47,7 +47,11 @@ async fn commit(shared: &Arc<Shared>, part: Part) -> Ended {
     let leaked = part == Part::Last && shared.close();
     let mut slot = match shared.slot.try_lock() {
         Ok(slot) => slot,
-        Err(_) if part == Part::SoFar => shared.slot.lock().await,
+        Err(_) if part == Part::SoFar => match shared.in_time(shared.turn()).await {
+            Ok(slot) => slot,
+            // Whoever takes it back waits for the turn.
+            Err(_) => return rolled_back(RollbackCause::Timeout),
+        },
         Err(_) => {
             let cause = if shared.is_overdue() && !leaked {
                 RollbackCause::Timeout
@@ -86,15 +90,21 @@ fn rolled_back(cause: RollbackCause) -> Ended {
 }
 
 async fn commit_open(shared: &Shared, mut open: Open) -> Ended {
-    let name = match open.check().await {
-        Ok(()) => open.take_xid().await,
-        Err(error) => Err(error),
+    let checking = async {
+        open.check().await?;
+        open.take_xid().await
     };
-    let xid = match name {
-        Ok(name) => name,
-        Err(error) => {
+    let checked = tokio::time::timeout(shared.db.longest_step(), checking).await;
+    let xid = match checked {
+        Ok(Ok(name)) => name,
+        Ok(Err(error)) => {
             open.rollback().await;
             return rolled_back(cause_before_commit(&error));
+        }
+        Err(_) => {
+            error!("the check before a commit was not answered");
+            // Its ROLLBACK would not be answered either: that goes on behind.
+            return rolled_back(RollbackCause::Aborted);
         }
     };
     let clue = Clue {

@@ -21,6 +21,10 @@ pub trait Engine: sqlx::Database + sealed::Sealed {
     /// The same engine as a value.
     const DIALECT: Dialect;
 
+    /// Whether a network lies between, on which answers can be lost.
+    #[doc(hidden)]
+    const IS_FAR: bool;
+
     #[doc(hidden)]
     fn of(connection: &mut Connected) -> Option<&mut Self::Connection>;
 
@@ -39,6 +43,7 @@ mod sealed {
 #[cfg(feature = "sqlite")]
 impl Engine for sqlx::Sqlite {
     const DIALECT: Dialect = Dialect::Sqlite;
+    const IS_FAR: bool = false;
 
     fn of(connection: &mut Connected) -> Option<&mut sqlx::SqliteConnection> {
         connection.sqlite()
@@ -56,6 +61,7 @@ impl Engine for sqlx::Sqlite {
 #[cfg(feature = "postgres")]
 impl Engine for sqlx::Postgres {
     const DIALECT: Dialect = Dialect::Postgres;
+    const IS_FAR: bool = true;
 
     fn of(connection: &mut Connected) -> Option<&mut sqlx::PgConnection> {
         connection.postgres()

@@ -57,8 +57,7 @@ impl TransactionError {
         Self::new(TransactionErrorKind::Doomed(cause))
     }
 
-    /// The server did not answer a read in time.
-    #[cfg(feature = "postgres")]
+    /// The server did not answer in time, and nothing is stored.
     pub(crate) const fn unanswered() -> Self {
         Self::new(TransactionErrorKind::Unavailable)
     }

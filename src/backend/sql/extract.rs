@@ -16,7 +16,7 @@ use crate::core::telemetry::{Once, error};
 
 /// Extracts the transaction that a layer outside (transactional idempotency, a reservation layer) finishes.
 ///
-/// It opens nothing by itself. Alive after the handler has returned, it has leaked: nothing commits.
+/// It opens nothing by itself. Of two databases it takes the one of the engine `D`. Alive after the handler has returned, it has leaked: nothing commits.
 pub struct SqlTransaction<D: Engine> {
     transaction: RequestTransaction,
     _guarded: Guarded,
@@ -51,7 +51,7 @@ impl<S: Sync, D: Engine> FromRequestParts<S> for SqlTransaction<D> {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
         let transaction =
-            RequestTransaction::first(&parts.extensions).ok_or(SqlTransactionRejection)?;
+            RequestTransaction::only::<D>(&parts.extensions).ok_or(SqlTransactionRejection)?;
         let guarded = transaction.guard();
         Ok(Self {
             transaction,
@@ -61,7 +61,8 @@ impl<S: Sync, D: Engine> FromRequestParts<S> for SqlTransaction<D> {
     }
 }
 
-/// No layer on the route finishes a transaction: 500 `MISCONFIGURED`.
+/// No layer on the route finishes a transaction on this engine, or several do, each on a database of its own: 500
+/// `MISCONFIGURED`.
 #[derive(Clone, Copy, Debug)]
 pub struct SqlTransactionRejection;
 
@@ -69,7 +70,7 @@ impl IntoResponse for SqlTransactionRejection {
     fn into_response(self) -> Response {
         static SAID: Once = Once::new();
         if SAID.first() {
-            error!("no layer on this route finishes a transaction");
+            error!("no layer on this route finishes a transaction on this engine, or several do");
         }
         let problem = Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "MISCONFIGURED");
         problem.response().map(axum_core::body::Body::from)

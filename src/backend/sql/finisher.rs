@@ -53,7 +53,6 @@ impl Finisher {
         let Some(open) = slot.as_mut() else {
             return Err(TransactionError::new(TransactionErrorKind::Ended));
         };
-        open.check().await?;
         let sql = match self.shared.db.dialect() {
             #[cfg(feature = "postgres")]
             super::Dialect::Postgres => format!(
@@ -63,9 +62,13 @@ impl Finisher {
             #[cfg(feature = "sqlite")]
             super::Dialect::Sqlite => "SAVEPOINT keep_mark".to_owned(),
         };
-        if let Err(error) = open.connection()?.run(sql).await {
+        let marking = async {
+            open.check().await?;
+            Ok(open.connection()?.run(sql).await?)
+        };
+        if let Err(error) = self.shared.in_time(marking).await {
             self.shared.doom(RollbackCause::Poisoned);
-            return Err(error.into());
+            return Err(error);
         }
         self.marked = Some(self.shared.said.lock().after.len());
         Ok(())
@@ -91,7 +94,7 @@ impl Finisher {
         let Some(open) = slot.as_mut() else {
             return Err(TransactionError::doomed(RollbackCause::Timeout));
         };
-        if let Err(error) = open.rewind().await {
+        if let Err(error) = self.shared.in_time(open.rewind()).await {
             self.shared.doom(RollbackCause::Poisoned);
             return Err(error);
         }

@@ -1,6 +1,7 @@
 //! One version per part in `<prefix>schema`: forward only, idempotent, safe when two processes start at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -11,6 +12,9 @@ use super::open::Open;
 use super::store::SqlStore;
 use crate::core::RollbackCause;
 use crate::core::telemetry::error;
+
+/// How long the tables of one part may take, with the wait for another process that makes them.
+const LONGEST: Duration = Duration::from_secs(120);
 
 /// The tables of one part: each step is DDL in the handle's dialect, and is never changed once published.
 #[derive(Clone, Debug)]
@@ -109,14 +113,16 @@ impl SqlStore {
 
 async fn apply(db: &SqlStore, schema: &Schema) -> Result<(), TransactionError> {
     let mut open = Open::begin(db, db.inner.settings.lock_timeout).await?;
-    let done = steps(db, &mut open, schema).await;
-    match done {
-        Ok(()) => open.commit().await.map_err(TransactionError::from),
-        Err(error) => {
-            open.rollback().await;
-            Err(error)
-        }
+    // Everybody waits for it: a server that falls silent must not keep them.
+    let Ok(done) = tokio::time::timeout(LONGEST, steps(db, &mut open, schema)).await else {
+        return Err(TransactionError::unanswered());
+    };
+    if let Err(error) = done {
+        open.rollback().await;
+        return Err(error);
     }
+    let committed = tokio::time::timeout(db.inner.settings.commit_timeout, open.commit()).await;
+    committed.map_or_else(|_| Err(TransactionError::unanswered()), |done| Ok(done?))
 }
 
 async fn steps(db: &SqlStore, open: &mut Open, schema: &Schema) -> Result<(), TransactionError> {

@@ -50,6 +50,7 @@ mod finisher;
 mod lease;
 mod migrations;
 mod open;
+mod pooled;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod proof;

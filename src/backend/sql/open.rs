@@ -7,11 +7,13 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection::Connected;
 use super::error::{TransactionError, TransactionErrorKind};
+#[cfg(feature = "postgres")]
+use super::pooled::Begun;
 use super::store::{AnyPool, SqlStore};
 use super::watch::Entry;
 use crate::core::telemetry::{error, seconds, warn};
 
-/// How long a rollback is awaited before it goes on alone.
+/// How long a rollback is awaited before its connection is thrown away.
 const ROLLBACK_LONGEST: Duration = Duration::from_secs(10);
 /// A transaction open for longer is worth a line in the log.
 const SLOW: Duration = Duration::from_secs(1);
@@ -105,6 +107,20 @@ impl Open {
         self.complete().await
     }
 
+    /// Says whether what is written next is part of the transaction. Where the driver knows that it is gone, it costs
+    /// nothing to find out; SQLite ends one by itself (`OR ROLLBACK`, a full disk) and has to be asked.
+    pub(super) async fn is_there(&mut self) -> Result<(), TransactionError> {
+        if !self.connection()?.is_open() {
+            let cause = crate::core::RollbackCause::Poisoned;
+            return Err(TransactionError::doomed(cause));
+        }
+        #[cfg(feature = "sqlite")]
+        if self.connection()?.sqlite().is_some() {
+            return self.check().await;
+        }
+        Ok(())
+    }
+
     /// Undoes everything since the mark; the sentinel then says whether the transaction is still there.
     pub(super) async fn rewind(&mut self) -> Result<(), TransactionError> {
         self.connection()?
@@ -194,6 +210,9 @@ async fn begin(db: SqlStore, lock_timeout: Duration) -> Result<Open, Transaction
         }
         old -= 1;
     }
+    if matches!(connection, Err(sqlx::Error::PoolTimedOut)) {
+        db.test_idle();
+    }
     db.report(admission, connection.as_ref().err());
     seconds!("keep_sql_acquire_seconds", started.elapsed());
     let connection = connection?;
@@ -224,14 +243,14 @@ async fn open(
         #[cfg(feature = "sqlite")]
         AnyPool::Sqlite(pool) => {
             let rest = lock_timeout.saturating_sub(started.elapsed());
-            let begun = super::sqlite::begin(pool, rest).await?;
+            let begun = super::sqlite::begin(pool, rest, &db.inner.usual_wait).await?;
             Ok(Connected::of_sqlite(begun))
         }
         #[cfg(feature = "postgres")]
         AnyPool::Postgres(pool) => {
             let settings = &db.inner.settings;
             let sql = super::postgres::begin(settings, lock_timeout, id);
-            let begun = pool.begin_with(sqlx::AssertSqlSafe(sql)).await?;
+            let begun = Begun::within(pool, sql, settings.begin_longest()).await?;
             Ok(Connected::of_postgres(begun))
         }
     }

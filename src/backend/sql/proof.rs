@@ -3,6 +3,8 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+#[cfg(feature = "postgres")]
+use std::time::Duration;
 
 use super::error::TransactionError;
 use super::open::Open;
@@ -43,6 +45,10 @@ impl fmt::Debug for AnyLease<'_> {
     }
 }
 
+/// How long one look may take: the server has the answer at hand.
+#[cfg(feature = "postgres")]
+const LOOK_LONGEST: Duration = Duration::from_secs(2);
+
 /// What is known of a transaction when its COMMIT is sent.
 pub(super) struct Clue {
     /// The database's own name of it, on Postgres; none where nothing was written.
@@ -68,9 +74,14 @@ impl Clue {
                 };
             };
             // A question of its own: what was begun for it is rolled back.
-            let asked = match db.ask(pool).await {
-                Ok(mut reading) => fate(&mut reading, xid).await,
-                Err(_) => return None,
+            let asking = async {
+                let mut reading = db.ask(pool).await?;
+                fate(&mut reading, xid).await
+            };
+            let Ok(asked) = tokio::time::timeout(LOOK_LONGEST, asking).await else {
+                // Where one has fallen silent, others have: the next look is to meet none of them.
+                db.test_idle();
+                return None;
             };
             match asked {
                 Ok(Fate::Committed) => return Some(End::Committed),
@@ -101,7 +112,11 @@ impl Clue {
             return Ok(None);
         };
         let mut open = Open::begin(db, db.inner.settings.lock_timeout).await?;
-        let seen = probe(open.connection()?.lend()).await;
+        let seen = tokio::time::timeout(db.longest_step(), probe(open.connection()?.lend())).await;
+        let Ok(seen) = seen else {
+            // Rolled back behind.
+            return Err(TransactionError::unanswered());
+        };
         open.rollback().await;
         Ok(Some(seen?))
     }

@@ -1,15 +1,15 @@
 //! A connection for one statement that needs no transaction, in one all the same where a pooler stands between.
 
 use std::ops::{Deref, DerefMut};
-#[cfg(feature = "sqlite")]
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use sqlx::pool::PoolConnection;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::engine::Engine;
 use super::error::{TransactionError, TransactionErrorKind};
+#[cfg(feature = "postgres")]
+use super::pooled::Begun;
+use super::pooled::Pooled;
 use super::store::SqlStore;
 
 /// A connection taken for a statement alone; goes back on drop.
@@ -29,11 +29,11 @@ pub(crate) struct Reading<D: Engine> {
 }
 
 enum Lent<D: Engine> {
-    Bare(PoolConnection<D>),
+    Bare(Pooled<D>),
     /// A statement is prepared by one message and run by the next: outside a transaction a pooler may give the second
     /// to another session, where the name is nobody's or somebody else's. Dropped, it is rolled back.
     #[cfg(feature = "postgres")]
-    Begun(sqlx::Transaction<'static, D>),
+    Begun(Begun<D>),
 }
 
 impl SqlStore {
@@ -107,29 +107,33 @@ impl SqlStore {
             let sql = super::postgres::begin(settings, settings.lock_timeout, 0);
             let pool = pool.clone();
             // To its end, as every BEGIN.
-            let begin = async move { pool.begin_with(sqlx::AssertSqlSafe(sql)).await };
+            let longest = settings.begin_longest();
+            let begin = async move { Begun::within(&pool, sql, longest).await };
             return self.inner.tasks.carry(begin).await.map(Lent::Begun);
         }
-        pool.acquire().await.map(Lent::Bare)
+        Pooled::take(pool).await.map(Lent::Bare)
     }
 }
 
 impl<D: Engine> Reading<D> {
-    /// Keeps what was written, where that is not done yet.
+    /// Keeps what was written, where that is not done yet, and is told so within `longest`.
     #[cfg(feature = "postgres")]
-    pub(crate) async fn done(self) -> Result<(), TransactionError> {
+    pub(crate) async fn done(self, longest: Duration) -> Result<(), TransactionError> {
         match self.lent {
             Lent::Bare(_) => Ok(()),
-            Lent::Begun(begun) => Ok(begun.commit().await?),
+            Lent::Begun(begun) => match tokio::time::timeout(longest, begun.commit()).await {
+                Ok(done) => Ok(done?),
+                Err(_) => Err(TransactionError::new(TransactionErrorKind::Unknown)),
+            },
         }
     }
 
-    /// Lets nobody else have it: nobody knows what it is doing. (A begun one is ended by the server's own timeout.)
+    /// Lets nobody else have it: nobody knows what it is doing.
     pub(crate) fn give_up(mut self) {
         match &mut self.lent {
-            Lent::Bare(connection) => connection.close_on_drop(),
+            Lent::Bare(connection) => connection.give_up(),
             #[cfg(feature = "postgres")]
-            Lent::Begun(_) => {}
+            Lent::Begun(begun) => begun.give_up(),
         }
     }
 

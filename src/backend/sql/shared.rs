@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::MutexGuard;
+use tokio::sync::{MutexGuard, Notify};
 
 use super::error::{TransactionError, TransactionErrorKind};
 use super::open::Open;
@@ -20,6 +20,8 @@ pub(super) struct Shared {
     /// Begun at first use; whoever holds the lock has the turn.
     pub(super) slot: tokio::sync::Mutex<Option<Open>>,
     pub(super) said: Mutex<Said>,
+    /// Wakes who waits for a turn or an answer when its time is over.
+    over: Notify,
     /// Extracted guards that are still alive.
     pub(super) guards: AtomicUsize,
 }
@@ -46,6 +48,7 @@ impl Shared {
             db,
             slot: tokio::sync::Mutex::new(None),
             said: Mutex::new(Said::default()),
+            over: Notify::new(),
             guards: AtomicUsize::new(0),
         })
     }
@@ -56,7 +59,10 @@ impl Shared {
         lock_timeout: Duration,
     ) -> Result<MutexGuard<'_, Option<Open>>, TransactionError> {
         self.usable()?;
-        let mut slot = self.slot.lock().await;
+        let mut slot = match self.slot.try_lock() {
+            Ok(slot) => slot,
+            Err(_) => self.in_time(self.turn()).await?,
+        };
         self.usable()?;
         if slot.is_none() {
             // The tables must be there before the only connection of a memory database is taken.
@@ -71,6 +77,29 @@ impl Shared {
             *slot = Some(open);
         }
         Ok(slot)
+    }
+
+    /// Waits for the turn.
+    pub(super) async fn turn(&self) -> Result<MutexGuard<'_, Option<Open>>, TransactionError> {
+        Ok(self.slot.lock().await)
+    }
+
+    /// Waits for `work` no longer than the transaction may last: whoever has the turn may be the one who waits, and a
+    /// server may have fallen silent.
+    pub(super) async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, TransactionError>>,
+    ) -> Result<T, TransactionError> {
+        // From here on it hears of the end, asked for or not.
+        let over = self.over.notified();
+        if self.is_overdue() {
+            return Err(TransactionError::doomed(RollbackCause::Timeout));
+        }
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = over => Err(TransactionError::doomed(RollbackCause::Timeout)),
+        }
     }
 
     /// Says whether another operation may run.
@@ -115,8 +144,8 @@ impl Shared {
         self.guards.load(Ordering::SeqCst) > 0
     }
 
-    /// The transaction timeout has passed: it is doomed, and the connection taken back as soon as no
-    /// statement runs on it. Who ends it meanwhile finds the doom, and does not take our turn for a leak.
+    /// The transaction timeout has passed: it is doomed, who waits for it is told, and the connection taken back as soon
+    /// as nobody has it. Who ends it meanwhile finds the doom, and does not take our turn for a leak.
     pub(super) async fn overdue(&self, due: Due) {
         {
             let mut said = self.said.lock();
@@ -126,6 +155,7 @@ impl Shared {
             said.overdue = true;
             said.doom.get_or_insert(RollbackCause::Timeout);
         }
+        self.over.notify_waiters();
         let Some(open) = self.slot.lock().await.take() else {
             return;
         };

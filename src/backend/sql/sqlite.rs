@@ -1,5 +1,6 @@
 //! What is particular to SQLite: opening, the write permit's BEGIN, and the sentinel.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
@@ -7,6 +8,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, SqliteConnection, SqlitePool};
 
 use super::builder::Settings;
 use super::connection::Sentinel;
+use super::pooled::Begun;
 
 /// How often a file that another process is just switching to WAL is tried again.
 const OPEN_TRIES: u32 = 40;
@@ -17,6 +19,10 @@ pub(super) async fn open(
     url: &str,
     settings: &Settings,
 ) -> Result<(SqlitePool, bool), sqlx::Error> {
+    if has_no_name(url) {
+        let told = "a SQLite URL must name a file, or say `:memory:`";
+        return Err(sqlx::Error::Configuration(told.into()));
+    }
     let memory = is_memory(url);
     let mut options: SqliteConnectOptions = url.parse()?;
     options = options
@@ -47,6 +53,13 @@ pub(super) async fn open(
     connect(pool, options).await.map(|pool| (pool, memory))
 }
 
+/// SQLite takes no name for a private file that each connection has for itself, and loses.
+fn has_no_name(url: &str) -> bool {
+    let rest = url.trim_start_matches("sqlite:").trim_start_matches("//");
+    let (name, settings) = rest.split_once('?').unwrap_or((rest, ""));
+    name.is_empty() && !is_memory(settings)
+}
+
 fn is_memory(url: &str) -> bool {
     url.contains(":memory:") || url.contains("mode=memory")
 }
@@ -74,14 +87,31 @@ fn is_busy(error: &sqlx::Error) -> bool {
         .is_some_and(|code| code & 0xff == 5)
 }
 
-/// Begins as the writer; `wait` is what is left of the lock timeout.
+/// Begins as the writer; `wait` is what is left of the lock timeout, `usual` what the pool's connections wait else.
 pub(super) async fn begin(
     pool: &SqlitePool,
     wait: Duration,
-) -> Result<sqlx::Transaction<'static, sqlx::Sqlite>, sqlx::Error> {
+    usual: &OnceLock<i64>,
+) -> Result<Begun<sqlx::Sqlite>, sqlx::Error> {
+    let mut begun = Begun::take(pool).await?;
+    let usual = match usual.get() {
+        Some(usual) => *usual,
+        None => {
+            let asked = sqlx::query_scalar("PRAGMA busy_timeout");
+            let answer = asked.fetch_one(&mut *begun).await?;
+            *usual.get_or_init(|| answer)
+        }
+    };
     let wait = wait.as_millis().max(1);
-    let sql = format!("PRAGMA busy_timeout = {wait}; BEGIN IMMEDIATE");
-    pool.begin_with(AssertSqlSafe(sql)).await
+    // Put back at once: whoever has the connection next waits as the pool was told to.
+    let put_back = format!("PRAGMA busy_timeout = {usual}");
+    let sql = format!("PRAGMA busy_timeout = {wait}; BEGIN IMMEDIATE; {put_back}");
+    let started = begun.start(sql).await;
+    if started.is_err() {
+        // The text ended before that.
+        begun.execute(AssertSqlSafe(put_back)).await?;
+    }
+    started.map(|()| begun)
 }
 
 /// `BEGIN` must fail inside a transaction; where it succeeds, the transaction had been lost.

@@ -13,9 +13,14 @@ use super::builder::{Settings, SqlStoreBuilder};
 use super::engine::{Dialect, Engine};
 use super::error::{TransactionError, TransactionErrorKind};
 use super::migrations::{Schema, Schemas};
+#[cfg(feature = "postgres")]
+use super::pooled::Pooled;
 use super::tasks::Tasks;
 use super::watch::Deadlines;
 use crate::core::{Admission, Breaker, Clock, StoreError, Timestamp};
+
+/// What idle connections need to say goodbye, whatever is left of a deadline.
+const CLOSING: Duration = Duration::from_millis(100);
 
 /// A SQL database: pool, settings and schema behind one cheap-to-clone handle.
 #[derive(Clone)]
@@ -35,6 +40,9 @@ pub(super) struct Inner {
     single: bool,
     breaker: Mutex<Breaker>,
     started: Instant,
+    /// How long SQLite's connections wait for another process where no transaction says otherwise, in milliseconds.
+    #[cfg(feature = "sqlite")]
+    pub(super) usual_wait: std::sync::OnceLock<i64>,
     parts: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
 }
 
@@ -104,6 +112,8 @@ impl SqlStore {
                 single,
                 breaker: Mutex::new(Breaker::default()),
                 started: Instant::now(),
+                #[cfg(feature = "sqlite")]
+                usual_wait: std::sync::OnceLock::new(),
                 parts: Mutex::new(HashMap::new()),
             }),
         }
@@ -166,6 +176,11 @@ impl SqlStore {
         self.inner.settings.transaction_timeout
     }
 
+    /// Returns how long one statement is waited for, with its lock.
+    pub(crate) fn longest_step(&self) -> Duration {
+        self.lock_timeout() + self.statement_timeout()
+    }
+
     /// Returns how long a statement may run.
     pub(crate) fn statement_timeout(&self) -> Duration {
         self.inner.settings.statement_timeout
@@ -186,25 +201,63 @@ impl SqlStore {
     /// # Errors
     /// It cannot be reached.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        let answered = match &self.inner.pool {
-            #[cfg(feature = "sqlite")]
-            AnyPool::Sqlite(pool) => sqlx::query("SELECT 1").execute(pool).await.map(drop),
-            // In one message: between two of them a pooler may change the session.
-            #[cfg(feature = "postgres")]
-            AnyPool::Postgres(pool) => sqlx::raw_sql("SELECT 1").execute(pool).await.map(drop),
-        };
-        Ok(answered.map_err(TransactionError::from)?)
+        Ok(self.ask_for_life().await.map_err(TransactionError::from)?)
     }
 
-    /// Ends the handle: waits up to `deadline` for endings and the work after them, then closes the pool.
-    pub async fn close(&self, deadline: Duration) {
-        let _ = tokio::time::timeout(deadline, self.inner.tasks.idle()).await;
+    async fn ask_for_life(&self) -> Result<(), sqlx::Error> {
         match &self.inner.pool {
             #[cfg(feature = "sqlite")]
-            AnyPool::Sqlite(pool) => pool.close().await,
+            AnyPool::Sqlite(pool) => {
+                let turn = self.inner.single.then(|| self.inner.writer.try_acquire());
+                if matches!(turn, Some(Err(_))) {
+                    // Who has the only connection is at work on it: there is no other to ask.
+                    return Ok(());
+                }
+                sqlx::query("SELECT 1").execute(pool).await?;
+            }
+            // In one message: between two of them a pooler may change the session.
             #[cfg(feature = "postgres")]
-            AnyPool::Postgres(pool) => pool.close().await,
+            AnyPool::Postgres(pool) => {
+                let mut connection = Pooled::take(pool).await?;
+                let asked = sqlx::raw_sql("SELECT 1");
+                asked.execute(&mut *connection).await?;
+            }
         }
+        Ok(())
+    }
+
+    /// A connection has fallen silent, or none is to be had: those that lie in the pool are asked for a sign of life,
+    /// all at once, and the silent ones thrown away, before each costs a request its time.
+    pub(super) fn test_idle(&self) {
+        match &self.inner.pool {
+            #[cfg(feature = "sqlite")]
+            AnyPool::Sqlite(_) => {}
+            #[cfg(feature = "postgres")]
+            AnyPool::Postgres(pool) => {
+                let idle: Vec<_> = (0..pool.num_idle())
+                    .map_while(|_| pool.try_acquire())
+                    .map(Pooled::of)
+                    .collect();
+                drop(idle);
+            }
+        }
+    }
+
+    /// Ends the handle: waits up to `deadline` for endings and the work after them, then closes the pool. What is still
+    /// under way at the deadline is not waited for; its connection closes when it comes back.
+    pub async fn close(&self, deadline: Duration) {
+        let started = Instant::now();
+        let _ = tokio::time::timeout(deadline, self.inner.tasks.idle()).await;
+        let closing = async {
+            match &self.inner.pool {
+                #[cfg(feature = "sqlite")]
+                AnyPool::Sqlite(pool) => pool.close().await,
+                #[cfg(feature = "postgres")]
+                AnyPool::Postgres(pool) => pool.close().await,
+            }
+        };
+        let rest = deadline.saturating_sub(started.elapsed());
+        let _ = tokio::time::timeout(rest.max(CLOSING), closing).await;
     }
 
     /// Returns the one `P` of this handle: what a part builds once, such as its statements.

@@ -61,11 +61,13 @@ impl RequestTransaction {
         open.find(|member| member.is_on(db)).cloned()
     }
 
-    /// Finds the first of the request's transactions, whatever its database.
+    /// Finds the request's transaction on this engine, if there is exactly one.
     #[cfg(feature = "axum")]
-    pub(super) fn first(extensions: &Extensions) -> Option<Self> {
-        let members = extensions.get::<Members>()?;
-        members.0.iter().find(|member| !member.is_closed()).cloned()
+    pub(super) fn only<D: Engine>(extensions: &Extensions) -> Option<Self> {
+        let members = extensions.get::<Members>()?.0.iter();
+        let mut fit = members.filter(|member| !member.is_closed() && member.speaks::<D>());
+        let only = fit.next()?;
+        fit.next().is_none().then(|| only.clone())
     }
 
     /// Makes a transaction that belongs to no request.
@@ -81,8 +83,16 @@ impl RequestTransaction {
     /// # Errors
     /// When it cannot begin, can only roll back, has ended, or is on another engine.
     pub async fn lease<D: Engine>(&self) -> Result<Lease<'_, D>, TransactionError> {
+        self.shared.usable()?;
+        if !self.speaks::<D>() {
+            return Err(TransactionError::new(TransactionErrorKind::WrongEngine));
+        }
         let mut slot = self.enter().await?;
         if let Some(open) = slot.as_mut() {
+            // What would be written without the transaction would stay, whatever is told of the rest.
+            let mut fuse = self.fuse();
+            self.shared.in_time(open.is_there()).await?;
+            fuse.cause = None;
             open.used = true;
         }
         let lent = MutexGuard::try_map(slot, |slot| D::of(slot.as_mut()?.connection().ok()?));
@@ -142,15 +152,13 @@ impl RequestTransaction {
         let Some(open) = slot.as_mut() else {
             return Err(TransactionError::new(TransactionErrorKind::Ended));
         };
-        let mut fuse = Fuse {
-            shared: &self.shared,
-            cause: Some(RollbackCause::Poisoned),
-        };
+        let mut fuse = self.fuse();
         open.nameless |= names == Names::Nothing;
-        let done = match open.check().await {
-            Ok(()) => step(open.step()?).await,
-            Err(error) => Err(error),
+        let work = async {
+            open.check().await?;
+            step(open.step()?).await
         };
+        let done = self.shared.in_time(work).await;
         match &done {
             Ok(_) => fuse.cause = None,
             Err(error) => fuse.cause = Some(cause_of(error.kind())),
@@ -169,6 +177,17 @@ impl RequestTransaction {
         self.shared
             .enter(self.shared.db.inner.settings.lock_timeout)
             .await
+    }
+
+    fn fuse(&self) -> Fuse<'_> {
+        Fuse {
+            shared: &self.shared,
+            cause: Some(RollbackCause::Poisoned),
+        }
+    }
+
+    fn speaks<D: Engine>(&self) -> bool {
+        self.shared.db.dialect() == D::DIALECT
     }
 
     fn is_closed(&self) -> bool {

@@ -228,7 +228,7 @@ macro_rules! alone {
                             break Err(StoreErrorKind::TimedOut.into());
                         };
                         let answer = match answer {
-                            Ok(answer) => reading.done().await.map(|()| answer),
+                            Ok(answer) => reading.done(longest).await.map(|()| answer),
                             error => error,
                         };
                         match answer {

@@ -103,7 +103,7 @@ async fn on_sqlite(db: &SqlStore, wish: &HoldWish) -> Result<AtOnce, Transaction
         decide(&mut own, wish, inserted).await
     };
     match within(db, asking).await {
-        // How long it waits for another process is left from the last transaction on this connection.
+        // A pool of the application's own may wait for another process for less time than we would.
         Some(Err(error))
             if error.kind() == TransactionErrorKind::Conflict
                 && writing.age() < db.lock_timeout() =>
