@@ -17,6 +17,7 @@ mod leaks;
 mod lost;
 mod measured;
 mod overlap;
+mod owed;
 mod parity;
 mod races;
 mod redis;

@@ -4,6 +4,7 @@
 //! Cluster a login that moves a session to its user's home takes three steps (`moving`).
 
 mod decode;
+mod holders;
 mod moving;
 mod pending;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use self::decode::{established, glanced, listed, loaded, patched, revoked};
+use self::holders::Holders;
 use self::moving::Fields;
 use self::pending::after_pending;
 
@@ -67,13 +69,20 @@ impl SessionStore for RedisStore {
     fn establish(&self, order: Establish) -> StoreFuture<Established> {
         let home = order.fresh.home();
         let homes = [home, order.current.map_or(home, |at| at.id.home())];
-        after_pending(self, homes, move |store| {
+        let (verifier, known) = (order.verifier, Holders::of(self));
+        let answer = after_pending(self, homes, move |store| {
             let is_login = matches!(order.identity, Identity::Set(_));
             if is_login && store.is_cluster() && moving::moves(&order) {
                 moving::move_home(store, order)
             } else {
                 send_establish(store, &order, None)
             }
+        });
+        answer.map(move |answer| {
+            if let Established::Done(done) = &answer {
+                known.note(verifier, &done.record);
+            }
+            answer
         })
     }
 
@@ -146,10 +155,15 @@ fn look_or_load(store: &RedisStore, at: SessionRef, read: Read) -> StoreFuture<L
             // A server that takes no writes now refuses GETEX; the script reads on.
             Err(_refused) => None,
         };
-        match seen.and_then(|(now, answers)| glanced(now / 1_000, answers, at, &read).ok()?) {
-            Some(loaded) => Ok(loaded),
-            None => send_load(&store, at, &read, began).await,
+        let loaded =
+            match seen.and_then(|(now, answers)| glanced(now / 1_000, answers, at, &read).ok()?) {
+                Some(loaded) => loaded,
+                None => send_load(&store, at, &read, began).await?,
+            };
+        if let Loaded::Live(live) = &loaded {
+            Holders::of(&store).note(at.verifier, &live.record);
         }
+        Ok(loaded)
     })
 }
 
@@ -215,7 +229,7 @@ fn send_establish(
     fields.fold(call, Call::arg).run(established)
 }
 
-fn send_revoke(store: &RedisStore, target: Target) -> StoreFuture<Revoked> {
+fn send_revoke(store: &RedisStore, target: Target) -> StoreFuture<Option<Revoked>> {
     let (what, whose, cause, one) = match target {
         Target::Everyone => return revoke_everyone(store),
         Target::Own(at, cause) => ("own", Whose::Session(at), cause, None),
@@ -235,7 +249,7 @@ fn send_revoke(store: &RedisStore, target: Target) -> StoreFuture<Revoked> {
 }
 
 /// One step on a single server; on a Cluster one per home, 32 at a time, done after the last.
-fn revoke_everyone(store: &RedisStore) -> StoreFuture<Revoked> {
+fn revoke_everyone(store: &RedisStore) -> StoreFuture<Option<Revoked>> {
     let keys = (0..HOMES).map(|home| cut_off_key(store, home));
     if !store.is_cluster() {
         let keys: Vec<String> = keys.collect();
@@ -258,7 +272,7 @@ fn revoke_everyone(store: &RedisStore) -> StoreFuture<Revoked> {
                 Some(Err(error)) => {
                     return Err(StoreError::with_source(StoreErrorKind::Unavailable, error));
                 }
-                None => return Ok(Revoked::Done(Vec::new())),
+                None => return Ok(Some(Revoked::Done(Vec::new()))),
             }
         }
     })

@@ -2,7 +2,8 @@
 -- KEYS: index (or the asking session), asking session (or the index), cut-off; for everyone: all cut-offs.
 -- ARGV from 2: 'own', 'one', 'others', 'all' or 'everyone', '1' if a session asks, its verifier, the cause, the key
 -- of the one.
--- Reply: {0, {key, user, cause…}}, {1, why, cause} if the asking session is not live, {2} if it has no user.
+-- Reply: {0, {key, user, cause…}}, {1, why, cause} if the asking session is not live, {2} if it has no user, {3} if a newer
+-- version wrote it: no error, since whoever gets one asks again.
 local what = ARGV[2]
 if what == 'everyone' then
   for _, key in ipairs(KEYS) do
@@ -15,7 +16,8 @@ local cut_off, index, cause = read_cut_off(KEYS[3]), KEYS[1], tonumber(ARGV[5])
 local own
 if ARGV[3] == '1' then
   local why, ended_by
-  own, why, ended_by = find_own(KEYS[2], ARGV[4], cut_off)
+  own, why, ended_by = find_own(KEYS[2], ARGV[4], cut_off, true)
+  if why == NEWER then return { 3 } end
   if not own then return { 1, why, ended_by } end
   index = own.i
 end

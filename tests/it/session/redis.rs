@@ -345,6 +345,11 @@ async fn a_record_of_a_newer_version_is_left_alone_and_a_damaged_one_is_ended() 
             .await
             .unwrap();
         assert_eq!(left, i64::from(status == 503));
+        if status == 503 {
+            // Nor is its end owed, which would hold up all others of its home.
+            assert_eq!(browser.status("/logout").await, 503);
+            assert_eq!(app.browser().status("/login/u1").await, 200);
+        }
     }
 }
 
@@ -555,7 +560,11 @@ async fn a_patch_of_more_keys_than_lua_unpacks_at_once_is_one_step() {
 }
 
 /// A server that is asked through a proxy, and the handles of two processes.
-async fn two_nodes(server: &RedisServer, proxy: &Proxy, clock: &ManualClock) -> [RedisStore; 2] {
+pub async fn two_nodes(
+    server: &RedisServer,
+    proxy: &Proxy,
+    clock: &ManualClock,
+) -> [RedisStore; 2] {
     let prefix = crate::support::redis::fresh_prefix();
     let urls = [format!("redis://{}/", proxy.address()), server.url()];
     let mut stores = Vec::new();

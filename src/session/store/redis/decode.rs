@@ -202,13 +202,15 @@ pub(super) fn listed(reply: Reply) -> Result<Listed, StoreError> {
     })
 }
 
-pub(super) fn revoked(reply: Reply) -> Result<Revoked, StoreError> {
+/// `None` where only a newer version can read the session that asks.
+pub(super) fn revoked(reply: Reply) -> Result<Option<Revoked>, StoreError> {
     let mut fields = Fields::of(reply)?;
-    Ok(match fields.int()? {
+    Ok(Some(match fields.int()? {
         0 => Revoked::Done(ended(fields.next()?)?),
         1 => Revoked::NotLive(fields.not_live()?),
-        _ => Revoked::NoUser,
-    })
+        2 => Revoked::NoUser,
+        _ => return Ok(None),
+    }))
 }
 
 /// A session that waits for its end or another 5 s, and its fields.

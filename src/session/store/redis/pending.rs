@@ -1,4 +1,4 @@
-//! Revocations whose outcome is unknown: sent again before any other call for the same sessions gets through.
+//! Revocations that failed: sent again before any other call for the same sessions gets through.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::super::{Revoked, Target};
+use super::holders::Holders;
 use super::send_revoke;
 use crate::backend::redis::RedisStore;
 use crate::core::telemetry::{count, error, gauge};
@@ -31,7 +32,28 @@ pub(super) struct Pending {
 #[derive(Debug, Default)]
 struct Queue {
     next: u64,
-    targets: VecDeque<(u64, Target)>,
+    owed: VecDeque<Owed>,
+}
+
+/// A revocation that failed.
+#[derive(Clone, Debug)]
+struct Owed {
+    number: u64,
+    target: Target,
+    /// What is meant where the session that asked is over.
+    without_asking: Option<Target>,
+}
+
+impl Owed {
+    async fn send(self, store: &RedisStore) -> Result<(), StoreError> {
+        let answer = send_revoke(store, self.target).await?;
+        if let (None | Some(Revoked::NotLive(_) | Revoked::NoUser), Some(target)) =
+            (answer, self.without_asking)
+        {
+            send_revoke(store, target).await?;
+        }
+        Ok(())
+    }
 }
 
 impl Pending {
@@ -39,34 +61,35 @@ impl Pending {
         store.beside(Self::default)
     }
 
-    fn remember(&self, target: Target) {
+    fn remember(&self, target: Target, without_asking: Option<Target>) {
         let mut queue = self.queue.lock();
-        if queue.targets.iter().any(|(_, own)| *own == target) {
+        if queue.owed.iter().any(|owed| owed.target == target) {
             return;
         }
-        if queue.targets.len() == MOST {
-            queue.targets.pop_front();
+        if queue.owed.len() == MOST {
+            queue.owed.pop_front();
             count!("keep_session_pending_revocations_dropped_total", 1);
             error!("too many revocations wait for the store, the oldest is given up");
         }
         let number = queue.next;
         queue.next += 1;
-        queue.targets.push_back((number, target));
+        queue.owed.push_back(Owed {
+            number,
+            target,
+            without_asking,
+        });
         self.counted(&queue);
     }
 
     fn forget(&self, number: u64) {
         let mut queue = self.queue.lock();
-        queue.targets.retain(|(own, _)| *own != number);
+        queue.owed.retain(|owed| owed.number != number);
         self.counted(&queue);
     }
 
     fn counted(&self, queue: &Queue) {
-        self.len.store(queue.targets.len(), Ordering::SeqCst);
-        gauge!(
-            "keep_session_pending_revocations",
-            queue.targets.len() as f64
-        );
+        self.len.store(queue.owed.len(), Ordering::SeqCst);
+        gauge!("keep_session_pending_revocations", queue.owed.len() as f64);
     }
 
     fn is_empty(&self) -> bool {
@@ -74,14 +97,14 @@ impl Pending {
     }
 
     /// The oldest one from `from` on that one of `homes` has to wait for; `None` for all.
-    fn first(&self, from: u64, homes: Option<[u16; 2]>) -> Option<(u64, Target)> {
-        let concerns = |target: &Target| match (homes, home_of(target)) {
+    fn first(&self, from: u64, homes: Option<[u16; 2]>) -> Option<Owed> {
+        let concerns = |owed: &&Owed| match (homes, home_of(&owed.target)) {
             (Some(homes), Some(home)) => homes.contains(&home),
             _ => true,
         };
         let queue = self.queue.lock();
-        let mut later = queue.targets.iter().filter(|(number, _)| *number >= from);
-        later.find(|(_, target)| concerns(target)).cloned()
+        let mut later = queue.owed.iter().filter(|owed| owed.number >= from);
+        later.find(concerns).cloned()
     }
 
     /// Sends what is pending for `homes`, in order.
@@ -91,9 +114,10 @@ impl Pending {
     async fn send(&self, store: &RedisStore, homes: Option<[u16; 2]>) -> Result<(), StoreError> {
         let _turn = self.turn.lock().await;
         let (mut from, mut refused) = (0, None);
-        while let Some((number, target)) = self.first(from, homes) {
-            match send_revoke(store, target).await {
-                Ok(_) => self.forget(number),
+        while let Some(owed) = self.first(from, homes) {
+            let number = owed.number;
+            match owed.send(store).await {
+                Ok(()) => self.forget(number),
                 Err(error) if error.is_unknown() => return Err(error),
                 Err(error) => refused = Some(error),
             }
@@ -177,7 +201,7 @@ async fn in_time<T>(
     waited.unwrap_or_else(|_elapsed| Err(StoreError::new(StoreErrorKind::TimedOut)))
 }
 
-/// Sends a revocation; where its outcome is unknown it is remembered, also when the caller goes away.
+/// Sends a revocation; where it fails it is remembered, also when the caller goes away.
 pub(super) fn revoke(store: &RedisStore, target: Target) -> StoreFuture<Revoked> {
     let pending = Pending::of(store);
     let store = store.clone();
@@ -192,15 +216,17 @@ pub(super) fn revoke(store: &RedisStore, target: Target) -> StoreFuture<Revoked>
         if !pending.is_empty() {
             in_time(store, pending.send(store, homes)).await?;
         }
-        let answer = send_revoke(store, target).await;
-        if !matches!(&answer, Err(error) if error.is_unknown()) {
-            unsure.target = None;
-        }
-        answer
+        let answer = send_revoke(store, target).await?;
+        // What was refused is owed, too: no memory, no disk and no right are states that pass.
+        unsure.target = None;
+        answer.ok_or_else(|| {
+            let why = "a newer version wrote this session";
+            StoreError::with_source(StoreErrorKind::Failed, why)
+        })
     })
 }
 
-/// Remembers its target on drop, unless its outcome is known.
+/// Remembers its target on drop, unless it was done.
 struct Unsure {
     pending: Arc<Pending>,
     store: RedisStore,
@@ -210,8 +236,32 @@ struct Unsure {
 impl Drop for Unsure {
     fn drop(&mut self) {
         if let Some(target) = self.target.take() {
-            self.pending.remember(target);
+            let without_asking = Holders::of(&self.store).without_asking(&target);
+            self.pending.remember(target, without_asking);
             self.pending.work(&self.store);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::store::{SessionId, UserId, Whose};
+
+    #[test]
+    fn only_so_many_are_remembered_and_then_the_oldest_goes() {
+        let (pending, user) = (Pending::default(), UserId::try_new("u").unwrap());
+        let one = |_| Target::One(Whose::User(user.clone()), SessionId::draw(None).unwrap());
+        let targets: Vec<_> = (0..MOST + 2).map(one).collect();
+        for target in &targets {
+            pending.remember(target.clone(), None);
+        }
+        // One that is owed already counts once.
+        pending.remember(targets[2].clone(), None);
+        assert_eq!(pending.len.load(Ordering::SeqCst), MOST);
+        let first = pending.first(0, None).unwrap();
+        assert_eq!(first.target, targets[2]);
+        pending.forget(first.number);
+        assert_eq!(pending.first(0, None).unwrap().target, targets[3]);
     }
 }

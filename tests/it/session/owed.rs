@@ -1,0 +1,126 @@
+//! Revocations that Redis could not do when they were asked: they are owed, and made up for.
+
+use std::time::{Duration, Instant};
+
+use tower_keep::session::SessionLayer;
+
+use super::app::{App, Browser, clock};
+use super::redis::two_nodes;
+use crate::rate_limit::metered::Metered;
+use crate::support::{Proxy, RedisServer};
+
+const GAUGE: &str = "keep_session_pending_revocations";
+
+async fn dies(browser: &Browser) {
+    let begun = Instant::now();
+    while browser.body("/maybe").await != "nobody" {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it lives on");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_revocation_is_made_up_for_although_the_session_that_asked_is_over_by_then() {
+    let metered = Metered::start();
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let clock = clock();
+    let [store, elsewhere] = two_nodes(&server, &proxy, &clock).await;
+    let app = App::new(SessionLayer::new(store));
+    let node = App::new(SessionLayer::new(elsewhere));
+    let login = async |app: &App, user: &str| {
+        let browser = app.browser();
+        assert_eq!(browser.status(&format!("/login/{user}")).await, 200);
+        browser
+    };
+    // Of each user one session asks, and another one is to end: its copy is used on the node that is not cut off.
+    let others = (login(&app, "u1").await, login(&app, "u1").await.at(&node));
+    let all = (login(&app, "u2").await, login(&app, "u2").await.at(&node));
+    // This one came from elsewhere and was only read here.
+    let read = login(&node, "u3").await.at(&app);
+    assert_eq!(read.body("/me").await, "u3");
+    let one = (read, login(&node, "u3").await);
+    let own = login(&app, "u4").await;
+    let thief = own.copy().at(&node);
+    let listed: Vec<serde_json::Value> = serde_json::from_str(&one.1.body("/list").await).unwrap();
+    let target = listed.iter().find(|one| one["current"] == true).unwrap()["id"].clone();
+    // A visitor without a login, and one whose secret was never right: nothing is known of them.
+    let (nobody, forger) = (app.browser(), app.browser());
+    nobody.get("/set/a/1").await;
+    let innocent = login(&app, "u5").await.at(&node);
+    let (name, token) = innocent
+        .cookie()
+        .unwrap()
+        .split_once('=')
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .unwrap();
+    forger.plant(&format!("{name}={}{}", &token[..22], "A".repeat(32)));
+
+    proxy.refuse(true);
+    assert_eq!(others.0.status("/revoke_others").await, 503);
+    assert_eq!(all.0.status("/revoke_all").await, 503);
+    let path = format!("/revoke/{}", target.as_str().unwrap());
+    assert_eq!(one.0.status(&path).await, 503);
+    for asks in [&own, &nobody] {
+        assert_eq!(asks.status("/logout").await, 503);
+    }
+    assert_eq!(forger.status("/revoke_all").await, 503);
+    assert_eq!(metered.value(GAUGE), Some(6.0));
+    // The secret changes twice, so that the one that asked is not even the last before it.
+    for _ in 0..2 {
+        assert_eq!(thief.status("/rotate").await, 204);
+    }
+    for _ in 0..2 {
+        clock.advance(Duration::from_secs(480));
+        for (browser, user) in [
+            (&others.1, "u1"),
+            (&all.1, "u2"),
+            (&one.1, "u3"),
+            (&thief, "u4"),
+            (&innocent, "u5"),
+        ] {
+            assert_eq!(browser.body("/me").await, user, "the other node sees it");
+        }
+    }
+    proxy.refuse(false);
+    for browser in [&others.1, &all.1, &one.1, &thief] {
+        dies(browser).await;
+    }
+    let begun = Instant::now();
+    while metered.value(GAUGE) != Some(0.0) {
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "something is still owed"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(innocent.body("/me").await, "u5");
+}
+
+#[tokio::test]
+async fn a_revocation_that_is_refused_at_once_is_owed_too() {
+    let server = RedisServer::start().await;
+    let store = server.store_with("refused").await;
+    let app = App::new(SessionLayer::new(store));
+    let (browser, other) = (app.browser(), app.browser());
+    browser.get("/login/u1").await;
+    other.get("/login/u2").await;
+    let thief = browser.copy();
+    let mut raw = server.raw().await;
+    let rights = async |raw: &mut redis::aio::MultiplexedConnection, rights: &str| {
+        let mut set = redis::cmd("ACL");
+        set.arg(&["SETUSER", "default", rights]);
+        set.exec_async(raw).await.unwrap();
+    };
+    rights(&mut raw, "-@write").await;
+    assert_eq!(browser.status("/logout").await, 503);
+    assert_eq!(thief.status("/me").await, 503, "it still has to end");
+    rights(&mut raw, "+@all").await;
+    let begun = Instant::now();
+    let mut reply = thief.get("/me").await;
+    while reply.status == 503 && begun.elapsed() < Duration::from_secs(30) {
+        reply = thief.get("/me").await;
+    }
+    assert_eq!((reply.status.as_u16(), &*reply.body), (200, "nobody"));
+    assert_eq!(other.body("/me").await, "u2");
+}
