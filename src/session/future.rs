@@ -92,7 +92,7 @@ where
             let leaving = match session.finish(response.status()) {
                 Some(leaving) => leaving,
                 None => {
-                    let mut committing = session.committing();
+                    let mut committing = session.committing(response.status());
                     match Pin::new(&mut committing).poll(cx) {
                         Poll::Ready(committed) => {
                             return left(this.session, response, committed.err());

@@ -55,7 +55,7 @@ struct Shared {
     sighting: Sighting,
     is_passive: bool,
     cache_outside: bool,
-    /// `TOUCHED`, `PERSONAL`, `SEALED`.
+    /// `TOUCHED`, `PERSONAL`, `SEALED`, `MAKING`.
     phase: AtomicU8,
     /// When the request began, for overtaken logins; 0 before.
     began: AtomicU64,
@@ -72,6 +72,9 @@ const TOUCHED: u8 = 1;
 const PERSONAL: u8 = 2;
 /// The headers leave: nothing more is buffered.
 const SEALED: u8 = 4;
+
+/// Somebody has the turn and makes a token, which the headers have to carry.
+const MAKING: u8 = 8;
 
 /// In microseconds: the store tells times by whole milliseconds, and an age is rounded up to one, so that a login less than
 /// two after a change may look as old as that.
@@ -259,6 +262,16 @@ impl Shared {
         }
     }
 
+    /// Notes that a token is about to be made: the headers wait for it, unless they have left. Whoever asks has the turn.
+    fn making(&self) -> Result<Making<'_>, SessionError> {
+        let making = Making(self);
+        // Whoever seals after this sees it, and waits for the turn.
+        if self.phase.fetch_or(MAKING, Ordering::SeqCst) & SEALED != 0 {
+            return Err(SessionError::new(SessionErrorKind::Sealed));
+        }
+        Ok(making)
+    }
+
     /// Changes the buffer unless the headers are leaving.
     fn buffer<R>(&self, change: impl FnOnce(&mut Buffer) -> R) -> Result<R, SessionError> {
         let mut state = self.state();
@@ -352,6 +365,15 @@ impl Shared {
 
     fn is_open(&self) -> bool {
         self.config.store_failure == StoreFailure::Open
+    }
+}
+
+/// A token is being made until this is dropped.
+struct Making<'a>(&'a Shared);
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        self.0.phase.fetch_and(!MAKING, Ordering::SeqCst);
     }
 }
 

@@ -1,5 +1,6 @@
 //! The session layer, driven in process.
 
+mod again;
 mod answers;
 mod app;
 mod cancelled;

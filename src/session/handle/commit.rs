@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::Shared;
-use super::state::{Core, Issued, Own, State};
+use super::state::{Buffer, Core, Issued, Own, State};
+use super::{MAKING, Shared};
 use crate::core::telemetry::count;
 use crate::core::{StoreError, StoreFuture};
 use crate::session::error::{SessionError, SessionErrorKind};
@@ -41,11 +41,15 @@ pub(in crate::session) struct Committing {
     own_operations: usize,
     /// The headers wait for it, so it may still set up a session.
     is_last: bool,
+    /// What is buffered is sent, not dropped.
+    keeps: bool,
     step: Step,
 }
 
 enum Step {
     Begin,
+    /// Somebody makes a token that the headers have to carry.
+    Turn(Pin<Box<dyn Future<Output = ()> + Send>>),
     /// The buffer is taken; another call of this request changed its session meanwhile.
     Again,
     Patch(SessionRef, u32, StoreFuture<Patched>),
@@ -65,23 +69,39 @@ impl Committing {
             patch: Patch::default(),
             own_operations: 0,
             is_last: false,
+            keeps: true,
             step: Step::Begin,
         }
     }
 
-    pub(super) fn last(shared: Arc<Shared>) -> Self {
-        Self {
-            is_last: true,
-            ..Self::new(shared)
-        }
+    pub(super) fn last(shared: Arc<Shared>, keeps: bool) -> Self {
+        let mut last = Self::new(shared);
+        (last.is_last, last.keeps) = (true, keeps);
+        last
     }
 
     fn begin(&mut self) -> Next {
         let shared = Arc::clone(&self.shared);
+        if self.is_last && shared.has(MAKING) {
+            return Err(Step::Turn(Box::pin(async move {
+                drop(shared.turn.lock().await);
+            })));
+        }
         let mut state = shared.state();
-        let buffer = std::mem::take(&mut state.buffer);
-        if buffer.is_empty() {
-            return Ok(Ok(Committed::Applied));
+        let mut buffer = std::mem::take(&mut state.buffer);
+        if !self.keeps {
+            buffer = Buffer::default();
+        }
+        let unanswered = state.failed.clone().or_else(|| {
+            let in_doubt = state.is_patch_in_doubt;
+            in_doubt.then(|| SessionError::new(SessionErrorKind::Unavailable))
+        });
+        match unanswered {
+            // Whoever asked for this knows of the failure already, and asks what became of an earlier one.
+            Some(error) if buffer.is_empty() && !self.is_last => return Ok(Err(error)),
+            _ if buffer.is_empty() => return Ok(Ok(Committed::Applied)),
+            Some(error) => return Ok(shared.unanswered(&mut state, error)),
+            None => {}
         }
         self.patch = buffer.into_patch(shared.config.data_limit, &shared.sighting);
         self.own_operations = self.patch.operations.len();
@@ -189,6 +209,13 @@ impl Future for Committing {
         loop {
             let next = match std::mem::replace(&mut this.step, Step::Begin) {
                 Step::Begin => this.begin(),
+                Step::Turn(mut turn) => match turn.as_mut().poll(cx) {
+                    Poll::Ready(()) => Err(Step::Begin),
+                    Poll::Pending => {
+                        this.step = Step::Turn(turn);
+                        return Poll::Pending;
+                    }
+                },
                 Step::Again => this.again(),
                 Step::Patch(at, epoch, mut answer) => match Pin::new(&mut answer).poll(cx) {
                     Poll::Ready(answer) => {
@@ -218,6 +245,14 @@ impl Future for Committing {
     }
 }
 
+impl Drop for Committing {
+    fn drop(&mut self) {
+        if matches!(self.step, Step::Patch(..) | Step::Anew(_)) {
+            self.shared.state().is_patch_in_doubt = true;
+        }
+    }
+}
+
 impl Shared {
     /// Sets up a session with `patch`, unless `epoch` is over: then another call of this request changed it.
     async fn commit_anew(
@@ -235,9 +270,11 @@ impl Shared {
                 return Ok((!goes_on).then(|| dropped(&mut state)));
             }
         }
-        if !is_last {
-            self.check_sealed()?;
-        }
+        // The headers wait for the last one anyway.
+        let _making = match is_last {
+            true => None,
+            false => Some(self.making()?),
+        };
         for _ in 0..DRAWS {
             let secret = Secret::draw()?;
             let order = Establish {

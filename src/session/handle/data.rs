@@ -107,10 +107,11 @@ impl Session {
 
     /// Sends what is buffered now.
     ///
-    /// Dropping it: the patch is applied whole or not at all.
+    /// Dropping it: the patch is applied whole or not at all, and later commits of this request fail, since nobody
+    /// knows which.
     ///
     /// # Errors
-    /// The store cannot answer; the data is too large; what was incremented is no integer; the session is over
+    /// The store cannot answer, or could not answer an earlier call; the data is too large; what was incremented is no integer; the session is over
     /// ([`SessionErrorKind::Ended`]), and nothing was written.
     pub async fn commit(&self) -> Result<(), SessionError> {
         let shared = self.ask();
@@ -315,7 +316,7 @@ impl Shared {
     /// Sets up a new session with `patch`.
     async fn establish_with(self: &Arc<Self>, patch: Patch) -> Result<Replaced, SessionError> {
         let _turn = self.turn.lock().await;
-        self.check_sealed()?;
+        let _making = self.making()?;
         if self.live_ref()?.is_some() {
             // Another call of this request set one up meanwhile: look again, there.
             return Ok(Replaced::Conflict(None));

@@ -6,7 +6,7 @@ use super::{Session, Shared};
 use crate::session::error::SessionError;
 use crate::session::record::SessionInfo;
 use crate::session::rejection::SessionRejection;
-use crate::session::store::{EndCause, EndedSession, Listed, Revoked, SessionRef, Target, Whose};
+use crate::session::store::{EndedSession, Listed, Revoked, SessionRef, Target, Whose};
 use crate::session::token::SessionId;
 
 impl Session {
@@ -46,8 +46,8 @@ impl Session {
     /// 401 without a user; the store cannot answer.
     pub async fn revoke(&self, id: SessionId) -> Result<bool, SessionRejection> {
         let shared = self.ask();
-        if shared.asking()?.id == id {
-            return Ok(shared.end_own(EndCause::Logout).await?);
+        if shared.is_ending(id) || shared.asking()?.id == id {
+            return Ok(shared.log_out().await?);
         }
         let one = |at| Target::One(Whose::Session(at), id);
         let (_, ended) = shared.revoke(one).await?;
@@ -109,7 +109,10 @@ impl Shared {
         }
     }
 
-    fn answered<T>(&self, answer: Result<T, crate::core::StoreError>) -> Result<T, SessionError> {
+    pub(super) fn answered<T>(
+        &self,
+        answer: Result<T, crate::core::StoreError>,
+    ) -> Result<T, SessionError> {
         answer.map_err(|error| {
             let error = SessionError::from(error);
             self.failed(&error);

@@ -144,7 +144,7 @@ impl Session {
     /// # Errors
     /// The store cannot answer; the cookie is removed all the same.
     pub async fn logout(&self) -> Result<(), SessionError> {
-        self.ask().end_own(EndCause::Logout).await.map(drop)
+        self.ask().log_out().await.map(drop)
     }
 
     /// Ends the session unless its login rests on `bytes`; for passwords that change behind our back.
@@ -154,19 +154,22 @@ impl Session {
     pub async fn check_auth_stamp(&self, bytes: impl AsRef<[u8]>) -> Result<(), SessionRejection> {
         let stamp = AuthStamp::of(bytes);
         let shared = self.ask();
-        let fits = |record: &SessionRecord, _| {
-            let is_login = record.principal.is_some();
-            is_login.then_some(record.stamp == Some(stamp))
-        };
-        match shared.core(fits).await?.flatten() {
+        match shared
+            .core(|record, _| fits(record, stamp))
+            .await?
+            .flatten()
+        {
             Some(true) => Ok(()),
-            Some(false) => {
-                shared.end_own(EndCause::AuthStamp).await?;
-                Err(SessionRejection::LoginRequired)
-            }
+            Some(false) => shared.end_unfit(stamp).await,
             None => Err(SessionRejection::LoginRequired),
         }
     }
+}
+
+/// Says whether the login rests on `stamp`; `None` without a login.
+fn fits(record: &SessionRecord, stamp: AuthStamp) -> Option<bool> {
+    let is_login = record.principal.is_some();
+    is_login.then_some(record.stamp == Some(stamp))
 }
 
 fn identity_of(login: &Login) -> Option<LoginIdentity> {
@@ -202,7 +205,7 @@ impl Shared {
         if matches!(order.identity, Identity::Set(_)) {
             self.has_begun().await;
         }
-        self.check_sealed()?;
+        let _making = self.making()?;
         self.check_answered()?;
         let current = self.reference();
         // A rotation leaves what is buffered to the end of the request.
@@ -267,36 +270,68 @@ impl Shared {
     }
 
     /// Ends the request's own session; the cookie goes even if the store does not answer. Says whether it was live.
-    pub(super) async fn end_own(self: &Arc<Self>, cause: EndCause) -> Result<bool, SessionError> {
+    ///
+    /// What an earlier call of this request was to end and did not hear of is asked for again.
+    pub(super) async fn log_out(&self) -> Result<bool, SessionError> {
         let _turn = self.turn.lock().await;
         // What failed before in this request is no reason: the store remembers what it cannot do now.
-        let at = {
+        {
             let mut state = self.state();
-            let at = match self.own(&mut state) {
-                Own::Ref(at) => Some(at),
-                Own::Nobody | Own::Undecoded => None,
-            };
+            if let Own::Ref(at) = self.own(&mut state) {
+                state.ending.push(at);
+            }
             let had_cookie = state.had_cookie || state.issued.is_some();
             state.forget();
             state.removes_cookie |= had_cookie;
-            state.clears_site_data = cause == EndCause::Logout && self.config.clears_site_data;
-            at
-        };
-        let Some(at) = at else {
-            return Ok(false);
-        };
-        match self.config.store.revoke(Target::Own(at, cause)).await {
-            Ok(Revoked::Done(ended)) => {
-                self.config.tell_ended(ended);
-                Ok(true)
-            }
-            Ok(Revoked::NoUser | Revoked::NotLive(_)) => Ok(false),
-            Err(error) => {
-                let error = SessionError::from(error);
-                self.failed(&error);
-                Err(error)
+            state.clears_site_data = self.config.clears_site_data;
+        }
+        let (mut was_live, mut failed, mut next) = (false, None, 0);
+        loop {
+            let Some(at) = self.state().ending.get(next).copied() else {
+                return failed.map_or(Ok(was_live), Err);
+            };
+            match self.end(at, EndCause::Logout).await {
+                Ok(answer) => {
+                    self.state().ending.remove(next);
+                    was_live |= matches!(answer, Revoked::Done(_));
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    next += 1;
+                }
             }
         }
+    }
+
+    /// Says whether a logout of this request is still to end the session.
+    pub(super) fn is_ending(&self, id: SessionId) -> bool {
+        self.state().ending.iter().any(|at| at.id == id)
+    }
+
+    /// Ends the session whose login rests on something else; what becomes of the cookie is known with the answer.
+    async fn end_unfit(&self, stamp: AuthStamp) -> Result<(), SessionRejection> {
+        let _turn = self.turn.lock().await;
+        let Some(at) = self.reference() else {
+            return Err(SessionRejection::LoginRequired);
+        };
+        // A login of this very request may have come in between.
+        let record_fits = self.state().record().map(|(record, _)| fits(record, stamp));
+        if record_fits == Some(Some(true)) {
+            return Ok(());
+        }
+        match self.end(at, EndCause::AuthStamp).await? {
+            Revoked::Done(_) | Revoked::NoUser => self.own_was_ended(at),
+            Revoked::NotLive(why) => self.found_dead(&mut self.state(), at, why),
+        }
+        Err(SessionRejection::LoginRequired)
+    }
+
+    async fn end(&self, at: SessionRef, cause: EndCause) -> Result<Revoked, SessionError> {
+        let answer = self.answered(self.config.store.revoke(Target::Own(at, cause)).await)?;
+        if let Revoked::Done(ended) = &answer {
+            self.config.tell_ended(ended.clone());
+        }
+        Ok(answer)
     }
 
     /// Notes that a revocation ended the request's own session, unless a login of this request made another since.

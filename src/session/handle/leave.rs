@@ -8,7 +8,7 @@ use http::{HeaderValue, Response, StatusCode};
 
 use super::commit::Committing;
 use super::state::{Buffer, Issued, State};
-use super::{PERSONAL, SEALED, Session, Shared, TOUCHED};
+use super::{MAKING, PERSONAL, SEALED, Session, Shared, TOUCHED};
 use crate::core::Visitor;
 use crate::core::telemetry::warn;
 use crate::session::policy;
@@ -32,16 +32,18 @@ impl Session {
         self.shared.phase.fetch_or(SEALED, Ordering::SeqCst) & TOUCHED != 0
     }
 
-    /// Says what the response needs, unless something is buffered that `status` keeps: then that is to be sent first.
+    /// Says what the response needs, unless something is buffered that `status` keeps, or a token is being made: then
+    /// the headers have to wait for that.
     pub(in crate::session) fn finish(&self, status: StatusCode) -> Option<Leaving> {
         let mut state = self.shared.state();
         let commits = policy::keeps_buffer(status) && !state.buffer.is_empty();
-        (!commits).then(|| self.shared.leave(&mut state))
+        let waits = commits || self.shared.has(MAKING);
+        (!waits).then(|| self.shared.leave(&mut state))
     }
 
-    /// Sends what is buffered for the last time: the headers wait for it.
-    pub(in crate::session) fn committing(&self) -> Committing {
-        Committing::last(Arc::clone(&self.shared))
+    /// Waits for a token that is being made, and sends what is buffered for the last time if `status` keeps it.
+    pub(in crate::session) fn committing(&self, status: StatusCode) -> Committing {
+        Committing::last(Arc::clone(&self.shared), policy::keeps_buffer(status))
     }
 
     /// Drops what is still buffered, and says what the response needs.

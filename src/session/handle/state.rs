@@ -33,7 +33,11 @@ pub(super) struct State {
     pub(super) is_bearer: bool,
     pub(super) removes_cookie: bool,
     pub(super) clears_site_data: bool,
+    /// Sessions that a logout has taken from the request and the store has not answered for.
+    pub(super) ending: Vec<SessionRef>,
     pub(super) failed: Option<SessionError>,
+    /// A commit was dropped at the store: whether its patch was applied nobody knows.
+    pub(super) is_patch_in_doubt: bool,
     /// Values that could not be decoded, by name and version: the next patch removes them.
     pub(super) undecodable: Vec<(Arc<str>, u64)>,
     /// Told when the lock is given back.
