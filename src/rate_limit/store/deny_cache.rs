@@ -7,7 +7,7 @@
 mod known;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -24,8 +24,9 @@ use crate::core::{Notice, Subscription};
 const MOST_KEYS: usize = 65_536;
 /// What is kept is asked again after this: a notice may be lost, and the server may lose its data.
 const LONGEST: u64 = 5_000_000;
-/// A notice is remembered for longer than any call may be on its way.
-const REMEMBERED: u64 = 20_000_000;
+/// Keys share the counts of their notices, 16 KiB of them: a notice about one key in 4,096 others keeps a reply that it crosses
+/// from being kept, too, which costs one question more.
+const COUNTS: usize = 4_096;
 
 /// The keys that are known to be refused, one list per handle.
 pub(super) struct DenyCache {
@@ -33,8 +34,8 @@ pub(super) struct DenyCache {
     keys: MemoryStore,
     /// Odd while notices arrive. What was kept under another number is not believed.
     epoch: AtomicU64,
-    /// Counts notices, so that a reply which crossed one is not kept.
-    notices: AtomicU64,
+    /// Count notices, so that a reply which crossed one is not kept. A flood of notices takes no room and forgets none.
+    notices: Box<[AtomicU32]>,
     /// The latest reading of a clock that was passed, and so may be set back.
     latest: Option<AtomicU64>,
     joined: AtomicBool,
@@ -48,16 +49,22 @@ pub(super) type Payload = SmallVec<[u8; 64]>;
 pub(super) struct Asked {
     cache: Arc<DenyCache>,
     epoch: u64,
-    notices: u64,
     sent: u64,
     keys: SmallVec<[AskedKey; 2]>,
 }
 
 struct AskedKey {
-    state: EntryKey,
-    block: EntryKey,
+    state: AskedRow,
+    block: AskedRow,
     wish: Wish,
     mode: Mode,
+}
+
+/// A row, and how many notices about it and its likes had been heard when it was asked for.
+#[derive(Clone, Copy)]
+struct AskedRow {
+    row: EntryKey,
+    notices: u32,
 }
 
 impl DenyCache {
@@ -77,7 +84,7 @@ impl DenyCache {
             latest: may_go_back.then(AtomicU64::default),
             keys,
             epoch: AtomicU64::new(0),
-            notices: AtomicU64::new(0),
+            notices: (0..COUNTS).map(|_| AtomicU32::new(0)).collect(),
             joined: AtomicBool::new(false),
             subscription: Mutex::new(None),
         }
@@ -165,26 +172,18 @@ impl DenyCache {
             self.believe_nothing();
             return;
         };
-        let notices = self.notices.fetch_add(1, Ordering::SeqCst) + 1;
         let now = self.keys.now_micros();
-        let stays_until = now.saturating_add(REMEMBERED);
         for id in [state, block] {
-            let known = Known {
-                what: What::Freed,
-                epoch: 0,
-                since: now,
-                until: now,
-                notices,
-                stays_until,
-            };
-            let (row, table) = (self.row(id, key), self.keys.table());
-            if table
-                .update_one(row, now, |slot| slot.set(known, stays_until))
-                .is_err()
-            {
-                self.believe_nothing();
-            }
+            let row = self.row(id, key);
+            // Counted first: a reply that is kept beside this was kept before, and goes, or sees the count.
+            self.notices_of(row).fetch_add(1, Ordering::SeqCst);
+            let table = self.keys.table::<Known>();
+            table.update_one(row, now, |slot| drop(slot.remove()));
         }
+    }
+
+    fn notices_of(&self, row: EntryKey) -> &AtomicU32 {
+        &self.notices[row.spread(COUNTS as u64) as usize]
     }
 
     fn row(&self, id: u64, key: &[u8]) -> EntryKey {
@@ -280,16 +279,19 @@ impl DenyCache {
         }
         let keys = charges.iter().map(|charge| {
             let (state, block) = self.rows(&charge.bucket);
+            let asked = |row| AskedRow {
+                row,
+                notices: self.notices_of(row).load(Ordering::SeqCst),
+            };
             AskedKey {
-                state,
-                block,
+                state: asked(state),
+                block: asked(block),
                 wish: Wish::of(charge),
                 mode: charge.mode,
             }
         });
         Some(Asked {
             epoch,
-            notices: self.notices.load(Ordering::SeqCst),
             sent,
             keys: keys.collect(),
             cache: Arc::clone(self),
@@ -331,32 +333,33 @@ impl Asked {
         }
     }
 
-    fn keep(&self, row: EntryKey, what: What, left: u64, now: u64) {
+    fn keep(&self, asked: AskedRow, what: What, left: u64, now: u64) {
         // Counted from the sending: the server's moment lies behind it, so this never lasts too long.
         let until = self.sent.saturating_add(left.min(LONGEST));
         if until <= now {
             return;
         }
-        let table = self.cache.keys.table::<Known>();
-        table.update_one(row, now, |slot| {
+        let (table, notices) = (
+            self.cache.keys.table::<Known>(),
+            self.cache.notices_of(asked.row),
+        );
+        table.update_one(asked.row, now, |slot| {
+            if notices.load(Ordering::SeqCst) != asked.notices {
+                return;
+            }
             let mut known = Known {
                 what,
                 epoch: self.epoch,
                 since: self.sent,
                 until,
-                notices: self.notices,
-                stays_until: 0,
             };
-            if let Some(before) = slot.get() {
-                if before.notices > self.notices {
-                    return;
-                }
-                known.stays_until = before.stays_until;
-                if before.is_believed(self.epoch, now) {
-                    known = known.after(before);
-                }
+            if let Some(before) = slot
+                .get()
+                .filter(|known| known.is_believed(self.epoch, now))
+            {
+                known = known.after(before);
             }
-            let expires_at = known.until.max(known.stays_until);
+            let expires_at = known.until;
             // Where there is no room the server is asked again.
             let _ = slot.set(known, expires_at);
         });

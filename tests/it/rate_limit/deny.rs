@@ -211,3 +211,42 @@ async fn once_notices_may_be_lost_nothing_that_is_known_is_believed() {
     clock.advance(5 * SECOND);
     assert_eq!(full().await.status, StatusCode::OK, "after five seconds");
 }
+
+#[tokio::test]
+async fn a_refund_to_a_key_full_at_its_limit_is_heard_by_every_process() {
+    let server = crate::support::redis::shared().await;
+    let clock = clock();
+    let prefix = crate::support::redis::fresh_prefix();
+    let handle = async || {
+        let builder = server.builder(&prefix).clock(clock.clone());
+        builder.open().await.unwrap()
+    };
+    let (here, there) = (handle().await, handle().await);
+    for quota in [
+        Quota::per_hour(3),
+        Quota::per_hour(1_500),
+        Quota::per_hour(3).gcra(3),
+        Quota::per_hour(3).fixed(),
+    ] {
+        // No limit of its own for each request: only what is full at this one is told.
+        let layer = |store: &RedisStore| {
+            RateLimitLayer::new(store.clone())
+                .policy(Policy::new("all", quota, Partition::client_ip()))
+                .timeout(PATIENCE)
+        };
+        let app = App::new(layer(&here));
+        let full = async || app.get("", "192.0.2.1").await;
+        let address: std::net::IpAddr = "192.0.2.1".parse().unwrap();
+        let other = layer(&there).limiter();
+        let attempt = |cost| Attempt::new().on("all", address).cost(cost);
+        let charged = async |cost| match other.check_and_record(attempt(cost)).await.unwrap() {
+            Decision::Allowed(grant) => grant,
+            Decision::Denied(denial) => panic!("{denial:?}"),
+        };
+        let grant = charged(1).await;
+        drop(charged(other.peek("all", address).await.unwrap().remaining).await);
+        refused_for_free(&here, full).await;
+        other.refund(grant).await.unwrap();
+        let_through(full).await;
+    }
+}

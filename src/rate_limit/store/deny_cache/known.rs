@@ -16,18 +16,12 @@ pub(super) struct Known {
     pub(super) since: u64,
     /// ...until this one.
     pub(super) until: u64,
-    /// The notices heard before it was asked for: what was asked for earlier never takes its place.
-    pub(super) notices: u64,
-    /// While a call may be on its way that was sent before the last notice, the row stays.
-    pub(super) stays_until: u64,
 }
 
 #[derive(Clone)]
 pub(super) enum What {
     Full(Full),
     Blocked(Until),
-    /// Freed early.
-    Freed,
 }
 
 /// When it ends, by our clock and never too early: counted from the moment at which we heard of it.
@@ -67,9 +61,9 @@ impl Entry for Known {
         size_of::<Self>() + heap
     }
 
-    /// Anything may be forgotten but the notices; what ends first goes first.
-    fn eviction_rank(&self, now: u64) -> Option<u64> {
-        (self.stays_until <= now).then(|| u64::MAX - self.until)
+    /// Anything may be forgotten; what ends first goes first.
+    fn eviction_rank(&self, _now: u64) -> Option<u64> {
+        Some(u64::MAX - self.until)
     }
 }
 

@@ -221,3 +221,16 @@ fn a_flood_of_full_keys_stays_within_the_bound() {
     assert_eq!(desk.cache.keys.table::<Known>().entries(), MOST_KEYS);
     assert_eq!(desk.refuses(5, 1), secs(3));
 }
+
+#[test]
+fn a_flood_of_keys_that_are_freed_leaves_what_is_known_of_others() {
+    let mut desk = Desk::new();
+    desk.full(&desk.asked().unwrap(), 3);
+    for n in 0..MOST_KEYS {
+        desk.key = PartitionKey::from(format!("{n}"));
+        desk.freed();
+    }
+    desk.key = PartitionKey::from("k");
+    assert_eq!(desk.refuses(5, 1), secs(3));
+    assert!(desk.cache.keys.table::<Known>().entries() <= 1);
+}
