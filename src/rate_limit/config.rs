@@ -392,10 +392,11 @@ impl Config {
         // Pushed one by one: collecting is dearer, and this is done for every request.
         for ask in asks {
             let rule = &self.rules[ask.rule];
+            let limit = rule.capacity(ask.limit, source, self.settings.processes);
             charges.push(Charge {
                 bucket: rule.bucket(&ask.key, source),
-                limit: rule.capacity(ask.limit, source, self.settings.processes),
-                cost: ask.cost,
+                limit,
+                cost: rule.cost((ask.cost, ask.limit), limit, source),
                 mode: rule.policy.mode,
             });
         }

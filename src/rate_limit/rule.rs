@@ -60,6 +60,21 @@ impl Rule {
         }
     }
 
+    /// The cost as `source` counts it at `capacity`: where a process has only its share, what fits into the whole limit but not
+    /// into that takes all of it. Refused for good is only what the shared store would refuse so.
+    pub(super) fn cost(
+        &self,
+        (cost, limit): (u32, Option<u32>),
+        capacity: u32,
+        source: Source,
+    ) -> u32 {
+        let is_share = source == Source::Local && (1..cost).contains(&capacity);
+        match is_share && cost <= self.capacity(limit, Source::Store, 1) {
+            true => capacity,
+            false => cost,
+        }
+    }
+
     pub(super) fn capacity(&self, limit: Option<u32>, source: Source, processes: u32) -> u32 {
         let quota = self.scope_of(source).quota();
         match (limit, source) {

@@ -133,6 +133,43 @@ async fn while_the_store_is_away_each_process_admits_its_share() {
 }
 
 #[tokio::test]
+async fn what_costs_more_than_a_process_s_share_is_not_refused_for_good() {
+    let cost = |parts: &http::request::Parts| {
+        let cost = parts.headers.get("x-cost").unwrap();
+        cost.to_str().unwrap().parse().unwrap()
+    };
+    let policy = Policy::new("dear", Quota::per_minute(100), Partition::client_ip()).cost(cost);
+    let layer = RateLimitLayer::new(Broken).policy(policy).processes(10);
+    let app = App::new(layer.clone());
+    let send = |cost: &str| {
+        let mut request = request("", "192.0.2.1");
+        let value = cost.parse().unwrap();
+        request.headers_mut().insert("x-cost", value);
+        app.send(request)
+    };
+    // More than the whole share takes all of it.
+    let answer = send("25").await;
+    assert_eq!(answer.status, StatusCode::OK);
+    assert_eq!(answer.field("ratelimit"), Some("\"dear\";r=0;t=60"));
+    for cost in ["100", "25", "1"] {
+        let answer = send(cost).await;
+        answer.refused_by("dear");
+        assert!(answer.retry_after() > Duration::from_secs(50), "{cost}");
+    }
+    // What is too much for all of them stays so.
+    let answer = send("101").await;
+    answer.refused_by("dear");
+    assert_eq!(answer.field("retry-after"), None);
+    let address: std::net::IpAddr = "192.0.2.2".parse().unwrap();
+    let attempt = Attempt::new().on("dear", address).cost(25);
+    let limiter = layer.limiter();
+    let Decision::Allowed(grant) = limiter.check_and_record(attempt).await.unwrap() else {
+        panic!("refused");
+    };
+    assert_eq!(limiter.refund(grant).await.unwrap(), Refunded::Applied);
+}
+
+#[tokio::test]
 async fn what_was_charged_in_this_process_is_given_back_there() {
     let policy = Policy::new("page", Quota::per_minute(1), Partition::global());
     let policy = policy.refund_when(|response| response.status == StatusCode::NOT_MODIFIED);
