@@ -154,13 +154,28 @@ impl Partition {
         self.sources == other.sources
     }
 
-    /// Applies the IPv6 prefix of this partition to the addresses in a key that a caller made.
-    pub(super) fn normalize(&self, key: PartitionKey) -> PartitionKey {
-        let prefix = self.sources.iter().find_map(|source| match source {
-            Source::ClientIp { ipv6_prefix } => Some(*ipv6_prefix),
-            _ => None,
-        });
-        key.masked(prefix.unwrap_or(IPV6_PREFIX))
+    /// Cuts the addresses in a key that a caller made as [`Partition::find`] cuts them, each by the prefix of its own part.
+    ///
+    /// A closure may make any number of segments: what stands before it is counted from the front, what stands behind it
+    /// from the back.
+    pub(super) fn normalize(&self, mut key: PartitionKey) -> PartitionKey {
+        let is_one = |source: &&Source| !matches!(source, Source::Custom(..));
+        let before = self.sources.iter().take_while(is_one).count();
+        let behind = self.sources.iter().rev().take_while(is_one).count();
+        let many = key.segments.len();
+        for (index, segment) in key.segments.iter_mut().enumerate() {
+            let from_back = many - index;
+            let source = match (index < before, from_back <= behind) {
+                (true, _) => self.sources.get(index),
+                (false, true) => self.sources.get(self.sources.len() - from_back),
+                (false, false) => None,
+            };
+            segment.cut(match source {
+                Some(Source::ClientIp { ipv6_prefix }) => *ipv6_prefix,
+                _ => IPV6_PREFIX,
+            });
+        }
+        key
     }
 
     /// Finds the key of a request, and writes it where it stays.
@@ -404,9 +419,7 @@ impl PartitionKey {
     /// Counts mapped IPv4 as IPv4 and cuts IPv6 addresses that came whole.
     fn masked(mut self, prefix: u8) -> Self {
         for segment in &mut self.segments {
-            if let Segment::V6(bits, 128) = segment {
-                *segment = Segment::address(IpAddr::from(*bits), prefix);
-            }
+            segment.cut(prefix);
         }
         self
     }
@@ -426,6 +439,13 @@ impl Segment {
                 let mask = u128::MAX << (128 - u32::from(prefix.clamp(1, 128)));
                 Self::V6((u128::from(address) & mask).to_be_bytes(), prefix)
             }
+        }
+    }
+
+    /// Cuts an IPv6 address that came whole.
+    fn cut(&mut self, prefix: u8) {
+        if let Self::V6(bits, 128) = self {
+            *self = Self::address(IpAddr::from(*bits), prefix);
         }
     }
 

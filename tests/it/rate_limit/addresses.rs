@@ -8,6 +8,7 @@ use tower_keep::core::{
     AskVisitor, ClientIp, ClientIpLayer, StoreError, StoreErrorKind, StoreFailure, StoreFuture,
     TrustedProxies, Visitor,
 };
+use tower_keep::rate_limit::PartitionKey;
 
 fn by_address(proxies: TrustedProxies) -> App {
     let layer = RateLimitLayer::new(MemoryStore::new())
@@ -164,6 +165,40 @@ async fn compound_partitions_count_each_pair() {
     ] {
         assert_eq!(send(address, path).await.status, StatusCode::OK);
         send(address, path).await.refused_by("client-ip-path");
+    }
+}
+
+#[tokio::test]
+async fn each_part_of_a_compound_key_is_cut_by_its_own_prefix_also_for_the_handle() {
+    let address: std::net::IpAddr = "2001:db8:1:2:3::4".parse().unwrap();
+    let by_48 = || Partition::client_ip().ipv6_prefix(48);
+    let of_two = || {
+        Partition::custom("two", move |_| {
+            Some(PartitionKey::all([address.into(), "x".into()]))
+        })
+    };
+    let whole = || PartitionKey::from(address);
+    let two = || PartitionKey::all([whole(), "x".into()]);
+    for (partition, parts) in [
+        (by_48().and(Partition::principal()), vec![whole(), whole()]),
+        (Partition::principal().and(by_48()), vec![whole(), whole()]),
+        (by_48().and(of_two()), vec![whole(), two()]),
+        (of_two().and(by_48()), vec![two(), whole()]),
+        (
+            by_48().and(of_two()).and(Partition::header("x-none")),
+            vec![whole(), two(), whole()],
+        ),
+    ] {
+        let name = partition.name().to_owned();
+        let layer = RateLimitLayer::new(MemoryStore::new()).limit(Quota::per_minute(9), partition);
+        let (limiter, app) = (layer.limiter(), App::new(layer));
+        let send = async || app.get("", "2001:db8:1:2:3::4").await;
+        assert_eq!(send().await.status, StatusCode::OK);
+        let key = PartitionKey::all(parts);
+        let seen = limiter.peek(&name, key.clone()).await.unwrap();
+        assert_eq!(seen.attempts, 1, "{name}");
+        limiter.block(&name, key, tower_keep::MINUTE).await.unwrap();
+        send().await.refused_by(&name);
     }
 }
 
