@@ -1,7 +1,7 @@
 //! The answer to a request that is over its limit: a text, and a copy of fields that are ready.
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, Entry, RETRY_AFTER};
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
 use super::config::Config;
@@ -39,8 +39,16 @@ pub(super) fn refused(config: &Config, rejection: RateLimitRejection) -> Respons
         return rejection.into_response_of_bytes();
     };
     let mut response = rejection.response();
+    let cache_control = response.headers().get(CACHE_CONTROL).cloned();
     hook(&rejection, &mut response);
     rejection.set_retry_after(response.headers_mut());
+    // A hook may make a response of its own: no cache keeps it, and whoever is outside learns the cause.
+    if let (Some(value), Entry::Vacant(vacant)) =
+        (cache_control, response.headers_mut().entry(CACHE_CONTROL))
+    {
+        vacant.insert(value);
+    }
+    response.extensions_mut().insert(rejection);
     response
 }
 

@@ -379,6 +379,36 @@ async fn a_hook_may_change_the_document_and_the_fields_come_after_it() {
 }
 
 #[tokio::test]
+async fn a_hook_that_makes_a_response_of_its_own_keeps_it_out_of_caches_and_its_cause_in_it() {
+    let listed = "192.0.2.9/32".parse().unwrap();
+    let own = |cache: Option<&'static str>| {
+        RateLimitLayer::new(MemoryStore::new())
+            .limit(Quota::per_minute(1), Partition::global())
+            .deny_ips([listed])
+            .on_rejection(move |why, response| {
+                *response = Response::new(Bytes::from_static(b"own"));
+                *response.status_mut() = why.status();
+                if let Some(cache) = cache {
+                    let cache = cache.parse().unwrap();
+                    response.headers_mut().insert("cache-control", cache);
+                }
+            })
+    };
+    for (said, sent) in [(None, "no-store"), (Some("private"), "private")] {
+        let app = App::new(own(said));
+        app.get("", "192.0.2.1").await;
+        let answer = app.get("", "192.0.2.1").await;
+        assert_eq!((answer.status.as_u16(), &*answer.body), (429, &b"own"[..]));
+        assert_eq!(answer.field("cache-control"), Some(sent));
+        let cause = answer.extensions.get::<RateLimitRejection>().unwrap();
+        assert_eq!(cause.cause(), RateLimitCause::Limited);
+        let answer = app.get("", "192.0.2.9").await;
+        let cause = answer.extensions.get::<RateLimitRejection>().unwrap();
+        assert_eq!(cause.cause(), RateLimitCause::Listed);
+    }
+}
+
+#[tokio::test]
 async fn a_response_that_says_so_is_free_of_charge() {
     let policy = Policy::new("reads", Quota::per_minute(2), Partition::global())
         .refund_when(|response| response.status == StatusCode::NOT_MODIFIED);
