@@ -738,14 +738,14 @@ async fn a_worker_that_is_told_to_stop_leases_no_more_though_nothing_can_be_read
 async fn a_shutdown_does_not_wait_for_work_that_holds_its_thread() {
     let queue: Queue<u64> = Queue::new(MemoryStore::new(), "q");
     queue.enqueue(Job::to("a", 1)).await.unwrap();
-    let (stuck, let_go) = (Arc::new(Semaphore::new(0)), Arc::new(Mutex::new(())));
-    let held = let_go.lock().unwrap();
-    let (told, gate) = (Arc::clone(&stuck), Arc::clone(&let_go));
+    let (let_go, gate) = std::sync::mpsc::channel::<()>();
+    let (stuck, gate) = (Arc::new(Semaphore::new(0)), Arc::new(Mutex::new(gate)));
+    let told = Arc::clone(&stuck);
     let worker = queue.worker(move |_: Batch<u64>| {
         let (told, gate) = (Arc::clone(&told), Arc::clone(&gate));
         async move {
             told.add_permits(1);
-            drop(gate.lock());
+            let _ = gate.lock().unwrap().recv();
             Done::Ok(())
         }
     });
@@ -753,5 +753,5 @@ async fn a_shutdown_does_not_wait_for_work_that_holds_its_thread() {
     let stopped = worker.drain(Duration::from_millis(50)).run(shutdown);
     // Far longer than a shutdown takes, and over only when the work is.
     assert!(tokio::time::timeout(60 * SECOND, stopped).await.is_ok());
-    drop(held);
+    drop(let_go);
 }
