@@ -85,6 +85,9 @@ impl Policy {
     /// Sets the limit of each request, from 0 (refused) to the declared limit; `None` is the declared limit.
     ///
     /// Window and algorithm stay, and so does what was consumed: a key has one state, whatever its limit.
+    ///
+    /// Set it wherever the policy is declared, also where only a limiter is made: on Redis a refund by one that does not know
+    /// of lower limits is heard by processes that keep such a key as full five seconds later.
     pub fn limit_by(
         mut self,
         limit: impl Fn(&request::Parts) -> Option<u32> + Send + Sync + 'static,
