@@ -67,7 +67,10 @@ where
     let scope = match config.scope.of(&gist.parts).await {
         Ok(Some(scope)) => scope,
         Ok(None) => return refused(RejectionCause::ScopeMissing, key),
-        Err(_) if config.on_store_failure == StoreFailure::Open => {
+        Err(_)
+            if config.on_store_failure == StoreFailure::Open
+                && !shared.runs.has_given_up(&state) =>
+        {
             let request = Request::from_parts(gist.parts, Body::pass(body));
             return Box::pin(unprotected(config, Inner::new(inner), request)).await;
         }
@@ -107,7 +110,8 @@ where
         Claimed::StoreFailed(_)
             if config.on_store_failure == StoreFailure::Open
                 && stream.is_none()
-                && !state.has_client_left() =>
+                && !state.has_client_left()
+                && !shared.runs.has_given_up(&state) =>
         {
             Box::pin(unprotected(config, inner, gist.request())).await
         }

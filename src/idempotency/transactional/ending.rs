@@ -76,6 +76,11 @@ impl Turn {
         crate::idempotency::span::of_run(self.fence);
         let run = IdempotentRun::new(self.question.id, self.fence);
         gist.parts.extensions.insert(run);
+        if shared.runs.has_given_up(state) {
+            // It has waited for its turn longer than a drain for the others.
+            self.undo(RollbackCause::Cancelled).await;
+            return Outcome::Refused(RejectionCause::Draining);
+        }
         // From here on a client that leaves changes nothing.
         state.claiming();
         let started = monotonic();

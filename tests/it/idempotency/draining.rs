@@ -8,8 +8,9 @@ use std::time::Duration;
 use http::Response;
 use http_body_util::Full;
 use tokio::sync::Notify;
+use tower_keep::backend::sql::SqlStore;
 use tower_keep::core::IdempotencyOutcome;
-use tower_keep::idempotency::{IdempotencyStore, IdempotentRun, Twins};
+use tower_keep::idempotency::{IdempotencyLayer, IdempotencyStore, IdempotentRun, Scope, Twins};
 use tower_keep::{MINUTE, SECOND};
 
 use super::hostile::{gated, id_of, timed, turns};
@@ -170,6 +171,35 @@ async fn who_waited_for_a_run_that_draining_gave_up_starts_none() {
     turns().await;
     assert_eq!(layer.drain(5 * SECOND).await.abandoned, 1);
     assert_eq!(given_up.await.unwrap().status, 500);
+    let twin = twin.await.unwrap();
+    twin.check_refused(503, "IDEMPOTENCY_DRAINING");
+    assert_eq!(app.runs(), 1);
+}
+
+#[tokio::test]
+async fn who_waited_for_a_turn_in_a_transaction_starts_none_after_a_drain() {
+    let db = SqlStore::connect("sqlite::memory:").await.unwrap();
+    let layer = IdempotencyLayer::transactional(db, Scope::global()).twins(Twins::Attach(MINUTE));
+    let (entered, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let gates = (Arc::clone(&entered), Arc::clone(&go));
+    let app = App::with(layer.clone(), move |_, _| {
+        let (entered, go) = gates.clone();
+        async move {
+            entered.notify_one();
+            go.notified().await;
+            let answer = Response::builder().status(500);
+            answer.body(Full::default()).unwrap()
+        }
+    });
+    let first = tokio::spawn(app.future(post("/pay", "k", "{}")));
+    entered.notified().await;
+    let twin = tokio::spawn(app.future(post("/pay", "k", "{}")));
+    turns().await;
+    layer.drain(Duration::from_millis(10)).await;
+    go.notify_one();
+    assert_eq!(first.await.unwrap().status, 500);
+    // Were it to run, it would wait for nothing.
+    go.notify_one();
     let twin = twin.await.unwrap();
     twin.check_refused(503, "IDEMPOTENCY_DRAINING");
     assert_eq!(app.runs(), 1);

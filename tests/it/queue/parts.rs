@@ -2,10 +2,14 @@
 //! and no script has much to do.
 
 use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use tower_keep::backend::redis::RedisStore;
-use tower_keep::data::queue::{Batch, EnqueueOutcome, Job, JobId, Priority, Queue, QueueErrorKind};
+use tower_keep::data::queue::{
+    Batch, EnqueueOutcome, Job, JobError, JobId, Priority, Queue, QueueErrorKind,
+};
 
 use crate::support::redis::{RedisServer, fresh_prefix, shared};
 
@@ -252,4 +256,63 @@ async fn a_full_server_still_puts_a_part_in_its_place() {
         assert!(refused.is_err(), "there is no room: {refused:?}");
         room("0").await;
     }
+}
+
+/// Ids whose time is over are looked at beside what is asked for, and that writes; what is extended is written anew.
+#[tokio::test]
+async fn a_full_server_still_leases_lists_and_extends() {
+    let server = RedisServer::start().await;
+    let store = server.store_with(&fresh_prefix()).await;
+    let queue: Queue<u64> = Queue::new(store, "q").remember_for(Duration::from_millis(1));
+    let jobs = (0..30).map(|n| Job::to(format!("u{}", n % 2), n).once(format!("id {n}")));
+    queue.enqueue_many(jobs).await.unwrap();
+    let held = queue.lease(1).await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let mut set = ::redis::cmd("CONFIG");
+    set.arg("SET").arg("maxmemory").arg("1");
+    set.exec_async(&mut server.raw().await).await.unwrap();
+    assert!(queue.extend(&held).await.unwrap().is_complete());
+    assert_eq!(queue.depth().await.unwrap().leased, 1);
+    let batch = queue.lease(20).await.unwrap().unwrap();
+    assert!(queue.extend(&batch).await.unwrap().is_complete());
+    assert!(queue.ack(&batch).await.unwrap().is_complete());
+    assert!(queue.lease_from("u1", 20).await.unwrap().is_some());
+}
+
+/// Its caller may leave before anything is in its place: whoever sleeps does the rest.
+#[tokio::test]
+async fn who_sleeps_is_woken_for_a_part_whose_caller_has_left() {
+    let prefix = fresh_prefix();
+    let (here, there) = (
+        shared().await.store_with(&prefix).await,
+        shared().await.store_with(&prefix).await,
+    );
+    let other: Queue<u64> = Queue::new(here.clone(), "other");
+    other.enqueue_many(many(0..100)).await.unwrap();
+    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let worker = Queue::new(there, "q").worker(move |batch: Batch<u64>| {
+        let _ = told.send(batch.jobs.len());
+        async { Ok::<(), JobError>(()) }
+    });
+    let running = tokio::spawn(worker.run(std::future::pending()));
+    let queue: Queue<u64> = Queue::new(here.clone(), "q");
+    let started = std::time::Instant::now();
+    for _ in 0..6 {
+        // By then it sleeps, for five seconds unless it is told.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let last = here.commands() + 1;
+        let mut adding = pin!(queue.enqueue_many(many(0..100)));
+        while here.commands() < last {
+            let ended = poll_fn(|cx| Poll::Ready(adding.as_mut().poll(cx).is_ready())).await;
+            assert!(!ended, "it was not left behind");
+            tokio::task::yield_now().await;
+        }
+        let mut done = 0;
+        while done < 100 {
+            done += heard.recv().await.unwrap();
+        }
+    }
+    // Untold each round would take a whole sleep.
+    assert!(started.elapsed() < Duration::from_secs(20));
+    running.abort();
 }

@@ -116,5 +116,9 @@ if new > 0 then
   kept[#kept + 1] = 'head'
   kept[#kept + 1] = struct.pack(HEAD, place, now_ms, expire_ms, aging, remember_ms, before[1] and 1 or 0, before[2] or -1)
   redis.call('HSET', PART, unpack(kept))
+  if not before[1] then
+    -- Whoever wakes puts it in its place, should its caller have left.
+    redis.call('PUBLISH', ARGV[2], '')
+  end
 end
 return table.concat(reply)

@@ -24,8 +24,9 @@ for index, id in ipairs(ids) do
   end
 end
 if #left > 0 then
-  redis.call('ZADD', LEASED, unpack(ends))
+  -- First what takes no room: a script that has written is refused nothing, also where there is none.
   redis.call('ZREM', WHO, unpack(left))
+  redis.call('ZADD', LEASED, unpack(ends))
   redis.call('ZADD', WHO, unpack(seats))
   redis.call('HSET', JOBS, unpack(jobs))
 end

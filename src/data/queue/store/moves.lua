@@ -122,20 +122,33 @@ local function moves()
     swept[4] = swept[4] + 1
   end
 
+  -- One command per key.
   local function forget_ids(most)
-    for _, once in ipairs(redis.call('ZRANGEBYSCORE', REMEMBER, '-inf', now_ms, 'LIMIT', 0, most)) do
-      local id = string.match(redis.call('HGET', ONCE, once) or '', '^(%x+) ')
-      local job = id and load(id)
-      if job then
+    local onces = redis.call('ZRANGEBYSCORE', REMEMBER, '-inf', now_ms, 'LIMIT', 0, most)
+    if #onces == 0 then
+      return
+    end
+    -- Nothing happens by this, but a script that has written is refused nothing where there is no room: what waits is worked
+    -- off all the same.
+    redis.call('HDEL', ONCE, '')
+    local ids, later, known, gone = {}, now_ms + IDS_LOOKED_AT_EVERY, {}, {}
+    for index, kept in ipairs(redis.call('HMGET', ONCE, unpack(onces))) do
+      ids[index] = kept and string.match(kept, '^(%x+) ') or ''
+    end
+    for index, kept in ipairs(redis.call('HMGET', JOBS, unpack(ids))) do
+      if kept then
         -- The id is known for as long as its job lives: look again when that may be over. A dead letter may live again, and
         -- where there are too many is dropped before its time.
-        local later = now_ms + IDS_LOOKED_AT_EVERY
-        redis.call('ZADD', REMEMBER, text(job[STATE] == 'd' and later or math.max(later, job[EXPIRES])), once)
+        local state, _, _, _, expires = struct.unpack(CHANGES, kept)
+        known[#known + 1] = text(state == 'd' and later or math.max(later, expires))
+        known[#known + 1] = onces[index]
       else
-        redis.call('ZREM', REMEMBER, once)
-        redis.call('HDEL', ONCE, once)
+        gone[#gone + 1] = onces[index]
       end
     end
+    send('ZADD', REMEMBER, known)
+    send('ZREM', REMEMBER, gone)
+    send('HDEL', ONCE, gone)
   end
 
   -- Ready ones that may be over, if they were given as long as the settings say. Within a rank they come first. With
@@ -202,7 +215,7 @@ local function moves()
       due = due + (once and string.byte(once) % 8 == 0 and 32 or 0)
     end
     if due > 0 then
-      forget_ids(math.min(due, 512))
+      forget_ids(math.min(due, 128))
     end
   end
 

@@ -1,4 +1,4 @@
-//! Queues on Redis: twelve keys under one hash tag, one script per method, so one command.
+//! Queues on Redis: twelve keys under one hash tag, one script per method, so one command; but large parts take several (`part.rs`).
 
 mod part;
 

@@ -2,10 +2,11 @@
 //! that no script takes long. Whoever meets one that is not all in its place helps, and asks again.
 
 use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
 
 use super::{COMMIT, UNFOLD, call, outcomes, put_time};
 use crate::backend::redis::{Call, RedisStore, Reply};
-use crate::core::{StoreError, StoreFuture};
+use crate::core::{StoreError, StoreErrorKind, StoreFuture, monotonic};
 use crate::data::queue::policy::millis;
 use crate::data::queue::store::values::pack;
 use crate::data::queue::store::{Again, EnqueueOutcome, NewJob, QueueName, Rules};
@@ -23,6 +24,9 @@ pub(super) fn is_one(jobs: &[NewJob]) -> bool {
     };
     jobs.len() > PIECE && jobs.iter().all(&mut is_plain)
 }
+
+/// Nothing was done for whoever others' parts were in the way of for so long.
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// Adds a part.
 pub(super) fn enqueue(
@@ -65,9 +69,13 @@ pub(super) fn whole<T: Send + 'static>(
     decode: impl FnOnce(Reply) -> Result<T, StoreError> + Send + 'static,
 ) -> StoreFuture<T> {
     let (store, queue) = (store.clone(), QueueName::clone(queue));
+    let asked = monotonic();
     StoreFuture::boxed(async move {
         loop {
             match call.ask().await? {
+                Reply::Int(_) if asked.elapsed() > LONGEST => {
+                    return Err(StoreErrorKind::Contention.into());
+                }
                 Reply::Int(_) => unfold(&store, &queue).await?,
                 reply => return decode(reply),
             }
