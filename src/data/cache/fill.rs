@@ -111,8 +111,9 @@ where
             }
             (Some(true), None) => {
                 let target = [Target::key(key.clone())];
+                // Kept back first: who looks whether anything is, and then what was hit, must find the one or the other.
+                self.group.shared.keep_back(target.clone());
                 self.group.shared.hit(&target);
-                self.group.shared.keep_back(target);
                 false
             }
             // Without the store it is believed here for as long as a local copy.

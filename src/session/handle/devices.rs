@@ -46,9 +46,14 @@ impl Session {
     /// 401 without a user; the store cannot answer.
     pub async fn revoke(&self, id: SessionId) -> Result<bool, SessionRejection> {
         let shared = self.ask();
-        if shared.is_ending(id) || shared.asking()?.id == id {
+        let own = shared.reference();
+        if own.map_or_else(|| shared.is_ending(id), |own| own.id == id) {
             return Ok(shared.log_out().await?);
         }
+        if shared.is_ending(id) {
+            return Ok(shared.end_listed(Some(id)).await?);
+        }
+        shared.asking()?;
         let one = |at| Target::One(Whose::Session(at), id);
         let (_, ended) = shared.revoke(one).await?;
         Ok(!ended.is_empty())

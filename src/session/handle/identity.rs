@@ -285,14 +285,23 @@ impl Shared {
             state.removes_cookie |= had_cookie;
             state.clears_site_data = self.config.clears_site_data;
         }
+        self.end_listed(None).await
+    }
+
+    /// Ends what calls of this request were to end; `only` that session, where a login has come since.
+    pub(super) async fn end_listed(&self, only: Option<SessionId>) -> Result<bool, SessionError> {
         let (mut was_live, mut failed, mut next) = (false, None, 0);
         loop {
             let Some(at) = self.state().ending.get(next).copied() else {
                 return failed.map_or(Ok(was_live), Err);
             };
+            if only.is_some_and(|only| at.id != only) {
+                next += 1;
+                continue;
+            }
             match self.end(at, EndCause::Logout).await {
                 Ok(answer) => {
-                    self.state().ending.remove(next);
+                    self.state().ending.retain(|ended| ended.id != at.id);
                     was_live |= matches!(answer, Revoked::Done(_));
                 }
                 Err(error) => {

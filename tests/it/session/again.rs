@@ -176,6 +176,31 @@ async fn a_logout_that_was_dropped_is_asked_of_the_store_again_also_behind_a_new
 }
 
 #[tokio::test]
+async fn ending_by_its_id_what_a_dropped_logout_was_to_end_leaves_a_new_login_alone() {
+    let store = Held::new();
+    let layer = SessionLayer::new(store.clone());
+    let browser = App::new(layer.clone()).browser();
+    browser.get("/login/u1").await;
+    let thief = browser.copy();
+    let held = store.clone();
+    let response = ask(&layer, &browser, async move |session: Session| {
+        let id = session.list().await.unwrap()[0].id;
+        held.hold();
+        drop_at_the_store(session.logout()).await;
+        held.let_go();
+        session.login(Principal::new("u2")).await.unwrap();
+        assert!(session.revoke(id).await.unwrap());
+        assert!(session.principal().await.unwrap().is_some());
+    });
+    let response = response.await;
+    let cookie = response.headers()["set-cookie"].to_str().unwrap();
+    assert!(!cookie.contains("Max-Age=0"), "{cookie}");
+    assert_eq!(thief.body("/me").await, "nobody");
+    let left = layer.directory();
+    assert_eq!(left.list("u2").await.unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn a_stamp_that_was_being_checked_is_checked_again() {
     let store = Held::new();
     let layer = SessionLayer::new(store.clone());

@@ -107,6 +107,11 @@ impl Pending {
         later.find(concerns).cloned()
     }
 
+    /// Says whether nobody of `homes` has to wait, so that they wait for no turn either: others may be long at theirs.
+    fn owes_nothing_to(&self, homes: Option<[u16; 2]>) -> bool {
+        self.is_empty() || self.first(0, homes).is_none()
+    }
+
     /// Sends what is pending for `homes`, in order.
     ///
     /// What the store refuses stays, since refusals pass (no memory, no disk, no right): nobody who was logged out
@@ -182,7 +187,7 @@ pub(super) fn after_pending<T: Send + 'static>(
     step: impl FnOnce(&RedisStore) -> StoreFuture<T> + Send + 'static,
 ) -> StoreFuture<T> {
     let pending = Pending::of(store);
-    if pending.is_empty() {
+    if pending.owes_nothing_to(Some(homes)) {
         return step(store);
     }
     let store = store.clone();
@@ -213,7 +218,7 @@ pub(super) fn revoke(store: &RedisStore, target: Target) -> StoreFuture<Revoked>
         };
         let (store, pending) = (&unsure.store, &unsure.pending);
         let homes = home_of(&target).map(|home| [home, home]);
-        if !pending.is_empty() {
+        if !pending.owes_nothing_to(homes) {
             in_time(store, pending.send(store, homes)).await?;
         }
         let answer = send_revoke(store, target).await?;
