@@ -64,13 +64,12 @@ where
 {
     let config = &*shared.config;
     let refused = |cause, key| Ok(refuse(config, IdempotencyRejection::new(cause, key)));
+    let opens = config.on_store_failure == StoreFailure::Open;
+    let is_open = || opens && !shared.runs.has_given_up(&state);
     let scope = match config.scope.of(&gist.parts).await {
         Ok(Some(scope)) => scope,
         Ok(None) => return refused(RejectionCause::ScopeMissing, key),
-        Err(_)
-            if config.on_store_failure == StoreFailure::Open
-                && !shared.runs.has_given_up(&state) =>
-        {
+        Err(_) if is_open() => {
             let request = Request::from_parts(gist.parts, Body::pass(body));
             return Box::pin(unprotected(config, Inner::new(inner), request)).await;
         }
@@ -107,12 +106,7 @@ where
         }
         Claimed::Refused(cause) => refused(cause, key),
         // A stream that may turn out wrong needs somebody to drop its handler; and whose client left needs no effect.
-        Claimed::StoreFailed(_)
-            if config.on_store_failure == StoreFailure::Open
-                && stream.is_none()
-                && !state.has_client_left()
-                && !shared.runs.has_given_up(&state) =>
-        {
+        Claimed::StoreFailed(_) if stream.is_none() && !state.has_client_left() && is_open() => {
             Box::pin(unprotected(config, inner, gist.request())).await
         }
         Claimed::StoreFailed(error) => refused(RejectionCause::of_store(&error), key),

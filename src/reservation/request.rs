@@ -159,11 +159,11 @@ impl Request {
 
     /// Releases early committed holds after a rollback, in a task. `lost` is the answer if the task dies.
     fn compensated(&self, ended: StoreFuture<Ended>, lost: Ended) -> StoreFuture<Ended> {
-        let made = std::mem::take(&mut self.said.lock().made);
-        let left = made
-            .iter()
-            .filter_map(|made| Some((made.id, made.left_at?)));
+        let mut said = self.said.lock();
+        let made = said.made.iter_mut();
+        let left = made.filter_map(|made| Some((made.id, made.left_at.take()?)));
         let committed: Vec<(HoldId, u32)> = left.collect();
+        drop(said);
         let runtime = tokio::runtime::Handle::try_current();
         let (false, Ok(runtime)) = (committed.is_empty(), runtime) else {
             return ended;

@@ -276,7 +276,7 @@ impl Oracle {
             "confirmed" | "cancelled" if paying.is_none() || standing == Some("paid") => {
                 (before, "paid", "already")
             }
-            "confirmed" | "cancelled" if !paid => (before, "paid", "already"),
+            "confirmed" if !paid => (before, "paid", "already"),
             "confirmed" => (before, "back", "duplicate"),
             "cancelled" => (before, "back", "late"),
             "late" => ("late", "back", "late"),

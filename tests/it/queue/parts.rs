@@ -276,7 +276,7 @@ async fn a_full_server_still_leases_lists_and_extends() {
     let batch = queue.lease(20).await.unwrap().unwrap();
     assert!(queue.extend(&batch).await.unwrap().is_complete());
     assert!(queue.ack(&batch).await.unwrap().is_complete());
-    assert!(queue.lease_from("u1", 20).await.unwrap().is_some());
+    assert!(queue.lease_from("u0", 20).await.unwrap().is_some());
 }
 
 /// Its caller may leave before anything is in its place: whoever sleeps does the rest.
