@@ -146,10 +146,14 @@ impl ManualClock {
         }
     }
 
-    /// Moves the clock forward.
+    /// Moves the clock forward, to the end of time at most.
     pub fn advance(&self, by: Duration) {
         let by = u64::try_from(by.as_micros()).unwrap_or(u64::MAX);
-        self.micros.fetch_add(by, Ordering::SeqCst);
+        let later = |now: u64| Some(now.saturating_add(by));
+        // It always has a value to store.
+        let _ = self
+            .micros
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, later);
     }
 
     /// Sets the clock to `to`, which may lie in the past.
