@@ -41,14 +41,14 @@ async fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let route = match stack::build(&options).await {
-        Ok(route) => route,
+    let stack = match stack::build(&options).await {
+        Ok(stack) => stack,
         Err(why) => {
             eprintln!("gateway: {why}; --help lists the options");
             return ExitCode::from(2);
         }
     };
-    match run(&options, route).await {
+    match run(&options, stack).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("gateway: {why}");
@@ -66,11 +66,11 @@ fn log_to_stderr() {
         .init();
 }
 
-async fn run(options: &Options, route: stack::Route) -> std::io::Result<()> {
+async fn run(options: &Options, stack: stack::Stack) -> std::io::Result<()> {
     let listener = TcpListener::bind(options.listen).await?;
     let stopped = stopped()?;
     println!("gateway listening on http://{}", listener.local_addr()?);
-    serve::serve(listener, route, stopped).await;
+    serve::serve(listener, stack, stopped).await;
     Ok(())
 }
 

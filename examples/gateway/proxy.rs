@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -38,7 +39,14 @@ where
 
 /// Why the upstream did not answer.
 #[derive(Debug)]
-pub enum Failure {
+pub struct Failure {
+    cause: Cause,
+    /// Some of the request may have reached it, and whatever it asks for may have been done.
+    was_sent: bool,
+}
+
+#[derive(Debug)]
+enum Cause {
     /// No connection, or one that broke before the head.
     Broken(BoxError),
     /// No head in time.
@@ -48,21 +56,26 @@ pub enum Failure {
 impl Failure {
     /// What the client sees.
     pub fn response(&self) -> Response<Stream> {
-        match self {
-            Self::Broken(_) => plain(StatusCode::BAD_GATEWAY, "the upstream did not answer\n"),
-            Self::TimedOut => plain(
+        match &self.cause {
+            Cause::Broken(_) => plain(StatusCode::BAD_GATEWAY, "the upstream did not answer\n"),
+            Cause::TimedOut => plain(
                 StatusCode::GATEWAY_TIMEOUT,
                 "the upstream did not answer in time\n",
             ),
         }
     }
+
+    /// Says whether the upstream may have seen the request.
+    pub fn was_sent(&self) -> bool {
+        self.was_sent
+    }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Broken(why) => write!(f, "the upstream did not answer: {why}"),
-            Self::TimedOut => f.write_str("the upstream did not answer in time"),
+        match &self.cause {
+            Cause::Broken(why) => write!(f, "the upstream did not answer: {why}"),
+            Cause::TimedOut => f.write_str("the upstream did not answer in time"),
         }
     }
 }
@@ -118,32 +131,45 @@ impl Service<Request<Stream>> for Proxy {
         let upstream = Arc::clone(&self.upstream);
         Box::pin(async move {
             prepare(&mut request);
-            let answer = tokio::time::timeout(upstream.timeout, upstream.exchange(request));
-            settled(answer.await.map_err(|_| Failure::TimedOut)??)
+            let sent = AtomicBool::new(false);
+            let exchange = upstream.exchange(request, &sent);
+            let answer = match tokio::time::timeout(upstream.timeout, exchange).await {
+                Ok(answered) => answered.and_then(settled).map_err(Cause::Broken),
+                Err(_) => Err(Cause::TimedOut),
+            };
+            let was_sent = sent.load(Ordering::Relaxed);
+            answer.map_err(|cause| Failure { cause, was_sent })
         })
     }
 }
 
 impl Upstream {
+    /// Notes in `sent` from when on the upstream may have seen some of the request.
     async fn exchange(
         self: &Arc<Self>,
-        request: Request<Stream>,
-    ) -> Result<Response<Stream>, Failure> {
-        let broken = |why: hyper::Error| Failure::Broken(why.into());
-        let mut request = request;
-        while let Some(mut sender) = self.idle() {
-            match sender.try_send_request(request).await {
+        mut request: Request<Stream>,
+        sent: &AtomicBool,
+    ) -> Result<Response<Stream>, BoxError> {
+        loop {
+            let (mut sender, is_new) = match self.idle() {
+                Some(sender) => (sender, false),
+                None => (self.connect().await?, true),
+            };
+            sent.store(true, Ordering::Relaxed);
+            let mut failed = match sender.try_send_request(request).await {
                 Ok(response) => return Ok(self.answered(sender, response)),
+                Err(failed) => failed,
+            };
+            match failed.take_message() {
                 // Closed while it was idle: nothing was sent, so another connection may send it.
-                Err(mut failed) => match failed.take_message() {
-                    Some(unsent) => request = unsent,
-                    None => return Err(broken(failed.into_error())),
-                },
+                Some(unsent) => request = unsent,
+                None => return Err(failed.into_error().into()),
+            }
+            sent.store(false, Ordering::Relaxed);
+            if is_new {
+                return Err(failed.into_error().into());
             }
         }
-        let mut sender = self.connect().await?;
-        let response = sender.send_request(request).await.map_err(broken)?;
-        Ok(self.answered(sender, response))
     }
 
     fn idle(&self) -> Option<SendRequest<Stream>> {
@@ -170,16 +196,14 @@ impl Upstream {
         response.map(boxed)
     }
 
-    async fn connect(&self) -> Result<SendRequest<Stream>, Failure> {
-        let broken = |why: std::io::Error| Failure::Broken(why.into());
-        let stream = TcpStream::connect(&self.address).await.map_err(broken)?;
-        stream.set_nodelay(true).map_err(broken)?;
+    async fn connect(&self) -> Result<SendRequest<Stream>, BoxError> {
+        let stream = TcpStream::connect(&self.address).await?;
+        stream.set_nodelay(true)?;
         let (sender, connection) = http1::Builder::new()
             .preserve_header_case(true)
             .max_headers(MOST_FIELDS)
             .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|why| Failure::Broken(why.into()))?;
+            .await?;
         // Its end is told to whoever waits for an answer on it.
         tokio::spawn(connection);
         Ok(sender)
@@ -187,12 +211,12 @@ impl Upstream {
 }
 
 /// Puts an answer into the form that it has on the client's connection.
-fn settled(mut response: Response<Stream>) -> Result<Response<Stream>, Failure> {
+fn settled(mut response: Response<Stream>) -> Result<Response<Stream>, BoxError> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Failure::Broken("it switched protocols unasked".into()));
+        return Err("it switched protocols unasked".into());
     }
     if is_coded(response.headers()) {
-        return Err(Failure::Broken("a coding lies under its chunks".into()));
+        return Err("a coding lies under its chunks".into());
     }
     *response.version_mut() = Version::HTTP_11;
     end_hop(response.headers_mut());

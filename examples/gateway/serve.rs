@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::uri::Authority;
@@ -19,13 +19,14 @@ use tower::{Service, ServiceExt};
 use tower_keep::core::PeerAddr;
 
 use crate::proxy::{BoxError, Stream, boxed, forwards_left, is_plainly_coded, join_cookies, plain};
-use crate::stack::Route;
+use crate::stack::{Route, Stack};
 
 /// What is still under way when it is told to stop has this long.
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// Serves until `stopped` ends.
-pub async fn serve(listener: TcpListener, route: Route, stopped: impl Future<Output = ()>) {
+pub async fn serve(listener: TcpListener, stack: Stack, stopped: impl Future<Output = ()>) {
+    let Stack { route, once } = stack;
     let graceful = GracefulShutdown::new();
     let mut stopped = std::pin::pin!(stopped);
     loop {
@@ -40,7 +41,12 @@ pub async fn serve(listener: TcpListener, route: Route, stopped: impl Future<Out
         }
     }
     drop(listener);
+    let told = Instant::now();
     let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+    // A run goes on without its client, and nobody's connection is open for it.
+    if let Some(once) = once {
+        once.drain(DRAIN.saturating_sub(told.elapsed())).await;
+    }
 }
 
 fn serve_connection(

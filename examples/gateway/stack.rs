@@ -5,10 +5,17 @@ use http::{Request, Response};
 use tower::util::BoxCloneService;
 use tower::{Layer, Service, ServiceExt};
 use tower_keep::core::{Body, ClientIpLayer, Principal, TrustedProxies};
+use tower_keep::idempotency::{Directive, IdempotencyLayer};
 
 use crate::options::Options;
 use crate::proxy::{BoxError, Failure, Proxy, Stream, boxed};
 use crate::{cache, idempotency, limits};
+
+/// The stack, and what has to be waited for at its end.
+pub struct Stack {
+    pub route: Route,
+    pub once: Option<IdempotencyLayer>,
+}
 
 /// The stack as the server sees it, whatever layers are in it.
 pub type Route = BoxCloneService<Request<Stream>, Response<Stream>, Failure>;
@@ -17,16 +24,18 @@ pub type Route = BoxCloneService<Request<Stream>, Response<Stream>, Failure>;
 ///
 /// # Errors
 /// One sentence about an option that does not fit, or a store that cannot be opened.
-pub async fn build(options: &Options) -> Result<Route, String> {
+pub async fn build(options: &Options) -> Result<Stack, String> {
     let mut route = BoxCloneService::new(Proxy::new(&options.upstream, options.upstream_timeout));
     let store = tower_keep::store::builder(&options.store).timeout(options.store_timeout);
     let store = store
         .open()
         .await
         .map_err(|why| format!("--store: {why}"))?;
+    let mut once = None;
     if let Some(preset) = options.idempotency {
         let layer = idempotency::layer(store.clone(), preset, &options.idempotency_settings)?;
-        route = over(layer.layer(inwards(route)));
+        route = over(layer.layer(inwards(answering(route))));
+        once = Some(layer);
     }
     if options.cache {
         let layer = cache::layer(store.clone(), &options.cache_settings)?;
@@ -57,7 +66,21 @@ pub async fn build(options: &Options) -> Result<Route, String> {
             request
         }));
     }
-    Ok(route)
+    Ok(Stack { route, once })
+}
+
+/// A route that answers where the upstream does not: its 502 or 504 is an answer that idempotency has its own rules for.
+/// An error would be none, and the next request with the same key would run, though the upstream may have done it all.
+fn answering(route: Route) -> Route {
+    BoxCloneService::new(route.map_result(|answered: Result<_, Failure>| {
+        Ok(answered.unwrap_or_else(|failure| {
+            let mut response = failure.response();
+            if !failure.was_sent() {
+                response.extensions_mut().insert(Directive::Release);
+            }
+            response
+        }))
+    }))
 }
 
 /// A route as a layer of tower-keep calls it: with the body that the layer hands on.

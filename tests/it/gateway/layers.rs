@@ -1,6 +1,14 @@
 //! Each layer of the gateway where its option is given, and none where it is not.
 
-use crate::gateway::wire::{Gateway, response};
+use std::sync::Arc;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+use crate::gateway::wire::{Gateway, Got, Origin, Reply, response};
+use crate::support::launch::{Port, wait_until};
+use crate::support::{Program, RedisServer};
 
 #[tokio::test]
 async fn a_retry_of_a_payment_reaches_the_origin_once() {
@@ -226,4 +234,115 @@ async fn a_named_principal_gets_the_own_copy_only() {
         ["a", "a", "b"]
     );
     assert_eq!(gateway.get("/me", &[]).await.text(), "c");
+}
+
+fn code(got: &Got) -> String {
+    let problem: serde_json::Value = serde_json::from_str(&got.text()).unwrap();
+    problem["code"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_payment_that_may_have_happened_is_not_sent_again_though_the_gateway_itself_answered() {
+    let payments = [
+        "--idempotency",
+        "payments",
+        "--upstream-timeout",
+        "0.5",
+        "--store-timeout",
+        "20",
+    ];
+    let gateway = Gateway::start(&payments).await;
+    for (path, reply, status) in [("/late", Reply::Hang, 504), ("/cut", Reply::Cut, 502)] {
+        gateway
+            .origin
+            .says(path, [reply, response(201, &[], "twice")]);
+        let key = [("Idempotency-Key", path)];
+        let pay = || gateway.send("POST", path, &key, "{}");
+        let (first, again) = (pay().await, pay().await);
+        assert_eq!((first.status, again.status), (status, 409), "{path}");
+        assert_eq!(code(&again), "IDEMPOTENCY_OUTCOME_UNKNOWN", "{path}");
+        assert_eq!(gateway.origin.seen(path).len(), 1, "{path}");
+    }
+    let on = ["--idempotency-on", "504=store:60"];
+    let gateway = Gateway::start(&[&payments[..], &on].concat()).await;
+    gateway
+        .origin
+        .says("/late", [Reply::Hang, response(201, &[], "twice")]);
+    let pay = || gateway.send("POST", "/late", &[("Idempotency-Key", "k")], "{}");
+    let (first, again) = (pay().await, pay().await);
+    assert_eq!((first.status, again.status), (504, 504));
+    assert_eq!(
+        (&first.body, again.field("idempotency-replayed")),
+        (&again.body, "true")
+    );
+}
+
+#[tokio::test]
+async fn a_payment_that_never_reached_the_origin_may_be_sent_again() {
+    let port = Port::claim();
+    let upstream = format!("http://127.0.0.1:{}", port.number);
+    let gateway = Gateway::start(&["--idempotency", "payments", "--upstream", &upstream]).await;
+    let pay = || gateway.send("POST", "/pay", &[("Idempotency-Key", "k")], "{}");
+    assert_eq!(pay().await.status, 502);
+    let origin = Origin::start_at(port.number).await;
+    origin.says("/pay", [response(201, &[], "paid")]);
+    assert_eq!(pay().await.status, 201);
+}
+
+#[tokio::test]
+async fn an_orderly_stop_waits_for_a_run_whose_client_has_left() {
+    let (redis, origin) = (RedisServer::start().await, Origin::start().await);
+    let (store, upstream) = (redis.tcp_url(), origin.url());
+    let start = || {
+        let options = [
+            "--listen",
+            "127.0.0.1:0",
+            "--upstream",
+            &upstream,
+            "--store",
+            &store,
+            "--store-timeout",
+            "20",
+            "--idempotency",
+            "api",
+        ];
+        Program::start("gateway", &options)
+    };
+    let answers = Arc::new(Notify::new());
+    let Reply::Bytes(paid) = response(201, &[], "paid") else {
+        unreachable!()
+    };
+    let later = Reply::Later(Arc::clone(&answers), paid);
+    origin.says("/pay", [later, response(201, &[], "twice")]);
+    let mut first = start();
+    let address = first.address();
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let request =
+        "POST /pay HTTP/1.1\r\nHost: o\r\nIdempotency-Key: k\r\nContent-Length: 0\r\n\r\n";
+    client.write_all(request.as_bytes()).await.unwrap();
+    while origin.seen("/pay").is_empty() {
+        tokio::task::yield_now().await;
+    }
+    drop(client);
+    first.signal("TERM");
+    // It listens no more: it has heard.
+    tokio::task::spawn_blocking(move || {
+        wait_until("the gateway stops", || {
+            std::net::TcpStream::connect(address).is_err()
+        });
+    })
+    .await
+    .unwrap();
+    answers.notify_one();
+    let ended = tokio::task::spawn_blocking(move || first.wait().code());
+    assert_eq!(ended.await.unwrap(), Some(0));
+    let second = Gateway {
+        origin: origin.clone(),
+        program: start(),
+    };
+    let again = second
+        .send("POST", "/pay", &[("Idempotency-Key", "k")], "")
+        .await;
+    assert_eq!((again.status, &again.text()[..]), (201, "paid"));
+    assert_eq!(origin.seen("/pay").len(), 1);
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 
 use crate::support::Program;
 
@@ -19,6 +20,8 @@ pub enum Reply {
     Cut,
     /// Nothing, ever.
     Hang,
+    /// These bytes once it is told so, then the connection ends.
+    Later(Arc<Notify>, Vec<u8>),
 }
 
 /// Requests as they came, by path.
@@ -35,7 +38,11 @@ pub struct Origin {
 
 impl Origin {
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at(0).await
+    }
+
+    pub async fn start_at(port: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (script, seen) = (Script::default(), Seen::default());
         let (own_script, own_seen) = (Arc::clone(&script), Arc::clone(&seen));
@@ -93,6 +100,11 @@ async fn answer(mut stream: TcpStream, script: Script, seen: Seen) {
         .and_then(VecDeque::pop_front);
     match reply.unwrap_or_else(|| response(404, &[], "unscripted")) {
         Reply::Bytes(bytes) => {
+            let _ = stream.write_all(&bytes).await;
+            let _ = stream.shutdown().await;
+        }
+        Reply::Later(told, bytes) => {
+            told.notified().await;
             let _ = stream.write_all(&bytes).await;
             let _ = stream.shutdown().await;
         }
