@@ -33,3 +33,28 @@ async fn a_retry_on_bare_hyper_raises_the_counter_once() {
         first.header("ratelimit")
     );
 }
+
+#[tokio::test]
+async fn the_example_outlives_a_moment_without_descriptors() {
+    let program = Program::start_with_descriptors("hyper", &["127.0.0.1:0"], 20);
+    let address = program.address();
+    let connect = async || tokio::net::TcpStream::connect(address).await;
+    let mut crowd = Vec::new();
+    for _ in 0..40 {
+        crowd.push(connect().await);
+    }
+    drop(crowd);
+    let browser = Browser::new(address);
+    let answered = async {
+        let key = [("idempotency-key", "k")];
+        while browser
+            .try_send(Method::POST, "/orders", &key, None)
+            .await
+            .is_none_or(|reply| reply.status != StatusCode::CREATED)
+        {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    let patience = std::time::Duration::from_secs(30);
+    tokio::time::timeout(patience, answered).await.unwrap();
+}

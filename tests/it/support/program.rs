@@ -31,6 +31,16 @@ impl Program {
         Self::begin(command, example)
     }
 
+    /// Starts `example` with so many descriptors and no more.
+    pub fn start_with_descriptors(example: &str, arguments: &[&str], most: u32) -> Self {
+        let own = command(example, arguments);
+        let mut command = Command::new("sh");
+        let limit = format!("ulimit -n {most}; exec \"$0\" \"$@\"");
+        command.args(["-c", &limit]).arg(own.get_program());
+        command.args(own.get_args()).stdin(Stdio::null());
+        Self::begin(command, example)
+    }
+
     /// Starts `example` with a variable of its environment set.
     pub fn start_with(example: &str, arguments: &[&str], variable: (&str, &OsStr)) -> Self {
         let mut command = command(example, arguments);
