@@ -61,17 +61,22 @@ pub async fn set_roles(
     roles.sort_unstable();
     roles.dedup();
     let is_super = |roles: &[String]| roles.iter().any(|role| role == "superadmin");
-    let changed = app.db.change_user(&id, |user| {
-        if is_super(&user.roles) != is_super(&roles) && !admin.has_role("superadmin") {
-            return Err(Fault::FORBIDDEN);
-        }
-        user.roles.clone_from(&roles);
-        Ok(())
+    let own = app.clone();
+    // Never the one without the other: sessions would keep what the database has taken away.
+    let change = app.under_way.to_its_end(async move {
+        let changed = own.db.change_user(&id, |user| {
+            if is_super(&user.roles) != is_super(&roles) && !admin.has_role("superadmin") {
+                return Err(Fault::FORBIDDEN);
+            }
+            user.roles.clone_from(&roles);
+            Ok(())
+        });
+        changed.await?;
+        let directory = sessions::layer(&own).directory();
+        directory.assign_roles(&id, &roles).await?;
+        Ok(Json(json!({ "id": id, "roles": roles })))
     });
-    changed.await?;
-    let directory = sessions::layer(&app).directory();
-    directory.assign_roles(&id, &roles).await?;
-    Ok(Json(json!({ "id": id, "roles": roles })))
+    change.await
 }
 
 #[derive(Deserialize)]

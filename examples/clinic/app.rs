@@ -40,6 +40,8 @@ pub fn app<D: Records>(app: App) -> Router {
                 .layer(session.clone())
                 .layer(welcome.clone())
                 .layer(app.once.clone())
+                .map_request(problem::as_ours)
+                .layer(from_fn(problem::keepable))
                 .layer(limits::pay_inner(&app))
                 .layer(app.bookings.clone()),
         );
@@ -51,6 +53,8 @@ pub fn app<D: Records>(app: App) -> Router {
             .layer(session.clone())
             .layer(welcome.clone())
             .layer(app.once_per_form.clone())
+            .map_request(problem::as_ours)
+            .layer(from_fn(problem::keepable))
             .layer(limits::pay_inner(&app))
             .layer(app.bookings.clone()),
     );

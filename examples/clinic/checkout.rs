@@ -138,7 +138,7 @@ pub async fn reservation<D: Records>(
     let service = fixtures::expert(&record.expert_id)
         .and_then(|expert| expert.service(&record.service_id))
         .ok_or(Fault::NOT_FOUND)?;
-    let state = reservations::state_name(hold.state());
+    let state = reservations::state_name(&record, hold.state());
     let sentence = match hold.state() {
         HoldState::Held => "Held for you: please pay.",
         HoldState::Processing => "Your voucher is being checked; the time stays yours meanwhile.",

@@ -105,8 +105,8 @@ pub async fn settle_payment<D: Records>(
     };
     let id = event.id.clone();
     // A guest who closes the window after paying has paid all the same: this goes on without him.
-    let telling = tokio::spawn(tell::<D>(app.clone(), event));
-    let delivered = telling.await.map_err(|_| Fault::INTERNAL)??;
+    let telling = app.under_way.to_its_end(tell::<D>(app.clone(), event));
+    let delivered = telling.await?;
     Ok(Paid {
         reservation_id: record.reservation_id,
         status,

@@ -21,7 +21,7 @@ use tower_keep::store::Store;
 
 use crate::notifications::Notice;
 use crate::operations;
-use crate::provider::{Away, Provider};
+use crate::provider::Provider;
 use crate::state::App;
 
 static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
@@ -116,10 +116,7 @@ pub fn of(
         .check("queue", notices.clone())
         .check("provider", move || {
             let provider = provider.clone();
-            async move {
-                provider.ping().await;
-                Ok::<(), Away>(())
-            }
+            async move { provider.ping().await }
         })
         .thresholds(Thresholds::default().window(window))
 }

@@ -73,9 +73,6 @@ async fn main() -> ExitCode {
     };
     match serve::run(options).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            eprintln!("clinic: {why}");
-            ExitCode::FAILURE
-        }
+        Err(why) => serve::failed(&*why),
     }
 }

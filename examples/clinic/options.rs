@@ -27,6 +27,7 @@ Usage: cargo run --example clinic -- [options]
   --webhook-secret S    CLINIC_WEBHOOK_SECRET  signs payment events [random; whsec_test with hooks]
   --cron-secret S       CLINIC_CRON_SECRET     opens the cron route [random; cron_test with hooks]
   --limit-timeout-ms N  CLINIC_LIMIT_TIMEOUT_MS  how long a quota may take to be asked [50]
+  --provider-seconds N  CLINIC_PROVIDER_SECONDS  how long the payment provider may take [60]
   --health-seconds N    CLINIC_HEALTH_SECONDS  how long health holds failed calls against a store [60]
   --test-hooks                                 opens /_test/*, on a loopback address only
   --help                                       prints this
@@ -43,6 +44,7 @@ pub struct Options {
     pub webhook_secret: String,
     pub cron_secret: String,
     pub limit_timeout: Duration,
+    pub provider_patience: Duration,
     pub health_window: Duration,
     pub test_hooks: bool,
 }
@@ -73,6 +75,9 @@ pub fn parse(
             None => (argument, None),
         };
         match name.as_str() {
+            "--help" | "--test-hooks" if value.is_some() => {
+                return Err(format!("{name} takes no value"));
+            }
             "--help" => return Ok(Wish::Help),
             "--test-hooks" => test_hooks = true,
             name if NAMES.contains(&name) => {
@@ -100,12 +105,6 @@ pub fn parse(
     if !DATABASES.iter().any(|scheme| db.starts_with(scheme)) {
         return Err("--db wants sqlite::memory:, sqlite:FILE or postgres://…".to_owned());
     }
-    let patience = given.or("--limit-timeout-ms", "CLINIC_LIMIT_TIMEOUT_MS", || {
-        "50".to_owned()
-    });
-    let memory = given.or("--health-seconds", "CLINIC_HEALTH_SECONDS", || {
-        "60".to_owned()
-    });
     let hops = given.or("--trusted-hops", "CLINIC_TRUSTED_HOPS", || "0".to_owned());
     let secret_or = |fixed: &str| {
         if test_hooks {
@@ -118,29 +117,20 @@ pub fn parse(
         listen,
         store,
         db,
-        limit_timeout: match patience.parse() {
-            Ok(millis @ 1..=500) => Duration::from_millis(millis),
-            _ => return Err("--limit-timeout-ms wants 1 to 500".to_owned()),
-        },
-        health_window: match memory.parse() {
-            Ok(seconds @ 1..=3_600) => Duration::from_secs(seconds),
-            _ => return Err("--health-seconds wants 1 to 3600".to_owned()),
-        },
+        limit_timeout: Duration::from_millis(given.number("--limit-timeout-ms", 50, 500)?),
+        provider_patience: Duration::from_secs(given.number("--provider-seconds", 60, 86_400)?),
+        health_window: Duration::from_secs(given.number("--health-seconds", 60, 3_600)?),
         trusted_hops: hops
             .parse()
             .map_err(|_| format!("--trusted-hops wants a small number, not {hops}"))?,
-        secret: given.or("--secret", "CLINIC_SECRET", random_secret),
-        webhook_secret: given.or("--webhook-secret", "CLINIC_WEBHOOK_SECRET", || {
-            secret_or("whsec_test")
-        }),
-        cron_secret: given.or("--cron-secret", "CLINIC_CRON_SECRET", || {
-            secret_or("cron_test")
-        }),
+        secret: given.secret("--secret", random_secret)?,
+        webhook_secret: given.secret("--webhook-secret", || secret_or("whsec_test"))?,
+        cron_secret: given.secret("--cron-secret", || secret_or("cron_test"))?,
         test_hooks,
     }))
 }
 
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     "--listen",
     "--store",
     "--db",
@@ -149,6 +139,7 @@ const NAMES: [&str; 9] = [
     "--webhook-secret",
     "--cron-secret",
     "--limit-timeout-ms",
+    "--provider-seconds",
     "--health-seconds",
 ];
 

@@ -5,29 +5,26 @@
 //!
 //! Proof: `what_is_nowhere_is_a_problem_too`
 
+mod document;
+
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{fakepay, pages};
 
+/// The id of the request, for whatever is told about it.
+#[derive(Clone)]
+struct RequestId(String);
+
 /// The outermost layer: names the request, forbids keeping what nobody declared keepable, finishes problems.
-pub async fn finish(request: Request, next: Next) -> Response {
+pub async fn finish(mut request: Request, next: Next) -> Response {
     let id = uuid::Uuid::new_v4().to_string();
-    let head = request.method() == Method::HEAD;
-    let is_page = is_page(&request);
-    let mut response = next.run(request).await;
-    let status = response.status();
-    // What is JSON already says what it has to say: the health of a part that is down.
-    let said = response.headers().get(header::CONTENT_TYPE);
-    let said =
-        said.is_some_and(|kind| kind == "application/json" || kind == "text/html; charset=utf-8");
-    if (status.is_client_error() || status.is_server_error()) && !head && !said {
-        response = complete(response, &id, is_page).await;
-    }
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let mut response = keepable(request, next).await;
     let is_keepable = may_be_kept(response.headers());
     let headers = response.headers_mut();
     if !is_keepable {
@@ -38,6 +35,30 @@ pub async fn finish(request: Request, next: Next) -> Response {
         headers.insert("x-request-id", value);
     }
     response
+}
+
+/// Finishes problems. Also beneath a layer that keeps answers: what it gives again is what it gave first, byte for byte, and
+/// names the request that was refused first.
+pub async fn keepable(request: Request, next: Next) -> Response {
+    let head = request.method() == Method::HEAD;
+    let is_page = is_page(&request);
+    let id = request.extensions().get::<RequestId>().cloned();
+    let response = next.run(request).await;
+    let status = response.status();
+    // What is JSON already says what it has to say: the health of a part that is down.
+    let said = response.headers().get(header::CONTENT_TYPE);
+    let said =
+        said.is_some_and(|kind| kind == "application/json" || kind == "text/html; charset=utf-8");
+    let is_problem = (status.is_client_error() || status.is_server_error()) && !head && !said;
+    match id {
+        Some(RequestId(id)) if is_problem => complete(response, &id, is_page).await,
+        _ => response,
+    }
+}
+
+/// A request as a layer of tower-keep hands it on, as functions of ours take it.
+pub fn as_ours(request: axum::http::Request<tower_keep::core::Body<Body>>) -> Request {
+    request.map(Body::new)
 }
 
 /// What our cache has answered says itself how long it may be kept, and assets do. What a session adds to all that it
@@ -52,35 +73,9 @@ fn may_be_kept(headers: &HeaderMap) -> bool {
 async fn complete(response: Response, id: &str, is_page: bool) -> Response {
     let (mut parts, body) = response.into_parts();
     let body = to_bytes(body, 64 * 1_024).await.unwrap_or_default();
-    let is_problem = parts
-        .headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|kind| kind == "application/problem+json");
-    let mut document: Value = if is_problem {
-        serde_json::from_slice(&body).unwrap_or_default()
-    } else {
-        plain(parts.status)
+    let Some(document) = document::complete(&mut parts, &body, id) else {
+        return Response::from_parts(parts, Body::from(body));
     };
-    let code = own_code(document["code"].as_str().unwrap_or("INTERNAL")).to_owned();
-    if code == "UNAUTHENTICATED" {
-        parts.headers.insert(
-            header::WWW_AUTHENTICATE,
-            HeaderValue::from_static("Session"),
-        );
-    }
-    if let Some(members) = document.as_object_mut() {
-        let detail = members
-            .get("detail")
-            .cloned()
-            .unwrap_or_else(|| members["title"].clone());
-        members.entry("error").or_insert(detail.clone());
-        members.entry("detail").or_insert(detail);
-        members.insert("code".to_owned(), code.into());
-        members.insert("request_id".to_owned(), id.into());
-        if let Some(seconds) = retry_after(&parts.headers) {
-            members.insert("retry_after".to_owned(), seconds.into());
-        }
-    }
     parts.headers.remove(header::CONTENT_LENGTH);
     if is_page && let Ok(text) = pages::text("problem.html", page_of(&document)) {
         let (name, policy) = pages::CONTENT_SECURITY;
@@ -133,34 +128,4 @@ fn waiting(seconds: u64) -> String {
         121..=7_200 => format!("{} minutes", seconds.div_ceil(60)),
         _ => format!("{} hours", seconds.div_ceil(3_600)),
     }
-}
-
-fn plain(status: StatusCode) -> Value {
-    let (code, why) = match status {
-        StatusCode::NOT_FOUND => ("NOT_FOUND", "there is nothing at this address"),
-        StatusCode::METHOD_NOT_ALLOWED => ("METHOD_NOT_ALLOWED", "this address does not take that"),
-        StatusCode::PAYLOAD_TOO_LARGE => ("BODY_TOO_LARGE", "a body has 64 KiB at most"),
-        status if status.is_client_error() => ("VALIDATION", "the request is incomplete or wrong"),
-        _ => ("INTERNAL", "something went wrong here"),
-    };
-    let title = status.canonical_reason().unwrap_or("Problem");
-    json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "code": code, "detail": why })
-}
-
-/// The practice's name for a code of a layer.
-fn own_code(code: &str) -> &str {
-    match code {
-        "SESSION_REQUIRED" => "UNAUTHENTICATED",
-        "ROLE_REQUIRED" => "FORBIDDEN",
-        "HOLD_NOT_FOUND" | "PAYMENT_NOT_FOUND" => "NOT_FOUND",
-        "HOLD_EXPIRED" => "PAYMENT_SESSION_EXPIRED",
-        "SLOT_IN_PAST" | "SLOT_INVALID" => "SLOT_NOT_OFFERED",
-        "IDEMPOTENCY_FIELDS_INVALID" | "IDEMPOTENCY_BODY_UNREADABLE" => "VALIDATION",
-        other => other,
-    }
-}
-
-fn retry_after(headers: &HeaderMap) -> Option<u64> {
-    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
-    seconds.parse().ok()
 }

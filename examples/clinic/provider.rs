@@ -8,6 +8,7 @@ mod away;
 mod events;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use self::away::Away;
 pub use self::events::{Event, EventData, SIGNATURE, is_signed, sign};
@@ -21,6 +22,8 @@ use crate::state::Count;
 pub struct Provider {
     db: Db,
     faults: Arc<Faults>,
+    /// For how long an answer is waited for.
+    patience: Duration,
     pub session_create: Count,
     pub session_paid: Count,
     pub session_expire: Count,
@@ -35,10 +38,11 @@ pub struct PaymentSession {
 }
 
 impl Provider {
-    pub fn new(db: Db, faults: Arc<Faults>) -> Self {
+    pub fn new(db: Db, faults: Arc<Faults>, patience: Duration) -> Self {
         Self {
             db,
             faults,
+            patience,
             session_create: Count::default(),
             session_paid: Count::default(),
             session_expire: Count::default(),
@@ -47,9 +51,15 @@ impl Provider {
         }
     }
 
+    /// The way there and back, which a real one has in each call: whoever says nothing for too long is away.
+    async fn asked(&self) -> Result<(), Away> {
+        let answer = tokio::time::timeout(self.patience, self.faults.provider());
+        answer.await.map_err(|_| Away)
+    }
+
     /// Opens a payment session. (A real one is a network call: no lock is held over it.)
     pub async fn open(&self) -> Result<PaymentSession, Fault> {
-        self.faults.provider().await;
+        self.asked().await?;
         if self.faults.payment.strikes() {
             return Err(Away.into());
         }
@@ -63,7 +73,7 @@ impl Provider {
     /// Takes the money, once, and notes with the same stroke what there is to tell of it. Says whether it is taken: a
     /// session that has ended takes none.
     pub async fn pay(&self, event: &Event) -> Result<bool, Fault> {
-        self.faults.provider().await;
+        self.asked().await?;
         let body = serde_json::to_string(event).unwrap_or_default();
         let sql = "update provider_session set state = 'paid', untold = $2 \
                    where payment_id = $1 and state = 'open'";
@@ -101,7 +111,9 @@ impl Provider {
 
     /// Ends a payment session that nobody shall pay any more.
     pub async fn expire(&self, payment_id: &str) {
-        self.faults.provider().await;
+        if self.asked().await.is_err() {
+            return;
+        }
         let sql = "update provider_session set state = 'expired' where payment_id = $1 and state = 'open'";
         if let Ok(1..) = self.db.execute(sql, &[payment_id]).await {
             self.session_expire.add();
@@ -110,7 +122,7 @@ impl Provider {
 
     /// Gives the money back; asked again it does nothing.
     pub async fn refund(&self, payment_id: &str) -> Result<(), Away> {
-        self.faults.provider().await;
+        self.asked().await?;
         let sql = "insert into provider_refund (payment_id) values ($1) on conflict do nothing";
         if self.db.execute(sql, &[payment_id]).await? > 0 {
             self.refund.add();
@@ -120,7 +132,7 @@ impl Provider {
 
     /// Finds the customer of a user, and makes one where there is none.
     pub async fn customer(&self, user: &str) -> Result<String, Away> {
-        self.faults.provider().await;
+        self.asked().await?;
         let made = format!("cus_{}", uuid::Uuid::new_v4().simple());
         let sql =
             "insert into provider_customer (user_id, id) values ($1, $2) on conflict do nothing";
@@ -149,7 +161,7 @@ impl Provider {
     }
 
     /// Says whether the provider answers.
-    pub async fn ping(&self) {
-        self.faults.provider().await;
+    pub async fn ping(&self) -> Result<(), Away> {
+        self.asked().await
     }
 }

@@ -37,7 +37,7 @@ pub struct PaymentRecord {
     pub price_cents: i64,
     pub guest: Guest,
     pub hold_expires_at: Option<Timestamp>,
-    /// It came too late and was given back: once, however often the provider tells it.
+    /// It was given back: once, however often the provider tells it, and whether or not it was told to have come.
     #[serde(default)]
     pub refunded: bool,
 }

@@ -32,7 +32,7 @@ pub async fn show<D: Records>(
         "start": record.start,
         "end": record.end,
         "price_cents": record.price_cents,
-        "state": state_name(hold.state()),
+        "state": state_name(&record, hold.state()),
         "hold_expires_at": hold.expires_at(),
         "booking_id": record.booking_id,
     })))
@@ -96,8 +96,9 @@ pub async fn own<D: Records>(
 }
 
 /// What a state is called outside.
-pub fn state_name(state: HoldState) -> &'static str {
+pub fn state_name(record: &PaymentRecord, state: HoldState) -> &'static str {
     match state {
+        _ if record.refunded => "refunded",
         HoldState::Held => "held",
         HoldState::Processing => "processing",
         HoldState::Confirmed => "confirmed",

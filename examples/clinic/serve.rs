@@ -5,19 +5,23 @@
 //!
 //! Proof: `sigterm_lets_a_running_booking_end_and_does_not_wait_for_ever`
 
-use std::net::SocketAddr;
+mod connections;
+
+use std::error::Error;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use sqlx::{Postgres, Sqlite};
 use tokio::signal::unix::{SignalKind, signal};
 use tower_keep::SECOND;
 use tower_keep::backend::sql::SqlStore;
+use tower_keep::store::OpenError;
 use tracing_subscriber::EnvFilter;
 
 use crate::hooks::{self, World};
-use crate::options::Options;
+use crate::options::{self, Options};
 use crate::records::Records;
-use crate::state::App;
+use crate::state::{App, Time};
 use crate::{db, health, outbox};
 
 /// What the layers have to say, by `RUST_LOG`; warnings without it.
@@ -30,14 +34,15 @@ pub fn log_to_stderr() {
 }
 
 /// Opens the stores, puts the practice on them, and serves it.
-pub async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
+pub async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     health::gather();
     let time = hooks::clock(options.test_hooks);
     let (store, faults) = hooks::store(&options, &time).await?;
-    let sql = SqlStore::builder(&options.db)
-        .clock(time.clone())
-        .open()
-        .await?;
+    let mut sql = SqlStore::builder(&options.db);
+    if let Time::Manual(clock) = &time {
+        sql = sql.clock(clock.clone());
+    }
+    let sql = sql.open().await?;
     let db = db::Db::open(&sql).await?;
     let postgres = options.db.starts_with("postgres");
     let app = App::new(options, (store, sql, db), time, faults);
@@ -49,7 +54,7 @@ pub async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// Serves until the process is told to stop; what is running then has ten seconds.
-async fn serve<D: Records>(app: App) -> Result<(), Box<dyn std::error::Error>> {
+async fn serve<D: Records>(app: App) -> Result<(), Box<dyn Error>> {
     let working = (!app.options.test_hooks).then(|| tokio::spawn(outbox::work::<D>(app.clone())));
     let listener = tokio::net::TcpListener::bind(app.options.listen).await?;
     let (stopped, world) = (stopped()?, World::new::<D>(app));
@@ -63,24 +68,34 @@ async fn serve<D: Records>(app: App) -> Result<(), Box<dyn std::error::Error>> {
         Instant::now()
     });
     let served = async {
-        axum::serve(
-            listener,
-            service.into_make_service_with_connect_info::<SocketAddr>(),
-        )
-        .with_graceful_shutdown(stopping)
-        .await?;
+        connections::serve(listener, service, stopping).await;
         // Less than there is: what does not end is given up, and then the next process may do it.
         let rest = (9 * SECOND).saturating_sub(stopped.await?.elapsed());
         running.drain(rest).await;
         if let Some(working) = working {
             working.await?;
         }
-        Ok::<(), Box<dyn std::error::Error>>(())
+        Ok::<(), Box<dyn Error>>(())
     };
     tokio::select! {
         served = served => served,
         () = async { late.await; tokio::time::sleep(10 * SECOND).await } => Ok(()),
     }
+}
+
+/// Says why it does not run. An address that is none is an option that cannot be, though only who opens it can tell.
+pub fn failed(why: &(dyn Error + 'static)) -> ExitCode {
+    eprintln!("clinic: {why}");
+    let mut causes = std::iter::successors(Some(why), |why| (*why).source());
+    let is_option = causes.any(|why| {
+        let sql = why.downcast_ref::<sqlx::Error>();
+        why.is::<OpenError>() || matches!(sql, Some(sqlx::Error::Configuration(_)))
+    });
+    if !is_option {
+        return ExitCode::FAILURE;
+    }
+    eprintln!("\n{}", options::USAGE);
+    ExitCode::from(2)
 }
 
 /// Ends with SIGTERM or ctrl-C, heard from the moment this returns.

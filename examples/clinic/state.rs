@@ -5,6 +5,7 @@
 //! Proof: `store_outage`
 
 mod counters;
+mod under_way;
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -21,6 +22,8 @@ use tower_keep::store::Store;
 use tower_keep::{DAY, MINUTE};
 
 pub use self::counters::{Count, Counters};
+pub use self::under_way::UnderWay;
+use crate::admin::transfers;
 use crate::customers::{self, Customers};
 use crate::db::Db;
 use crate::deliveries;
@@ -57,6 +60,7 @@ pub struct State {
     pub events_once: IdempotencyLayer,
     pub once: IdempotencyLayer,
     pub once_per_form: IdempotencyLayer,
+    pub once_if_asked: IdempotencyLayer,
     pub payments: Lock,
     pub customers: Customers,
     pub verifications: Verifications,
@@ -64,11 +68,12 @@ pub struct State {
     pub tokens: Tokens,
     pub provider: Arc<Provider>,
     pub counters: Counters,
+    pub under_way: UnderWay,
     pub faults: Arc<Faults>,
     pub time: Time,
 }
 
-/// The clock: the system's, or with test hooks one that is moved by hand.
+/// The clock of what is not in a store: the system's, or with test hooks one that is moved by hand.
 #[derive(Clone, Debug)]
 pub enum Time {
     System(SystemClock),
@@ -93,7 +98,11 @@ impl App {
         faults: Arc<Faults>,
     ) -> Self {
         let notices = notifications::queue(&store);
-        let provider = Arc::new(Provider::new(db.clone(), faults.clone()));
+        let provider = Arc::new(Provider::new(
+            db.clone(),
+            faults.clone(),
+            options.provider_patience,
+        ));
         let health = health::of(
             sql.clone(),
             &store,
@@ -116,6 +125,7 @@ impl App {
             events_once: webhooks::once(sql.clone(), &options),
             once: payments::once(&store, &options),
             once_per_form: payments::once_per_form(&store, &options),
+            once_if_asked: transfers::once_if_asked(&store, &options),
             payments: webhooks::lock(&store),
             customers: customers::customers(&store),
             verifications: identity::verifications(&store),
@@ -124,6 +134,7 @@ impl App {
             provider,
             faults,
             counters: Counters::default(),
+            under_way: UnderWay::default(),
             options,
             store,
             sql,

@@ -124,16 +124,23 @@ pub struct Brought {
     token: String,
 }
 
+const USED: Fault = Fault::Plain(
+    StatusCode::BAD_REQUEST,
+    "TOKEN_INVALID",
+    "this link was used, or its time is over",
+);
+
 /// `POST /api/verify-email`
 pub async fn verify(
     Extract(app): Extract<App>,
     Input(brought): Input<Brought>,
 ) -> Result<Json<Value>, Fault> {
-    let why = "this link was used, or its time is over";
-    let unknown = Fault::Plain(StatusCode::BAD_REQUEST, "TOKEN_INVALID", why);
-    let taken = app.tokens.mails.take(&brought.token).await?;
-    let user = taken.and_then(|taken| fixtures::user(&taken.value));
-    let user = user.ok_or(unknown)?;
+    let mails = &app.tokens.mails;
+    let found = mails.peek(&brought.token).await?;
+    let user = found.and_then(|found| fixtures::user(&found.value));
+    let user = user.ok_or(USED)?;
+    // First what may fail, and what may be done again: a token that is taken is gone.
     admin::verify(&app, user.id).await?;
+    mails.take(&brought.token).await?.ok_or(USED)?;
     Ok(Json(json!({ "email": user.email(), "verified": true })))
 }

@@ -5,6 +5,7 @@ mod details;
 mod exact;
 mod faults;
 mod forms;
+mod halves;
 mod knowing;
 mod leases;
 mod live;
@@ -27,7 +28,7 @@ use serde_json::{Value, json};
 use tower_keep::core::ManualClock;
 use tower_keep::data::lock::Lock;
 
-use crate::support::program::{run, run_unread};
+use crate::support::program::{command, run, run_unread};
 use crate::support::{Browser, PostgresServer, Program, RedisServer, Reply};
 
 /// The first Wednesday of tested time.
@@ -165,10 +166,37 @@ fn options_that_cannot_be_are_refused_with_exit_2_and_help_is_told() {
         &["--store", "mysql://user:hunter2@host"],
         &["--db", "mysql://user:hunter2@host"],
         &["--limit-timeout-ms", "0"],
+        &["--provider-seconds", "0"],
+        // Whatever is signed with nothing, anybody can sign.
+        &["--secret", ""],
+        &["--webhook-secret="],
+        &["--cron-secret="],
+        &["--test-hooks=false"],
+        &["--help=1"],
+        &["--store", "redis://127.0.0.1:99999/0"],
+        &["--db", "postgres://nobody@127.0.0.1:99999/none"],
     ] {
         let (code, out, err) = run("clinic", wrong);
         assert_eq!((code, out.as_str()), (Some(2), ""), "{wrong:?}");
         assert!(err.contains("Usage:") && !err.contains("hunter2"), "{err}");
+    }
+}
+
+#[test]
+fn a_secret_that_its_variable_leaves_empty_is_refused() {
+    for name in [
+        "CLINIC_SECRET",
+        "CLINIC_WEBHOOK_SECRET",
+        "CLINIC_CRON_SECRET",
+    ] {
+        // A database that is not there ends it, should the secret not.
+        let db = ["--db", "postgres://nobody@127.0.0.1:1/none"];
+        let mut command = command("clinic", &[&["--listen", "127.0.0.1:0"], &db[..]].concat());
+        assert_eq!(
+            command.env(name, "").output().unwrap().status.code(),
+            Some(2),
+            "{name}"
+        );
     }
 }
 

@@ -4,25 +4,29 @@
 //!
 //! Proof: `a_transfer_is_approved_by_one_of_all_admins_who_ask_at_once`
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State as Extract;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tower_keep::core::Principal;
 use tower_keep::idempotency::{Directive, IdempotencyLayer, Preset, Scope, StatusPolicy};
+use tower_keep::store::Store;
 use tower_keep::{MINUTE, SECOND};
 
 use crate::fault::{Fault, Input};
+use crate::options::Options;
 use crate::state::{App, State};
 
 /// A key is welcome here, and not required.
-pub fn once_if_asked(state: &State) -> IdempotencyLayer {
-    IdempotencyLayer::new(state.store.clone(), Scope::principal())
+pub fn once_if_asked(store: &Arc<dyn Store>, options: &Options) -> IdempotencyLayer {
+    IdempotencyLayer::new(store.clone(), Scope::principal())
         .preset(Preset::Api)
         .ttl(10 * MINUTE)
         .max_request_body(64 * 1_024)
         .statuses(StatusPolicy::default().on(409, Directive::StoreFor(10 * SECOND)))
-        .secret(state.options.key_secret())
+        .secret(options.key_secret())
 }
 
 #[derive(Deserialize)]

@@ -11,7 +11,7 @@ use tower::ServiceBuilder;
 
 use crate::admin::{self, caches, transfers};
 use crate::state::App;
-use crate::{account, limits, notifications, sessions};
+use crate::{account, limits, notifications, problem, sessions};
 
 pub fn routes(app: &App) -> Router<App> {
     let admins = || {
@@ -43,7 +43,9 @@ pub fn routes(app: &App) -> Router<App> {
         .route("/admin/transfers/{id}/approve", post(account::approve))
         .layer(
             admins()
-                .layer(transfers::once_if_asked(app))
+                .layer(app.once_if_asked.clone())
+                .map_request(problem::as_ours)
+                .layer(from_fn(problem::keepable))
                 .layer(limits::admin(app))
                 .layer(limits::transfer(app)),
         );

@@ -18,13 +18,17 @@ use crate::state::Time;
 /// The first moment of tested time, a Tuesday.
 pub const START: &str = "2030-01-01T00:00:00Z";
 
-/// The store of this process; with hooks it is at the far end of a line that can be cut.
+/// The store of this process, by whose own clock everything in it goes: processes that are one clinic have one time. With
+/// hooks time is moved by hand, and it is at the far end of a line that can be cut.
 pub async fn store(
     options: &Options,
     time: &Time,
 ) -> Result<(Arc<dyn Store>, Arc<Faults>), OpenError> {
     let faults = Arc::<Faults>::default();
-    let mut builder = tower_keep::store::builder(&options.store).clock(time.clone());
+    let mut builder = tower_keep::store::builder(&options.store);
+    if let Time::Manual(clock) = time {
+        builder = builder.clock(clock.clone());
+    }
     if options.test_hooks {
         builder = builder.faults(&faults.store);
     }

@@ -80,10 +80,13 @@ impl World {
     /// Lets end what runs though nobody waits for it any more: a booking whose client has left has no connection.
     pub async fn drain(&self, limit: Duration) {
         let (app, _) = self.now();
-        tokio::join!(
+        let told = tokio::time::timeout(limit, app.under_way.over());
+        let _ = tokio::join!(
             app.once.drain(limit),
             app.once_per_form.drain(limit),
-            app.events_once.drain(limit)
+            app.once_if_asked.drain(limit),
+            app.events_once.drain(limit),
+            told,
         );
     }
 

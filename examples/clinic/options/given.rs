@@ -22,6 +22,29 @@ impl Given<'_> {
             .or_else(|| (self.variable)(variable))
             .unwrap_or_else(default)
     }
+
+    /// A secret: an empty one is nobody's, for anybody has it.
+    pub fn secret(&self, name: &str, default: impl FnOnce() -> String) -> Result<String, String> {
+        let secret = self.or(name, &variable_of(name), default);
+        if secret.is_empty() {
+            return Err(format!("{name} is empty"));
+        }
+        Ok(secret)
+    }
+
+    /// A number from 1 to `most`.
+    pub fn number(&self, name: &str, default: u64, most: u64) -> Result<u64, String> {
+        let said = self.or(name, &variable_of(name), || default.to_string());
+        let number = said.parse().ok();
+        let number = number.filter(|number| (1..=most).contains(number));
+        number.ok_or_else(|| format!("{name} wants 1 to {most}"))
+    }
+}
+
+/// The variable of an option that has no name of old: `--cron-secret` is `CLINIC_CRON_SECRET`.
+fn variable_of(name: &str) -> String {
+    let words = name.trim_start_matches('-').replace('-', "_");
+    format!("CLINIC_{}", words.to_ascii_uppercase())
 }
 
 /// How the name of a store begins.

@@ -1,4 +1,5 @@
-//! The profile, which is also the expert's page, and the expert's status: whatever shows them forgets them at once.
+//! The profile, which is also the expert's page, and the expert's status: whatever shows them forgets them at once, also
+//! where the client hangs up in between.
 //!
 //! Try it: `curl -b jar localhost:8080/api/user/profile`
 //!
@@ -40,13 +41,23 @@ pub async fn set_profile(
     line("name", &wish.name, 1..=100)?;
     line("phone", wish.phone.as_deref().unwrap_or_default(), 0..=30)?;
     lines("bio", wish.bio.as_deref().unwrap_or_default(), 0..=2_000)?;
-    let changed = app.db.change_user(user.id(), |record| {
-        record.name.clone_from(&wish.name);
-        record.phone.clone_from(&wish.phone);
-        record.bio.clone_from(&wish.bio);
-        Ok(())
+    let own = app.clone();
+    let change = app.under_way.to_its_end(async move {
+        let changed = own.db.change_user(user.id(), |record| {
+            record.name.clone_from(&wish.name);
+            record.phone.clone_from(&wish.phone);
+            record.bio.clone_from(&wish.bio);
+            Ok(())
+        });
+        let changed = changed.await?;
+        own.cache.invalidate(shown_by(&user)).await;
+        Ok(Json(profile_of(&changed)))
     });
-    let changed = changed.await?;
+    change.await
+}
+
+/// Whatever shows a profile.
+fn shown_by(user: &Principal) -> Vec<Target> {
     let own = fixtures::EXPERTS
         .iter()
         .find(|expert| expert.owner == user.id());
@@ -58,8 +69,7 @@ pub async fn set_profile(
         targets.push(Target::tag(format!("expert:{}", expert.id)));
         targets.extend(["experts", "page"].map(Target::tag));
     }
-    app.cache.invalidate(targets).await;
-    Ok(Json(profile_of(&changed)))
+    targets
 }
 
 fn profile_of(user: &UserRecord) -> Value {
@@ -81,17 +91,21 @@ pub async fn set_status(
     if !["online", "busy", "offline"].contains(&wish.status.as_str()) {
         return Err(Fault::invalid("status", "is online, busy or offline"));
     }
-    let changed = app.db.change_user(user.id(), |record| {
-        record.status.clone_from(&wish.status);
-        Ok(())
+    let own = app.clone();
+    let change = app.under_way.to_its_end(async move {
+        let changed = own.db.change_user(user.id(), |record| {
+            record.status.clone_from(&wish.status);
+            Ok(())
+        });
+        changed.await?;
+        let tags = [
+            "experts".to_owned(),
+            format!("expert:{}", expert.id),
+            "page".to_owned(),
+        ];
+        own.cache.invalidate(tags.map(Target::tag)).await;
+        own.live.status(expert.id, &wish.status, own.now()).await;
+        Ok(StatusCode::NO_CONTENT)
     });
-    changed.await?;
-    let tags = [
-        "experts".to_owned(),
-        format!("expert:{}", expert.id),
-        "page".to_owned(),
-    ];
-    app.cache.invalidate(tags.map(Target::tag)).await;
-    app.live.status(expert.id, &wish.status, app.now()).await;
-    Ok(StatusCode::NO_CONTENT)
+    change.await
 }

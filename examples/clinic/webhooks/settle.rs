@@ -17,6 +17,10 @@ pub async fn confirm<D: Records>(
     guard: &mut ReservationGuard<D>,
     record: &mut PaymentRecord,
 ) -> Result<Option<Now>, Fault> {
+    // It is back already: events need not come in their order.
+    if record.refunded {
+        return Ok(None);
+    }
     match guard.confirm(HoldRef::payment(&record.payment_id)).await? {
         Settled::Confirmed(_) => {
             record.booking_id = Some(format!("bok_{}", uuid::Uuid::now_v7().simple()));
@@ -63,11 +67,21 @@ pub async fn change<D: Records>(
             drop(guard.release(hold.id(), holder).await?);
             Some(("free", "released"))
         }
-        ("refunded", HoldState::Confirmed) => {
-            drop(guard.cancel(hold.id(), holder).await?);
+        ("refunded", state) if !record.refunded => {
+            let is_freed = match state {
+                HoldState::Confirmed => {
+                    drop(guard.cancel(hold.id(), holder).await?);
+                    true
+                }
+                HoldState::Held | HoldState::Processing => {
+                    drop(guard.release(hold.id(), holder).await?);
+                    true
+                }
+                _ => false,
+            };
             record.refunded = true;
             D::give_back(guard, record).await?;
-            Some(("free", "refunded"))
+            is_freed.then_some(("free", "refunded"))
         }
         _ => None,
     })

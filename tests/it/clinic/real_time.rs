@@ -7,8 +7,8 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::people::{refused, signed_in, told};
-use super::{Guest, advance, alone, soon, wish};
-use crate::support::Browser;
+use super::{Guest, advance, alone, hooked, soon, wish};
+use crate::support::{Browser, Program};
 
 #[tokio::test]
 async fn an_event_stream_on_which_nothing_happens_has_a_comment_every_fifteen_seconds() {
@@ -69,7 +69,8 @@ async fn wait_for(guest: &Guest, wished: &Value) -> u64 {
 async fn who_asks_while_its_request_runs_is_told_what_is_left_of_a_run_as_long_as_others_were() {
     // With 40 one sees the longest wait that is ever told.
     let length = std::env::var("CLINIC_RUN_SECONDS").map_or(3, |text| text.parse().unwrap());
-    let clinic = alone();
+    // It is slow here for as long as it is told to be.
+    let clinic = Program::start("clinic", &hooked(&["--provider-seconds", "86400"]));
     let hooks = Browser::new(clinic.address());
     let provider_takes = async |seconds: u64| {
         let order = json!({ "provider_delay_ms": seconds * 1_000 });

@@ -88,6 +88,10 @@ impl Browser {
         }
     }
 
+    pub fn server(&self) -> SocketAddr {
+        self.server
+    }
+
     /// The same cookies at another process of the same application.
     pub fn at(&self, server: SocketAddr) -> Self {
         Self {
