@@ -60,7 +60,7 @@ async fn main() -> ExitCode {
     serve::log_to_stderr();
     let wish = options::parse(std::env::args().skip(1), |name| std::env::var(name).ok());
     let options = match wish {
-        Ok(Wish::Run(options)) => options,
+        Ok(Wish::Run(options)) => *options,
         Ok(Wish::Help) => {
             // Whoever reads only its beginning closes the pipe.
             let _ = writeln!(std::io::stdout(), "{}", options::USAGE);

@@ -52,7 +52,7 @@ pub struct Options {
 /// What the command line asks for.
 #[derive(Debug)]
 pub enum Wish {
-    Run(Options),
+    Run(Box<Options>),
     Help,
 }
 
@@ -113,7 +113,7 @@ pub fn parse(
             random_secret()
         }
     };
-    Ok(Wish::Run(Options {
+    Ok(Wish::Run(Box::new(Options {
         listen,
         store,
         db,
@@ -127,7 +127,7 @@ pub fn parse(
         webhook_secret: given.secret("--webhook-secret", || secret_or("whsec_test"))?,
         cron_secret: given.secret("--cron-secret", || secret_or("cron_test"))?,
         test_hooks,
-    }))
+    })))
 }
 
 const NAMES: [&str; 10] = [
