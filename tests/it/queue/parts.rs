@@ -2,13 +2,14 @@
 //! and no script has much to do.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use tower_keep::backend::redis::RedisStore;
+use tower_keep::core::Notice;
 use tower_keep::data::queue::{
-    Batch, EnqueueOutcome, Job, JobError, JobId, Priority, Queue, QueueErrorKind,
+    Batch, EnqueueOutcome, Job, JobId, Priority, Queue, QueueErrorKind, QueueStore,
 };
 
 use crate::support::redis::{RedisServer, fresh_prefix, shared};
@@ -57,16 +58,16 @@ async fn left_behind(
     jobs: Vec<Job<u64>>,
     done: usize,
 ) -> (Queue<u64>, RedisStore, Kept) {
-    left_behind_on(shared().await, before, jobs, done).await
+    left_behind_at(shared().await, fresh_prefix(), before, jobs, done).await
 }
 
-async fn left_behind_on(
+async fn left_behind_at(
     server: &RedisServer,
+    prefix: String,
     before: Vec<Job<u64>>,
     jobs: Vec<Job<u64>>,
     done: usize,
 ) -> (Queue<u64>, RedisStore, Kept) {
-    let prefix = fresh_prefix();
     let store = server.store_with(&prefix).await;
     // All scripts are known then, and each step is one command.
     let other: Queue<u64> = Queue::new(store.clone(), "other");
@@ -241,7 +242,8 @@ async fn a_full_server_still_puts_a_part_in_its_place() {
     let server = RedisServer::start().await;
     for done in [0, 3] {
         let jobs = many(0..300).collect();
-        let (queue, _, mut kept) = left_behind_on(&server, Vec::new(), jobs, done).await;
+        let (queue, _, mut kept) =
+            left_behind_at(&server, fresh_prefix(), Vec::new(), jobs, done).await;
         let room = async |bytes: &str| {
             let mut set = ::redis::cmd("CONFIG");
             set.arg("SET").arg("maxmemory").arg(bytes);
@@ -279,40 +281,20 @@ async fn a_full_server_still_leases_lists_and_extends() {
     assert!(queue.lease_from("u0", 20).await.unwrap().is_some());
 }
 
-/// Its caller may leave before anything is in its place: whoever sleeps does the rest.
+/// Its caller may leave before anything is in its place: whoever sleeps is told all the same.
 #[tokio::test]
 async fn who_sleeps_is_woken_for_a_part_whose_caller_has_left() {
     let prefix = fresh_prefix();
-    let (here, there) = (
-        shared().await.store_with(&prefix).await,
-        shared().await.store_with(&prefix).await,
-    );
-    let other: Queue<u64> = Queue::new(here.clone(), "other");
-    other.enqueue_many(many(0..100)).await.unwrap();
-    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
-    let worker = Queue::new(there, "q").worker(move |batch: Batch<u64>| {
-        let _ = told.send(batch.jobs.len());
-        async { Ok::<(), JobError>(()) }
-    });
-    let running = tokio::spawn(worker.run(std::future::pending()));
-    let queue: Queue<u64> = Queue::new(here.clone(), "q");
-    let started = std::time::Instant::now();
-    for _ in 0..6 {
-        // By then it sleeps, for five seconds unless it is told.
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        let last = here.commands() + 1;
-        let mut adding = pin!(queue.enqueue_many(many(0..100)));
-        while here.commands() < last {
-            let ended = poll_fn(|cx| Poll::Ready(adding.as_mut().poll(cx).is_ready())).await;
-            assert!(!ended, "it was not left behind");
-            tokio::task::yield_now().await;
-        }
-        let mut done = 0;
-        while done < 100 {
-            done += heard.recv().await.unwrap();
-        }
-    }
-    // Untold each round would take a whole sleep.
-    assert!(started.elapsed() < Duration::from_secs(20));
-    running.abort();
+    let sleeping = shared().await.store_with(&prefix).await;
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let callback = Arc::new(move |notice| drop(tell.send(notice)));
+    let name = Arc::from("q");
+    let listening = QueueStore::subscribe(&sleeping, &name, callback);
+    let listening = listening.await.unwrap();
+    assert_eq!(told.recv().await, Some(Notice::Restored));
+    let jobs = many(0..100).collect();
+    let (_, _, mut kept) = left_behind_at(shared().await, prefix, Vec::new(), jobs, 0).await;
+    assert!(matches!(told.recv().await, Some(Notice::Payload(_))));
+    assert_eq!(kept.pieces("q").await, 2);
+    drop(listening);
 }
