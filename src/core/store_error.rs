@@ -18,7 +18,8 @@ pub enum StoreErrorKind {
     TooLarge,
     /// Others held what was needed for too long: nothing was done, try again.
     Contention,
-    /// The store refused or could not understand: nothing was done.
+    /// The store refused or was not understood. As a rule nothing was done; what it refused half-way, or said so that nobody
+    /// understands it, may have been done in part.
     Failed,
 }
 

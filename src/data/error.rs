@@ -37,7 +37,8 @@ pub enum DataErrorKind {
     WeakToken,
     /// The value cannot be written as JSON: nothing was done.
     Unencodable,
-    /// The store, or the system's random source, refused: nothing was done.
+    /// The store, or the system's random source, refused, or was not understood. As a rule nothing was done; what the store
+    /// refused half-way may have been done in part.
     Failed,
 }
 

@@ -90,7 +90,9 @@ impl RateLimitLayer {
 
     /// Sets who decides while the store cannot answer, [`StoreFailure::Local`] unless set.
     ///
-    /// Under `Local` an outage admits at most `n * max(1, limit / n)` more in a window, for `n` [`processes`](Self::processes).
+    /// Under `Local` an outage admits at most `n * max(1, limit / n)` more in a window, for `n` [`processes`](Self::processes),
+    /// counted in requests of cost 1. One that costs more than the share of a process, and no more than the limit, takes that
+    /// whole share: at most `n` such are admitted.
     pub fn on_store_failure(self, mode: StoreFailure) -> Self {
         self.set(|settings| settings.failure = mode)
     }

@@ -83,7 +83,8 @@
 //! # Floods
 //!
 //! On Redis a key that the server called full or blocked is refused by this process for up to five seconds without
-//! asking again: a flood of refused requests costs next to no command. Nobody is refused who need not be: whoever frees
+//! asking again: a flood of refused requests costs next to no command. Nobody is refused who need not be (but see
+//! [`Policy::limit_by`]): whoever frees
 //! such a key early (`reset`, a refund) says so in the same step, every process listens, and one that cannot hear asks
 //! the server. For more than four different costs of one key the wait that is told may be too short.
 //!

@@ -1,8 +1,8 @@
 //! State on a Redis server: a multiplexed connection that comes back by itself, scripts, a breaker; one of each per node.
 //!
 //! A call never waits longer than its timeout (500 ms, a part may set less), is never sent twice after an
-//! unknown outcome, and is refused at once while the breaker is open. Calls that wait less than the handle have a
-//! breaker of their own: what is too slow for them is not away. The handle opens while the server is
+//! unknown outcome, and is refused at once while the breaker is open. Calls that wait less than the handle have
+//! breakers of their own, one for each factor of two in the wait: what is too slow for them is not away. The handle opens while the server is
 //! away and joins it by itself; a connection that ends while nobody uses it is replaced before the next call.
 //!
 //! ```no_run

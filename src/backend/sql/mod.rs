@@ -1,8 +1,9 @@
 //! SQL databases: pools, migrations, and the one transaction that a request shares.
 //!
 //! A request's transaction is joined by whoever wants to write in it and finished by whoever joined
-//! first. Nothing is opened before the first statement, nothing is committed that had a failed
-//! statement in it, and no connection goes back to the pool with a transaction open.
+//! first. Nothing is opened before the first statement, and no connection goes back to the pool with
+//! a transaction open. On Postgres nothing is committed that had a failed statement outside a
+//! savepoint; on SQLite a failed statement that the handler ignores undoes itself alone.
 //!
 //! ```
 //! # #[cfg(feature = "sqlite")]

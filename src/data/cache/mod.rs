@@ -41,14 +41,16 @@
 //!
 //! # What holds
 //! - One load per key and process, which runs on when its callers leave; one per key over all processes, by a lease in the
-//!   store that another takes over a second after its loader died. This saves work, it is no lock: whoever creates something
-//!   at a provider passes it a stable key.
+//!   store that whoever has waited a second takes over, whether its loader died or is slow: a load of more than a second runs
+//!   in each process that asks. This saves work, it is no lock: whoever creates something at a provider passes it a stable key.
 //! - A fill that an invalidation overtook is refused, whichever reaches the store first: an old value never returns. Loads
 //!   that ran when something of theirs was invalidated answer those who asked before, and nobody later.
 //! - Errors are never stored. A stale value stands in for a loader that fails or is slow, where the lifetime allows it.
-//! - The store's faults never fail a read. What it could not be told is queued, and told before the next shared read.
+//! - The store's faults never fail a read that brings a loader; one without is an error where not every key has a copy here.
+//!   What the store could not be told is queued, and told before the next shared read; what it refuses is told again each
+//!   second, and what that would hit is no hit here.
 //! - Local copies are believed while notices arrive, and for 10 s after their link was silently cut, never longer than
-//!   [`Local::ttl`]. Invalidate after the commit of what changed: before it, a fill may keep the old row.
+//!   [`Local::ttl`]; while the store cannot be asked they answer for that long, whatever others invalidated meanwhile. Invalidate after the commit of what changed: before it, a fill may keep the old row.
 //!
 //! # What it does not do
 //! Sliding expiry, conditional loads. Records of one group lie on one node of a cluster: a batch is one step.

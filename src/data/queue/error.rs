@@ -35,7 +35,7 @@ pub enum QueueErrorKind {
     },
     /// An item cannot be written as JSON: nothing was done.
     Unencodable,
-    /// The store refused: nothing was done.
+    /// The store refused or was not understood. As a rule nothing was done; what it refused half-way may have been done in part.
     Failed,
 }
 

@@ -29,7 +29,7 @@
 //! ```
 //!
 //! # What holds
-//! - Ids are `epoch-seq`, seq 1, 2, 3 … per key; all readers see one order.
+//! - Ids are `epoch-seq-at`, seq 1, 2, 3 … per key; all readers see one order. `at` (ms) takes no part in it.
 //! - A reader gets every event after its start once, in order. Notices carry the payload; a hole, a link that was cut, or
 //!   lagging 256 behind is healed from the log. Only what the log lacks is a gap, with its size where that is known.
 //! - The log keeps the last 256 events, none older than 5 minutes ([`Topic::retain`]); its head outlives them by 24 h, so

@@ -137,7 +137,8 @@ impl Session {
     }
 
     /// Ends the session and removes the cookie; Ok without a live one. What is buffered is dropped. It is asked of the
-    /// store also where an earlier call of this request failed: what a store cannot do in an outage it makes up for.
+    /// store also where an earlier call of this request failed: what Redis cannot do in an
+    /// outage it makes up for while this process lives; in SQL it has to be asked again.
     ///
     /// Dropping it: ended or not; safe to repeat.
     ///

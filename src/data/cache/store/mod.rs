@@ -16,7 +16,7 @@ use bytes::Bytes;
 use super::target::{CacheKey, Target};
 use crate::core::{Clock, Key, NoticeCallback, StoreFuture, Subscription};
 
-/// Drawn for each attempt to load: only its owner fills under a lease.
+/// Drawn for each attempt to load: only who owns a part of the lease fills under it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct LeaseToken(pub [u8; 16]);
 
@@ -42,7 +42,7 @@ pub struct LeaseWish {
     pub token: LeaseToken,
     /// How long a load may take.
     pub lasts: Duration,
-    /// Ends another's lease.
+    /// Takes part in another's lease: whichever of its owners is done first fills.
     pub take_over: bool,
     /// Also where the record is fresh.
     pub force: bool,
@@ -159,7 +159,7 @@ pub struct Lookup {
 pub enum Written {
     /// It is kept.
     Stored,
-    /// Something invalidated it while it was loaded, or the lease is another's by now.
+    /// Something invalidated it while it was loaded, another owner has filled, or its part in the lease is gone.
     Refused,
 }
 

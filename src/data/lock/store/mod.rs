@@ -124,7 +124,7 @@ pub trait LockStore: fmt::Debug + Send + Sync + 'static {
     /// Frees the lock if `owner` has it, and tells those who wait.
     ///
     /// # Behaviour
-    /// Never frees another's. A repeat after a lost reply says [`Owned::Yes`] again until somebody else took the lock.
+    /// Never frees another's. A repeat after a lost reply may say [`Owned::Yes`] again, until somebody else took the lock.
     ///
     /// # Errors
     /// As the engine has them; a repeat is harmless.

@@ -89,7 +89,7 @@ pub struct Page {
 /// Keeps the last events of each key.
 ///
 /// # Behaviour
-/// - Every method is one atomic step. Ids are `epoch-seq`: seq 1, 2, 3 … per key, epoch the engine's time in ms when
+/// - Every method is one atomic step. Ids are `epoch-seq-at`: seq 1, 2, 3 … per key, epoch the engine's time in ms when
 ///   the log began; they only grow.
 /// - A log keeps what [`Retain`] says, by the passed clock if any; at exactly its time an event is gone. The head outlives
 ///   its events by 24 h.
