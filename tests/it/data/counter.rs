@@ -291,3 +291,33 @@ async fn a_success_rate_is_of_the_last_hour_and_not_of_a_lifetime() {
     };
     assert_eq!((of(&sent).await, of(&failed).await), (10, 1));
 }
+
+#[tokio::test]
+async fn a_series_on_redis_has_no_more_buckets_than_it_keeps_and_a_quarter() {
+    let (server, clock) = (RedisServer::start().await, clock());
+    let counter = Counter::new(server.store(&clock).await, "metrics");
+    for observed in [false, true] {
+        let series = counter.series("sent", [Bucket::HOUR.keep(8)]);
+        let key = if observed { "observed" } else { "counted" };
+        for _ in 0..40 {
+            if observed {
+                series.observe(key, 7).await.unwrap();
+            }
+            series.incr(key, 1).await.unwrap();
+            clock.advance(HOUR);
+        }
+        let mut raw = server.raw().await;
+        let listed = redis::cmd("KEYS").arg(format!("*{key}*")).to_owned();
+        let keys: Vec<String> = listed.query_async(&mut raw).await.unwrap();
+        assert_eq!(keys.len(), 1);
+        let length = redis::cmd("HLEN").arg(&keys[0]).to_owned();
+        let fields: usize = length.query_async(&mut raw).await.unwrap();
+        let most = if observed { 3 * 11 } else { 11 };
+        assert!((8..=most).contains(&fields), "{fields}");
+        // The last eight are there.
+        let now = Timestamp::of(&clock);
+        let then = Timestamp::from_millis(now.as_millis() - 8 * 3_600_000);
+        let points = series.range(key, Bucket::HOUR, then..now).await.unwrap();
+        assert_eq!(points.iter().filter(|point| point.count > 0).count(), 8);
+    }
+}

@@ -7,7 +7,11 @@ local function add(key, field, by)
     local last = string.sub(by, 1, 1) == '-' and '-9223372036854775808' or '9223372036854775807'
     redis.call('HSET', key, field, last)
   end
+  return next
 end
+
+-- As many as a bucket has of what is written now.
+local fields = ARGV[3] ~= '' and 3 or 1
 
 local function less(a, b)
   local na, nb = string.sub(a, 1, 1) == '-', string.sub(b, 1, 1) == '-'
@@ -24,15 +28,15 @@ for i = 1, #KEYS do
   local key, width, keep = KEYS[i], tonumber(ARGV[2 + i * 2]), tonumber(ARGV[3 + i * 2])
   local number = math.floor(now_ms / width)
   local prefix = string.format('%.0f', number)
-  if redis.call('HLEN', key) > 3 * (keep + math.floor(keep / 4) + 1) then
-    -- At most as many fields as are kept, and a quarter.
+  local sum = add(key, prefix .. 'c', ARGV[2])
+  -- Only a bucket that begins can be too many: more than are kept, and a quarter.
+  if sum == tonumber(ARGV[2]) and redis.call('HLEN', key) > fields * (keep + math.floor(keep / 4) + 1) then
     for _, field in ipairs(redis.call('HKEYS', key)) do
       if tonumber(string.sub(field, 1, -2)) < number - keep then
         redis.call('HDEL', key, field)
       end
     end
   end
-  add(key, prefix .. 'c', ARGV[2])
   if ARGV[3] ~= '' then
     add(key, prefix .. 's', ARGV[3])
     local max = redis.call('HGET', key, prefix .. 'x')
