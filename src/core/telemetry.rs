@@ -230,9 +230,16 @@ impl Counter {
         }
     }
 
-    /// Adds one, where the recorder of this moment counts: it may come later than the first use. (A thread's own, as tests
-    /// have them, is told from others by where it lies: it has to outlive its use with this counter.)
+    /// Adds one.
     pub(crate) fn add_one(&self) {
+        self.add(1);
+    }
+
+    /// Adds, where the recorder of this moment counts: it may come later than the first use. (A thread's own, as tests
+    /// have them, is told from others by where it lies: it has to outlive its use with this counter.)
+    pub(crate) fn add(&self, count: u64) {
+        #[cfg(not(feature = "metrics"))]
+        let _ = count;
         #[cfg(feature = "metrics")]
         metrics::with_recorder(|recorder| {
             let found = || recorder.register_counter(&self.key, &METADATA);
@@ -240,10 +247,10 @@ impl Counter {
             for handle in &self.handles {
                 let (of, counter) = handle.get_or_init(|| (own, found()));
                 if *of == own {
-                    return counter.increment(1);
+                    return counter.increment(count);
                 }
             }
-            found().increment(1);
+            found().increment(count);
         });
     }
 }

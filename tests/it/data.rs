@@ -5,6 +5,7 @@ mod batches;
 mod cache;
 mod coherence;
 mod costs;
+mod counted;
 mod counter;
 mod dropped;
 mod health;

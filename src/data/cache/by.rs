@@ -20,6 +20,7 @@ use super::loaded::Loaded;
 use super::local::Known;
 use super::read::{Start, WAIT_FOR_OTHERS};
 use super::sight::IsOld;
+use super::stats::Served;
 use super::store::{Ask, Fetched, LeaseToken, LeaseWish, Leased, Lookup};
 use super::target::CacheKey;
 use crate::core::ttl::SECOND;
@@ -37,10 +38,11 @@ struct Found<V> {
 }
 
 impl<V> Found<V> {
-    const fn counts_as(&self) -> &'static str {
+    const fn counts_as(&self) -> Served {
         match self.outcome {
-            CacheOutcome::LocalHit => "local",
-            _ => "shared",
+            CacheOutcome::LocalHit => Served::Local,
+            CacheOutcome::Bypassed => Served::Bypass,
+            _ => Served::Shared,
         }
     }
 }
@@ -68,11 +70,11 @@ where
                 Ok(self.state.cached(found.known, found.outcome))
             }
             Ok(None) => {
-                self.state.meter.read("miss");
+                self.state.meter.read(Served::Miss);
                 Ok(None)
             }
             Err(error) => {
-                self.state.meter.read("bypass");
+                self.state.meter.read(Served::Bypass);
                 let found = self.state.kept_as(&alias).ok_or(error)?;
                 Ok(self.state.cached(found.known, found.outcome))
             }
@@ -127,8 +129,9 @@ where
             }
         }
         let (flight, joined) = self.state.flight_by(aliases, loader, &said, None);
-        let found = flight.wait(joined, self.state.clock.now_micros()).await?;
-        found.ok_or(LoadError::Panicked)
+        let (found, served) = flight.wait(joined, self.state.clock.now_micros()).await;
+        self.state.meter.read(served);
+        found?.ok_or(LoadError::Panicked)
     }
 
     fn loader_by<F, Fut, L, E>(&self, loader: F, said: Said) -> Loader<V>
@@ -263,7 +266,7 @@ where
         let Some(start) = self.lease_by(&by, told).await else {
             return;
         };
-        let token = start.token;
+        let (token, served) = (start.token, start.served);
         let answer = match self.load(first, loader, told, &start, Want::Value).await {
             Ok(loaded) => {
                 let key = said.lock().take();
@@ -286,24 +289,24 @@ where
             }
         };
         landing.land();
-        tell(told, answer);
+        tell(told, (answer, served));
     }
 
     /// Takes a lease on every alias, or waits for whoever has one; `None` where that was the answer.
     async fn lease_by(&self, by: &By, told: &Told<V>) -> Option<Start<V>> {
         let token = self.group.shared.draw();
-        let start = |token: Option<LeaseToken>, noted| Start {
+        let start = |token: Option<LeaseToken>, noted, served| Start {
             stale: None,
             replaces: by.refreshes.is_some(),
             bypassed: token.is_none(),
             token,
             noted,
+            served,
         };
-        let count = |result| {
-            // A refresh is behind a read that was counted.
-            if by.refreshes.is_none() {
-                self.meter.read(result);
-            }
+        let tell = |found: Found<V>| {
+            let served = found.counts_as();
+            let answer = Ok(self.cached(found.known, found.outcome));
+            tell(told, (answer, served));
         };
         let mut take_over = false;
         for _ in 0..3 {
@@ -323,17 +326,16 @@ where
             };
             let lookups = by.leases.iter().map(lookup).collect();
             let Ok((fetched, noted)) = self.fetch_many(lookups).await else {
-                count("bypass");
                 if let Some(found) = by.aliases.iter().find_map(|alias| self.kept_as(alias)) {
-                    tell(told, Ok(self.cached(found.known, found.outcome)));
+                    tell(found);
                     return None;
                 }
-                return Some(start(None, self.group.shared.sight.now()));
+                let noted = self.group.shared.sight.now();
+                return Some(start(None, noted, Served::Bypass));
             };
             let is_given = |fetched: &Fetched| fetched.leased == Leased::Given;
             let Some(busy) = fetched.iter().position(|fetched| !is_given(fetched)) else {
-                count("miss");
-                return Some(start(Some(token), noted));
+                return Some(start(Some(token), noted, Served::Miss));
             };
             // All or none: two who each had one and waited for the other's would both wait in vain.
             let given = by.leases.iter().zip(&fetched);
@@ -344,14 +346,13 @@ where
             take_over = rung.is_err();
             for alias in &by.aliases {
                 if let Ok(Some(found)) = self.find_by(alias).await {
-                    count("shared");
-                    tell(told, Ok(self.cached(found.known, found.outcome)));
+                    tell(found);
                     return None;
                 }
             }
         }
-        count("miss");
-        Some(start(None, self.group.shared.sight.now()))
+        let noted = self.group.shared.sight.now();
+        Some(start(None, noted, Served::Miss))
     }
 
     /// The lease on an alias lies on a key that never has a record.

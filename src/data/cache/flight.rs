@@ -14,6 +14,7 @@ use super::group::ANY_TAG;
 use super::handle::State;
 use super::loaded::Loaded;
 use super::sight::IsOld;
+use super::stats::Served;
 use super::target::CacheKey;
 use crate::core::Key;
 use crate::core::telemetry::count;
@@ -34,9 +35,12 @@ pub(super) type Answer<V> = Result<Option<Cached<V>>, LoadError>;
 /// What a load has said so far.
 pub(super) struct Said<V> {
     /// A value that answers while the load goes on, and until when, in UTC microseconds of the local clock.
-    early: Option<(Answer<V>, u64)>,
-    last: Option<Answer<V>>,
+    early: Option<(Word<V>, u64)>,
+    last: Option<Word<V>>,
 }
+
+/// An answer, and what each read counts as that it is the answer to.
+pub(super) type Word<V> = (Answer<V>, Served);
 
 impl<V> Said<V> {
     pub(super) fn is_silent(&self) -> bool {
@@ -44,29 +48,29 @@ impl<V> Said<V> {
     }
 
     /// What it says to one who asks at `now`.
-    fn at(&self, now: u64) -> Option<&Answer<V>> {
+    fn at(&self, now: u64) -> Option<&Word<V>> {
         let early = self.early.as_ref().filter(|(_, until)| now < *until);
-        early.map(|(answer, _)| answer).or(self.last.as_ref())
+        early.map(|(word, _)| word).or(self.last.as_ref())
     }
 }
 
 /// Says the end of a load, the first one counts.
-pub(super) fn tell<V>(told: &Told<V>, answer: Answer<V>) {
+pub(super) fn tell<V>(told: &Told<V>, word: Word<V>) {
     told.send_if_modified(|said| {
         let is_first = said.last.is_none();
         if is_first {
-            said.last = Some(answer);
+            said.last = Some(word);
         }
         is_first
     });
 }
 
 /// Answers until then, while the load goes on.
-pub(super) fn tell_early<V>(told: &Told<V>, answer: Answer<V>, until: u64) {
+pub(super) fn tell_early<V>(told: &Told<V>, word: Word<V>, until: u64) {
     told.send_if_modified(|said| {
         let is_first = said.is_silent();
         if is_first {
-            said.early = Some((answer, until));
+            said.early = Some((word, until));
         }
         is_first
     });
@@ -101,22 +105,22 @@ pub(super) struct Flight<V> {
 
 impl<V> Flight<V> {
     /// Waits for what it says to one who asks at `now`: nothing that had ended by then.
-    pub(super) async fn wait(&self, joined: bool, now: u64) -> Answer<V> {
+    pub(super) async fn wait(&self, joined: bool, now: u64) -> Word<V> {
         // Who led it was there before whatever it says.
         let now = if joined { now } else { 0 };
         let mut said = self.said.clone();
         let _ended = said.wait_for(|said| said.at(now).is_some()).await.is_err();
         // Without a last word others load, or the task panicked outside the loader, or the runtime stops.
         let said = said.borrow();
-        let answer = said.at(now).or_else(|| said.at(0)).cloned();
-        let mut answer = answer.unwrap_or(Err(LoadError::Panicked));
+        let word = said.at(now).or_else(|| said.at(0)).cloned();
+        let mut word = word.unwrap_or((Err(LoadError::Panicked), Served::Miss));
         if joined
-            && let Ok(Some(cached)) = &mut answer
+            && let Ok(Some(cached)) = &mut word.0
             && cached.outcome == CacheOutcome::Loaded
         {
             cached.outcome = CacheOutcome::Joined;
         }
-        answer
+        word
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::cached::{CacheOutcome, Cached};
 use super::share::Share;
 use super::sight::{IsOld, Sight};
+use super::stats::Served;
 use super::target::CacheKey;
 use crate::backend::memory::{Entry, EntryKey, MemoryStore, Shelf};
 use crate::core::size::MIB;
@@ -79,8 +80,11 @@ pub(super) struct Known<V> {
 
 impl<V> Known<V> {
     /// What a read that it answers counts as, where a value counts as `hit`.
-    pub(super) fn counts_as(&self, hit: &'static str) -> &'static str {
-        if self.value.is_some() { hit } else { "absent" }
+    pub(super) fn counts_as(&self, hit: Served) -> Served {
+        match self.value {
+            Some(_) => hit,
+            None => Served::Absent,
+        }
     }
 
     /// The value as it is seen at `now`.

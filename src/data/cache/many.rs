@@ -4,45 +4,29 @@ use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::future::Future;
 use std::hash::Hash;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use smallvec::{SmallVec, smallvec};
-use tokio::sync::Notify;
+use smallvec::smallvec;
 
 use super::cached::{CacheOutcome, Cached};
 use super::error::LoadError;
-use super::fill::Landed;
-use super::flight::{Entered, Flight, FlightKey, Landing, Told, Want, names_of_load, tell};
+use super::flight::{Entered, Flight, FlightKey, Want, names_of_load};
 use super::group::AT_ONCE;
 use super::handle::{Cache, State};
+use super::leads::{Lead, LoadMany};
 use super::loaded::Loaded;
-use super::read::{Start, WAIT_FOR_OTHERS};
-use super::store::{Ask, Fetched, LeaseToken, LeaseWish, Leased, Lookup};
+use super::stats::{Reads, Served};
+use super::store::{Ask, Fetched, Lookup};
 use super::target::CacheKey;
-use crate::core::ttl::SECOND;
 use crate::core::{IntoKey, StoreError};
 use crate::data::DataError;
-
-/// A key that this call loads.
-struct Lead<V> {
-    key: CacheKey,
-    told: Told<V>,
-    landing: Landing<V>,
-}
 
 /// What this process has.
 type Found<'k, V> = HashMap<&'k CacheKey, Option<Cached<V>>>;
 /// Loads that are waited for, and whether others lead them.
 type Waits<'k, V> = HashMap<&'k CacheKey, (Arc<Flight<V>>, bool)>;
-/// What is to be loaded, what others load, and what is there and cannot be read.
-type Looked<V> = (Vec<(Lead<V>, Start<V>)>, Vec<Lead<V>>, Vec<Lead<V>>);
-type Loads<V> = HashMap<CacheKey, Loaded<V>>;
-type LoadedMany<V> = Result<Loads<V>, Arc<dyn Error + Send + Sync>>;
-type LoadMany<V> =
-    Box<dyn FnOnce(Vec<CacheKey>) -> Pin<Box<dyn Future<Output = LoadedMany<V>> + Send>> + Send>;
 
 impl<K, V> Cache<K, V>
 where
@@ -54,8 +38,20 @@ where
     /// # Errors
     /// The store cannot tell.
     pub async fn get_many(&self, keys: &[K]) -> Result<Vec<Option<Cached<V>>>, DataError> {
+        let mut reads = Reads::default();
+        let known = self.find_many(keys, &mut reads).await;
+        self.state.meter.reads(&reads);
+        known
+    }
+
+    /// Says beside what it has what a read of it would count as.
+    pub(super) async fn find_many(
+        &self,
+        keys: &[K],
+        reads: &mut Reads,
+    ) -> Result<Vec<Option<Cached<V>>>, DataError> {
         let own: Vec<CacheKey> = keys.iter().map(|key| self.key_of(key)).collect();
-        self.state.get_many(&own).await
+        self.state.get_many(&own, reads).await
     }
 
     /// Returns the values in the order of `keys`, loading those that are missing by one call for exactly the keys that
@@ -78,10 +74,29 @@ where
         L: Into<Loaded<V>>,
         E: Into<Box<dyn Error + Send + Sync>>,
     {
+        let mut reads = Reads::default();
+        let found = self.find_many_or_load(keys, loader, &mut reads).await;
+        self.state.meter.reads(&reads);
+        found
+    }
+
+    /// Says beside what it gives what a read of it would count as.
+    pub(super) async fn find_many_or_load<F, Fut, L, E>(
+        &self,
+        keys: &[K],
+        loader: F,
+        reads: &mut Reads,
+    ) -> Result<Vec<Option<Cached<V>>>, LoadError>
+    where
+        F: FnOnce(Vec<K>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<Vec<(K, L)>, E>> + Send + 'static,
+        L: Into<Loaded<V>>,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
         let own: Vec<CacheKey> = keys.iter().map(|key| self.key_of(key)).collect();
         let by_key = own.iter().cloned().zip(keys.iter().cloned()).collect();
         let loader = self.loader_of_many(by_key, loader);
-        self.state.get_many_or_load(&own, loader).await
+        self.state.get_many_or_load(&own, loader, reads).await
     }
 
     fn loader_of_many<F, Fut, L, E>(&self, by_key: HashMap<CacheKey, K>, loader: F) -> LoadMany<V>
@@ -112,18 +127,23 @@ impl<V> State<V>
 where
     V: Serialize + DeserializeOwned + Send + Sync + 'static,
 {
-    async fn get_many(&self, keys: &[CacheKey]) -> Result<Vec<Option<Cached<V>>>, DataError> {
+    async fn get_many(
+        &self,
+        keys: &[CacheKey],
+        reads: &mut Reads,
+    ) -> Result<Vec<Option<Cached<V>>>, DataError> {
         self.begin().await;
-        let mut found: HashMap<&CacheKey, Option<Cached<V>>> = HashMap::new();
-        for key in keys {
-            if let Some(known) = self.known_here(key) {
-                self.meter.read(known.counts_as("local"));
-                found.insert(key, self.cached(known, CacheOutcome::LocalHit));
-            }
-        }
-        let mut rest: Vec<&CacheKey> = keys.iter().filter(|key| !found.contains_key(key)).collect();
-        let mut seen = HashSet::new();
-        rest.retain(|key| seen.insert(*key));
+        let (mut found, mut seen) = (Found::new(), HashSet::new());
+        let mut rest: Vec<&CacheKey> = keys.iter().filter(|key| seen.insert(*key)).collect();
+        rest.retain(|key| {
+            let Some(known) = self.known_here(key) else {
+                return true;
+            };
+            reads.add(known.counts_as(Served::Local));
+            found.insert(*key, self.cached(known, CacheOutcome::LocalHit));
+            false
+        });
+        let mut left = rest.len();
         for part in rest.chunks(AT_ONCE) {
             let lookups = part.iter().map(|key| Lookup {
                 key: (*key).clone(),
@@ -134,8 +154,14 @@ where
                 Err(error) => {
                     let kept = part.iter().map(|key| Some((*key, self.kept(key)?)));
                     let kept: Option<Vec<_>> = kept.collect();
-                    part.iter().for_each(|_| self.meter.read("bypass"));
-                    for (key, known) in kept.ok_or(error)? {
+                    let Some(kept) = kept else {
+                        // Nor will those after it be asked for.
+                        reads.add_many(Served::Bypass, left);
+                        return Err(error.into());
+                    };
+                    reads.add_many(Served::Bypass, part.len());
+                    left -= part.len();
+                    for (key, known) in kept {
                         found.insert(key, self.cached(known, CacheOutcome::Bypassed));
                     }
                     continue;
@@ -145,13 +171,12 @@ where
                 let now = self.clock.now_micros();
                 let known = self.take(key, fetched, noted);
                 let known = known.filter(|known| known.fresh > now);
-                let result = known
-                    .as_ref()
-                    .map_or("miss", |known| known.counts_as("shared"));
-                self.meter.read(result);
+                let seen = known.as_ref();
+                reads.add(seen.map_or(Served::Miss, |known| known.counts_as(Served::Shared)));
                 let cached = known.and_then(|known| self.cached(known, CacheOutcome::SharedHit));
                 found.insert(key, cached);
             }
+            left -= part.len();
         }
         Ok(keys
             .iter()
@@ -181,6 +206,7 @@ where
         self: &Arc<Self>,
         keys: &[CacheKey],
         loader: LoadMany<V>,
+        reads: &mut Reads,
     ) -> Result<Vec<Option<Cached<V>>>, LoadError> {
         self.begin().await;
         let (mut found, mut seen) = (Found::new(), HashSet::new());
@@ -189,13 +215,24 @@ where
             .filter(|key| self.is_wanted(key, &mut found))
             .collect();
         let (waits, leads) = self.enter_all(&wanted, &mut found);
+        for here in found.values() {
+            reads.add(here.as_ref().map_or(Served::Absent, |_| Served::Local));
+        }
         if !leads.is_empty() {
             let state = Arc::clone(self);
             tokio::spawn(async move { state.fly_many(leads, loader).await });
         }
         let now = self.clock.now_micros();
+        let mut left = waits.len();
         for (key, (flight, joined)) in waits {
-            found.insert(key, flight.wait(joined, now).await?);
+            let (answer, served) = flight.wait(joined, now).await;
+            left -= 1;
+            reads.add(served);
+            if answer.is_err() {
+                // Those after it are not waited for: they found nothing either.
+                reads.add_many(served, left);
+            }
+            found.insert(key, answer?);
         }
         Ok(keys
             .iter()
@@ -208,7 +245,6 @@ where
         let Some(known) = self.known_here(key) else {
             return true;
         };
-        self.meter.read(known.counts_as("local"));
         let is_due = self.is_due(key, &known);
         found.insert(key, self.cached(known, CacheOutcome::LocalHit));
         is_due
@@ -251,207 +287,5 @@ where
             }
         }
         (waits, leads)
-    }
-
-    async fn fly_many(self: &Arc<Self>, leads: Vec<Lead<V>>, loader: LoadMany<V>) {
-        let missing = match self.lease_many(leads).await {
-            missing if missing.is_empty() => return,
-            missing => missing,
-        };
-        let keys: Vec<CacheKey> = missing.iter().map(|(lead, _)| lead.key.clone()).collect();
-        let mut loads = match self.load_many(keys, loader, &missing).await {
-            Ok(loads) => loads,
-            Err(error) => {
-                self.fail_many(&missing).await;
-                for (lead, start) in missing {
-                    if let Some(stale) = &start.stale {
-                        self.tell_stale_once(&lead.told, stale);
-                    }
-                    lead.landing.land();
-                    tell(&lead.told, Err(error.clone()));
-                }
-                return;
-            }
-        };
-        let (mut leads, mut landed) = (Vec::new(), SmallVec::new());
-        for (lead, start) in missing {
-            landed.push(Landed {
-                loaded: loads.remove(&lead.key),
-                key: lead.key.clone(),
-                start,
-                lease_of: None,
-            });
-            leads.push(lead);
-        }
-        let answers = self.settle(landed).await;
-        for (lead, answer) in leads.into_iter().zip(answers) {
-            lead.landing.land();
-            tell(&lead.told, Ok(answer));
-        }
-    }
-
-    /// Remembers that loads have failed, and gives their leases back.
-    async fn fail_many(&self, missing: &[(Lead<V>, Start<V>)]) {
-        let (mut leases, mut token) = (Vec::new(), None);
-        for (lead, start) in missing {
-            self.note_failure(&lead.key);
-            if start.token.is_some() {
-                token = start.token;
-                leases.push(lead.key.clone());
-            }
-        }
-        self.give_back_all(&leases, token).await;
-    }
-
-    /// Asks the store for all; answers what it has, and returns what is to be loaded.
-    async fn lease_many(&self, leads: Vec<Lead<V>>) -> Vec<(Lead<V>, Start<V>)> {
-        let token = self.group.shared.draw();
-        let (mut missing, busy) = self.lease_round(leads, token, false).await;
-        if busy.is_empty() {
-            return missing;
-        }
-        if missing.is_empty() {
-            // Others load everything: one wait for all of it, then what is left is taken over. They are listened to before
-            // the store is asked once more, so that no fill is missed.
-            let waiters = |busy: &[Lead<V>]| -> Vec<Arc<Notify>> {
-                let shared = &self.group.shared;
-                let waiters = busy.iter().map(|lead| shared.waiter(lead.key.member()));
-                waiters.collect()
-            };
-            let _listening = waiters(&busy);
-            let (given, busy) = self.lease_round(busy, token, false).await;
-            missing.extend(given);
-            if missing.is_empty() && !busy.is_empty() {
-                let waiters = waiters(&busy);
-                let all = async {
-                    for waiter in &waiters {
-                        waiter.notified().await;
-                    }
-                };
-                let _ = tokio::time::timeout(WAIT_FOR_OTHERS, all).await;
-                let (given, none) = self.lease_round(busy, token, true).await;
-                missing.extend(given);
-                missing.extend(self.without_lease(none));
-            } else {
-                missing.extend(self.without_lease(busy));
-            }
-        } else {
-            // Two batches that waited for each other would both wait in vain.
-            missing.extend(self.without_lease(busy));
-        }
-        missing
-    }
-
-    fn without_lease(&self, leads: Vec<Lead<V>>) -> Vec<(Lead<V>, Start<V>)> {
-        let noted = self.group.shared.sight.now();
-        let start = || Start {
-            stale: None,
-            token: None,
-            replaces: false,
-            bypassed: false,
-            noted,
-        };
-        leads.into_iter().map(|lead| (lead, start())).collect()
-    }
-
-    /// Asks the store; gives those that are to be loaded, and those that others load.
-    async fn lease_round(
-        &self,
-        leads: Vec<Lead<V>>,
-        token: LeaseToken,
-        take_over: bool,
-    ) -> (Vec<(Lead<V>, Start<V>)>, Vec<Lead<V>>) {
-        let wish = |force| LeaseWish {
-            token,
-            lasts: self.config.hard + SECOND,
-            take_over,
-            force,
-        };
-        let (mut missing, mut busy, unread) = self.look_round(leads, wish(false)).await;
-        if !unread.is_empty() {
-            let (given, others, none) = self.look_round(unread, wish(true)).await;
-            missing.extend(given);
-            busy.extend(others.into_iter().chain(none));
-        }
-        (missing, busy)
-    }
-
-    /// One look at the store; the last are those whose records cannot be read here.
-    async fn look_round(&self, leads: Vec<Lead<V>>, wish: LeaseWish) -> Looked<V> {
-        let token = wish.token;
-        let lookup = |lead: &Lead<V>| Lookup {
-            key: lead.key.clone(),
-            ask: Ask::Lease(wish),
-        };
-        let (mut missing, mut busy, mut paused) = (Vec::new(), Vec::new(), Vec::new());
-        let mut unread = Vec::new();
-        let asked = self.fetch_many(leads.iter().map(lookup).collect()).await;
-        let (fetched, noted) = match asked {
-            Ok(asked) => asked,
-            Err(error) => {
-                let alone = |lead: Lead<V>| {
-                    let start = self.bypass(&lead.key, Want::Either, &lead.told, &error)?;
-                    Some((lead, start))
-                };
-                let missing = leads.into_iter().filter_map(alone).collect();
-                return (missing, busy, unread);
-            }
-        };
-        for (lead, fetched) in leads.into_iter().zip(fetched) {
-            let (leased, now) = (fetched.leased, self.clock.now_micros());
-            let known = self.take(&lead.key, fetched, noted);
-            let token = (leased == Leased::Given).then_some(token);
-            let is_fresh = known.as_ref().is_some_and(|known| known.fresh > now);
-            if let Some(known) = known.as_ref().filter(|_| is_fresh) {
-                self.meter.read(known.counts_as("shared"));
-                self.tell_fresh(&lead.told, known.clone(), token.is_some());
-            }
-            match (known, token) {
-                (Some(known), None) if is_fresh => drop(known),
-                (Some(stale), None) => self.tell_stale_once(&lead.told, &stale),
-                (Some(stale), Some(_)) if !is_fresh && !self.may_load(&lead.key, now) => {
-                    self.tell_stale_once(&lead.told, &stale);
-                    paused.push(lead);
-                }
-                (None, None) if leased == Leased::No => unread.push(lead),
-                (None, None) => busy.push(lead),
-                (stale, token) => {
-                    if stale.is_none() {
-                        self.meter.read("miss");
-                    }
-                    let start = Start {
-                        replaces: stale.is_some(),
-                        stale,
-                        token,
-                        bypassed: false,
-                        noted,
-                    };
-                    missing.push((lead, start));
-                }
-            }
-        }
-        // Given back before they land.
-        let leases: Vec<CacheKey> = paused.iter().map(|lead| lead.key.clone()).collect();
-        self.give_back_all(&leases, Some(token)).await;
-        (missing, busy, unread)
-    }
-
-    /// Runs the loader once; stale values answer when it outlasts the soft timeout.
-    async fn load_many(
-        &self,
-        keys: Vec<CacheKey>,
-        loader: LoadMany<V>,
-        missing: &[(Lead<V>, Start<V>)],
-    ) -> Result<Loads<V>, LoadError> {
-        let has_stale = missing.iter().any(|(_, start)| start.stale.is_some());
-        let soft = has_stale.then_some(self.config.soft);
-        let serve_stale = || {
-            for (lead, start) in missing {
-                if let Some(stale) = &start.stale {
-                    self.tell_stale_once(&lead.told, stale);
-                }
-            }
-        };
-        self.run(None, loader(keys), soft, serve_stale).await
     }
 }

@@ -63,6 +63,7 @@ mod fill;
 mod flight;
 mod group;
 mod handle;
+mod leads;
 mod loaded;
 mod loading;
 mod local;

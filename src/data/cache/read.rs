@@ -19,6 +19,7 @@ use super::group::CaughtUp;
 use super::handle::State;
 use super::local::Known;
 use super::share::Share;
+use super::stats::Served;
 use super::store::{Ask, Fetched, LeaseToken, LeaseWish, Leased, Lookup, Record};
 use super::target::CacheKey;
 use crate::core::telemetry::count;
@@ -38,6 +39,8 @@ pub(super) struct Start<V> {
     pub(super) replaces: bool,
     pub(super) bypassed: bool,
     pub(super) noted: u64,
+    /// What the reads count as that wait for what is loaded.
+    pub(super) served: Served,
 }
 
 impl<V> State<V>
@@ -64,7 +67,12 @@ where
         }
         self.begin().await;
         let (flight, joined) = self.flight(self.own(&asked), want, loader);
-        flight.wait(joined, self.clock.now_micros()).await
+        let (answer, served) = flight.wait(joined, self.clock.now_micros()).await;
+        // Who refreshes has not read.
+        if want != Want::Refresh {
+            self.meter.read(served);
+        }
+        answer
     }
 
     pub(super) async fn get(&self, asked: Segments) -> Result<Option<Cached<V>>, DataError> {
@@ -76,17 +84,16 @@ where
         let (fetched, noted) = match self.fetch(&key, Ask::Read).await {
             Ok(fetched) => fetched,
             Err(error) => {
-                self.meter.read("bypass");
+                self.meter.read(Served::Bypass);
                 let known = self.kept(&key).ok_or(error)?;
                 return Ok(self.cached(known, CacheOutcome::Bypassed));
             }
         };
         let known = self.take(&key, fetched, noted);
         let known = known.filter(|known| known.fresh > self.clock.now_micros());
-        let result = known
-            .as_ref()
-            .map_or("miss", |known| known.counts_as("shared"));
-        self.meter.read(result);
+        let found = known.as_ref();
+        let served = found.map_or(Served::Miss, |known| known.counts_as(Served::Shared));
+        self.meter.read(served);
         Ok(known.and_then(|known| self.cached(known, CacheOutcome::SharedHit)))
     }
 
@@ -132,6 +139,7 @@ where
             return;
         }
         let loaded = self.load(key, loader, told, &start, want).await;
+        let served = start.served;
         let answer = match loaded {
             Ok(loaded) => {
                 let landed = Landed {
@@ -153,7 +161,7 @@ where
         };
         // First out of the list, then the answer: whoever asks after it starts anew.
         landing.land();
-        tell(told, answer);
+        tell(told, (answer, served));
     }
 
     /// Asks the store; `None` where that was the answer, and nothing is to be loaded.
@@ -187,19 +195,16 @@ where
                 replaces,
                 bypassed: false,
                 noted,
+                served: Served::Miss,
             };
             match (known, leased) {
                 (Some(known), leased) if known.fresh > now && want != Want::Refresh => {
-                    self.meter.read(known.counts_as("shared"));
                     let is_due = leased == Leased::Given;
                     let kept = is_due.then(|| known.clone());
                     self.tell_fresh(told, known, is_due);
                     return kept.map(|known| start(Some(known), Some(token)));
                 }
-                (known, Leased::Given) => {
-                    self.meter.read("miss");
-                    return Some(start(known, Some(token)));
-                }
+                (known, Leased::Given) => return Some(start(known, Some(token))),
                 (Some(stale), Leased::Busy) if want != Want::Refresh => {
                     self.tell_stale_once(told, &stale);
                     return None;
@@ -215,13 +220,13 @@ where
                 (_, Leased::Busy) => ask = wish(true, true),
             }
         }
-        self.meter.read("miss");
         Some(Start {
             stale: None,
             token: None,
             replaces: false,
             bypassed: true,
             noted: self.group.shared.sight.now(),
+            served: Served::Miss,
         })
     }
 
@@ -234,7 +239,6 @@ where
         error: &StoreError,
     ) -> Option<Start<V>> {
         let _ = error;
-        self.meter.read("bypass");
         let shared = &self.group.shared;
         let noted = shared.sight.now();
         let known = self.kept(key);
@@ -242,7 +246,8 @@ where
         if let Some(known) = known.filter(fits)
             && want != Want::Refresh
         {
-            tell(told, Ok(self.cached(known, CacheOutcome::Bypassed)));
+            let answer = Ok(self.cached(known, CacheOutcome::Bypassed));
+            tell(told, (answer, Served::Bypass));
             return None;
         }
         Some(Start {
@@ -251,6 +256,7 @@ where
             replaces: false,
             bypassed: true,
             noted,
+            served: Served::Bypass,
         })
     }
 
@@ -372,20 +378,19 @@ where
 
     pub(super) fn tell_stale_once(&self, told: &Told<V>, stale: &Known<V>) {
         if told.borrow().is_silent() {
-            self.meter.read("stale");
             let answer = Ok(self.cached(stale.clone(), CacheOutcome::Stale));
-            tell_early(told, answer, stale.gone);
+            tell_early(told, (answer, stale.counts_as(Served::Stale)), stale.gone);
         }
     }
 
     /// Tells a fresh value; where it is due for a refresh, that goes on behind it.
     pub(super) fn tell_fresh(&self, told: &Told<V>, known: Known<V>, is_due: bool) {
-        let until = known.fresh;
-        let answer = Ok(self.cached(known, CacheOutcome::SharedHit));
+        let (until, served) = (known.fresh, known.counts_as(Served::Shared));
+        let word = (Ok(self.cached(known, CacheOutcome::SharedHit)), served);
         if is_due {
-            tell_early(told, answer, until);
+            tell_early(told, word, until);
         } else {
-            tell(told, answer);
+            tell(told, word);
         }
     }
 

@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::core::Stripes;
 use crate::core::telemetry::{Counter, Seldom};
 
-/// Counts of a cache since it was made. A miss never counts as a hit.
+/// Counts of a cache since it was made.
+///
+/// A read counts once for each of its keys, when it is answered and by what answered it, also where it joined a load that ran
+/// already; a miss never counts as a hit. `put`, `remove`, `refresh`, `warm` and `verify` are no reads, nor is a load behind one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheStats {
     /// Reads answered in this process.
@@ -16,7 +19,7 @@ pub struct CacheStats {
     pub absent: u64,
     /// Reads answered past the ttl.
     pub stale: u64,
-    /// Reads that found nothing.
+    /// Reads that found nothing, or nothing fresh: loaded, or not answered.
     pub misses: u64,
     /// Reads that could not ask the store.
     pub bypassed: u64,
@@ -48,14 +51,39 @@ impl CacheStats {
     }
 }
 
+/// What answered a read: its place in [`RESULTS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Served {
+    Local,
+    Shared,
+    Absent,
+    Stale,
+    Bypass,
+    Miss,
+}
+
+/// What a read of many keys will count as.
+#[derive(Debug, Default)]
+pub(super) struct Reads([u64; RESULTS.len()]);
+
+impl Reads {
+    pub(super) fn add(&mut self, served: Served) {
+        self.add_many(served, 1);
+    }
+
+    pub(super) fn add_many(&mut self, served: Served, keys: usize) {
+        self.0[served as usize] += keys as u64;
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Meter {
     here: Stripes<Here>,
-    pub(super) shared: AtomicU64,
+    shared: AtomicU64,
     absent: AtomicU64,
-    pub(super) stale: AtomicU64,
-    pub(super) misses: AtomicU64,
-    pub(super) bypassed: AtomicU64,
+    stale: AtomicU64,
+    misses: AtomicU64,
+    bypassed: AtomicU64,
     pub(super) loads: AtomicU64,
     pub(super) load_errors: AtomicU64,
     pub(super) load_failed: Seldom,
@@ -104,20 +132,32 @@ impl Meter {
             false => (&own.absent, &self.told[2]),
         };
         counter.fetch_add(1, Ordering::Relaxed);
-        told.add_one();
+        told.add(1);
     }
 
-    pub(super) fn read(&self, result: &'static str) {
-        let (counter, told) = match result {
-            "local" => (&self.here.own().hits, 0),
-            "shared" => (&self.shared, 1),
-            "absent" => (&self.absent, 2),
-            "stale" => (&self.stale, 3),
-            "bypass" => (&self.bypassed, 4),
-            _ => (&self.misses, 5),
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-        self.told[told].add_one();
+    /// Counts a read of one key.
+    pub(super) fn read(&self, served: Served) {
+        let mut reads = Reads::default();
+        reads.add(served);
+        self.reads(&reads);
+    }
+
+    /// Counts a read of many keys.
+    pub(super) fn reads(&self, reads: &Reads) {
+        let counters = [
+            &self.here.own().hits,
+            &self.shared,
+            &self.absent,
+            &self.stale,
+            &self.bypassed,
+            &self.misses,
+        ];
+        for ((counter, told), count) in counters.into_iter().zip(&self.told).zip(reads.0) {
+            if count > 0 {
+                counter.fetch_add(count, Ordering::Relaxed);
+                told.add(count);
+            }
+        }
     }
 
     pub(super) fn hits_and_reads(&self) -> (u64, u64) {

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use super::error::LoadError;
 use super::handle::Cache;
 use super::loaded::Loaded;
+use super::stats::Reads;
 use crate::core::IntoKey;
 
 /// How many keys [`Cache::warm`] loads in one call.
@@ -49,7 +50,7 @@ where
     K: IntoKey + Hash + Eq + Clone + Send + Sync + 'static,
     V: Serialize + DeserializeOwned + Send + Sync + 'static,
 {
-    /// Loads what is not cached, 100 keys in a call and two calls at a time.
+    /// Loads what is not cached, 100 keys in a call and two calls at a time. None of it counts as a read.
     pub async fn warm<F, Fut, L, E>(
         &self,
         keys: impl IntoIterator<Item = K>,
@@ -90,7 +91,8 @@ where
         L: Into<Loaded<V>>,
         E: Into<Box<dyn Error + Send + Sync>>,
     {
-        let Ok(known) = self.get_many(part).await else {
+        let not_counted = &mut Reads::default();
+        let Ok(known) = self.find_many(part, not_counted).await else {
             report.failed += part.len();
             return;
         };
@@ -100,7 +102,8 @@ where
         if absent.is_empty() {
             return;
         }
-        match self.get_many_or_load(&absent, loader).await {
+        let found = self.find_many_or_load(&absent, loader, not_counted);
+        match found.await {
             Ok(found) => {
                 let loaded = found.iter().flatten().count();
                 report.loaded += loaded;
@@ -110,7 +113,7 @@ where
         }
     }
 
-    /// Loads and compares with what is cached; changes nothing.
+    /// Loads and compares with what is cached; changes nothing, and counts as no read.
     ///
     /// # Errors
     /// The loader failed, or as `Failed` the store could not tell.
@@ -123,7 +126,10 @@ where
         E: Into<Box<dyn Error + Send + Sync>>,
     {
         let failed = |error: Box<dyn Error + Send + Sync>| LoadError::Failed(Arc::from(error));
-        let cached = self.get(key).await.map_err(|error| failed(error.into()))?;
+        let not_counted = &mut Reads::default();
+        let cached = self.find_many(std::slice::from_ref(key), not_counted);
+        let cached = cached.await.map_err(|error| failed(error.into()))?;
+        let cached = cached.into_iter().next().flatten();
         let loaded = loader(key.clone())
             .await
             .map_err(|error| failed(error.into()))?;
