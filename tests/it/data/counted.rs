@@ -195,7 +195,8 @@ async fn what_is_no_read_counts_not_at_all() {
         let rows = rows(&store).await;
         rows.refresh(&1, load).await.unwrap();
         let (one, two) = tokio::join!(rows.refresh(&1, load), rows.refresh(&2, load));
-        (one.unwrap(), two.unwrap());
+        one.unwrap();
+        two.unwrap();
         rows.refresh(&1, fail).await.unwrap_err();
         let report = rows.warm(1..=300, load_all).await;
         assert_eq!((report.present, report.loaded), (2, 298));
@@ -266,7 +267,8 @@ async fn a_stale_answer_counts_as_that_alone() {
         rows.get_many_or_load(&[2, 3], fail_all).await.unwrap();
         assert_eq!(counted(&rows), [0, 0, 0, 5, 0, 0]);
         let (one, two) = tokio::join!(rows.get_or_load(&4, fail), rows.get_or_load(&4, fail));
-        (one.unwrap(), two.unwrap());
+        one.unwrap();
+        two.unwrap();
         assert_eq!(counted(&rows), [0, 0, 0, 7, 0, 0]);
         // The loader outlasts the soft timeout, and goes on.
         let gate = Arc::new(Semaphore::new(0));
@@ -308,7 +310,8 @@ async fn a_read_whose_load_fails_is_a_miss_for_each_who_asked() {
         let lost = |_| async { panic!("on purpose") as io::Result<String> };
         rows.get_or_load(&2, lost).await.unwrap_err();
         let (one, two) = tokio::join!(rows.get_or_load(&3, fail), rows.get_or_load(&3, fail));
-        (one.unwrap_err(), two.unwrap_err());
+        one.unwrap_err();
+        two.unwrap_err();
         assert_eq!(counted(&rows), [0, 0, 0, 0, 4, 0]);
         let keys: Vec<u64> = (1..=20).collect();
         rows.get_many_or_load(&keys, fail_all).await.unwrap_err();
