@@ -6,16 +6,20 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use tower_keep::MINUTE;
+use tower_keep::backend::memory::MemoryStore;
 use tower_keep::backend::redis::RedisStore;
 use tower_keep::core::Notice;
 use tower_keep::data::queue::{
-    Batch, EnqueueOutcome, Job, JobId, Priority, Queue, QueueErrorKind, QueueStore,
+    Batch, Digest, EnqueueOutcome, Job, JobId, Priority, Queue, QueueErrorKind, QueueStore,
 };
 
 use crate::support::redis::{RedisServer, fresh_prefix, shared};
 
 /// Jobs that one script puts in their places.
 const PIECE: usize = 64;
+/// Jobs that one script goes through in order.
+const PIECE_IN_ORDER: usize = 32;
 
 /// What lies on the server.
 struct Kept {
@@ -52,6 +56,56 @@ fn many(range: std::ops::Range<u64>) -> impl Iterator<Item = Job<u64>> {
     range.map(|number| Job::to(format!("u{}", number % 7), number))
 }
 
+/// Jobs of which some join others, take their places, or come twice.
+fn meeting_each_other(range: std::ops::Range<u64>) -> impl Iterator<Item = Job<u64>> {
+    range.map(|number| {
+        let job = Job::to(format!("u{}", number % 7), number);
+        let again =
+            Job::to(format!("u{}", number / 10 % 7), number).once(format!("{}", number / 10));
+        let comments = Digest::window(10 * MINUTE).max(20);
+        match number % 5 {
+            0 => job.digest("comments", comments),
+            1 => job.digest("comments", comments).once(format!("n{number}")),
+            2 => again.after(MINUTE).replace(),
+            3 => again,
+            _ => job.priority(Priority::High),
+        }
+    })
+}
+
+/// What becomes of them in a queue of this process.
+struct Expected(Queue<u64>);
+
+impl Expected {
+    fn new() -> Self {
+        let queue = Queue::new(MemoryStore::new(), "q");
+        Self(queue.capacity(1_000, 400))
+    }
+
+    async fn of(&self, jobs: impl IntoIterator<Item = Job<u64>>) -> Vec<EnqueueOutcome> {
+        self.0.enqueue_many(jobs).await.unwrap()
+    }
+
+    /// Holds what is in `queue` against what is to be there.
+    async fn check(&self, queue: &Queue<u64>) {
+        let all = async |queue: &Queue<u64>| {
+            let mut all = Vec::new();
+            for recipient in 0..7 {
+                for job in queue.list(&format!("u{recipient}"), 512).await.unwrap() {
+                    all.push((job.id, job.state, job.priority, job.items.unwrap()));
+                }
+            }
+            all
+        };
+        assert_eq!(all(queue).await, all(&self.0).await);
+        let (depth, expected) = (queue.depth().await.unwrap(), self.0.depth().await.unwrap());
+        assert_eq!(
+            (depth.ready, depth.delayed),
+            (expected.ready, expected.delayed)
+        );
+    }
+}
+
 /// A queue after `before` with a part of `jobs`, whose caller left when the first `done` pieces were in their places.
 async fn left_behind(
     before: Vec<Job<u64>>,
@@ -61,6 +115,30 @@ async fn left_behind(
     left_behind_at(shared().await, fresh_prefix(), before, jobs, done).await
 }
 
+/// Whether somebody has to go through jobs in order: what one asks for may depend on another.
+fn pieces_of(jobs: &[Job<u64>]) -> usize {
+    let text = format!("{jobs:?}");
+    let is_plain = !text.contains("Some(DigestWish") && !text.contains("Replace");
+    jobs.len()
+        .div_ceil(if is_plain { PIECE } else { PIECE_IN_ORDER })
+}
+
+/// All scripts are known to its server, so that each step is one command.
+async fn knowing(server: &RedisServer, prefix: &str) -> RedisStore {
+    let store = server.store_with(prefix).await;
+    let other: Queue<u64> = Queue::new(store.clone(), "other");
+    other.enqueue_many(many(0..100)).await.unwrap();
+    let meeting: Queue<u64> = Queue::new(store.clone(), "meeting");
+    meeting
+        .enqueue_many(meeting_each_other(0..100))
+        .await
+        .unwrap();
+    let batch = other.lease(5).await.unwrap().unwrap();
+    assert!(other.extend(&batch).await.unwrap().is_complete());
+    assert!(other.ack(&batch).await.unwrap().is_complete());
+    store
+}
+
 async fn left_behind_at(
     server: &RedisServer,
     prefix: String,
@@ -68,18 +146,12 @@ async fn left_behind_at(
     jobs: Vec<Job<u64>>,
     done: usize,
 ) -> (Queue<u64>, RedisStore, Kept) {
-    let store = server.store_with(&prefix).await;
-    // All scripts are known then, and each step is one command.
-    let other: Queue<u64> = Queue::new(store.clone(), "other");
-    other.enqueue_many(many(0..100)).await.unwrap();
-    let batch = other.lease(5).await.unwrap().unwrap();
-    assert!(other.extend(&batch).await.unwrap().is_complete());
-    assert!(other.ack(&batch).await.unwrap().is_complete());
+    let store = knowing(server, &prefix).await;
     let queue: Queue<u64> = Queue::new(store.clone(), "q").capacity(1_000, 400);
     for job in before {
         queue.enqueue(job).await.unwrap();
     }
-    let (mut kept, pieces) = (Kept::of(server, &prefix).await, jobs.len().div_ceil(PIECE));
+    let (mut kept, pieces) = (Kept::of(server, &prefix).await, pieces_of(&jobs));
     let last = store.commands() + 1 + done as u64;
     let mut adding = Box::pin(queue.enqueue_many(jobs));
     while store.commands() < last {
@@ -105,6 +177,107 @@ async fn a_part_is_added_by_one_script_and_put_in_its_place_by_small_ones() {
         assert_eq!(kept.jobs("q").await, [812; 3]);
         assert_eq!(kept.pieces("q").await, 0);
     }
+}
+
+#[tokio::test]
+async fn jobs_that_meet_each_other_are_gone_through_in_order_by_small_scripts() {
+    let (store, expected) = (
+        shared().await.store_with(&fresh_prefix()).await,
+        Expected::new(),
+    );
+    let queue: Queue<u64> = Queue::new(store.clone(), "q").capacity(1_000, 400);
+    for (range, again) in [(0..300, 0..300), (100..612, 611..676)] {
+        for range in [range, again] {
+            let count = range.end - range.start;
+            let before = store.commands();
+            let added = queue.enqueue_many(meeting_each_other(range.clone())).await;
+            assert_eq!(added.unwrap(), expected.of(meeting_each_other(range)).await);
+            let (spent, pieces) = (store.commands() - before, count.div_ceil(32));
+            // And a few that teach a server its scripts.
+            assert!(
+                (1 + pieces..=3 + pieces).contains(&spent),
+                "{spent}, {pieces}"
+            );
+            expected.check(&queue).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn jobs_that_meet_each_other_are_all_added_also_where_their_caller_left() {
+    for done in 0..10 {
+        let (jobs, expected) = (|| meeting_each_other(0..300), Expected::new());
+        let before = Job::to("u4", 900).priority(Priority::Low).once("0");
+        expected.0.enqueue(before.clone()).await.unwrap();
+        let (queue, store, mut kept) = left_behind(vec![before], jobs().collect(), done).await;
+        expected.of(jobs()).await;
+        if done % 2 == 0 {
+            let before = store.commands();
+            let added = queue.enqueue_many(jobs()).await.unwrap();
+            assert_eq!(added, expected.of(jobs()).await);
+            // Refused, what is left of the other part between two questions for it; then this one.
+            let spent = store.commands() - before;
+            assert_eq!(spent, 1 + (1 + 10 - done as u64 + 1) + 1 + 10);
+        } else {
+            // Whatever is ready: it may be one that a job of the part joins, or takes the place of.
+            let batch = queue.lease(1).await.unwrap().unwrap();
+            assert_eq!(items(&batch), [4]);
+            let same = expected.0.lease(1).await.unwrap().unwrap();
+            assert_eq!(batch.jobs[0].id, same.jobs[0].id);
+        }
+        assert_eq!(kept.pieces("q").await, 0);
+        expected.check(&queue).await;
+    }
+}
+
+/// What became of its jobs is kept for the caller.
+#[tokio::test]
+async fn who_adds_jobs_that_others_put_in_their_places_is_told_what_became_of_them() {
+    let server = shared().await;
+    for others in 0..3 {
+        let prefix = fresh_prefix();
+        let (store, mut kept) = (
+            knowing(server, &prefix).await,
+            Kept::of(server, &prefix).await,
+        );
+        let expected = Expected::new().of(meeting_each_other(0..300)).await;
+        let queue: Queue<u64> = Queue::new(store.clone(), "q");
+        let other: Queue<u64> = Queue::new(server.store_with(&prefix).await, "q");
+        let (last, pieces) = (store.commands() + 1 + others, 10 - others as usize);
+        let mut adding = Box::pin(queue.enqueue_many(meeting_each_other(0..300)));
+        while store.commands() < last || kept.pieces("q").await != pieces {
+            let ended = poll_fn(|cx| {
+                let goes_on = store.commands() < last;
+                Poll::Ready(goes_on && adding.as_mut().poll(cx).is_ready())
+            });
+            assert!(!ended.await);
+            tokio::task::yield_now().await;
+        }
+        let depth = other.depth().await.unwrap();
+        assert_eq!(kept.pieces("q").await, 0);
+        assert_eq!(adding.await.unwrap(), expected);
+        assert_eq!(queue.depth().await.unwrap(), depth);
+    }
+}
+
+/// Where they have room only if some of them are none, one script adds them all, or none.
+#[tokio::test]
+async fn jobs_that_meet_each_other_near_the_bound_are_all_added_or_none() {
+    let (prefix, comments) = (fresh_prefix(), Digest::window(10 * MINUTE).max(100));
+    let store = shared().await.store_with(&prefix).await;
+    let mut kept = Kept::of(shared().await, &prefix).await;
+    let queue: Queue<u64> = Queue::new(store, "q").capacity(50, 10);
+    let joining = |range: std::ops::Range<u64>| {
+        range.map(move |number| Job::to("u1", number).digest("comments", comments))
+    };
+    let added = queue.enqueue_many(joining(0..200)).await.unwrap();
+    assert_eq!(added[199], EnqueueOutcome::Joined(JobId(2)));
+    let apart = (0..9).map(|number| Job::to("u1", number));
+    let refused = queue.enqueue_many(joining(0..100).chain(apart)).await;
+    let refused = refused.unwrap_err();
+    assert!(matches!(refused.kind(), QueueErrorKind::Full { .. }));
+    assert_eq!(queue.depth().await.unwrap().waiting(), 2);
+    assert_eq!(kept.pieces("q").await, 0);
 }
 
 fn items(batch: &Batch<u64>) -> Vec<u64> {
@@ -240,8 +413,11 @@ async fn whoever_comes_next_sees_all_of_a_part_that_was_left_behind() {
 #[tokio::test]
 async fn a_full_server_still_puts_a_part_in_its_place() {
     let server = RedisServer::start().await;
-    for done in [0, 3] {
-        let jobs = many(0..300).collect();
+    for (done, is_plain) in [(0, true), (3, true), (0, false), (3, false)] {
+        let (jobs, first) = match is_plain {
+            true => (many(0..300).collect(), 0),
+            false => (meeting_each_other(0..300).collect(), 4),
+        };
         let (queue, _, mut kept) =
             left_behind_at(&server, fresh_prefix(), Vec::new(), jobs, done).await;
         let room = async |bytes: &str| {
@@ -251,7 +427,7 @@ async fn a_full_server_still_puts_a_part_in_its_place() {
         };
         room("1").await;
         let batch = queue.lease(9).await.unwrap().unwrap();
-        assert_eq!(items(&batch)[0], 0);
+        assert_eq!(items(&batch)[0], first);
         assert_eq!(kept.pieces("q").await, 0);
         assert!(queue.ack(&batch).await.unwrap().is_complete());
         let refused = queue.enqueue(Job::to("u1", 1)).await;

@@ -5,7 +5,6 @@
 -- in the order of their bytes, and how many jobs of each, 13 how many pieces; these: how many jobs, then each (unfold.lua);
 -- then, if there is an id given once, for each job its id or ''.
 -- Reply: as of enqueue.lua.
-local move = moves()
 local capacity, each_of, remember_ms, pieces = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[13])
 local FIRST, NAMES = 14, 14 + pieces
 local sizes, count = {}, 0
@@ -54,27 +53,8 @@ local function of()
   return of
 end
 
--- Whether all recipients of a row have room for sure: one count of all that lies between the first and the last is cheaper
--- than one for each, and mostly small enough.
-local function have_room(names, most, from, til)
-  if redis.call('ZLEXCOUNT', WHO, '[' .. names[from] .. '\0', '(' .. names[til] .. '\1') + most <= each_of then
-    return true
-  end
-  local middle = math.floor((from + til) / 2)
-  return from < til and have_room(names, most, from, middle) and have_room(names, most, middle + 1, til)
-end
-
 local function has_room()
-  if new == 0 or move.waiting() + new <= math.min(capacity, each_of) then
-    return true
-  end
-  local names, most, at = {}, 0, 1
-  while at <= #ARGV[12] do
-    local name, count
-    name, count, at = struct.unpack('>I4c0I2', ARGV[12], at)
-    names[#names + 1], most = name, math.max(most, count)
-  end
-  return move.waiting() + new <= capacity and have_room(names, most, 1, #names) or move.fits(new, of, capacity, each_of)
+  return has_room_for(new, capacity, each_of) or move.fits(new, of, capacity, each_of)
 end
 
 look_up()
@@ -112,13 +92,6 @@ for piece = 1, pieces do
 end
 if new > 0 then
   local _, place = move.place_of({[RANK] = tonumber(ARGV[11]), [DUE] = now_ms})
-  local before = move.alarm()
-  kept[#kept + 1] = 'head'
-  kept[#kept + 1] = struct.pack(HEAD, place, now_ms, expire_ms, aging, remember_ms, before[1] and 1 or 0, before[2] or -1)
-  redis.call('HSET', PART, unpack(kept))
-  if not before[1] then
-    -- Whoever wakes puts it in its place, should its caller have left.
-    redis.call('PUBLISH', ARGV[2], '')
-  end
+  keep(kept, place, remember_ms, '')
 end
 return table.concat(reply)

@@ -5,6 +5,7 @@ mod part;
 use std::time::Duration;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::values::{kept_error, pack, unpack};
 use super::{
@@ -33,9 +34,18 @@ static ENQUEUE: Script = script!(
     "whole.lua",
     "moves.lua",
     "add.lua",
+    "order.lua",
     "enqueue.lua"
 );
-static COMMIT: Script = script!("commit", "whole.lua", "moves.lua", "commit.lua");
+static COMMIT: Script = script!("commit", "whole.lua", "moves.lua", "room.lua", "commit.lua");
+static PROMISE: Script = script!(
+    "promise",
+    "whole.lua",
+    "moves.lua",
+    "room.lua",
+    "promise.lua"
+);
+static FOLLOW: Script = script!("follow", "moves.lua", "add.lua", "order.lua", "follow.lua");
 static UNFOLD: Script = script!("unfold", "moves.lua", "add.lua", "unfold.lua");
 static LEASE: Script = script!("lease", "moves.lua", "lease.lua");
 static ACK: Script = script!("ack", "ack.lua");
@@ -60,26 +70,9 @@ impl QueueStore for RedisStore {
         rules: &Rules,
     ) -> StoreFuture<Vec<EnqueueOutcome>> {
         if part::is_one(&jobs) {
-            return part::enqueue(self, queue, &jobs, rules);
+            return part::enqueue(self, queue, jobs, rules);
         }
-        let (count, mut times) = (jobs.len(), Vec::with_capacity(10 * jobs.len()));
-        jobs.iter().for_each(|job| put_time(job, &mut times));
-        let asks = |job: &NewJob| job.once.is_some() || job.digest.is_some();
-        let wishes: Vec<_> = match jobs.iter().any(asks) {
-            true => jobs.iter().map(wish).collect(),
-            false => Vec::new(),
-        };
-        let mut call = call(self, &ENQUEUE, queue, Some(rules))
-            .num(rules.capacity)
-            .num(rules.per_recipient)
-            .num(millis(rules.remember_for))
-            .num(DIGEST_BYTES as u64)
-            .arg(times);
-        for job in jobs {
-            call = call.arg(job.recipient.as_str()).arg(pack(&[job.item]));
-        }
-        let call = wishes.into_iter().fold(call, Call::arg);
-        part::whole(self, queue, call, move |reply| outcomes(reply, count))
+        enqueue(self, queue, jobs, rules)
     }
 
     fn lease(&self, queue: &QueueName, claim: Claim, rules: &Rules) -> StoreFuture<Leased> {
@@ -186,6 +179,33 @@ impl QueueStore for RedisStore {
     }
 }
 
+/// Adds jobs by one script.
+fn enqueue(
+    store: &RedisStore,
+    queue: &QueueName,
+    jobs: Vec<NewJob>,
+    rules: &Rules,
+) -> StoreFuture<Vec<EnqueueOutcome>> {
+    let (count, mut times) = (jobs.len(), Vec::with_capacity(10 * jobs.len()));
+    jobs.iter().for_each(|job| put_time(job, &mut times));
+    let asks = |job: &NewJob| job.once.is_some() || job.digest.is_some();
+    let wishes: Vec<_> = match jobs.iter().any(asks) {
+        true => jobs.iter().map(wish).collect(),
+        false => Vec::new(),
+    };
+    let mut call = call(store, &ENQUEUE, queue, Some(rules))
+        .num(rules.capacity)
+        .num(rules.per_recipient)
+        .num(millis(rules.remember_for))
+        .num(DIGEST_BYTES as u64)
+        .arg(times);
+    for job in jobs {
+        call = call.arg(job.recipient.as_str()).arg(pack(&[job.item]));
+    }
+    let call = wishes.into_iter().fold(call, Call::arg);
+    part::whole(store, queue, call, move |reply| outcomes(reply, count))
+}
+
 /// How urgent a job is and when it is due, for `enqueue.lua`.
 fn put_time(job: &NewJob, into: &mut Vec<u8>) {
     let (is_at, time) = match job.due {
@@ -256,8 +276,21 @@ fn call(
     queue: &QueueName,
     rules: Option<&Rules>,
 ) -> Call {
+    call_with(store, script, queue, rules, None)
+}
+
+/// The same with what became of the jobs of the part `token`.
+fn call_with(
+    store: &RedisStore,
+    script: &'static Script,
+    queue: &QueueName,
+    rules: Option<&Rules>,
+    token: Option<&str>,
+) -> Call {
     let key = store.key("queue").tag([queue]);
-    let keys = PARTS.map(|part| key.clone().plain(part).finish());
+    let keys = PARTS.iter().map(|part| key.clone().plain(part).finish());
+    let told = token.map(|token| key.clone().plain("told").plain(token).finish());
+    let keys: SmallVec<[String; 13]> = keys.chain(told).collect();
     let (attempts, expire, aging) = rules.map_or((u32::MAX, 0, 0), |rules| {
         let (expire, aging) = (millis(rules.expire_after), millis(rules.aging));
         (rules.attempts, expire, aging)

@@ -1,6 +1,6 @@
 -- Puts a piece of a part (`commit.lua`) in its place; whoever does the last one tells the sleeping.
 -- KEYS and ARGV[2..7]: queue.lua; the settings are those of the commit. No own ARGV.
--- Reply: how many pieces are left.
+-- Reply: how many pieces are left, or the token of a part that has to be gone through in order (follow.lua).
 -- The jobs are there already: a server without room for more still puts them in their places, since a script that has
 -- written is refused nothing.
 redis.call('HDEL', PART, '')
@@ -9,6 +9,9 @@ local head = redis.call('HGET', PART, 'head')
 if left < 1 or not head then
   redis.call('DEL', PART)
   return 0
+end
+if #head > struct.size(HEAD) then
+  return string.sub(head, struct.size(HEAD .. 'd') + 1)
 end
 local _, remember_ms, ready, due
 _, now_ms, expire_ms, aging, remember_ms, ready, due = struct.unpack(HEAD, head)

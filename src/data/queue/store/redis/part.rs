@@ -4,32 +4,67 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use super::{COMMIT, UNFOLD, call, outcomes, put_time};
+use super::{COMMIT, FOLLOW, PROMISE, UNFOLD, call, call_with, outcomes, put_time, text, wish};
 use crate::backend::redis::{Call, RedisStore, Reply};
-use crate::core::{StoreError, StoreErrorKind, StoreFuture, monotonic};
+use crate::core::{StoreError, StoreErrorKind, StoreFuture, base64url, monotonic};
 use crate::data::queue::policy::millis;
 use crate::data::queue::store::values::pack;
-use crate::data::queue::store::{Again, EnqueueOutcome, NewJob, QueueName, Rules};
+use crate::data::queue::store::{Again, DIGEST_BYTES, EnqueueOutcome, NewJob, QueueName, Rules};
 
 /// Jobs that one script puts in their places; more than these are a part.
 const PIECE: usize = 64;
 
-/// Says whether so many jobs are too much for one script, and such that it is known at once what becomes of each: the others
-/// have to be gone through in order.
-pub(super) fn is_one(jobs: &[NewJob]) -> bool {
+/// As many as one script goes through in order.
+const PIECE_IN_ORDER: usize = 32;
+
+/// Says whether so many jobs are too much for one script.
+pub(super) const fn is_one(jobs: &[NewJob]) -> bool {
+    jobs.len() > PIECE
+}
+
+/// Says whether it is known at once what becomes of each job: others have to be gone through in order.
+fn is_plain(jobs: &[NewJob]) -> bool {
     let mut ids = HashSet::new();
-    let mut is_plain = |job: &NewJob| {
+    let is_plain = |job: &NewJob| {
         let keeps = job.once.is_none() || job.again == Again::Keep;
         job.digest.is_none() && keeps && job.once.is_none_or(|id| ids.insert(id))
     };
-    jobs.len() > PIECE && jobs.iter().all(&mut is_plain)
+    jobs.iter().all(is_plain)
 }
 
 /// Nothing was done for whoever others' parts were in the way of for so long.
 const LONGEST: Duration = Duration::from_secs(5);
 
+/// How long it is kept what became of the jobs of a part: others may have put it in its place.
+const TOLD_FOR: Duration = Duration::from_secs(10);
+
 /// Adds a part.
 pub(super) fn enqueue(
+    store: &RedisStore,
+    queue: &QueueName,
+    jobs: Vec<NewJob>,
+    rules: &Rules,
+) -> StoreFuture<Vec<EnqueueOutcome>> {
+    if is_plain(&jobs) {
+        commit(store, queue, &jobs, rules)
+    } else {
+        let (store, queue, rules) = (store.clone(), QueueName::clone(queue), *rules);
+        StoreFuture::boxed(async move {
+            let count = jobs.len();
+            let Some(token) = promise(&store, &queue, &jobs, &rules).await? else {
+                // Near the bound what becomes of each decides whether there is room.
+                return super::enqueue(&store, &queue, jobs, &rules).await;
+            };
+            match follow(&store, &queue, &token, Whose::Own).await? {
+                Some(told) => outcomes(told, count),
+                None => Err(StoreErrorKind::TimedOut.into()),
+            }
+        })
+    }
+}
+
+/// Adds a part of which it is known at once what becomes of it.
+fn commit(
     store: &RedisStore,
     queue: &QueueName,
     jobs: &[NewJob],
@@ -61,6 +96,64 @@ pub(super) fn enqueue(
     })
 }
 
+/// Adds a part that has to be gone through in order; `None` where it may have no room.
+async fn promise(
+    store: &RedisStore,
+    queue: &QueueName,
+    jobs: &[NewJob],
+    rules: &Rules,
+) -> Result<Option<String>, StoreError> {
+    let mut token = [0; 16];
+    getrandom::fill(&mut token)
+        .map_err(|error| StoreError::with_source(StoreErrorKind::Failed, error))?;
+    let token = base64url(&token);
+    let call = call(store, &PROMISE, queue, Some(rules))
+        .num(rules.capacity)
+        .num(rules.per_recipient)
+        .num(millis(rules.remember_for))
+        .num(DIGEST_BYTES as u64)
+        .arg(recipients(jobs))
+        .num(jobs.len() as u64)
+        .arg(&token);
+    let pieces = jobs.chunks(PIECE_IN_ORDER).rev();
+    let call = pieces.fold(call, |call, jobs| call.arg(piece_in_order(jobs)));
+    let kept = whole(store, queue, call, |reply| Ok(reply.opt_bytes()?.is_some()));
+    Ok(kept.await?.then_some(token))
+}
+
+/// Who goes through a part.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// Who adds it, and wants to know what became of its jobs.
+    Own,
+    Others,
+}
+
+/// Goes through a part in order to its end; says what became of its jobs, where that is still known.
+async fn follow(
+    store: &RedisStore,
+    queue: &QueueName,
+    token: &str,
+    whose: Whose,
+) -> Result<Option<Reply>, StoreError> {
+    let call = call_with(store, &FOLLOW, queue, None, Some(token))
+        .arg(token)
+        .num(u8::from(whose == Whose::Own))
+        .num(millis(TOLD_FOR));
+    loop {
+        let reply = match call.ask().await {
+            // Done or not: the next call goes on from there.
+            Err(error) if error.kind() == StoreErrorKind::Unavailable => call.ask().await?,
+            reply => reply?,
+        };
+        match reply {
+            Reply::Int(left) if left > 0 => {}
+            Reply::Bytes(_) => return Ok(Some(reply)),
+            _ => return Ok(None),
+        }
+    }
+}
+
 /// Runs `call`, after what is left of a part was put in its place, where that makes a difference to it.
 pub(super) fn whole<T: Send + 'static>(
     store: &RedisStore,
@@ -86,8 +179,16 @@ pub(super) fn whole<T: Send + 'static>(
 /// Puts what is left of a part in its place. One script after the other: others get their turn in between.
 async fn unfold(store: &RedisStore, queue: &QueueName) -> Result<(), StoreError> {
     let call = call(store, &UNFOLD, queue, None);
-    while call.ask().await?.int()? > 0 {}
-    Ok(())
+    loop {
+        match call.ask().await? {
+            Reply::Int(left) if left > 0 => {}
+            Reply::Int(_) => return Ok(()),
+            token => {
+                let token = text(token)?;
+                follow(store, queue, &token, Whose::Others).await?;
+            }
+        }
+    }
 }
 
 /// Whose the jobs are, in the order of their bytes, and how many each has.
@@ -116,6 +217,18 @@ fn piece(jobs: &[NewJob]) -> Vec<u8> {
         let once = job.once.as_ref().map_or(&[][..], |id| &id[..]);
         packed.push(once.len() as u8);
         packed.extend(once);
+    }
+    packed
+}
+
+/// Jobs as `follow.lua` reads them.
+fn piece_in_order(jobs: &[NewJob]) -> Vec<u8> {
+    let mut packed = Vec::new();
+    for job in jobs {
+        put_time(job, &mut packed);
+        put(job.recipient.as_str().as_bytes(), &mut packed);
+        put(&pack(std::slice::from_ref(&job.item)), &mut packed);
+        packed.extend(wish(job));
     }
     packed
 }
