@@ -11,6 +11,7 @@ use tower_keep::conformance::{
 };
 use tower_keep::core::ManualClock;
 use tower_keep::data::lock::Lock;
+use tower_keep::data::queue::{Job, Queue};
 
 use crate::support::RedisServer;
 
@@ -182,4 +183,24 @@ async fn a_user_of_one_part_alone_needs_the_channels_of_that_part_alone() {
     held.release().await.unwrap();
     let _guard = waiting.await.unwrap().unwrap();
     server.check_refused_nothing("lock").await;
+}
+
+#[tokio::test]
+async fn what_is_done_is_no_error_where_the_user_may_tell_nobody() {
+    let mut mute = rights();
+    mute.retain(|word| !word.starts_with('&'));
+    mute.push("resetchannels");
+    let mut server = Server::start(&mute).await;
+    let store = server.store(&clock()).await;
+    let queue: Queue<u64> = Queue::new(store.clone(), "q");
+    // An error here would be asked again, and the jobs be there twice.
+    queue.enqueue(Job::new("u1", 1)).await.unwrap();
+    let many = (0..100).map(|n| Job::new("u2", n));
+    assert_eq!(queue.enqueue_many(many).await.unwrap().len(), 100);
+    let counted = queue.depth().await.unwrap();
+    assert_eq!(counted.ready, 101);
+    let payments = Lock::new(store, "payment");
+    let held = payments.try_acquire("k").await.unwrap();
+    held.release().await.unwrap();
+    payments.try_acquire("k").await.unwrap();
 }

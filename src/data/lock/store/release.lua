@@ -22,6 +22,6 @@ if redis.pcall('SET', KEYS[1], free, 'PX', ARGV[3]).err then
   redis.pcall('SET', KEYS[1], free, 'PX', ARGV[3])
 end
 if state == 1 then
-  redis.call('PUBLISH', ARGV[4], '')
+  redis.pcall('PUBLISH', ARGV[4], '')
 end
 return held and 1 or 0

@@ -236,7 +236,7 @@ local function moves()
     end
     local after = alarm()
     if after[1] or (after[2] and (not before[2] or after[2] < before[2])) then
-      redis.call('PUBLISH', ARGV[2], '')
+      redis.pcall('PUBLISH', ARGV[2], '')
     end
   end
 

@@ -39,6 +39,6 @@ local function keep(pieces, place, remember_ms, more)
   redis.call('HSET', PART, unpack(pieces))
   if not before[1] then
     -- Whoever wakes puts it in its place, should its caller have left.
-    redis.call('PUBLISH', ARGV[2], '')
+    redis.pcall('PUBLISH', ARGV[2], '')
   end
 end
