@@ -407,3 +407,59 @@ async fn a_failed_request_releases_what_it_changed_itself() {
         assert!(!app.is_taken(&slot("a")).await, "engine {at}");
     }
 }
+
+/// The holder has his hold answered for by another request once the first has committed it; then the first goes on, and
+/// fails. Whether the slot is still taken.
+async fn answered_for_meanwhile(
+    store: Arc<dyn ReservationStore>,
+    pays: bool,
+    in_a_route: bool,
+) -> bool {
+    let (entered, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let gates = (Arc::clone(&entered), Arc::clone(&go));
+    let first = App::new(Arc::clone(&store), move |mut guard: ReservationGuard| {
+        let (entered, go) = gates.clone();
+        async move {
+            let hold = guard.hold(slot("a"), "ann").await.unwrap();
+            let payment = Payment::new("p");
+            if pays {
+                let paid = guard.attach_payment(hold.id(), payment.clone()).await;
+                paid.unwrap();
+            }
+            guard.commit().await.unwrap();
+            entered.notify_one();
+            go.notified().await;
+            if pays {
+                guard.attach_payment(hold.id(), payment).await.unwrap();
+                guard.commit().await.unwrap();
+            }
+            StatusCode::BAD_GATEWAY
+        }
+    });
+    let second = App::new(store, async |mut guard: ReservationGuard| {
+        let hold = guard.hold(slot("a"), "ann").await.unwrap();
+        assert_eq!(hold.outcome(), HoldOutcome::Reused);
+        StatusCode::CREATED
+    });
+    let later = async {
+        entered.notified().await;
+        if in_a_route {
+            assert_eq!(second.post().await.status, StatusCode::CREATED);
+        } else {
+            let hold = second.own.hold(slot("a"), "ann").await.unwrap();
+            assert_eq!(hold.outcome(), HoldOutcome::Reused);
+        }
+        go.notify_one();
+    };
+    let (failed, ()) = tokio::join!(first.post(), later);
+    assert_eq!(failed.status, StatusCode::BAD_GATEWAY);
+    second.is_taken(&slot("a")).await
+}
+
+#[tokio::test]
+async fn a_failed_request_does_not_release_what_was_met_outside_any_request() {
+    for (at, store) in stores().await.into_iter().enumerate() {
+        let is_taken = answered_for_meanwhile(store, false, false).await;
+        assert!(is_taken, "engine {at}");
+    }
+}

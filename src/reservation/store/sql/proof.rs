@@ -25,7 +25,9 @@ impl Written {
     pub(super) fn by_hold(decision: &HoldDecision) -> Option<Self> {
         match decision {
             HoldDecision::Created(record) => Some(Self::of(record, true)),
-            _ => None,
+            // Its version was written: that somebody else relies on it, too.
+            HoldDecision::Reused(record) => Some(Self::of(record, false)),
+            HoldDecision::Taken(_) | HoldDecision::Full { .. } => None,
         }
     }
 
