@@ -317,7 +317,7 @@ impl Request {
         let decision = self.transaction.hold(wish).await?;
         match &decision {
             HoldDecision::Created(record) => self.note_made(record.id, record.version),
-            HoldDecision::Reused(record) => self.note_seen(record.id, record.version),
+            HoldDecision::Reused(record) => self.note_seen(record.id, record.version, 1),
             HoldDecision::Taken(_) | HoldDecision::Full { .. } => {}
         }
         match held(decision, token, asked) {
@@ -354,8 +354,10 @@ impl Request {
         }
         let record = self.config.record;
         let decision = self.transaction.change(target, change, record).await?;
-        if let ChangeDecision::Done(record) | ChangeDecision::Same(record) = &decision {
-            self.note_seen(record.id, record.version);
+        match &decision {
+            ChangeDecision::Done(record) => self.note_seen(record.id, record.version, 1),
+            ChangeDecision::Same(record) => self.note_seen(record.id, record.version, 0),
+            _ => {}
         }
         settled(decision)
     }

@@ -98,12 +98,13 @@ impl Request {
         });
     }
 
-    /// Notes where a hold stands. One that went further than by this request's own step is no longer its own.
-    pub(crate) fn note_seen(&self, id: HoldId, version: u32) {
+    /// Notes where a hold stands after a step that wrote so many versions. One that went further is no longer this request's
+    /// own.
+    pub(crate) fn note_seen(&self, id: HoldId, version: u32, written: u32) {
         let mut said = self.said.lock();
         said.made.retain_mut(|made| {
             let is_other = made.id != id;
-            let is_own = version <= made.version + 1;
+            let is_own = version <= made.version + written;
             if !is_other {
                 made.version = version;
             }

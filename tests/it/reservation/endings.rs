@@ -463,3 +463,11 @@ async fn a_failed_request_does_not_release_what_was_met_outside_any_request() {
         assert!(is_taken, "engine {at}");
     }
 }
+
+#[tokio::test]
+async fn a_step_that_changes_nothing_makes_no_hold_of_anothers_ones_own() {
+    for (at, store) in stores().await.into_iter().enumerate() {
+        let is_taken = answered_for_meanwhile(store, true, true).await;
+        assert!(is_taken, "engine {at}");
+    }
+}
