@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::Extensions;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use super::config::Config;
 use super::hold::{HoldId, HoldRef};
 use super::rejection::{Conflict, ReservationError};
 use super::store::{Change, ChangeDecision, Ended, ReservationTransaction};
 use crate::core::telemetry::{count, error};
-use crate::core::{Ending, RollbackCause, StoreFuture, Vote};
+use crate::core::{Ending, RollbackCause, StoreError, StoreFuture, Vote};
 
 /// Shared by the layer and the guards of one request.
 pub(crate) struct Request {
@@ -33,14 +34,13 @@ struct Said {
 }
 
 /// A hold that this request made.
-#[derive(Clone, Copy)]
 struct Made {
     id: HoldId,
     /// Its version as this request sees it.
     version: u32,
-    /// Its version as an early commit left it, or was about to: if the response fails it is released, unless somebody else
-    /// has had it since.
-    left_at: Option<u32>,
+    /// Its versions as early commits may have left it, the newest last: the last that is known, and those under way or of
+    /// unknown outcome since. If the response fails it is released, unless somebody else has had it since.
+    left_at: SmallVec<[u32; 2]>,
     /// Made in the open transaction.
     is_open: bool,
 }
@@ -93,7 +93,7 @@ impl Request {
         self.said.lock().made.push(Made {
             id,
             version,
-            left_at: None,
+            left_at: SmallVec::new(),
             is_open: true,
         });
     }
@@ -121,8 +121,8 @@ impl Request {
     /// Notes an early commit before it is sent: whoever waits for it may vanish, and it goes on.
     pub(crate) fn note_committing(&self) {
         let mut said = self.said.lock();
-        for made in said.made.iter_mut().filter(|made| made.is_open) {
-            made.left_at = Some(made.version);
+        for made in &mut said.made {
+            made.left_at.push(made.version);
         }
     }
 
@@ -131,9 +131,14 @@ impl Request {
         let mut said = self.said.lock();
         for made in &mut said.made {
             match ended {
-                Ended::Committed => (made.left_at, made.is_open) = (Some(made.version), false),
-                Ended::RolledBack(_) | Ended::Member if made.is_open => made.left_at = None,
-                Ended::RolledBack(_) | Ended::Member | Ended::Unknown => {}
+                Ended::Committed => {
+                    made.left_at = SmallVec::from_slice(&[made.version]);
+                    made.is_open = false;
+                }
+                Ended::RolledBack(_) | Ended::Member => {
+                    made.left_at.pop();
+                }
+                Ended::Unknown => {}
             }
         }
     }
@@ -162,8 +167,8 @@ impl Request {
     fn compensated(&self, ended: StoreFuture<Ended>, lost: Ended) -> StoreFuture<Ended> {
         let mut said = self.said.lock();
         let made = said.made.iter_mut();
-        let left = made.filter_map(|made| Some((made.id, made.left_at.take()?)));
-        let committed: Vec<(HoldId, u32)> = left.collect();
+        let left = made.map(|made| (made.id, std::mem::take(&mut made.left_at)));
+        let committed: Vec<_> = left.filter(|(_, left_at)| !left_at.is_empty()).collect();
         drop(said);
         let runtime = tokio::runtime::Handle::try_current();
         let (false, Ok(runtime)) = (committed.is_empty(), runtime) else {
@@ -174,7 +179,7 @@ impl Request {
             let ended = ended.await;
             if matches!(ended, Ok(Ended::RolledBack(_) | Ended::Member)) {
                 for (hold, left_at) in committed {
-                    compensate(&config, hold, left_at).await;
+                    compensate(&config, hold, &left_at).await;
                 }
             }
             ended
@@ -184,15 +189,21 @@ impl Request {
 }
 
 /// Releases a hold if it still is as its request left it; if that fails, it expires.
-async fn compensate(config: &Config, hold: HoldId, left_at: u32) {
+async fn compensate(config: &Config, hold: HoldId, left_at: &[u32]) {
     let transaction = config.store.open(None);
-    let done = transaction
-        .change(
-            HoldRef::Id(hold),
-            Change::Compensate { left_at },
-            config.record,
-        )
-        .await;
+    let release = async {
+        let mut kept = ChangeDecision::NotFound;
+        for &left_at in left_at.iter().rev() {
+            let change = Change::Compensate { left_at };
+            let change = transaction.change(HoldRef::Id(hold), change, config.record);
+            kept = change.await?;
+            if matches!(kept, ChangeDecision::Done(_)) {
+                break;
+            }
+        }
+        Ok(kept)
+    };
+    let done: Result<_, StoreError> = release.await;
     let answer = match done {
         Ok(decided) => match transaction.end(Ending::Commit).await {
             Ok(Ended::Committed) if matches!(decided, ChangeDecision::Done(_)) => "released",

@@ -471,3 +471,24 @@ async fn a_step_that_changes_nothing_makes_no_hold_of_anothers_ones_own() {
         assert!(is_taken, "engine {at}");
     }
 }
+
+#[tokio::test]
+async fn a_second_early_commit_that_nobody_waited_for_is_undone_with_the_answer() {
+    for db in [sqlite().await, postgres().await] {
+        let app = App::new(db, async |mut guard: ReservationGuard| {
+            let hold = guard.hold(slot("a"), "ann").await.unwrap();
+            guard.commit().await.unwrap();
+            guard.extend(hold.id(), "ann", 11 * MINUTE).await.unwrap();
+            let mut commit = Box::pin(guard.commit());
+            std::future::poll_fn(|cx| {
+                let _ = commit.as_mut().poll(cx);
+                std::task::Poll::Ready(())
+            })
+            .await;
+            drop(commit);
+            StatusCode::GATEWAY_TIMEOUT
+        });
+        assert_eq!(app.post().await.status, StatusCode::GATEWAY_TIMEOUT);
+        assert!(!app.is_taken(&slot("a")).await);
+    }
+}
