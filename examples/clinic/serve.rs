@@ -67,11 +67,17 @@ async fn serve<D: Records>(app: App) -> Result<(), Box<dyn Error>> {
         world.stop();
         Instant::now()
     });
+    let mut serving = tokio::spawn(connections::serve(listener, service, stopping));
     let served = async {
-        connections::serve(listener, service, stopping).await;
+        let told = stopped.await?;
         // Less than there is: what does not end is given up, and then the next process may do it.
-        let rest = (9 * SECOND).saturating_sub(stopped.await?.elapsed());
-        running.drain(rest).await;
+        let rest = || (9 * SECOND).saturating_sub(told.elapsed());
+        let quiet = tokio::time::timeout(rest(), &mut serving).await;
+        running.drain(rest()).await;
+        if quiet.is_err() {
+            // It may still answer its own client.
+            (&mut serving).await?;
+        }
         if let Some(working) = working {
             working.await?;
         }

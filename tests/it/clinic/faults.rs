@@ -475,6 +475,47 @@ async fn sigterm_lets_a_booking_end_whose_client_has_left() {
     assert_eq!(again.status, StatusCode::OK, "{:?}", again.json());
 }
 
+#[tokio::test]
+async fn what_does_not_end_in_time_is_left_to_the_next_process_though_its_client_still_waits() {
+    let (redis, folder) = (RedisServer::start().await, tempfile::tempdir().unwrap());
+    let db = format!("sqlite:{}", folder.path().join("clinic.db").display());
+    let store = redis.tcp_url();
+    let options = hooked(&["--secret", "s", "--store", &store, "--db", &db]);
+    let mut clinic = Program::start("clinic", &options);
+    let next = Program::start("clinic", &options);
+    let guest = Guest::new(&clinic, 1).await;
+    let there = Guest {
+        browser: guest.browser.at(next.address()),
+        address: guest.address.clone(),
+    };
+    fault(&guest.browser, json!({ "provider_delay_ms": 120_000 })).await;
+    let headers = [
+        ("idempotency-key", "k"),
+        ("x-forwarded-for", guest.address.as_str()),
+    ];
+    let wished = wish("e1", "s60", "10:00").to_string();
+    let path = "/api/create-payment-intent";
+    let booking = guest
+        .browser
+        .try_send(Method::POST, path, &headers, Some(wished));
+    let ending = async {
+        soon(async {
+            while slot(&there.browser, "e1", "s60", "10:00").await != "held" {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        clinic.signal("TERM");
+        let ended = tokio::task::spawn_blocking(move || clinic.wait().code());
+        assert_eq!(ended.await.unwrap(), Some(0));
+    };
+    let (unanswered, ()) = tokio::join!(booking, ending);
+    assert!(unanswered.is_none());
+    // Time stands still here: no lease ends by itself.
+    let again = there.pay("k", &wish("e1", "s60", "10:00")).await;
+    assert!(again.status.is_success(), "{:?}", again.json());
+}
+
 /// Ends a practice over a booking for which the provider takes so long: whether that was answered, and how long the
 /// practice took to end.
 async fn ended_over(provider_millis: u64) -> (bool, Duration) {
