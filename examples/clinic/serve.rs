@@ -81,6 +81,7 @@ async fn serve<D: Records>(app: App) -> Result<(), Box<dyn Error>> {
         if let Some(working) = working {
             working.await?;
         }
+        running.close(rest().max(SECOND)).await;
         Ok::<(), Box<dyn Error>>(())
     };
     tokio::select! {

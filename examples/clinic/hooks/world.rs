@@ -90,6 +90,12 @@ impl World {
         );
     }
 
+    /// Lets end what follows a commit or a rollback, then closes the database.
+    pub async fn close(&self, limit: Duration) {
+        let (app, _) = self.now();
+        app.sql.close(limit).await;
+    }
+
     /// Resolves once the process is told to stop.
     pub fn stopped(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut stopping = self.stopping.subscribe();

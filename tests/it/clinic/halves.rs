@@ -129,6 +129,39 @@ async fn an_approval_whose_client_has_left_is_kept_before_the_process_ends() {
 }
 
 #[tokio::test]
+async fn a_release_whose_client_has_left_is_told_before_the_process_ends() {
+    let (redis, folder) = (RedisServer::start().await, tempfile::tempdir().unwrap());
+    let store = ["--store", &redis.tcp_url()];
+    let (mut clinic, db) = open_clinic(&folder, &store).await;
+    let (next, _) = open_clinic(&folder, &store).await;
+    let pat = signed_in(&clinic, "pat").await;
+    let headers = [("idempotency-key", "b")];
+    let wished = wish("e1", "s60", "10:00");
+    let held = pat
+        .post("/api/create-payment-intent", &headers, &wished)
+        .await;
+    assert_eq!(held.status, StatusCode::CREATED, "{:?}", held.body);
+    let looking = Browser::new(next.address());
+    let mut seen = looking.open("/api/events?topic=slots:e1").await;
+    seen.until(":").await;
+    assert_eq!(slot(&looking, "e1", "s60", "10:00").await, "held");
+    fault(&pat, json!({ "delay_ms": 300 })).await;
+    let path = format!("/api/reservations/{}", text(&held.json(), "reservation_id"));
+    let change = (Method::DELETE, &*path.leak(), Value::Null);
+    leave_once(&pat, change, async || {
+        let sql = "select count(*) from keep_hold where state <> 1";
+        let over: i64 = sqlx::query_scalar(sql).fetch_one(&db).await.unwrap();
+        over > 0
+    })
+    .await;
+    clinic.signal("TERM");
+    let ended = tokio::task::spawn_blocking(move || clinic.wait().code());
+    assert_eq!(ended.await.unwrap(), Some(0));
+    soon(seen.until("\"free\"")).await;
+    assert_eq!(slot(&looking, "e1", "s60", "10:00").await, "free");
+}
+
+#[tokio::test]
 async fn money_that_is_told_to_be_back_before_it_is_told_to_have_come_books_nothing() {
     let clinic = alone();
     let guest = Guest::new(&clinic, 1).await;
