@@ -112,7 +112,7 @@ async fn receive<D: Records>(
     if let Some(mut record) = D::payment(&mut guard, payment).await? {
         let now = match event.kind.as_str() {
             "succeeded" => confirm::<D>(&app, &mut guard, &mut record).await?,
-            kind => change::<D>(&mut guard, &mut record, kind).await?,
+            kind => change::<D>(&app, &mut guard, &mut record, kind).await?,
         };
         // An event that comes too late for the state changes nothing, and need not come again.
         if let Some(now) = now {

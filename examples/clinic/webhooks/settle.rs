@@ -50,6 +50,7 @@ pub async fn confirm<D: Records>(
 
 /// All other events.
 pub async fn change<D: Records>(
+    app: &App,
     guard: &mut ReservationGuard<D>,
     record: &mut PaymentRecord,
     kind: &str,
@@ -81,6 +82,11 @@ pub async fn change<D: Records>(
             };
             record.refunded = true;
             D::give_back(guard, record).await?;
+            if !is_freed {
+                // Its time is no matter any more; its page still is.
+                let (live, told) = (app.live.clone(), record.clone());
+                guard.after_commit(async move { live.appointment(&told, "refunded").await });
+            }
             is_freed.then_some(("free", "refunded"))
         }
         _ => None,

@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 use super::people::{refused, signed_in, told};
-use super::{Guest, alone, hooked, slot, soon, tell, text, wish};
+use super::{Guest, advance, alone, hooked, slot, soon, tell, text, wish};
 use crate::support::{Browser, Program, RedisServer};
 
 async fn fault(browser: &Browser, order: Value) {
@@ -159,6 +159,22 @@ async fn a_release_whose_client_has_left_is_told_before_the_process_ends() {
     assert_eq!(ended.await.unwrap(), Some(0));
     soon(seen.until("\"free\"")).await;
     assert_eq!(slot(&looking, "e1", "s60", "10:00").await, "free");
+}
+
+#[tokio::test]
+async fn money_that_goes_back_after_the_hold_is_over_is_told() {
+    let clinic = alone();
+    let guest = Guest::new(&clinic, 1).await;
+    let held = guest.pay("k", &wish("e1", "s60", "10:00")).await.json();
+    let reservation = text(&held, "reservation_id");
+    let topic = format!("/api/events?topic=appointment:{reservation}");
+    let mut seen = guest.browser.open(&topic).await;
+    seen.until(":").await;
+    advance(&guest.browser, 3_600).await;
+    let payment = text(&held, "payment_id");
+    let event = tell(&guest.browser, "1", "refunded", &payment, 3_600).await;
+    assert_eq!(event.status, StatusCode::OK, "{:?}", event.body);
+    soon(seen.until("\"refunded\"")).await;
 }
 
 #[tokio::test]
