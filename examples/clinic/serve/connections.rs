@@ -43,12 +43,12 @@ pub async fn serve(listener: TcpListener, routes: Router, stopped: impl Future<O
 
 fn begin(stream: TcpStream, peer: SocketAddr, routes: Router, graceful: &GracefulShutdown) {
     let _ = stream.set_nodelay(true);
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    // Of what may yet become HTTP/2 nobody would measure the time.
+    let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
     builder
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(LONGEST_HEAD);
-    builder.http2().timer(TokioTimer::new());
     let service = routes.map_request(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
         request.map(Body::new)

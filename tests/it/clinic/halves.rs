@@ -258,14 +258,21 @@ async fn a_provider_that_says_nothing_is_a_502_and_the_slot_is_free() {
 #[tokio::test]
 async fn half_a_head_is_not_waited_for_without_an_end() {
     let clinic = alone();
-    let mut stream = TcpStream::connect(clinic.address()).await.unwrap();
-    stream
-        .write_all(b"GET / HTTP/1.1\r\nHost: c\r\n")
-        .await
-        .unwrap();
-    let mut answer = Vec::new();
-    // Answered or cut: an end.
-    let _ = soon(stream.read_to_end(&mut answer)).await;
+    let halves = [
+        "GET / HTTP/1.1\r\nHost: c\r\n",
+        "",
+        "P",
+        "PRI * H",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ];
+    let waiting = halves.map(async |half| {
+        let mut stream = TcpStream::connect(clinic.address()).await.unwrap();
+        stream.write_all(half.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // Answered or cut: an end.
+        let _ = soon(stream.read_to_end(&mut answer)).await;
+    });
+    futures_util::future::join_all(waiting).await;
 }
 
 #[tokio::test]
