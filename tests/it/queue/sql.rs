@@ -492,3 +492,33 @@ async fn ids_that_no_lease_of_their_own_follows_go_from_sql() {
         ids_of_digests_and_of_cancelled_jobs_go(queue, &clock, ids).await;
     }
 }
+
+/// The transaction of a handler may be open for long, and the next handler's ids are no matter of his.
+#[tokio::test]
+async fn an_open_transaction_that_brings_ids_holds_up_no_id_that_is_not_its_own() {
+    let (clock, url) = (clock(), shared().await.database().await);
+    let db = open(&url, &clock).await;
+    let other = SqlStore::builder(&url).clock(clock.clone());
+    let other = other.lock_timeout(SECOND).open().await.unwrap();
+    let queue = |store: &SqlStore| {
+        let queue: Queue<u64> = Queue::new(store.clone(), "q");
+        queue.remember_for(HOUR)
+    };
+    let (ours, theirs) = (queue(&db), queue(&other));
+    ours.enqueue(Job::to("u1", 1).once("old")).await.unwrap();
+    let batch = ours.lease(1).await.unwrap().unwrap();
+    assert!(ours.ack(&batch).await.unwrap().is_complete());
+    clock.advance(2 * HOUR);
+    let (transaction, finisher) = RequestTransaction::alone(&db);
+    let mut lease = transaction.lease::<Postgres>().await.unwrap();
+    // One id in eight lets what is over be forgotten.
+    for number in 0..64 {
+        let job = Job::to("u2", number).once(format!("new {number}"));
+        let added = service::sql::enqueue(&db, &mut lease, &ours, job).await;
+        added.unwrap();
+    }
+    drop(lease);
+    theirs.enqueue(Job::to("u1", 2).once("old")).await.unwrap();
+    finisher.commit().await.unwrap();
+    assert_eq!(ours.depth().await.unwrap().ready, 65);
+}

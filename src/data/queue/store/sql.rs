@@ -137,9 +137,13 @@ impl QueueStore for SqlStore {
         rules: &Rules,
     ) -> StoreFuture<Vec<EnqueueOutcome>> {
         let rules = *rules;
-        room(alone!(self, queue, |steps| steps
-            .enqueue(&jobs, &rules)
-            .await))
+        room(alone!(self, queue, |steps| {
+            let added = steps.enqueue(&jobs, &rules).await?;
+            if added.is_some() {
+                steps.forget_beside(&jobs).await?;
+            }
+            Ok(added)
+        }))
     }
 
     fn lease(&self, queue: &QueueName, claim: Claim, rules: &Rules) -> StoreFuture<Leased> {

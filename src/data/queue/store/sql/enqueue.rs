@@ -52,11 +52,18 @@ impl Steps<'_> {
         for job in jobs {
             outcomes.push(self.add(job, rules).await?);
         }
-        let looked_at = ids_looked_at(jobs);
-        if looked_at > 0 {
-            self.forget_ids(looked_at).await?;
-        }
         Ok(Some(outcomes))
+    }
+
+    /// Forgets ids that are over, now and then; not inside a caller's transaction: what is locked would stay so until its end.
+    pub(in crate::data::queue::store::sql) async fn forget_beside(
+        &mut self,
+        jobs: &[NewJob],
+    ) -> Done<()> {
+        match ids_looked_at(jobs) {
+            0 => Ok(()),
+            looked_at => self.forget_ids(looked_at).await,
+        }
     }
 
     async fn has_room(&mut self, jobs: &[NewJob], rules: &Rules) -> Done<bool> {
