@@ -213,7 +213,8 @@ impl<D: GuardEngine> ReservationGuard<D> {
     }
 
     /// Commits what was written so far, for calls to others that must not run under a lock. If the
-    /// response fails afterwards, holds that this request made and that are still held are released.
+    /// response fails afterwards, holds that this request made and that are still held are released, unless
+    /// another request has met or changed them since.
     ///
     /// # Errors
     /// [`NotOwner`](ReservationError::NotOwner) inside somebody else's transaction, else what befell the commit.

@@ -130,7 +130,7 @@ pub enum HoldState {
     Expired,
     /// Was confirmed, and taken back.
     Cancelled,
-    /// Was paid for too late: somebody else has the slots.
+    /// Was paid for too late: somebody else has the slots, or late payments are refused.
     LateConflict,
 }
 
@@ -424,7 +424,7 @@ pub enum Settled {
     Confirmed(Hold),
     /// The same payment again, or the first to reach a hold confirmed without one; the state tells more.
     AlreadyConfirmed(Hold),
-    /// Paid too late, and the slots are taken: give the money back.
+    /// Nothing is left to pay for (slots gone, hold cancelled, or late payments refused): give the money back.
     LateConflict(Hold),
     /// Paid twice by different payments: give this one back.
     DuplicatePayment(Hold),

@@ -52,7 +52,7 @@
 //!
 //! # Cancellation
 //! A request that is dropped rolls back in a task; a commit that has begun goes on. What was committed
-//! by [`ReservationGuard::commit`] and is still held is released.
+//! by [`ReservationGuard::commit`] and is still held is released, unless another request has met or changed it since.
 //!
 //! # What it does not do
 //! It offers no schedule (say by [`offered`](ReservationLayer::offered) what there is), charges nobody,
