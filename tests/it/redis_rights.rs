@@ -194,8 +194,8 @@ async fn what_is_done_is_no_error_where_the_user_may_tell_nobody() {
     let store = server.store(&clock()).await;
     let queue: Queue<u64> = Queue::new(store.clone(), "q");
     // An error here would be asked again, and the jobs be there twice.
-    queue.enqueue(Job::new("u1", 1)).await.unwrap();
-    let many = (0..100).map(|n| Job::new("u2", n));
+    queue.enqueue(Job::to("u1", 1)).await.unwrap();
+    let many = (0..100).map(|n| Job::to("u2", n));
     assert_eq!(queue.enqueue_many(many).await.unwrap().len(), 100);
     let counted = queue.depth().await.unwrap();
     assert_eq!(counted.ready, 101);
