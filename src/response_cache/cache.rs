@@ -337,7 +337,20 @@ impl Cache {
         self.keep_copy(ask, entry);
         let key = ask.entry_key(self.place);
         let stored = self.store.store(key, ticket, Arc::clone(entry));
-        self.finish("store", stored.map(noted));
+        let copy = self.keeps_copies.then(|| {
+            let (primary, selector) = ask.local();
+            (Arc::clone(self), primary, selector, Arc::clone(entry))
+        });
+        let stored = stored.map(move |stored| {
+            noted(stored);
+            // What another process knew better is no good here either.
+            if let (Stored::Superseded, Some((cache, primary, selector, entry))) = (stored, copy) {
+                cache
+                    .local
+                    .drop_copy(primary, selector, &entry, cache.now());
+            }
+        });
+        self.finish("store", stored);
         // Once more under its language, for those who like that best and whose own variant is not there.
         if let Some((local, key)) = ask.in_language_of(entry.head(), self.place) {
             if self.keeps_copies {

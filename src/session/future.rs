@@ -22,8 +22,9 @@ pin_project! {
     /// the patch is applied whole or not at all. Nothing is spawned.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, R> {
+        // Gone as soon as it has answered: with it goes what it still holds of a handler that it gave up.
         #[pin]
-        inner: F,
+        inner: Option<F>,
         session: Option<Session>,
         // In a box: only a commit that has to wait pays for its room.
         committing: Option<Box<(Committing, Response<R>)>>,
@@ -42,7 +43,7 @@ pin_project! {
 impl<F, R> ResponseFuture<F, R> {
     pub(super) const fn pass(inner: F) -> Self {
         Self {
-            inner,
+            inner: Some(inner),
             session: None,
             committing: None,
         }
@@ -50,7 +51,7 @@ impl<F, R> ResponseFuture<F, R> {
 
     pub(super) const fn new(inner: F, session: Session) -> Self {
         Self {
-            inner,
+            inner: Some(inner),
             session: Some(session),
             committing: None,
         }
@@ -70,9 +71,14 @@ where
     type Output = Result<Response<Body<R>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
+        let mut this = self.project();
         if this.committing.is_none() {
-            let answer = ready!(this.inner.poll(cx));
+            let Some(inner) = this.inner.as_mut().as_pin_mut() else {
+                // Polled after its answer.
+                return Poll::Pending;
+            };
+            let answer = ready!(inner.poll(cx));
+            this.inner.set(None);
             let Some(session) = this.session.as_ref() else {
                 return Poll::Ready(answer.map(|response| response.map(Body::pass)));
             };

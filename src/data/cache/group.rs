@@ -57,6 +57,8 @@ pub(super) struct Shared {
     has_pending: AtomicBool,
     /// The store has refused what is pending: it is asked again behind the readers, and they go round that.
     is_refused: AtomicBool,
+    /// A task tells the store what is kept back.
+    is_working: AtomicBool,
     flushing: tokio::sync::Mutex<()>,
 }
 
@@ -99,6 +101,7 @@ impl CacheGroup {
                 waiters: Mutex::default(),
                 pending: Mutex::default(),
                 has_pending: AtomicBool::new(false),
+                is_working: AtomicBool::new(false),
                 is_refused: AtomicBool::new(false),
                 flushing: tokio::sync::Mutex::default(),
             }),
@@ -289,25 +292,44 @@ impl Shared {
     /// Keeps targets until the store takes them.
     pub(super) fn keep_back(self: &Arc<Self>, targets: impl IntoIterator<Item = Target>) {
         self.pending.lock().extend(targets);
-        if !self.has_pending.swap(true, Ordering::SeqCst) {
-            let weak = Arc::downgrade(self);
-            drop(tokio::spawn(async move {
-                loop {
-                    tokio::time::sleep(TRY_AGAIN).await;
-                    match weak.upgrade() {
-                        Some(shared) if !matches!(shared.tell(true).await, Ok(CaughtUp::All)) => {}
-                        _ => return,
-                    }
-                }
-            }));
+        self.has_pending.store(true, Ordering::SeqCst);
+        self.work();
+    }
+
+    /// Tells the store what is kept back as soon as it takes it, also where nobody reads. One task at a time does; where
+    /// its runtime ends before, whoever comes next begins another.
+    fn work(self: &Arc<Self>) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        if self.is_working.swap(true, Ordering::SeqCst) {
+            return;
         }
+        let working = Working(Arc::downgrade(self));
+        drop(runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(TRY_AGAIN).await;
+                match working.0.upgrade() {
+                    Some(shared) if !matches!(shared.tell(true).await, Ok(CaughtUp::All)) => {}
+                    _ => break,
+                }
+            }
+            let shared = working.0.upgrade();
+            drop(working);
+            // Kept back after the last look: whoever did it found somebody at work.
+            if let Some(shared) = shared.filter(|shared| shared.has_pending.load(Ordering::SeqCst))
+            {
+                shared.work();
+            }
+        }));
     }
 
     /// Tells the store what it could not take; to be called before each shared read.
-    pub(super) async fn catch_up(&self) -> Result<CaughtUp, StoreError> {
+    pub(super) async fn catch_up(self: &Arc<Self>) -> Result<CaughtUp, StoreError> {
         if !self.has_pending.load(Ordering::SeqCst) {
             return Ok(CaughtUp::All);
         }
+        self.work();
         self.tell(false).await
     }
 
@@ -366,6 +388,17 @@ impl Shared {
             !is_old("") || !names(&is_old)
         };
         !stands && self.sight.is_good(noted, names)
+    }
+}
+
+/// Lets the next one work, also where the runtime drops the task.
+struct Working(Weak<Shared>);
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.is_working.store(false, Ordering::SeqCst);
+        }
     }
 }
 

@@ -111,6 +111,14 @@ impl Row {
         self.variants.push((selector, entry));
     }
 
+    /// Takes over other names; what is there can never be found under them.
+    fn learn(&mut self, names: &Names) {
+        if self.names != *names {
+            self.variants.clear();
+            self.names = names.clone();
+        }
+    }
+
     /// When nothing in it is of use any more.
     pub(super) fn expires_at(&self) -> u64 {
         let entries = self
@@ -212,17 +220,33 @@ impl Local {
             if there.is_some_and(|there| is_superseded(there.head(), entry.head().at, now)) {
                 return;
             }
+            let known = row.names.union(&entry.head().names);
+            if known != entry.head().names {
+                // As in a store: under fewer names than are known it would stand in for all variants.
+                return row.learn(&known);
+            }
             row.put(selector, entry);
+        });
+    }
+
+    /// Forgets a copy that its store did not take.
+    pub(in crate::response_cache) fn drop_copy(
+        &self,
+        key: Hash128,
+        selector: Hash128,
+        entry: &Arc<Entry>,
+        now: u64,
+    ) {
+        self.change(key, now, |row| {
+            row.variants
+                .retain(|(own, copy)| *own != selector || !Arc::ptr_eq(copy, entry));
         });
     }
 
     /// Remembers the names that select variants of `key`.
     pub(in crate::response_cache) fn learn(&self, key: Hash128, names: &Names, now: u64) {
         self.change(key, now, |row| {
-            if row.names != *names {
-                row.variants.clear();
-                row.names = names.clone();
-            }
+            row.learn(names);
         });
     }
 

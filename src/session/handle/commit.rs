@@ -19,6 +19,9 @@ use crate::session::store::{
 };
 use crate::session::token::{Secret, SessionId};
 
+/// The longest that headers wait for somebody else's token: longer than a store takes.
+const LONGEST_TURN: Duration = Duration::from_secs(15);
+
 /// What became of buffered writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::session) enum Committed {
@@ -41,6 +44,8 @@ pub(in crate::session) struct Committing {
     own_operations: usize,
     /// The headers wait for it, so it may still set up a session.
     is_last: bool,
+    /// It waits once for a token that somebody makes.
+    has_waited: bool,
     /// What is buffered is sent, not dropped.
     keeps: bool,
     step: Step,
@@ -69,6 +74,7 @@ impl Committing {
             patch: Patch::default(),
             own_operations: 0,
             is_last: false,
+            has_waited: false,
             keeps: true,
             step: Step::Begin,
         }
@@ -82,9 +88,12 @@ impl Committing {
 
     fn begin(&mut self) -> Next {
         let shared = Arc::clone(&self.shared);
-        if self.is_last && shared.has(MAKING) {
+        if self.is_last && !self.has_waited && shared.has(MAKING) {
+            self.has_waited = true;
+            // Whoever makes it may be stuck behind these very headers: a body that has not left yet.
             return Err(Step::Turn(Box::pin(async move {
-                drop(shared.turn.lock().await);
+                let turn = tokio::time::timeout(LONGEST_TURN, shared.turn.lock()).await;
+                drop(turn);
             })));
         }
         let mut state = shared.state();

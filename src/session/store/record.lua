@@ -129,8 +129,11 @@ local function family(index, cut_off)
   return live, newer, frozen
 end
 
--- Logins that began before are overtaken.
-local function mark(index) redis.call('ZADD', index, now_ms + REMEMBERED + 1, '!') end
+-- Logins that began before are overtaken; before `asked`, where that is made up for.
+local function mark(index, asked)
+  local before = asked and tonumber(redis.call('ZSCORE', index, '!') or nil) or 0
+  redis.call('ZADD', index, string.format('%.0f', math.max(before, (asked or now_ms) + REMEMBERED + 1)), '!')
+end
 
 local function expire_index(index)
   local latest = redis.call('ZREVRANGE', index, 0, 0, 'WITHSCORES')

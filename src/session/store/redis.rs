@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use self::decode::{established, glanced, listed, loaded, patched, revoked};
+use self::decode::{Revocation, established, glanced, listed, loaded, patched, revoked};
 use self::holders::Holders;
 use self::moving::Fields;
 use self::pending::after_pending;
@@ -229,9 +229,13 @@ fn send_establish(
     fields.fold(call, Call::arg).run(established)
 }
 
-fn send_revoke(store: &RedisStore, target: Target) -> StoreFuture<Option<Revoked>> {
+fn send_revoke(
+    store: &RedisStore,
+    target: Target,
+    made_up: Option<Duration>,
+) -> StoreFuture<Revocation> {
     let (what, whose, cause, one) = match target {
-        Target::Everyone => return revoke_everyone(store),
+        Target::Everyone => return revoke_everyone(store, made_up),
         Target::Own(at, cause) => ("own", Whose::Session(at), cause, None),
         Target::One(whose, id) => ("one", whose, EndCause::Revoked, Some(id)),
         Target::Others(at) => ("others", Whose::Session(at), EndCause::Revoked, None),
@@ -245,18 +249,26 @@ fn send_revoke(store: &RedisStore, target: Target) -> StoreFuture<Option<Revoked
         .arg(asking.verifier)
         .num(code_of(cause))
         .arg(one.map_or_else(String::new, |id| session_key(store, id)))
+        .arg(ago(made_up))
         .run(revoked)
 }
 
+/// How many ms ago it was asked for, where it is made up for.
+fn ago(made_up: Option<Duration>) -> String {
+    made_up.map_or_else(String::new, |ago| millis(ago).to_string())
+}
+
 /// One step on a single server; on a Cluster one per home, 32 at a time, done after the last.
-fn revoke_everyone(store: &RedisStore) -> StoreFuture<Option<Revoked>> {
+fn revoke_everyone(store: &RedisStore, made_up: Option<Duration>) -> StoreFuture<Revocation> {
     let keys = (0..HOMES).map(|home| cut_off_key(store, home));
     if !store.is_cluster() {
         let keys: Vec<String> = keys.collect();
-        return store.script(&REVOKE, &keys).arg("everyone").run(revoked);
+        let step = store.script(&REVOKE, &keys).arg("everyone");
+        return step.arg(ago(made_up)).run(revoked);
     }
     let steps: Vec<_> = keys
         .map(|key| store.script(&REVOKE, &[key]).arg("everyone"))
+        .map(|step| step.arg(ago(made_up)))
         .collect();
     StoreFuture::boxed(async move {
         let mut steps = steps.into_iter();
@@ -272,7 +284,7 @@ fn revoke_everyone(store: &RedisStore) -> StoreFuture<Option<Revoked>> {
                 Some(Err(error)) => {
                     return Err(StoreError::with_source(StoreErrorKind::Unavailable, error));
                 }
-                None => return Ok(Some(Revoked::Done(Vec::new()))),
+                None => return Ok(Revocation::of(Revoked::Done(Vec::new()))),
             }
         }
     })

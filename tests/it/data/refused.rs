@@ -295,3 +295,45 @@ async fn in_an_outage_what_is_here_answers_each_kind_of_read() {
     names.get(&7).await.unwrap_err();
     names.get_by("name", "x").await.unwrap_err();
 }
+
+#[test]
+fn what_a_runtime_kept_back_that_has_ended_is_told_by_whoever_reads_next() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let (server, users, others) = runtime.block_on(async {
+        let options = ["--save", "3600 1", "--enable-protected-configs", "yes"];
+        let server = RedisServer::start_with(&options).await;
+        let (users, _) = shared_only(&server).await;
+        let (others, _) = shared_only(&server).await;
+        users.put(&7, 1).await.unwrap();
+        break_saving(&server).await;
+        (server, users, others)
+    });
+    let short = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let removed = short.block_on(users.remove(&7));
+    assert_eq!(removed, InvalidateOutcome::Queued);
+    drop(short);
+    runtime.block_on(async {
+        order(
+            &server,
+            &["CONFIG", "SET", "stop-writes-on-bgsave-error", "no"],
+        )
+        .await;
+        // Nobody else is at work: it begins with this read.
+        assert!(users.get(&7).await.unwrap().is_none());
+        for _ in 0..1_000 {
+            if others.get(&7).await.unwrap().is_none() {
+                break;
+            }
+            tokio::time::sleep(10 * MILLIS).await;
+        }
+        let left = others.get(&7).await.unwrap();
+        assert!(left.is_none(), "it was never told");
+    });
+}

@@ -1,14 +1,19 @@
 //! Two levels: local copies in front of a shared store, and what becomes of them when it is away.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use tokio::sync::Semaphore;
 use tower_keep::backend::redis::RedisStore;
 use tower_keep::core::ManualClock;
 use tower_keep::response_cache::{InvalidateOutcome, ResponseCacheLayer, Target};
 
-use super::origin::{App, Origin, clock, gated, said, secs, until};
+use super::origin::{App, Origin, clock, full, gated, said, secs, until};
 use crate::support::RedisServer;
 use crate::support::redis::{fresh_prefix, shared};
 
@@ -767,6 +772,52 @@ async fn an_answer_to_post_for_what_varies_is_kept_nowhere_and_says_so() {
         assert_ne!(got.body, posted.body);
         assert_eq!(got.field("vary"), "accept");
     }
+}
+
+#[tokio::test]
+async fn an_answer_to_post_whose_variants_came_to_be_known_meanwhile_is_kept_nowhere() {
+    let fleet = Fleet::new().await;
+    let (gate, begun) = (
+        Arc::new(Semaphore::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let (held, told) = (Arc::clone(&gate), Arc::clone(&begun));
+    let origin = Origin::new(move |seen, call| {
+        let (held, told) = (Arc::clone(&held), Arc::clone(&told));
+        Box::pin(async move {
+            if seen.method() == http::Method::GET {
+                let varies = [("cache-control", "max-age=60"), ("vary", "accept")];
+                return Ok(said(&varies, format!("run {call}")).map(|text| full(text.into())));
+            }
+            let plain = [("cache-control", "max-age=60"), ("content-location", "/a")];
+            let body = futures_util::stream::once(async move {
+                told.store(true, Ordering::SeqCst);
+                held.acquire().await.unwrap().forget();
+                Ok(Frame::data(Bytes::from_static(b"posted")))
+            });
+            Ok(said(&plain, "").map(|_| StreamBody::new(body).boxed_unsync()))
+        })
+    });
+    let one = Process::new(&fleet, &origin, |layer| layer).await;
+    let two = Process::new(&fleet, &origin, |layer| layer).await;
+    let app = two.app.clone();
+    let posted = tokio::spawn(async move { app.method("POST", "/a").await });
+    until("the body begins", || begun.load(Ordering::SeqCst)).await;
+    one.app.get("/a").await;
+    stored(&one, &origin, "/a").await;
+    gate.add_permits(1);
+    assert_eq!(posted.await.unwrap().body, "posted");
+    // The copy of its own goes as soon as the store has said no.
+    let mut got = two.app.get("/a").await;
+    for _ in 0..1_000 {
+        if got.body != "posted" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        got = two.app.get("/a").await;
+    }
+    assert_ne!(got.body, "posted");
+    assert_eq!(got.field("vary"), "accept");
 }
 
 #[tokio::test]

@@ -8,7 +8,9 @@ use std::task::Poll;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::FromRequestParts;
 use axum::routing::get;
+use futures_util::FutureExt;
 use http::{Request, Response, StatusCode};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -446,5 +448,87 @@ async fn an_id_that_is_taken_is_drawn_again_three_times_at_most() {
                 );
             }
         }
+    }
+}
+
+/// Polls a handler once and answers 408 where that was not enough, as a timeout does; the handler stays in its future.
+#[derive(Clone)]
+struct Impatient<H>(H);
+
+struct Given<F> {
+    handler: std::pin::Pin<Box<F>>,
+}
+
+impl<F: Future<Output = ()>> Future for Given<F> {
+    type Output = Result<Response<Body>, std::convert::Infallible>;
+
+    fn poll(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> Poll<Self::Output> {
+        assert!(self.handler.as_mut().poll(cx).is_pending());
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::REQUEST_TIMEOUT;
+        Poll::Ready(Ok(response))
+    }
+}
+
+impl<H, F> tower::Service<Request<Body>> for Impatient<H>
+where
+    H: FnMut(Session) -> F,
+    F: Future<Output = ()>,
+{
+    type Response = Response<Body>;
+    type Error = std::convert::Infallible;
+    type Future = Given<F>;
+
+    fn poll_ready(
+        &mut self,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<Result<(), std::convert::Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let mut parts = request.into_parts().0;
+        let session = Session::from_request_parts(&mut parts, &()).now_or_never();
+        let session = session.unwrap().unwrap();
+        Given {
+            handler: Box::pin((self.0)(session)),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_leaves_although_its_service_gave_up_a_handler_in_a_login() {
+    for keeps in [false, true] {
+        let store = Held::new();
+        let layer = SessionLayer::new(store.clone());
+        store.hold();
+        let kept = Arc::new(Mutex::new(None));
+        let keeper = Arc::clone(&kept);
+        let service = Impatient(move |session: Session| {
+            let mut login = Box::pin(async move { session.login(Principal::new("u1")).await });
+            let keeper = Arc::clone(&keeper);
+            async move {
+                let begun = poll_fn(|cx| Poll::Ready(login.as_mut().poll(cx).is_pending())).await;
+                assert!(begun, "it is at the store");
+                if keeps {
+                    // As a body that goes on with it once the headers have left.
+                    *keeper.lock() = Some(login);
+                    std::future::pending().await
+                } else {
+                    drop(login.await);
+                }
+            }
+        });
+        let answer = tower::Layer::layer(&layer, service);
+        let answer = answer.oneshot(Request::get("/").body(Body::empty()).unwrap());
+        // By the paused clock; the second kind waits for whom it cannot see, but not for ever.
+        let longest = std::time::Duration::from_secs(if keeps { 60 } else { 1 });
+        let answer = tokio::time::timeout(longest, answer).await;
+        let response = answer.expect("the headers leave").unwrap();
+        assert_eq!(response.status(), 408);
+        drop(kept.lock().take());
     }
 }

@@ -124,3 +124,87 @@ async fn a_revocation_that_is_refused_at_once_is_owed_too() {
     assert_eq!((reply.status.as_u16(), &*reply.body), (200, "nobody"));
     assert_eq!(other.body("/me").await, "u2");
 }
+
+async fn all_is_made_up_for(metered: &Metered) {
+    let begun = Instant::now();
+    while metered.value(GAUGE) != Some(0.0) {
+        assert!(begun.elapsed() < Duration::from_secs(30), "still owed");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_revocation_that_was_done_unheard_ends_nothing_that_began_after_it() {
+    let metered = Metered::start();
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let clock = clock();
+    let [store, elsewhere] = two_nodes(&server, &proxy, &clock).await;
+    let app = App::new(SessionLayer::new(store));
+    let node = App::new(SessionLayer::new(elsewhere));
+    let paths = [("/revoke_all", "u1"), ("/revoke_others", "u2")];
+    let mut ends = Vec::new();
+    for (path, user) in paths {
+        let (asks, old) = (app.browser(), node.browser());
+        for browser in [&asks, &old] {
+            assert_eq!(browser.status(&format!("/login/{user}")).await, 200);
+        }
+        ends.push((path, user, asks, old));
+    }
+    proxy.swallow_replies(true);
+    for (path, _, asks, _) in &ends {
+        assert_eq!(asks.status(path).await, 503);
+    }
+    assert_eq!(metered.value(GAUGE), Some(2.0));
+    clock.advance(Duration::from_secs(2));
+    let mut began = Vec::new();
+    for (_, user, asks, _) in &ends {
+        // Whoever was told to try again logs in anew, also where the old session is asked along.
+        let anew = match *user {
+            "u2" => asks.copy().at(&node),
+            _ => node.browser(),
+        };
+        assert_eq!(anew.status(&format!("/login/{user}")).await, 200);
+        began.push(anew);
+    }
+    proxy.swallow_replies(false);
+    proxy.cut();
+    all_is_made_up_for(&metered).await;
+    for ((path, user, _, old), anew) in ends.iter().zip(&began) {
+        assert_eq!(anew.body("/me").await, *user, "{path} is older");
+        assert_eq!(old.body("/me").await, "nobody", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn who_had_ended_before_it_asked_ends_nobody_else_later() {
+    let metered = Metered::start();
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let clock = clock();
+    let [store, elsewhere] = two_nodes(&server, &proxy, &clock).await;
+    let app = App::new(SessionLayer::new(store));
+    let node = App::new(SessionLayer::new(elsewhere));
+    let mut told = Vec::new();
+    for (user, end) in [("u1", "/logout"), ("u2", "/rotate"), ("u3", "/logout")] {
+        let (ended, stays) = (app.browser(), node.browser());
+        for browser in [&ended, &stays] {
+            assert_eq!(browser.status(&format!("/login/{user}")).await, 200);
+        }
+        let thief = ended.copy();
+        assert!(matches!(ended.at(&node).status(end).await, 200 | 204));
+        told.push((user, thief, stays));
+    }
+    clock.advance(Duration::from_secs(5));
+    proxy.refuse(true);
+    let asked = ["/revoke_all", "/revoke_others", "/revoke_others"];
+    for ((user, thief, _), path) in told.iter().zip(asked) {
+        assert_eq!(thief.status(path).await, 503, "{user}");
+    }
+    assert_eq!(metered.value(GAUGE), Some(3.0));
+    proxy.refuse(false);
+    all_is_made_up_for(&metered).await;
+    for (user, _, stays) in &told {
+        assert_eq!(stays.body("/me").await, *user);
+    }
+}

@@ -203,14 +203,37 @@ pub(super) fn listed(reply: Reply) -> Result<Listed, StoreError> {
 }
 
 /// `None` where only a newer version can read the session that asks.
-pub(super) fn revoked(reply: Reply) -> Result<Option<Revoked>, StoreError> {
+/// What became of a revocation.
+pub(super) struct Revocation {
+    /// `None` where a newer version wrote the session that asked.
+    pub(super) answer: Option<Revoked>,
+    /// The session that asked is not live, and is not known to have been when it asked.
+    pub(super) is_unproven: bool,
+}
+
+impl Revocation {
+    pub(super) const fn of(answer: Revoked) -> Self {
+        Self {
+            answer: Some(answer),
+            is_unproven: false,
+        }
+    }
+}
+
+pub(super) fn revoked(reply: Reply) -> Result<Revocation, StoreError> {
     let mut fields = Fields::of(reply)?;
-    Ok(Some(match fields.int()? {
-        0 => Revoked::Done(ended(fields.next()?)?),
-        1 => Revoked::NotLive(fields.not_live()?),
-        2 => Revoked::NoUser,
-        _ => return Ok(None),
-    }))
+    Ok(match fields.int()? {
+        0 => Revocation::of(Revoked::Done(ended(fields.next()?)?)),
+        1 => Revocation {
+            answer: Some(Revoked::NotLive(fields.not_live()?)),
+            is_unproven: fields.int()? == 0,
+        },
+        2 => Revocation::of(Revoked::NoUser),
+        _ => Revocation {
+            answer: None,
+            is_unproven: false,
+        },
+    })
 }
 
 /// A session that waits for its end or another 5 s, and its fields.

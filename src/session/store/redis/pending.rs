@@ -12,8 +12,8 @@ use super::super::{Revoked, Target};
 use super::holders::Holders;
 use super::send_revoke;
 use crate::backend::redis::RedisStore;
-use crate::core::telemetry::{count, error, gauge};
-use crate::core::{StoreError, StoreErrorKind, StoreFuture};
+use crate::core::telemetry::{count, error, gauge, warn};
+use crate::core::{StoreError, StoreErrorKind, StoreFuture, Timestamp, monotonic};
 
 /// The most that are remembered; then the oldest goes.
 const MOST: usize = 10_000;
@@ -40,17 +40,50 @@ struct Queue {
 struct Owed {
     number: u64,
     target: Target,
+    /// Where all lies that it can end.
+    home: Option<u16>,
     /// What is meant where the session that asked is over.
     without_asking: Option<Target>,
+    asked: Asked,
+}
+
+/// When it was asked for, by the clock that the store goes by.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    clock: Option<Timestamp>,
+    began: tokio::time::Instant,
+}
+
+impl Asked {
+    fn now(store: &RedisStore) -> Self {
+        Self {
+            clock: store.clock().map(|clock| Timestamp::of(&*clock)),
+            began: monotonic(),
+        }
+    }
+
+    fn ago(self, store: &RedisStore) -> Duration {
+        match (self.clock, store.clock()) {
+            (Some(asked), Some(clock)) => Timestamp::of(&*clock).since(asked),
+            _ => self.began.elapsed(),
+        }
+    }
 }
 
 impl Owed {
+    /// Makes up for it: what began since is left alone, and nobody who had ended before it asked is believed.
     async fn send(self, store: &RedisStore) -> Result<(), StoreError> {
-        let answer = send_revoke(store, self.target).await?;
-        if let (None | Some(Revoked::NotLive(_) | Revoked::NoUser), Some(target)) =
-            (answer, self.without_asking)
-        {
-            send_revoke(store, target).await?;
+        let ago = self.asked.ago(store);
+        let done = send_revoke(store, self.target, Some(ago)).await?;
+        match (done.answer, self.without_asking) {
+            (Some(Revoked::Done(_)), _) | (_, None) => {}
+            _ if done.is_unproven => {
+                warn!("a revocation is not made up for: whoever asked for it was over by then");
+            }
+            (_, Some(target)) => {
+                let ago = self.asked.ago(store);
+                send_revoke(store, target, Some(ago)).await?;
+            }
         }
         Ok(())
     }
@@ -61,7 +94,7 @@ impl Pending {
         store.beside(Self::default)
     }
 
-    fn remember(&self, target: Target, without_asking: Option<Target>) {
+    fn remember(&self, target: Target, without_asking: Option<Target>, asked: Asked) {
         let mut queue = self.queue.lock();
         if queue.owed.iter().any(|owed| owed.target == target) {
             return;
@@ -75,8 +108,10 @@ impl Pending {
         queue.next += 1;
         queue.owed.push_back(Owed {
             number,
+            home: home_of(&target),
             target,
             without_asking,
+            asked,
         });
         self.counted(&queue);
     }
@@ -98,7 +133,7 @@ impl Pending {
 
     /// The oldest one from `from` on that one of `homes` has to wait for; `None` for all.
     fn first(&self, from: u64, homes: Option<[u16; 2]>) -> Option<Owed> {
-        let concerns = |owed: &&Owed| match (homes, home_of(&owed.target)) {
+        let concerns = |owed: &&Owed| match (homes, owed.home) {
             (Some(homes), Some(home)) => homes.contains(&home),
             _ => true,
         };
@@ -208,20 +243,21 @@ async fn in_time<T>(
 
 /// Sends a revocation; where it fails it is remembered, also when the caller goes away.
 pub(super) fn revoke(store: &RedisStore, target: Target) -> StoreFuture<Revoked> {
-    let pending = Pending::of(store);
+    let (pending, asked) = (Pending::of(store), Asked::now(store));
     let store = store.clone();
     StoreFuture::boxed(async move {
         let mut unsure = Unsure {
             pending,
             store,
             target: Some(target.clone()),
+            asked,
         };
         let (store, pending) = (&unsure.store, &unsure.pending);
         let homes = home_of(&target).map(|home| [home, home]);
         if !pending.owes_nothing_to(homes) {
             in_time(store, pending.send(store, homes)).await?;
         }
-        let answer = send_revoke(store, target).await?;
+        let answer = send_revoke(store, target, None).await?.answer;
         // What was refused is owed, too: no memory, no disk and no right are states that pass.
         unsure.target = None;
         answer.ok_or_else(|| {
@@ -236,13 +272,14 @@ struct Unsure {
     pending: Arc<Pending>,
     store: RedisStore,
     target: Option<Target>,
+    asked: Asked,
 }
 
 impl Drop for Unsure {
     fn drop(&mut self) {
         if let Some(target) = self.target.take() {
             let without_asking = Holders::of(&self.store).without_asking(&target);
-            self.pending.remember(target, without_asking);
+            self.pending.remember(target, without_asking, self.asked);
             self.pending.work(&self.store);
         }
     }
@@ -256,13 +293,17 @@ mod tests {
     #[test]
     fn only_so_many_are_remembered_and_then_the_oldest_goes() {
         let (pending, user) = (Pending::default(), UserId::try_new("u").unwrap());
+        let asked = Asked {
+            clock: None,
+            began: monotonic(),
+        };
         let one = |_| Target::One(Whose::User(user.clone()), SessionId::draw(None).unwrap());
         let targets: Vec<_> = (0..MOST + 2).map(one).collect();
         for target in &targets {
-            pending.remember(target.clone(), None);
+            pending.remember(target.clone(), None, asked);
         }
         // One that is owed already counts once.
-        pending.remember(targets[2].clone(), None);
+        pending.remember(targets[2].clone(), None, asked);
         assert_eq!(pending.len.load(Ordering::SeqCst), MOST);
         let first = pending.first(0, None).unwrap();
         assert_eq!(first.target, targets[2]);
