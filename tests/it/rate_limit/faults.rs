@@ -384,3 +384,58 @@ async fn every_key_in_redis_expires_shortly_after_its_window_and_names_nobody() 
         assert!((window + 50..=window + 61).contains(&ttl), "{key}: {ttl}");
     }
 }
+
+/// A store that never answers; where it is given a time, it gives up after it.
+#[derive(Clone, Copy, Debug)]
+struct Silent(Duration);
+
+impl Silent {
+    fn answer<T: Send + 'static>(self) -> StoreFuture<T> {
+        StoreFuture::boxed(async move {
+            tokio::time::sleep(self.0).await;
+            Err(StoreError::new(StoreErrorKind::TimedOut))
+        })
+    }
+}
+
+impl RateLimitStore for Silent {
+    fn check_and_record(&self, _: &[Charge<'_>]) -> StoreFuture<Verdict> {
+        self.answer()
+    }
+
+    fn check(&self, _: &[Charge<'_>]) -> StoreFuture<Verdict> {
+        self.answer()
+    }
+
+    fn record(&self, _: &[Charge<'_>]) -> StoreFuture<Verdict> {
+        self.answer()
+    }
+
+    fn refund(&self, _: &Receipt) -> StoreFuture<Refunded> {
+        self.answer()
+    }
+
+    fn reset(&self, _: &[Bucket<'_>]) -> StoreFuture<()> {
+        self.answer()
+    }
+
+    fn block(&self, _: &Bucket<'_>, _: Duration) -> StoreFuture<()> {
+        self.answer()
+    }
+
+    fn within(&self, timeout: Duration) -> Option<Arc<dyn RateLimitStore>> {
+        Some(Arc::new(Self(timeout)))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn unless_told_otherwise_a_store_has_50_ms() {
+    let layer = five_a_minute(Silent(tower_keep::HOUR)).on_store_failure(StoreFailure::Closed);
+    let app = App::new(layer);
+    let began = tokio::time::Instant::now();
+    let answer = app.get("", "192.0.2.1").await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    // The timer counts whole milliseconds.
+    let waited = began.elapsed().as_millis();
+    assert!((50..=51).contains(&waited), "{waited} ms");
+}

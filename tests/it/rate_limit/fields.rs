@@ -269,3 +269,28 @@ async fn fields_can_be_left_out_and_the_retry_stays() {
     assert_eq!(refused.field("retry-after"), Some("60"));
     assert_eq!(refused.field("cache-control"), Some("no-store"));
 }
+
+#[tokio::test]
+async fn the_older_fields_show_the_policy_that_refuses_before_one_that_has_less_left() {
+    let is_large = |parts: &http::request::Parts| parts.uri.path() == "/large";
+    let layer = RateLimitLayer::new(MemoryStore::new())
+        .legacy_headers()
+        .policy(
+            Policy::new("a", Quota::per_minute(3), Partition::global())
+                .cost(move |parts| if is_large(parts) { 3 } else { 1 }),
+        )
+        .policy(
+            Policy::new("b", Quota::per_minute(1), Partition::client_ip())
+                .cost(move |parts| u32::from(!is_large(parts))),
+        );
+    let app = App::new(layer);
+    app.get("", "192.0.2.1").await;
+    let mut request = request("", "192.0.2.1");
+    *request.uri_mut() = "/large".parse().unwrap();
+    let answer = app.send(request).await;
+    answer.refused_by("a");
+    let ratelimit = answer.field("ratelimit").unwrap();
+    assert!(ratelimit.contains("\"a\";r=2") && ratelimit.contains("\"b\";r=0"));
+    assert_eq!(answer.field("x-ratelimit-limit"), Some("3"));
+    assert_eq!(answer.field("x-ratelimit-remaining"), Some("2"));
+}

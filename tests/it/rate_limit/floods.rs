@@ -181,3 +181,28 @@ async fn a_layer_at_its_bound_answers_from_shared_entries_and_not_with_an_error(
     }
     app.get("", "10.1.0.1").await.refused_by("client-ip");
 }
+
+#[tokio::test]
+async fn of_the_sampled_the_least_used_goes() {
+    let store = MemoryStore::builder()
+        .clock(clock())
+        .max_entries(64)
+        .build();
+    let limiter = RateLimiter::new(store).limit(Quota::per_hour(10), Partition::client_ip());
+    let record = async |n: u8, times: u32| {
+        let attempt = Attempt::new().on("client-ip", IpAddr::from([10, 0, 0, n]));
+        limiter.record(attempt.cost(times)).await.unwrap();
+    };
+    // One of four has all but one of its units in use.
+    let busy = (0..64).filter(|n| n % 4 == 0);
+    for n in 0..64 {
+        record(n, if n % 4 == 0 { 9 } else { 1 }).await;
+    }
+    for n in 64..=255 {
+        record(n, 1).await;
+    }
+    for n in busy {
+        let status = limiter.peek("client-ip", IpAddr::from([10, 0, 0, n]));
+        assert_eq!(status.await.unwrap().attempts, 9, "{n}");
+    }
+}

@@ -40,6 +40,17 @@ impl Metered {
         self.value(name).unwrap_or(0.0) as u64
     }
 
+    /// All counters of these names that are above zero, in order.
+    pub fn counters(&self, of: impl Fn(&str) -> bool) -> Vec<(String, u64)> {
+        let sheet = self.sheet.0.lock().unwrap();
+        let counted = sheet
+            .iter()
+            .filter(|(name, count)| of(name) && **count > 0.0);
+        counted
+            .map(|(name, count)| (name.clone(), *count as u64))
+            .collect()
+    }
+
     /// Everything, as a scrape would show it.
     pub fn scrape(&self) -> String {
         format!("{:?}", self.sheet.0.lock().unwrap())

@@ -577,3 +577,58 @@ async fn a_refusal_that_is_told_again_says_to_the_byte_what_one_made_anew_says()
     assert!(refusals > 300, "{refusals}");
     assert!(shared > 0);
 }
+
+#[tokio::test]
+async fn only_a_whole_preflight_is_not_limited() {
+    const PREFLIGHT: [&str; 2] = ["origin", "access-control-request-method"];
+    for (method, fields) in [
+        (Method::GET, &PREFLIGHT[..]),
+        (Method::OPTIONS, &PREFLIGHT[1..]),
+        (Method::OPTIONS, &PREFLIGHT[..1]),
+    ] {
+        let layer = RateLimitLayer::new(MemoryStore::new());
+        let app = App::new(layer.limit(Quota::per_minute(1), Partition::client_ip()));
+        let ask = || {
+            let mut request = request("", "192.0.2.1");
+            *request.method_mut() = method.clone();
+            for field in fields {
+                request.headers_mut().insert(*field, "x".parse().unwrap());
+            }
+            app.send(request)
+        };
+        assert_eq!(ask().await.status, StatusCode::OK, "{method} {fields:?}");
+        ask().await.refused_by("client-ip");
+    }
+}
+
+#[tokio::test]
+async fn who_is_listed_and_who_comes_while_the_store_is_away_get_the_whole_document() {
+    let layer = RateLimitLayer::new(super::faults::Broken)
+        .limit(Quota::per_minute(1), Partition::client_ip())
+        .on_store_failure(StoreFailure::Closed)
+        .deny_ips(["203.0.113.7/32".parse().unwrap()]);
+    let app = App::new(layer);
+    let denied = app.get("", "203.0.113.7").await;
+    assert_eq!(denied.status, StatusCode::FORBIDDEN);
+    let expected = serde_json::json!({
+        "type": "about:blank",
+        "title": "Forbidden",
+        "status": 403,
+        "code": "ADDRESS_DENIED",
+    });
+    assert_eq!(denied.problem(), expected);
+
+    let away = app.get("", "192.0.2.1").await;
+    assert_eq!(away.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(away.field("cache-control"), Some("no-store"));
+    let expected = serde_json::json!({
+        "type": "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity",
+        "title": "Temporary Reduced Capacity",
+        "status": 503,
+        "detail": "the service cannot reach its store, try again later",
+        "code": "STORE_UNAVAILABLE",
+        "error": "The service is short of capacity. Try again later.",
+        "retry_after": away.retry_after().as_secs(),
+    });
+    assert_eq!(away.problem(), expected);
+}

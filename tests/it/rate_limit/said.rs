@@ -13,20 +13,20 @@ use tower_keep::rate_limit::{Attempt, Decision, RateLimiter};
 
 /// A store that can be switched off, without a breaker.
 #[derive(Clone, Debug)]
-struct Switched {
+pub struct Switched {
     store: MemoryStore,
     off: Arc<AtomicBool>,
 }
 
 impl Switched {
-    fn new() -> Self {
+    pub fn new(store: MemoryStore) -> Self {
         Self {
-            store: MemoryStore::new(),
+            store,
             off: Arc::default(),
         }
     }
 
-    fn switch(&self, off: bool) {
+    pub fn switch(&self, off: bool) {
         self.off.store(off, Ordering::SeqCst);
     }
 
@@ -67,7 +67,7 @@ impl RateLimitStore for Switched {
 #[tokio::test]
 async fn each_outage_is_said_once_when_it_begins_and_once_when_it_ends() {
     let logged = Logged::start();
-    let store = Switched::new();
+    let store = Switched::new(MemoryStore::new());
     let layer = RateLimitLayer::new(store.clone()).on_store_failure(StoreFailure::Open);
     let app = App::new(layer.limit(Quota::per_minute(99), Partition::global()));
     let said = || {
@@ -142,7 +142,7 @@ async fn what_is_set_wrongly_is_said_once_and_counted_each_time() {
 #[tokio::test]
 async fn a_refund_that_fails_is_counted_and_changes_no_response() {
     let metered = Metered::start();
-    let store = Switched::new();
+    let store = Switched::new(MemoryStore::new());
     let off = Arc::clone(&store.off);
     // The store goes away between the charge and the refund.
     let policy = Policy::new("reads", Quota::per_minute(3), Partition::global())
@@ -228,4 +228,24 @@ fn what_is_out_of_its_bounds_is_refused_where_it_is_written() {
     };
     drop(many(16));
     refused(&|| many(17));
+}
+
+#[tokio::test]
+async fn that_two_layers_hold_the_same_policy_is_said_once_for_each() {
+    let logged = Logged::start();
+    let layer = RateLimitLayer::new(MemoryStore::new())
+        .limit(Quota::per_minute(9), Partition::client_ip())
+        .limit(Quota::per_minute(9), Partition::global());
+    let inner = service_fn(async |_: Request<()>| {
+        Ok::<_, Infallible>(Response::new(Full::new(Bytes::new())))
+    });
+    let twice = layer.layer(layer.layer(inner));
+    for _ in 0..3 {
+        let answer = twice.clone().oneshot(request("", "192.0.2.1")).await;
+        assert_eq!(answer.unwrap().status(), StatusCode::OK);
+    }
+    let charged = layer.limiter().peek("global", ()).await.unwrap();
+    assert_eq!(charged.attempts, 3);
+    let said = |policy| logged.lines_with(&["two layers hold", policy]);
+    assert_eq!((said("client-ip"), said("global")), (1, 1));
 }

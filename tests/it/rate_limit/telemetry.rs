@@ -1,6 +1,7 @@
 //! What is measured, and that no secret is in it.
 
 use tower_keep::core::StoreFailure;
+use tower_keep::rate_limit::{Attempt, Decision, PartitionKey};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::metered::Metered;
@@ -230,4 +231,125 @@ async fn calls_that_leave_the_process_have_a_span_and_decisions_in_it_have_none(
     let closed = |op: &str| logged.lines_with(&[&span(op), "close"]);
     assert_eq!((closed("check_and_record"), closed("reset")), (3, 1));
     assert_eq!(logged.lines("secret") + logged.lines("192.0.2.77"), 0);
+}
+
+#[tokio::test]
+async fn a_refusal_is_told_with_its_policy_its_wait_and_a_digest_of_its_key() {
+    let logged = Logged::start();
+    let layer = RateLimitLayer::new(memory(&clock()))
+        .group("told")
+        .limit(Quota::per_minute(1), Partition::client_ip());
+    let app = App::new(layer);
+    for _ in 0..2 {
+        app.get("", "192.0.2.77").await;
+    }
+    let key = PartitionKey::from("192.0.2.77".parse::<std::net::IpAddr>().unwrap());
+    let digest = key.digest();
+    let parts = [
+        "DEBUG",
+        "refused",
+        "group=\"told\"",
+        "policy=\"client-ip\"",
+        "retry_after=Some(60s)",
+        &digest,
+    ];
+    assert_eq!(logged.lines_with(&parts), 1);
+    assert_eq!(logged.lines("192.0.2.77"), 0);
+}
+
+#[tokio::test]
+async fn each_way_through_the_layer_is_counted_as_what_it_is() {
+    let metered = Metered::start();
+    let clock = clock();
+    let store = super::said::Switched::new(memory(&clock));
+    let layer = RateLimitLayer::new(store.clone())
+        .group("ways")
+        .on_store_failure(StoreFailure::Open)
+        .exempt(|parts| parts.uri.path() == "/health")
+        .deny_ips(["203.0.113.7/32".parse().unwrap()])
+        .policy(
+            Policy::new("p", Quota::per_minute(2), Partition::client_ip())
+                .cost(|parts| parts.uri.path().len() as u32)
+                .refund_when(|response| response.status == StatusCode::NOT_MODIFIED),
+        );
+    let open = App::new(layer.clone());
+    let closed = App::new(layer.clone().on_store_failure(StoreFailure::Closed));
+    let mut unchanged = App::new(layer.clone());
+    unchanged.status = StatusCode::NOT_MODIFIED;
+    let at = |path: &str, address: &str| {
+        let mut request = request("", address);
+        *request.uri_mut() = path.parse().unwrap();
+        request
+    };
+    let limiter = layer.limiter();
+    let blocked: std::net::IpAddr = "192.0.2.2".parse().unwrap();
+    limiter.block("p", blocked, MINUTE).await.unwrap();
+
+    open.send(at("/health", "192.0.2.1")).await;
+    open.get("", "203.0.113.7").await;
+    open.get("", "192.0.2.1").await;
+    open.send(at("/large", "192.0.2.1")).await;
+    open.get("", "192.0.2.2").await;
+    unchanged.get("", "192.0.2.3").await;
+    // Closed, and nobody knows from where.
+    closed.send(Request::new(())).await;
+    store.switch(true);
+    open.get("", "192.0.2.1").await;
+    closed.get("", "192.0.2.1").await;
+    store.switch(false);
+    let attempt = Attempt::new().on("p", "192.0.2.4".parse::<std::net::IpAddr>().unwrap());
+    let Decision::Allowed(grant) = limiter.check_and_record(attempt).await.unwrap() else {
+        panic!("refused");
+    };
+    clock.advance(2 * MINUTE);
+    limiter.refund(grant).await.unwrap();
+
+    let requests = [
+        ("admitted", 2),
+        ("limited", 2),
+        ("listed", 1),
+        ("passed", 1),
+        ("unavailable", 2),
+        ("unguarded", 1),
+    ];
+    let decisions = [("admitted", 3), ("blocked", 1), ("never", 1)];
+    let refunds = [("applied", 1), ("too_late", 1)];
+    let mut expected = Vec::new();
+    for (name, policy, outcomes) in [
+        ("decisions", ",policy=p", &decisions[..]),
+        ("refunds", "", &refunds),
+        ("requests", "", &requests),
+    ] {
+        for (outcome, times) in outcomes {
+            let labels = format!("group=ways,outcome={outcome}{policy}");
+            let name = format!("keep_rate_limit_{name}_total{{{labels}}}");
+            expected.push((name, *times));
+        }
+    }
+    let counted = metered.counters(|name| name.contains("outcome=") && name.contains("group=ways"));
+    assert_eq!(counted, expected);
+}
+
+#[tokio::test]
+async fn a_state_that_cannot_be_read_is_counted() {
+    let metered = Metered::start();
+    let server = RedisServer::start().await;
+    let layer = RateLimitLayer::new(server.store_with("spoilt").await).timeout(PATIENCE);
+    let app = App::new(layer.limit(Quota::per_minute(5), Partition::client_ip()));
+    app.get("", "192.0.2.1").await;
+    let mut raw = server.raw().await;
+    let keys: Vec<String> = redis::cmd("KEYS")
+        .arg("*:s")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    let mut spoil = redis::cmd("SET");
+    spoil.arg(&keys[0]).arg("garbage");
+    spoil.exec_async(&mut raw).await.unwrap();
+    let spoilt = || metered.counter("keep_rate_limit_undecodable_total");
+    assert_eq!((keys.len(), spoilt()), (1, 0));
+    for _ in 0..2 {
+        assert_eq!(app.get("", "192.0.2.1").await.status, StatusCode::OK);
+        assert_eq!(spoilt(), 1);
+    }
 }
