@@ -9,6 +9,7 @@ use axum::body::Body;
 use axum::routing::get;
 use http::Request;
 use tower::ServiceExt;
+use tower_keep::backend::memory::MemoryStore;
 use tower_keep::core::{Principal, StoreFailure};
 use tower_keep::session::{Session, SessionErrorKind, SessionLayer};
 
@@ -336,4 +337,31 @@ async fn who_wrote_in_vain_is_told_by_commit() {
             .unwrap()
             .contains("Max-Age=0")
     );
+}
+
+#[tokio::test]
+async fn a_full_table_refuses_a_new_session_and_ends_no_live_one() {
+    const ROOM: usize = 24;
+    let clock = clock();
+    let builder = MemoryStore::builder().clock(clock.clone());
+    let app = App::new(SessionLayer::new(builder.max_entries(ROOM).build()));
+    let mut live = Vec::new();
+    // A login takes an entry for its session and one for its user.
+    let late = loop {
+        let browser = app.browser();
+        let n = live.len();
+        let answer = browser.get(&format!("/login/u{n}")).await;
+        if answer.status != 200 {
+            assert_eq!(browser.cookie(), None);
+            break answer;
+        }
+        live.push(browser);
+        assert!(n < ROOM, "it never is full");
+    };
+    let answer = (late.status.as_u16(), late.code());
+    assert_eq!(answer, (503, "STORE_UNAVAILABLE".to_owned()));
+    assert!(live.len() >= ROOM / 4, "{}", live.len());
+    for (n, browser) in live.iter().enumerate() {
+        assert_eq!(browser.body("/me").await, format!("u{n}"));
+    }
 }

@@ -280,12 +280,18 @@ async fn the_hook_changes_every_refusal_whoever_returned_it() {
 
 #[tokio::test]
 async fn without_the_layer_the_handle_is_a_fault_of_the_service() {
+    let logged = Logged::start();
     let app = Router::new().route("/", get(async |_: Session| "in"));
-    let response = app
-        .oneshot(Request::get("/").body(Body::empty()).unwrap())
-        .await
-        .unwrap();
-    assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    for _ in 0..3 {
+        let response = app
+            .clone()
+            .oneshot(Request::get("/").body(Body::empty()).unwrap())
+            .await
+            .unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let said = ["ERROR", "its route has no SessionLayer"];
+        assert_eq!(logged.lines_with(&said), 1, "said once");
+    }
 }
 
 #[tokio::test]
@@ -353,11 +359,16 @@ async fn a_guard_works_on_a_plain_service_without_axum() {
 
 #[tokio::test]
 async fn two_layers_of_one_cookie_are_one() {
+    let logged = Logged::start();
     let layer = SessionLayer::new(memory(&clock()));
     let inner = App::new(layer.clone()).router().layer(layer);
-    let request = Request::get("/set/a/1").body(Body::empty()).unwrap();
-    let response = inner.oneshot(request).await.unwrap();
-    assert_eq!(response.headers().get_all("set-cookie").iter().count(), 1);
+    for _ in 0..3 {
+        let request = Request::get("/set/a/1").body(Body::empty()).unwrap();
+        let response = inner.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.headers().get_all("set-cookie").iter().count(), 1);
+        let said = ["WARN", "two session layers with one cookie"];
+        assert_eq!(logged.lines_with(&said), 1, "said once");
+    }
 }
 
 #[tokio::test]

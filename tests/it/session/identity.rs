@@ -4,11 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Path;
+use axum::routing::get;
+use http::Request;
 use parking_lot::Mutex;
 use serde_json::Value;
+use tower::ServiceExt;
 use tower_keep::backend::memory::MemoryStore;
 use tower_keep::session::{
-    EndCause, LoggedIn, SessionEventKind, SessionLayer, SessionLimit, SessionStore,
+    EndCause, LoggedIn, Session, SessionEventKind, SessionLayer, SessionLimit, SessionStore,
 };
 
 use super::app::{App, clock, memory};
@@ -374,4 +380,59 @@ async fn data_is_bounded_and_a_refused_write_changes_nothing() {
     assert_eq!(browser.status("/set/a/%7B%7D").await, 204);
     assert_eq!(browser.status("/add/a/1").await, 500, "no integer");
     assert_eq!(browser.body("/get/a").await, "{}");
+}
+
+#[tokio::test]
+async fn without_a_word_data_lasts_an_hour_and_64_kib_and_a_user_has_100_sessions() {
+    let clock = clock();
+    let layer = SessionLayer::new(memory(&clock)).idle_timeout(seconds(3 * 3_600));
+    let app = App::new(layer.clone());
+    let fill = Router::new().route(
+        "/{bytes}",
+        get(async |session: Session, Path(bytes): Path<usize>| {
+            // A value counts with its name, and a text with its quotes.
+            session.insert("a", &"x".repeat(bytes - 3))
+        }),
+    );
+    let fill = fill.layer(layer);
+    for (bytes, status) in [(65_536, 200), (65_537, 413)] {
+        let request = Request::get(format!("/{bytes}"))
+            .body(Body::empty())
+            .unwrap();
+        let sent = fill.clone().oneshot(request).await.unwrap();
+        assert_eq!(sent.status(), status, "{bytes} bytes");
+    }
+    let browsers = [(); 101].map(|()| app.browser());
+    let first = &browsers[0];
+    first.get("/login/u1").await;
+    first.get("/set/a/1").await;
+    // Each question is a use: two sessions, one for each.
+    let other = app.browser();
+    other.get("/login/u2").await;
+    other.get("/set/a/1").await;
+    clock.advance(Duration::from_millis(3_599_999));
+    assert_eq!(other.body("/get/a").await, "1", "it is used until here");
+    clock.advance(Duration::from_millis(1));
+    assert_eq!(
+        first.body("/get/a").await,
+        "null",
+        "over at exactly 3,600 s"
+    );
+    assert_eq!(first.body("/me").await, "u1");
+
+    for browser in &browsers[1..100] {
+        clock.advance(seconds(1));
+        browser.get("/login/u1").await;
+    }
+    assert_eq!(first.body("/me").await, "u1", "the hundredth ends none");
+    clock.advance(seconds(61));
+    for browser in &browsers[1..] {
+        browser.get("/me").await;
+    }
+    browsers[100].get("/login/u1").await;
+    let mut live = 0;
+    for browser in &browsers {
+        live += u32::from(browser.body("/me").await == "u1");
+    }
+    assert_eq!((live, first.body("/me").await.as_str()), (100, "nobody"));
 }

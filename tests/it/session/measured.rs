@@ -82,3 +82,15 @@ async fn what_happens_to_sessions_is_counted_once() {
         assert!(!scrape.contains(name), "a label names {name}");
     }
 }
+
+#[tokio::test]
+async fn a_value_that_is_not_what_the_handler_reads_is_counted() {
+    let metered = Metered::start();
+    let app = App::new(SessionLayer::new(memory(&clock())));
+    let browser = app.browser();
+    let unread = || metered.counter("keep_session_undecodable_total{part=data}");
+    for (path, count) in [("/set/n/%22text%22", 0), ("/get/n", 0), ("/update/n", 1)] {
+        assert!(browser.get(path).await.status.is_success(), "{path}");
+        assert_eq!(unread(), count, "{path}");
+    }
+}

@@ -22,6 +22,7 @@ use tower_keep::session::{
 };
 
 use super::app::{App, Browser, clock, memory};
+use crate::rate_limit::metered::Metered;
 use crate::support::{Proxy, RedisServer};
 
 #[tokio::test]
@@ -491,8 +492,12 @@ async fn a_damaged_value_is_none_and_hinders_nothing() {
             .await
             .unwrap();
     };
+    let metered = Metered::start();
+    let unread = || metered.counter("keep_session_undecodable_total{part=entry}");
     damage(b"d:a", &mut raw).await;
     damage(b"d:\xff", &mut raw).await;
+    assert_eq!(browser.body("/get/a").await, "null");
+    assert_eq!(unread(), 2);
     // A cut-off that is no time cuts nothing off.
     let home = key.iter().position(|byte| *byte == b'}').unwrap();
     let _: () = redis::cmd("SET")
@@ -679,4 +684,55 @@ async fn a_revocation_that_failed_is_sent_again_also_where_nobody_asks() {
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+#[tokio::test]
+async fn first_questions_at_once_share_one_load() {
+    let server = RedisServer::start().await;
+    let store = server.store(&clock()).await;
+    let layer = SessionLayer::new(store.clone());
+    let routes = Router::new().route(
+        "/all",
+        get(async |session: Session| {
+            let (user, left, again) = tokio::join!(
+                session.principal(),
+                session.expires_in(),
+                session.principal()
+            );
+            assert!(left.unwrap().is_some());
+            assert_eq!(user.unwrap(), again.unwrap());
+        }),
+    );
+    let (app, routes) = (App::new(layer.clone()), routes.layer(layer));
+    let browser = app.browser();
+    browser.get("/login/u1").await;
+    for _ in 0..2 {
+        let before = store.commands();
+        let request = Request::get("/all").header("cookie", browser.cookie().unwrap());
+        let sent = routes.clone().oneshot(request.body(Body::empty()).unwrap());
+        assert_eq!(sent.await.unwrap().status(), 200);
+        assert_eq!(store.commands() - before, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_session_and_what_belongs_to_it_take_no_more_than_1_kib() {
+    let server = RedisServer::start().await;
+    let app = App::new(SessionLayer::new(server.store(&clock()).await));
+    let browser = app.browser();
+    assert_eq!(browser.status("/login/u1?role=admin&stamp=x").await, 200);
+    let mut raw = server.raw().await;
+    let keys: Vec<Vec<u8>> = redis::cmd("KEYS")
+        .arg("*")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    assert!(!keys.is_empty());
+    let mut sum = 0;
+    for key in &keys {
+        let mut usage = redis::cmd("MEMORY");
+        usage.arg("USAGE").arg(key);
+        sum += usage.query_async::<u64>(&mut raw).await.unwrap();
+    }
+    assert!(sum <= 1_024, "{sum} bytes in {} keys", keys.len());
 }

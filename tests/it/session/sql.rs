@@ -10,6 +10,7 @@ use tower_keep::session::SessionLayer;
 
 use super::app::{App, clock};
 use super::races::{loses_no_write, revives_nothing, rotates_once_and_for_all};
+use crate::rate_limit::metered::Metered;
 use crate::support::postgres::{PostgresServer, shared};
 use crate::support::sql::{execute, number};
 
@@ -117,6 +118,7 @@ async fn nothing_in_a_database_opens_a_session() {
 
 #[tokio::test]
 async fn a_row_of_a_newer_version_is_left_alone_and_a_damaged_one_is_ended() {
+    let (metered, mut told) = (Metered::start(), 0);
     let (_folder, urls) = databases().await;
     for url in urls {
         let db = open(&url, &clock()).await;
@@ -136,6 +138,9 @@ async fn a_row_of_a_newer_version_is_left_alone_and_a_damaged_one_is_ended() {
             assert_eq!(other.status("/maybe").await, status, "{core}");
             let rows = number(&db, "SELECT count(*) FROM keep_session").await;
             assert_eq!(rows, 2 * left, "{core}");
+            let unread = metered.counter("keep_session_undecodable_total{part=core}");
+            assert_eq!(unread > told, status == 200, "{core}: {unread}");
+            told = unread;
             execute(&db, "DELETE FROM keep_session").await;
         }
         // A newer row of the same user ends with the others.
@@ -212,4 +217,26 @@ async fn a_killed_postgres_is_503_and_forgets_nobody() {
         tokio::task::yield_now().await;
     }
     assert_eq!(browser.body("/me").await, "u1");
+}
+
+#[tokio::test]
+async fn damaged_data_is_counted_and_hinders_nothing() {
+    let metered = Metered::start();
+    let (_folder, urls) = databases().await;
+    for (n, url) in (1..).zip(urls) {
+        let db = open(&url, &clock()).await;
+        let browser = App::new(SessionLayer::new(db.clone())).browser();
+        for path in ["/login/u1", "/set/a/1"] {
+            assert!(browser.get(path).await.status.is_success(), "{path}");
+        }
+        let damage = match db.pool::<Sqlite>() {
+            Some(_) => "UPDATE keep_session SET data = x'05'",
+            None => "UPDATE keep_session SET data = decode('05', 'hex')",
+        };
+        execute(&db, damage).await;
+        assert_eq!(browser.body("/get/a").await, "null");
+        let unread = metered.counter("keep_session_undecodable_total{part=entry}");
+        assert_eq!(unread, n);
+        assert_eq!(browser.body("/me").await, "u1");
+    }
 }
