@@ -3,6 +3,7 @@
 mod answers;
 mod clinic;
 mod costs;
+mod defaults;
 mod draining;
 mod faults;
 mod hostile;
@@ -16,6 +17,7 @@ mod stopped;
 mod tables;
 mod tees;
 mod together;
+mod told;
 mod transactional;
 mod twins;
 mod uploads;

@@ -148,6 +148,13 @@ fn a_runtime_that_ends_does_not_end_the_backlog() {
 
 #[tokio::test(start_paused = true)]
 async fn a_full_backlog_keeps_tombstones_and_at_last_loses_the_oldest() {
+    #[cfg(feature = "metrics")]
+    let (recorder, lost) = {
+        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        (recorder, "keep_idempotency_backlog_dropped_total 1")
+    };
+    #[cfg(feature = "metrics")]
+    let _measuring = metrics::set_default_local_recorder(&recorder);
     let flaky = Arc::new(Flaky::default());
     flaky.away.store(true, Ordering::SeqCst);
     let (backlog, store) = (Arc::new(Backlog::default()), Arc::clone(&flaky) as _);
@@ -160,6 +167,8 @@ async fn a_full_backlog_keeps_tombstones_and_at_last_loses_the_oldest() {
     assert_eq!(is_whole(&backlog, 0), Some(true));
     push(&backlog, &store, ITEMS, 10);
     assert_eq!(backlog.len(), ITEMS);
+    #[cfg(feature = "metrics")]
+    assert!(recorder.handle().render().contains(lost), "it is counted");
     assert_eq!(is_whole(&backlog, 0), None, "the oldest is gone");
     assert_eq!(is_whole(&backlog, 1), Some(true));
     flaky.away.store(false, Ordering::SeqCst);

@@ -18,6 +18,7 @@ use tower_keep::idempotency::{Directive, FingerprintRule, IdempotencyLayer, Stat
 use tower_keep::{MINUTE, SECOND};
 
 use super::{App, Inner, clock, layer, memory, post};
+use crate::rate_limit::metered::Metered;
 use crate::support::redis::shared;
 
 #[tokio::test]
@@ -421,6 +422,7 @@ async fn a_body_that_always_has_one_more_empty_frame_is_waited_for_no_longer_tha
 
 #[tokio::test]
 async fn a_body_that_breaks_off_is_500_and_never_runs_again() {
+    let metered = Metered::start();
     let layer = layer(memory(&clock()));
     let broken = || vec![Ok("ab"), Err(std::io::Error::other("cut"))];
     let (status, body) = stream(&layer, broken).await;
@@ -428,6 +430,8 @@ async fn a_body_that_breaks_off_is_500_and_never_runs_again() {
     let problem: serde_json::Value = serde_json::from_slice(&body.unwrap()).unwrap();
     assert_eq!(problem["code"], "IDEMPOTENCY_ANSWER_LOST");
     assert_eq!(stream(&layer, broken).await.0, StatusCode::CONFLICT);
+    let lost = "keep_idempotency_tombstones_total{reason=body_failed}";
+    assert_eq!(metered.counter(lost), 1);
 }
 
 #[tokio::test]

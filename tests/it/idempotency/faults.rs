@@ -11,6 +11,7 @@ use tower_keep::core::{IdempotencyOutcome, StoreFailure};
 use tower_keep::idempotency::{DerivedKey, Health};
 
 use super::{App, layer, post};
+use crate::rate_limit::telemetry::Logged;
 use crate::support::redis::{fresh_prefix, shared};
 use crate::support::{Proxy, RedisServer};
 
@@ -124,14 +125,20 @@ async fn a_lost_reply_to_begin_is_503_and_frees_the_key_long_before_its_lease() 
 
 #[tokio::test]
 async fn a_redis_that_may_evict_is_told_by_its_health_and_one_that_is_away_by_an_error() {
+    let logged = Logged::start();
+    let said = || logged.lines_with(&["WARN", "the store may evict records"]);
     let mut server = RedisServer::start().await;
     let guarded = layer(quick(&server.url(), "t").await);
     assert_eq!(guarded.health().await.unwrap(), Health::Good);
+    assert_eq!(said(), 0);
     let mut raw = server.raw().await;
     let mut set = redis::cmd("CONFIG");
     set.arg("SET").arg("maxmemory-policy").arg("allkeys-lru");
     let _: () = set.query_async(&mut raw).await.unwrap();
-    assert_eq!(guarded.health().await.unwrap(), Health::MayEvict);
+    for _ in 0..3 {
+        assert_eq!(guarded.health().await.unwrap(), Health::MayEvict);
+        assert_eq!(said(), 1, "said once");
+    }
     server.kill();
     assert!(guarded.health().await.is_err());
 }

@@ -16,6 +16,7 @@ use tower_keep::reservation::{ReservationGuard, ReservationLayer, ReservationRej
 
 use super::App;
 use super::transactional::{Place, run};
+use crate::rate_limit::telemetry::Logged;
 use crate::reservation::slot;
 use crate::sql::lost::Held;
 use crate::support::http::Answer;
@@ -46,6 +47,7 @@ fn booking(told: &Arc<AtomicUsize>) -> axum::routing::MethodRouter {
 
 #[tokio::test]
 async fn a_reservation_and_its_answer_commit_together_whichever_layer_stands_outside() {
+    let logged = Logged::start();
     for inverted in [false, true] {
         for place in Place::both().await {
             let told = Arc::new(AtomicUsize::new(0));
@@ -77,6 +79,8 @@ async fn a_reservation_and_its_answer_commit_together_whichever_layer_stands_out
             place.db.close(Duration::from_secs(60)).await;
             assert_eq!(told.load(Ordering::SeqCst), 1, "{at}: the hook ran once");
         }
+        let said = ["WARN", "it should stand outside"];
+        assert_eq!(logged.lines_with(&said), usize::from(inverted));
     }
 }
 

@@ -17,6 +17,7 @@ use tower_keep::idempotency::{
 };
 
 use super::{App, Inner, post};
+use crate::rate_limit::metered::Metered;
 use crate::support::sql::{execute, number};
 
 /// A database with a table of effects; SQLite's is a file.
@@ -155,6 +156,7 @@ async fn each_end_keeps_or_undoes_the_effect_and_keeps_or_forgets_the_answer() {
         (200, Some(Release), Some(Ending::Rollback), (0, "run")),
         (101, None, None, (0, "IDEMPOTENCY_NOT_REPLAYABLE")),
     ];
+    let metered = Metered::start();
     for place in Place::both().await {
         for (line, (code, directive, ending, (effects, retry))) in table.into_iter().enumerate() {
             let app = app(&place, place.layer(), move |n| {
@@ -184,6 +186,11 @@ async fn each_end_keeps_or_undoes_the_effect_and_keeps_or_forgets_the_answer() {
                 refusal => again.check_refused(409, refusal),
             }
         }
+    }
+    // On either engine, those that ran twice counted twice; what is rewound is committed with its answer.
+    for (end, times) in [("commit", 15), ("rewind", 6), ("rollback", 8)] {
+        let name = format!("keep_idempotency_transactions_total{{end={end}}}");
+        assert_eq!(metered.counter(&name), 2 * times, "{end}");
     }
 }
 
@@ -418,6 +425,7 @@ async fn refuse_commits(place: &Place, state: &str, times: u32) {
 
 #[tokio::test]
 async fn contention_at_commit_is_told_as_such_or_run_again_where_that_is_allowed() {
+    let metered = Metered::start();
     let place = Place::postgres().await;
     refuse_commits(&place, "40001", 2).await;
     let never = app(&place, place.layer(), |n| status(201, n));
@@ -432,6 +440,7 @@ async fn contention_at_commit_is_told_as_such_or_run_again_where_that_is_allowed
     assert_eq!((done.status.as_u16(), &done.body[..]), (201, &b"run 3"[..]));
     assert!(thrice.post("k", "{}").await.is_replay());
     assert_eq!((thrice.runs(), place.effects().await), (3, 1));
+    assert_eq!(metered.counter("keep_idempotency_reruns_total"), 2);
 }
 
 #[tokio::test]
