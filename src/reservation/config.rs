@@ -14,6 +14,7 @@ use super::rejection::{ReservationError, ReservationRejection};
 use super::slot::{Slot, SlotError, Slots, is_text};
 use super::store::{HoldWish, LateConfirm, ReservationStore};
 use crate::core::Timestamp;
+use crate::core::telemetry::count;
 use crate::core::ttl::{DAY, HOUR, MINUTE};
 
 type Offered = dyn Fn(&Slot, Timestamp) -> bool + Send + Sync;
@@ -45,8 +46,23 @@ impl Config {
         }
     }
 
-    /// Checks a wish before any store call: nothing is held that the schedule does not have.
+    /// Checks a wish before any store call: nothing is held that the schedule does not have. What is refused here is
+    /// counted.
     pub(crate) fn wish(
+        &self,
+        slots: Slots,
+        holder: &str,
+        key: &str,
+        hold_for: Option<Duration>,
+    ) -> Result<(HoldWish, HoldToken), ReservationError> {
+        let checked = self.checked(slots, holder, key, hold_for);
+        if checked.is_err() {
+            count!("keep_reservation_holds_total", 1, "outcome" => "refused");
+        }
+        checked
+    }
+
+    fn checked(
         &self,
         slots: Slots,
         holder: &str,

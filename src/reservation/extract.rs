@@ -1,5 +1,6 @@
 //! The guard as an axum extractor, refusals as axum responses, and the two overrides of the rule.
 
+pub(crate) use axum::extract::MatchedPath as Matched;
 use axum_core::extract::FromRequestParts;
 use axum_core::response::{IntoResponse, Response};
 use http::request::Parts;
@@ -27,6 +28,11 @@ impl IntoResponse for ReservationError {
     fn into_response(self) -> Response {
         ReservationRejection::from(self).into_response()
     }
+}
+
+/// The path that an axum router has matched.
+pub(crate) fn matched(extensions: &http::Extensions) -> Option<Matched> {
+    extensions.get::<Matched>().cloned()
 }
 
 /// Commits whatever the status: a refusal can keep its audit row.

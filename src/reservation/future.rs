@@ -12,6 +12,7 @@ use super::guard::refusal_of;
 use super::policy;
 use super::rejection::{Conflict, ReservationError, ReservationRejection};
 use super::request::Request;
+use super::route::Route;
 use super::store::Ended;
 use crate::core::telemetry::error;
 use crate::core::{Body, Ending, RollbackCause, StoreError, StoreFuture};
@@ -47,17 +48,19 @@ enum Wanted {
 /// Rolls back unless it was ended.
 struct Open {
     request: Arc<Request>,
+    route: Route,
     ended: bool,
     /// The inner service is being polled; still so afterwards, it has panicked.
     inside: bool,
 }
 
 impl<F, ResBody, E> ResponseFuture<F, ResBody, E> {
-    pub(crate) fn new(inner: F, request: Arc<Request>) -> Self {
+    pub(crate) fn new(inner: F, request: Arc<Request>, route: Route) -> Self {
         Self {
             inner,
             open: Open {
                 request,
+                route,
                 ended: false,
                 inside: false,
             },
@@ -107,7 +110,9 @@ impl Open {
         };
         let (wanted, ended) = match ending {
             _ if leaked => {
-                error!("a reservation guard outlived its handler, nothing is committed");
+                let route = &self.route;
+                error!(%route, "a reservation guard outlived its handler, nothing is committed");
+                let _ = route;
                 (Wanted::Leaked, request.roll_back(RollbackCause::Leaked))
             }
             Ending::Commit => (Wanted::Commit, request.commit()),

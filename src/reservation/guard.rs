@@ -17,7 +17,7 @@ use super::store::{
     AvailabilityQuery, Change, ChangeDecision, Ended, HoldDecision, HoldRecord, HoldWish,
 };
 use crate::core::telemetry::{Once, count, error, info, is_heard, warn};
-use crate::core::{AfterWork, RollbackCause, Timestamp};
+use crate::core::{AfterWork, RollbackCause, StoreError, StoreErrorKind, Timestamp};
 
 /// No engine is named: no raw SQL, and so it runs on every store.
 #[derive(Clone, Copy, Debug)]
@@ -315,7 +315,8 @@ impl Request {
     ) -> Result<Hold, ReservationError> {
         self.usable()?;
         let asked = Asked::of(&wish);
-        let decision = self.transaction.hold(wish).await?;
+        let decision = self.transaction.hold(wish).await;
+        let decision = decision.inspect_err(not_held)?;
         match &decision {
             HoldDecision::Created(record) => self.note_made(record.id, record.version),
             HoldDecision::Reused(record) => self.note_seen(record.id, record.version, 1),
@@ -381,6 +382,13 @@ impl Asked {
             info!(%resource, %from, %to, state, by_you, left, "a hold was refused");
             let _ = (resource, from, to, state, by_you, left);
         }
+    }
+}
+
+/// Counts a wish that others were in the way of for too long.
+pub(crate) fn not_held(problem: &StoreError) {
+    if problem.kind() == StoreErrorKind::Contention {
+        count!("keep_reservation_holds_total", 1, "outcome" => "contention");
     }
 }
 

@@ -75,6 +75,7 @@ mod policy;
 mod rejection;
 mod request;
 mod reservations;
+mod route;
 mod service;
 mod slot;
 pub mod store;

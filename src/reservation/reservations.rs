@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::availability::Availability;
 use super::config::Config;
 use super::event::EventId;
-use super::guard::{Asked, GuardEngine, ReservationGuard, held, refusal_of};
+use super::guard::{Asked, GuardEngine, ReservationGuard, held, not_held, refusal_of};
 use super::hold::{Hold, HoldOutcome, HoldRef};
 use super::rejection::ReservationError;
 use super::request::Request;
@@ -74,7 +74,7 @@ impl Reservations {
     ) -> Result<Hold, ReservationError> {
         let (wish, token) = self.config.wish(slots.into(), holder, "", None)?;
         let (id, asked) = (wish.id, Asked::of(&wish));
-        match self.config.store.hold(wish).await {
+        match self.config.store.hold(wish).await.inspect_err(not_held) {
             Ok(decision) => Ok(held(decision, token, asked)?),
             Err(problem) if problem.kind() == StoreErrorKind::TimedOut => {
                 Err(ReservationError::CommitUnknown {

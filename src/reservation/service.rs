@@ -10,6 +10,7 @@ use super::config::Config;
 use super::future::ResponseFuture;
 use super::guard::GuardSource;
 use super::request;
+use super::route::Route;
 use crate::core::{Body, take_ready};
 
 /// Middleware made by [`ReservationLayer`](super::ReservationLayer).
@@ -39,10 +40,11 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let mut inner = take_ready(&mut self.inner);
+        let route = Route::of(&request);
         let own = request::Request::open(&self.config, Some(request.extensions_mut()));
         request
             .extensions_mut()
             .insert(GuardSource(Arc::clone(&own)));
-        ResponseFuture::new(inner.call(request), own)
+        ResponseFuture::new(inner.call(request), own, route)
     }
 }

@@ -247,3 +247,100 @@ async fn a_commit_so_far_that_waits_past_the_end_of_its_request_commits_nothing(
         assert!(place.is_ok(), "{place:?}");
     }
 }
+
+#[derive(Debug, PartialEq, Eq)]
+struct Broken(u8);
+
+#[tokio::test]
+async fn an_error_of_the_service_rolls_back_and_stays_what_it_is() {
+    use tower::ServiceExt;
+    for store in stores().await {
+        let (told, mut heard) = mpsc::unbounded_channel();
+        let layer = ReservationLayer::new(store);
+        let own = layer.reservations();
+        let action = service_fn(move |request: Request| {
+            let told = told.clone();
+            async move {
+                let guard = ReservationGuard::from_extensions(request.extensions());
+                let mut guard: ReservationGuard = guard.unwrap();
+                listen(&mut guard, &told);
+                guard.hold(slot("a"), "ann").await.unwrap();
+                Err::<axum::response::Response, _>(Broken(7))
+            }
+        });
+        let answered = layer.layer(action).oneshot(Request::default()).await;
+        assert_eq!(answered.err(), Some(Broken(7)));
+        assert_eq!(heard.recv().await.unwrap(), "Inner");
+        own.hold(slot("a"), "bob").await.unwrap();
+    }
+}
+
+/// The inner layer sees the leak and votes, the outer answers for the transaction.
+#[tokio::test]
+async fn a_leak_inside_takes_all_with_it_and_is_logged_by_its_route() {
+    for store in stores().await {
+        let log = crate::idempotency::secrets::Log::default();
+        let _logging = log.listen();
+        let inner = ReservationLayer::new(Arc::clone(&store));
+        let outer = ReservationLayer::new(store);
+        let own = outer.reservations();
+        let kept: Arc<Mutex<Option<ReservationGuard>>> = Arc::default();
+        let leaking = Arc::clone(&kept);
+        let action = async move |mut guard: ReservationGuard| {
+            guard.hold(slot("a"), "ann").await.unwrap();
+            *leaking.lock().unwrap() = Some(guard);
+            StatusCode::OK
+        };
+        let router = Router::new().route("/orders/{id}", post(action));
+        let router = router.layer(inner).layer(outer);
+        let answer = crate::support::http::post(&router, "/orders/17", &[], "").await;
+        super::check(
+            &answer,
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "TRANSACTION_LEAKED",
+        );
+        own.hold(slot("a"), "bob").await.unwrap();
+        let log = log.text();
+        let line = log.lines().find(|line| line.contains("outlived")).unwrap();
+        assert!(line.contains("ERROR"), "{line}");
+        assert!(line.contains("route=POST /orders/{id}"), "{line}");
+        assert!(!line.contains("/orders/17"), "{line}");
+        drop(kept);
+    }
+}
+
+/// Where no router says which route it is, the path does.
+#[tokio::test]
+async fn a_leak_without_a_router_is_logged_by_its_path() {
+    use tower::ServiceExt;
+    let log = crate::idempotency::secrets::Log::default();
+    let _logging = log.listen();
+    let kept: Arc<Mutex<Option<ReservationGuard>>> = Arc::default();
+    let leaking = Arc::clone(&kept);
+    let action = service_fn(move |request: Request| {
+        let guard = ReservationGuard::from_extensions(request.extensions());
+        *leaking.lock().unwrap() = Some(guard.unwrap());
+        async { Ok::<_, Infallible>(StatusCode::OK.into_response()) }
+    });
+    let service = ReservationLayer::new(memory()).layer(action);
+    let request = Request::put("/plain?secret=1").body(axum::body::Body::empty());
+    let answer = service.oneshot(request.unwrap()).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    let log = log.text();
+    assert!(log.contains("route=PUT /plain"), "{log}");
+    assert!(!log.contains("secret"), "{log}");
+}
+
+#[tokio::test]
+async fn a_missing_layer_is_told_once_in_a_process() {
+    let log = crate::idempotency::secrets::Log::default();
+    let _logging = log.listen();
+    let action = async |_: ReservationGuard| StatusCode::OK;
+    let router = Router::new().route("/", post(action));
+    for _ in 0..3 {
+        let answer = crate::support::http::post(&router, "/", &[], "").await;
+        assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+    }
+    let log = log.text();
+    assert_eq!(log.matches("no reservation layer").count(), 1, "{log}");
+}
