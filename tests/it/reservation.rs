@@ -1,10 +1,13 @@
 //! The reservation layer, driven in process on its engines.
 
+mod again;
+mod bounds;
 mod causes;
 mod crossing;
 mod endings;
 mod history;
 mod hot;
+mod metered;
 mod orders;
 mod overtaken;
 mod programs;
@@ -12,6 +15,7 @@ mod races;
 mod refusals;
 mod scenarios;
 mod surprises;
+mod sweeps;
 mod trips;
 mod waited;
 mod waking;

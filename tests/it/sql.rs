@@ -6,6 +6,7 @@ mod own_wait;
 mod plans;
 mod poolers;
 mod pools;
+mod settings;
 mod silent;
 
 use std::sync::Arc;

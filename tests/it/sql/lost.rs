@@ -1,6 +1,7 @@
 //! A COMMIT that nobody answered in time: what is told, and when.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Json;
@@ -13,7 +14,7 @@ use tower_keep::backend::sql::{
 };
 use tower_keep::reservation::{
     EventSet, Hold, HoldId, ReservationError, ReservationGuard, ReservationLayer,
-    ReservationRejection, ReservationStore,
+    ReservationRejection, ReservationStore, Reservations,
 };
 
 use crate::reservation::{App, clock, slot};
@@ -164,6 +165,54 @@ async fn a_hold_of_its_own_step_is_named_when_its_commit_is_unknown() {
     };
     held.let_go().await;
     assert!(own.find(holds[0]).await.unwrap().is_some());
+}
+
+/// Counts the runs of a body that holds a slot.
+async fn attempts(own: &Reservations) -> (usize, ReservationError) {
+    let calls = AtomicUsize::new(0);
+    let counted = &calls;
+    let refused = own.run(|mut guard: ReservationGuard| async move {
+        counted.fetch_add(1, Ordering::SeqCst);
+        guard.hold(slot("a"), "ann").await
+    });
+    let refused = refused.await.unwrap_err();
+    (calls.load(Ordering::SeqCst), refused)
+}
+
+#[tokio::test]
+async fn a_run_whose_commit_is_unknown_is_not_run_again() {
+    let mut held = Held::new(Duration::from_secs(20)).await;
+    let own = ReservationLayer::new(held.db.clone()).reservations();
+    held.read().await;
+    let (calls, refused) = attempts(&own).await;
+    assert!(
+        matches!(refused, ReservationError::CommitUnknown { .. }),
+        "{refused:?}"
+    );
+    assert_eq!(calls, 1);
+    held.let_go().await;
+}
+
+#[tokio::test]
+async fn a_run_that_has_waited_for_a_lock_is_not_run_again() {
+    use tower_keep::backend::sql::Postgres;
+    let url = crate::support::postgres::shared().await.database().await;
+    let db = SqlStore::builder(&url)
+        .clock(clock())
+        .acquire_timeout(Duration::from_secs(20))
+        .lock_timeout(Duration::from_millis(50));
+    let db = db.open().await.unwrap();
+    let own = ReservationLayer::new(db.clone()).reservations();
+    own.migrate().await.unwrap();
+    let mut other = db.pool::<Postgres>().unwrap().begin().await.unwrap();
+    let locked = sqlx::raw_sql("lock table keep_hold in exclusive mode");
+    locked.execute(&mut *other).await.unwrap();
+    let (calls, refused) = attempts(&own).await;
+    assert!(
+        matches!(refused, ReservationError::Contention { again: false }),
+        "{refused:?}"
+    );
+    assert_eq!(calls, 1);
 }
 
 /// A statement that is a transaction of its own is undone where it cannot commit, and says so.
