@@ -110,7 +110,7 @@ impl Sweeper {
                     let _ = &problem;
                     error!(error = %problem, "a sweep failed");
                     failures += 1;
-                    (SECOND * 2_u32.saturating_pow(failures.min(9) - 1)).min(5 * MINUTE)
+                    (SECOND * 2_u32.saturating_pow(failures.min(10) - 1)).min(5 * MINUTE)
                 }
             };
             // After a failure nothing wakes it earlier than its pause.

@@ -1,6 +1,7 @@
-//! Sweepers side by side, and their batches.
+//! Sweepers side by side, their batches, and what they do when the store fails.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use tower_keep::backend::memory::MemoryStore;
@@ -8,7 +9,7 @@ use tower_keep::backend::sql::SqlStore;
 use tower_keep::core::ManualClock;
 use tower_keep::reservation::{ReservationLayer, ReservationStore, Reservations, Sweeper};
 
-use super::{MINUTE, SECOND, clock, slot};
+use super::{MINUTE, SECOND, clock, slot, sqlite};
 
 const DUE: u64 = 100;
 
@@ -59,5 +60,38 @@ async fn a_batch_is_as_large_as_it_was_said_and_the_end_comes_after_it() {
         // It is told to end before it begins.
         Sweeper::new(&own).batch(10).run(async {}).await;
         assert_eq!(own.sweep().await.unwrap().expired, DUE - 10);
+    }
+}
+
+/// How often a sweeper whose store fails has tried within `time`.
+async fn tries(time: Duration) -> usize {
+    let log = crate::idempotency::secrets::Log::default();
+    let _logging = log.listen();
+    let db = sqlite().await;
+    let own = ReservationLayer::new(db.clone()).reservations();
+    db.close(20 * SECOND).await;
+    let sweeper = Sweeper::new(&own).every(SECOND);
+    tokio::time::pause();
+    let ended = tokio::time::timeout(time, sweeper.run(std::future::pending()));
+    assert!(ended.await.is_err(), "it goes on");
+    tokio::time::resume();
+    let log = log.text();
+    log.matches("a sweep failed").count()
+}
+
+#[tokio::test]
+async fn a_store_that_fails_is_asked_after_a_second_and_then_ever_later_up_to_five_minutes() {
+    for (after, expected) in [
+        (0, 1),
+        (2, 2),
+        (6, 3),
+        (510, 9),
+        (512, 10),
+        (805, 10),
+        (820, 11),
+    ] {
+        // The wait is over between two tries, not at one.
+        let time = Duration::from_millis(after * 1_000 + 500);
+        assert_eq!(tries(time).await, expected, "after {after} s");
     }
 }
