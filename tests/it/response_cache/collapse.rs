@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -175,6 +176,40 @@ async fn a_mark_ends() {
     assert_eq!(layer.handle().stats().flights, 1);
     gate.add_permits(2);
     all(running).await;
+}
+
+#[tokio::test]
+async fn a_key_is_known_as_uncacheable_for_a_minute_and_by_an_error_for_a_second() {
+    for (status, millis) in [(200, 60_000), (404, 60_000), (500, 1_000), (503, 1_000)] {
+        let clock = clock();
+        let (origin, gate) = gated(move |_, call| {
+            let mut response = said(&[("cache-control", "no-store")], format!("run {call}"));
+            *response.status_mut() = http::StatusCode::from_u16(status).unwrap();
+            response
+        });
+        let layer = layer(&clock);
+        let app = App::new(&layer, &origin);
+        gate.add_permits(1);
+        app.get("/a").await;
+        clock.advance(Duration::from_millis(millis - 1));
+        let running = start(&app, 2);
+        until("both ask", || {
+            origin.calls() == 3 || layer.handle().stats().waiters > 0
+        })
+        .await;
+        assert_eq!(origin.calls(), 3, "{status} is marked");
+        gate.add_permits(2);
+        all(running).await;
+        clock.advance(Duration::from_millis(1));
+        let running = start(&app, 2);
+        until("both ask once more", || {
+            origin.calls() == 5 || layer.handle().stats().waiters > 0
+        })
+        .await;
+        assert_eq!(origin.calls(), 4, "{status} is not marked any more");
+        gate.add_permits(2);
+        all(running).await;
+    }
 }
 
 #[tokio::test]
@@ -606,6 +641,35 @@ async fn trailers_of_a_body_that_is_there_at_once_are_kept_apart_too() {
         );
         assert_eq!(trailers(hit).await.contains_key(named), is_kept, "{named}");
         assert_eq!(origin.calls(), 1);
+    }
+}
+
+#[tokio::test]
+async fn trailers_over_4_kib_are_passed_on_and_keep_the_answer_out() {
+    let name = "x-sum";
+    for (length, is_kept) in [(4_096 - name.len(), true), (4_097 - name.len(), false)] {
+        let long = "7".repeat(length);
+        let value = http::HeaderValue::try_from(long.as_str()).unwrap();
+        let origin = Origin::new(move |_, _| {
+            let mut all = http::HeaderMap::new();
+            all.insert(name, value.clone());
+            let frames = [
+                Frame::data(Bytes::from_static(b"data")),
+                Frame::trailers(all),
+            ];
+            let frames = futures_util::stream::iter(frames.map(Ok));
+            let answer = said(&[("cache-control", "max-age=60")], "")
+                .map(|_| StreamBody::new(frames).boxed_unsync());
+            Box::pin(async { Ok(answer) })
+        });
+        let app = App::new(&layer(&clock()), &origin);
+        for _ in 0..2 {
+            let got = app.try_call(request("GET", "/a", &[])).await.unwrap();
+            let got = got.into_body().collect().await.unwrap();
+            assert_eq!(got.trailers().unwrap()[name], long.as_str(), "{length}");
+            assert_eq!(got.to_bytes(), "data");
+        }
+        assert_eq!(origin.calls(), if is_kept { 1 } else { 2 }, "{length}");
     }
 }
 

@@ -1,9 +1,13 @@
 //! What people ask of a cache: to be filled, and to say why.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::Semaphore;
 use tower_keep::core::Principal;
 use tower_keep::response_cache::{KeyRules, ResponseCacheLayer, WarmReport};
 
-use super::origin::{App, Origin, clock, layer, request, said, secs};
+use super::origin::{App, Origin, clock, full, layer, request, said, secs, until};
 
 #[tokio::test]
 async fn a_cache_is_warmed_through_the_whole_service_and_fresh_answers_are_left_alone() {
@@ -34,6 +38,33 @@ async fn a_cache_is_warmed_through_the_whole_service_and_fresh_answers_are_left_
 }
 
 #[tokio::test]
+async fn eight_requests_that_warm_are_under_way_at_once() {
+    let (under_way, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let gate = Arc::new(Semaphore::new(0));
+    let (own, peak, held) = (Arc::clone(&under_way), Arc::clone(&most), Arc::clone(&gate));
+    let origin = Origin::new(move |_, _| {
+        let (own, peak, held) = (Arc::clone(&own), Arc::clone(&peak), Arc::clone(&held));
+        Box::pin(async move {
+            peak.fetch_max(own.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            held.acquire().await.unwrap().forget();
+            own.fetch_sub(1, Ordering::SeqCst);
+            Ok(said(&[("cache-control", "max-age=60")], "x").map(|text| full(text.into())))
+        })
+    });
+    let layer = layer(&clock());
+    let (handle, service) = (layer.handle(), App::new(&layer, &origin).service);
+    let warmed = tokio::spawn(async move {
+        let urls = (0..40).map(|n| format!("/{n}"));
+        let warm = handle.warm::<_, http_body_util::Empty<bytes::Bytes>, _>(service, urls);
+        warm.await
+    });
+    until("eight at once", || under_way.load(Ordering::SeqCst) >= 8).await;
+    gate.add_permits(40);
+    assert_eq!(warmed.await.unwrap().stored, 40);
+    assert_eq!(most.load(Ordering::SeqCst), 8);
+}
+
+#[tokio::test]
 async fn a_url_with_a_host_is_warmed_for_those_who_ask_that_host() {
     let origin = Origin::of(|_, _| said(&[("cache-control", "max-age=60")], "x"));
     let layer = layer(&clock());
@@ -52,6 +83,29 @@ async fn why(layer: &ResponseCacheLayer, path: &str, fields: &[(&str, &str)]) ->
         .explain(&request("GET", path, fields))
         .await
         .to_string()
+}
+
+#[tokio::test]
+async fn an_explanation_shows_no_credentials() {
+    let rules = KeyRules::new()
+        .header(http::header::AUTHORIZATION)
+        .header(http::header::COOKIE)
+        .header(http::header::ACCEPT);
+    let layer = layer(&clock()).key(rules);
+    let asked = [
+        ("authorization", "Bearer secret"),
+        ("cookie", "sid=secret"),
+        ("accept", "x/y"),
+    ];
+    let why = why(&layer, "/a", &asked).await;
+    for shown in [
+        "key: authorization (not shown)\n",
+        "key: cookie (not shown)\n",
+        "key: accept x/y\n",
+    ] {
+        assert!(why.contains(shown), "{why}");
+    }
+    assert!(!why.contains("secret"), "{why}");
 }
 
 #[tokio::test]

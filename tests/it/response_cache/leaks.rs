@@ -141,18 +141,28 @@ async fn hosts_and_poison_fields_are_kept_apart() {
         )
         .await
     );
-    for name in [
-        "x-forwarded-host",
-        "x-forwarded-proto",
-        "x-original-url",
-        "x-rewrite-url",
-        "forwarded",
-        "x-forwarded-prefix",
+    for (name, value) in [
+        ("x-forwarded-host", "evil"),
+        ("x-forwarded-proto", "evil"),
+        ("x-forwarded-scheme", "evil"),
+        ("x-forwarded-port", "evil"),
+        ("x-forwarded-prefix", "evil"),
+        ("x-host", "evil"),
+        ("x-original-host", "evil"),
+        ("x-original-url", "evil"),
+        ("x-rewrite-url", "evil"),
+        ("forwarded", "host=evil"),
+        ("forwarded", "proto=evil"),
     ] {
         let layer = super::origin::layer(&clock()).ttl(secs(60));
         assert!(
-            !both(&layer, &echo(&[]), &[(name, "evil")], &[]).await,
-            "{name}"
+            !both(&layer, &echo(&[]), &[(name, value)], &[]).await,
+            "{name}: {value}"
+        );
+        let forger = [(name, value)];
+        assert!(
+            both(&layer, &echo(&[]), &forger, &forger).await,
+            "{name}: {value} makes one entry"
         );
     }
     for name in [
