@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use http::StatusCode;
 use tower_keep::core::{IdempotencyOutcome, ResponseCacheOutcome};
@@ -155,7 +156,7 @@ async fn a_handlers_policy_fills_before_the_routes_and_adds_its_tags() {
 
 #[tokio::test]
 async fn statuses_are_stored_as_they_may_be() {
-    for status in (200..=599).filter(|status| *status != 206 && *status != 304) {
+    for status in (200..=999).filter(|status| *status != 206 && *status != 304) {
         let clock = clock();
         let explicit = Origin::of(move |_, _| {
             let mut response = said(&[("cache-control", "max-age=9")], "");
@@ -607,6 +608,11 @@ async fn only_if_cached_is_refused_without_running_anything() {
         Some(&ResponseCacheRejection::NotStored)
     );
     assert!(refused.extensions().get::<IdempotencyOutcome>().is_none());
+    assert!(!refused.headers().contains_key("cache-status"));
+    let refused = super::origin::read(refused).await;
+    assert_eq!(refused.field("content-type"), "application/problem+json");
+    let problem: serde_json::Value = serde_json::from_str(&refused.body).unwrap();
+    assert_eq!(problem["code"], "NOT_STORED");
     assert_eq!(origin.calls(), 0);
     app.get("/a").await;
     assert!(app.send(ask()).await.is_hit());
@@ -827,6 +833,62 @@ async fn a_stale_answer_stands_in_for_an_error_where_that_is_allowed() {
 }
 
 #[tokio::test]
+async fn a_failing_service_is_asked_once_a_second_while_a_stale_answer_stands_in() {
+    let clock = clock();
+    let origin = Origin::of(|_, call| {
+        let mut response = said(&[("cache-control", "max-age=10")], format!("run {call}"));
+        if (1..=2).contains(&call) {
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            response.headers_mut().clear();
+        }
+        response
+    });
+    let layer = layer(&clock).real_clock(0, clock.clone());
+    let app = App::new(&layer, &origin);
+    app.get("/a").await;
+    clock.advance(secs(10));
+    let asked = async |after: u64, calls: usize| {
+        clock.advance(Duration::from_millis(after));
+        let got = app.get("/a").await;
+        assert_eq!(origin.calls(), calls);
+        got
+    };
+    for (after, calls) in [(0, 2), (999, 2), (1, 3), (999, 3)] {
+        let got = asked(after, calls).await;
+        assert_eq!((got.status, got.body.as_str()), (200, "run 0"));
+        assert!(got.cache_status().ends_with("detail=stale-if-error"));
+    }
+    let recovered = asked(1, 4).await;
+    assert_eq!((recovered.status, recovered.body.as_str()), (200, "run 3"));
+    assert!(asked(0, 4).await.is_hit());
+}
+
+#[tokio::test]
+async fn a_stored_error_stands_in_for_no_other() {
+    for window in ["", ", stale-if-error=100"] {
+        let clock = clock();
+        let control = format!("max-age=10{window}");
+        let origin = Origin::of(move |_, call| {
+            let fields = [("cache-control", control.as_str()), ("etag", "\"1\"")];
+            let mut response = said(if call == 0 { &fields } else { &[] }, format!("run {call}"));
+            *response.status_mut() = match call {
+                0 => StatusCode::SERVICE_UNAVAILABLE,
+                _ => StatusCode::BAD_GATEWAY,
+            };
+            response
+        });
+        let app = App::new(&layer(&clock), &origin);
+        app.get("/a").await;
+        let hit = app.get("/a").await;
+        assert!(hit.is_hit() && hit.status == 503);
+        clock.advance(secs(11));
+        let got = app.get("/a").await;
+        assert_eq!((got.status, got.body.as_str()), (502, "run 1"), "{window}");
+        assert!(!got.cache_status().contains("stale-if-error"), "{window}");
+    }
+}
+
+#[tokio::test]
 async fn unsafe_methods_invalidate_their_url_and_those_their_answer_names() {
     let clock = clock();
     let origin = Origin::of(|seen, call| match seen.method().as_str() {
@@ -902,6 +964,21 @@ async fn targets_hit_what_they_name_and_nothing_else() {
                 "{target:?} {path}"
             );
         }
+    }
+}
+
+#[tokio::test]
+async fn prefixes_are_known_16_segments_deep() {
+    let path = |depth: usize| (1..=depth).map(|n| format!("/{n}")).collect::<String>();
+    for (prefix, of, is_hit) in [(16, 16, false), (16, 20, false), (17, 20, true)] {
+        let layer = layer(&clock()).ttl(secs(60));
+        let app = App::new(&layer, &counted(&[]));
+        app.get(&path(of)).await;
+        assert!(app.get(&path(of)).await.is_hit());
+        let target = Target::prefix(path(prefix));
+        layer.handle().invalidate([target]).await;
+        let got = app.get(&path(of)).await;
+        assert_eq!(got.is_hit(), is_hit, "{prefix} of {of}");
     }
 }
 
@@ -1054,6 +1131,29 @@ async fn heuristics_guess_a_tenth_unless_they_are_off() {
 }
 
 #[tokio::test]
+async fn a_lifetime_is_guessed_for_the_statuses_that_may_have_one() {
+    let own = || CachePolicy::new().ttl(secs(60));
+    let fresh = [200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501];
+    for status in fresh.into_iter().chain([201, 302, 307, 400, 403, 500, 503]) {
+        for by_policy in [false, true] {
+            let origin = Origin::of(move |_, _| {
+                let changed = [("last-modified", "Mon, 31 Dec 2029 00:00:00 GMT")];
+                let mut response = said(if by_policy { &[] } else { &changed }, "");
+                *response.status_mut() = StatusCode::from_u16(status).unwrap();
+                if by_policy {
+                    response.extensions_mut().insert(own());
+                }
+                response
+            });
+            let app = App::new(&layer(&clock()), &origin);
+            app.get("/a").await;
+            let is_hit = app.get("/a").await.is_hit();
+            assert_eq!(is_hit, fresh.contains(&status), "{status} {by_policy}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn two_layers_on_one_store_see_each_others_invalidations_at_once() {
     let clock = clock();
     let store = memory(&clock);
@@ -1169,5 +1269,56 @@ async fn set_cookie_is_replayed_only_where_a_route_says_so() {
         assert_eq!(got.body, "run 1");
         let cookies: Vec<_> = got.fields.get_all("set-cookie").iter().collect();
         assert_eq!(cookies, ["a=1", "b=2"]);
+    }
+}
+
+/// The members of R68, each provoked; what is asked first fills the cache.
+#[tokio::test]
+async fn the_status_says_why_a_request_went_inwards() {
+    type Asked<'a> = (&'a str, String, &'a [(&'a str, &'a str)]);
+    let german: &[(&str, &str)] = &[("accept-language", "de")];
+    let english: &[(&str, &str)] = &[("accept-language", "en")];
+    let reload: &[(&str, &str)] = &[("accept-language", "de"), ("cache-control", "no-cache")];
+    let get = |fields| ("GET", "/a".to_owned(), fields);
+    let long = format!("/{}", "x".repeat(8_192));
+    let rows: [(Option<Asked<'_>>, Asked<'_>, &str); 12] = [
+        (None, get(german), "fwd=uri-miss;stored;ttl=60"),
+        (
+            Some(get(german)),
+            get(english),
+            "fwd=vary-miss;stored;ttl=60",
+        ),
+        (Some(get(german)), get(reload), "fwd=request;stored;ttl=60"),
+        (None, get(&[("cache-control", "no-store")]), "fwd=request"),
+        (None, get(&[("range", "bytes=1-2")]), "fwd=partial"),
+        (None, ("HEAD", "/a".to_owned(), german), "fwd=method"),
+        (None, ("POST", "/a".to_owned(), german), "fwd=method"),
+        (
+            None,
+            get(&[("x-http-method-override", "PUT")]),
+            "fwd=bypass;detail=override",
+        ),
+        (
+            None,
+            get(&[("upgrade", "websocket")]),
+            "fwd=bypass;detail=upgrade",
+        ),
+        (
+            None,
+            get(&[("if-match", "*")]),
+            "fwd=bypass;detail=precondition",
+        ),
+        (None, get(&[("host", "u@a")]), "fwd=bypass;detail=host"),
+        (None, ("GET", long, german), "fwd=bypass;detail=length"),
+    ];
+    for (first, (method, path, fields), expected) in rows {
+        let origin = counted(&[("cache-control", "max-age=60"), ("vary", "accept-language")]);
+        let app = App::new(&layer(&clock()).allow_reload(), &origin);
+        if let Some((method, path, fields)) = first {
+            app.send(request(method, &path, fields)).await;
+        }
+        let got = app.send(request(method, &path, fields)).await;
+        let expected = format!("tower-keep;{expected}");
+        assert_eq!(got.cache_status(), expected, "{method} {fields:?}");
     }
 }
