@@ -14,6 +14,8 @@ use tower_keep::core::ManualClock;
 use tower_keep::response_cache::{InvalidateOutcome, ResponseCacheLayer, Target};
 
 use super::origin::{App, Origin, clock, full, gated, said, secs, until};
+use crate::rate_limit::metered::Metered;
+use crate::rate_limit::telemetry::Logged;
 use crate::support::RedisServer;
 use crate::support::redis::{fresh_prefix, shared};
 
@@ -396,6 +398,16 @@ async fn variants_are_found_by_another_process() {
 
 #[tokio::test]
 async fn a_store_that_is_away_costs_nobody_an_answer() {
+    let (metered, logged) = (Metered::start(), Logged::start());
+    let errors = |method: &str| {
+        metered.counter(&format!(
+            "keep_response_cache_store_errors_total{{method={method}}}"
+        ))
+    };
+    let told = || {
+        let said = ["the store does not answer", "the store answers again"];
+        said.map(|said| logged.lines_with(&["response cache: ", said]))
+    };
     let mut server = RedisServer::start().await;
     let fleet = Fleet::on(&server);
     let origin = counted();
@@ -414,13 +426,16 @@ async fn a_store_that_is_away_costs_nobody_an_answer() {
         (passed.status, passed.cache_status()),
         (200, "tower-keep;fwd=bypass;detail=store")
     );
+    assert_eq!((errors("lookup"), told()), (1, [1, 0]));
     assert_eq!(one.app.get("/a").await.body, "run 2", "nothing is kept");
+    assert_eq!((errors("lookup"), errors("invalidate")), (2, 0));
     // What is invalidated meanwhile holds here, and is told before the store is believed again.
     assert_eq!(
         one.layer.handle().invalidate([Target::tag("t")]).await,
         InvalidateOutcome::Queued
     );
     assert_eq!(one.layer.handle().stats().queued_invalidations, 1);
+    assert_eq!((errors("invalidate"), told()), (1, [1, 0]));
     server.restart();
     until("believed again", || {
         let got = one.app.get("/a").now_or_never();
@@ -430,6 +445,7 @@ async fn a_store_that_is_away_costs_nobody_an_answer() {
     for _ in 0..1_000 {
         if one.app.get("/a").await.cache_status().contains("stored") {
             assert_eq!(one.layer.handle().stats().queued_invalidations, 0);
+            assert_eq!(told(), [1, 1]);
             return;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -483,7 +499,9 @@ async fn stamps_that_were_lost_make_everything_a_miss() {
         .unwrap();
     assert_eq!(removed, 1);
     one.real.advance(secs(1));
+    let logged = Logged::start();
     assert_eq!(one.app.get("/a").await.body, "run 1");
+    assert_eq!(logged.lines("stamps were full or lost"), 1);
 }
 
 #[tokio::test]
@@ -520,8 +538,11 @@ async fn a_damaged_record_is_a_miss_that_is_written_over() {
         }
     }
     assert_eq!(damaged, 1);
+    let metered = Metered::start();
     let two = Process::new(&fleet, &origin, |layer| layer).await;
     assert_eq!(two.app.get("/a").await.body, "run 1");
+    let undecodable = metered.counter("keep_response_cache_undecodable_total");
+    assert!(undecodable > 0, "{}", metered.scrape());
     stored(&two, &origin, "/a").await;
     let three = Process::new(&fleet, &origin, |layer| layer).await;
     assert_eq!(three.app.get("/a").await.body, "run 1");
