@@ -66,8 +66,9 @@
 //! Known departures: answers with Set-Cookie are not shared unless said to be public, and demands of
 //! requests for a fresh answer are not obeyed, until
 //! [`replay_set_cookie`](ResponseCacheLayer::replay_set_cookie) and
-//! [`allow_reload`](ResponseCacheLayer::allow_reload) say otherwise; parts are not stored; an answer to POST that
-//! varies is not kept for GET; a 304 changes the parameters of the stored media type, not the type.
+//! [`allow_reload`](ResponseCacheLayer::allow_reload) say otherwise; parts are not stored; an answer to POST is
+//! not kept for GET if it varies, nor where the URL's answers to GET do; a 304 with neither ETag nor Last-Modified
+//! confirms a stored answer that has them; a 304 changes the parameters of the stored media type, not the type.
 //!
 //! # What it does not do
 //!
