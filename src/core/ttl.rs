@@ -290,4 +290,31 @@ mod tests {
         assert_eq!(ANALYTICS.shortest_millis(), 1_620_000);
         assert_eq!(Lifetime::new(Ttl::secs(59)).shortest_millis(), 59_000);
     }
+
+    #[test]
+    fn presets_have_the_seconds_of_their_kind() {
+        for (name, preset, seconds) in [
+            ("USER", USER, 1_800),
+            ("PROFILE", PROFILE, 600),
+            ("DASHBOARD", DASHBOARD, 900),
+            ("ANALYTICS", ANALYTICS.ttl(), 1_800),
+            ("METRIC", METRIC, 3_600),
+            ("CUSTOMER", CUSTOMER, 86_400),
+            ("CUSTOMER_LIST", CUSTOMER_LIST, 900),
+            ("OAUTH_STATE", OAUTH_STATE, 900),
+            ("VERIFICATION", VERIFICATION, 3_600),
+            ("SETUP", SETUP, 3_600),
+            ("FORM_PROGRESS", FORM_PROGRESS, 86_400),
+            ("NOTIFICATION", NOTIFICATION, 3_600),
+            ("NOTIFICATION_BATCH", NOTIFICATION_BATCH, 1_800),
+            ("LOCK", LOCK, 30),
+            ("PAYMENT_LOCK", PAYMENT_LOCK, 60),
+            ("READ_THROUGH", READ_THROUGH, 3_600),
+            ("EVENT", EVENT, 86_400),
+        ] {
+            assert_eq!(preset.as_millis(), seconds * 1_000, "{name}");
+        }
+        assert_eq!(ANALYTICS.refresh_millis(), 1_200_000);
+        assert_eq!(ANALYTICS.stale_millis(), 0);
+    }
 }

@@ -98,6 +98,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::core::Latency;
 
     fn judge(window: &Window, vitals: &Vitals) -> Vec<HealthReason> {
         let found = Found {
@@ -171,6 +172,43 @@ mod tests {
         assert_eq!(judge(&window, &calls(10_000, 10, 500)), []);
         let both = [HealthReason::Fallbacks, HealthReason::Errors];
         assert_eq!(judge(&window, &calls(10_000, 11, 501)), both);
+    }
+
+    /// So many calls that took so long each.
+    fn took(calls: u64, millis: u64) -> Latency {
+        let own = Latency::bucket(Duration::from_millis(millis));
+        Latency::of((0..Latency::BUCKETS).map(|bucket| if bucket == own { calls } else { 0 }))
+    }
+
+    #[test]
+    fn a_store_is_slow_whose_calls_take_more_than_ten_milliseconds() {
+        for (millis, expected) in [(9, &[][..]), (11, &[HealthReason::Slow])] {
+            let mut window = Window::default();
+            push(&mut window, 0, Vitals::default());
+            let vitals = Vitals {
+                calls: 1_000,
+                latency: took(1_000, millis),
+                ..Vitals::default()
+            };
+            assert_eq!(judge(&window, &vitals), expected, "{millis} ms");
+        }
+    }
+
+    #[test]
+    fn a_store_is_full_of_which_more_than_four_fifths_are_in_use() {
+        for (memory, expected) in [(0.79, &[][..]), (0.8, &[]), (0.81, &[HealthReason::Memory])] {
+            let (window, vitals) = (Window::default(), Vitals::default());
+            let found = Found {
+                probed: Some(Probed {
+                    memory: Some(memory),
+                    may_evict: false,
+                }),
+                vitals: &vitals,
+                window: &window,
+            };
+            let found = reasons(&found, &Thresholds::default(), None);
+            assert_eq!(found, expected, "{memory}");
+        }
     }
 
     #[test]
