@@ -3,20 +3,23 @@
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
+use tower_keep::backend::fault::{FaultStore, Faults};
 use tower_keep::backend::memory::MemoryStore;
 use tower_keep::backend::redis::RedisStore;
+use tower_keep::core::ManualClock;
 use tower_keep::data::cache::{Cache, Tag, Target};
 use tower_keep::data::counter::Counter;
 use tower_keep::data::health::Health;
 use tower_keep::data::lock::Lock;
 use tower_keep::data::once::{Expect, Once, Progress};
-use tower_keep::data::queue::{Batch, Job, JobError, Queue};
+use tower_keep::data::queue::{Batch, Digest, Job, JobError, Queue, Retry};
 use tower_keep::data::topic::{Event, Topic};
 use tower_keep::ttl::Ttl;
-use tower_keep::{MILLIS, SECOND, ttl};
+use tower_keep::{MILLIS, MINUTE, SECOND, ttl};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::rate_limit::metered::Metered;
+use crate::support::Proxy;
 use crate::support::redis::{RedisServer, fresh_prefix, shared};
 
 #[derive(Clone, Default)]
@@ -311,6 +314,139 @@ async fn what_goes_wrong_has_a_number_too() {
             .value("keep_cache_local_bytes{cache=user.user}")
             .is_some()
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn loads_that_are_joined_hang_or_panic_are_counted_as_what_they_are() {
+    let metered = Metered::start();
+    let users: Cache<u8, u8> = Cache::new(MemoryStore::new(), "user", ttl::USER);
+    let hangs = |_| std::future::pending::<Result<u8, io::Error>>();
+    let both = tokio::join!(users.get_or_load(&1, hangs), users.get_or_load(&1, hangs));
+    assert!(both.0.is_err() && both.1.is_err());
+    let panics = |_| async { Ok::<_, io::Error>("no number".parse::<u8>().unwrap()) };
+    users.get_or_load(&2, panics).await.unwrap_err();
+    for (result, count) in [
+        ("joined", 1),
+        ("timeout", 1),
+        ("panic", 1),
+        ("error", 0),
+        ("ok", 0),
+    ] {
+        let name = format!("keep_cache_loads_total{{cache=user.user,result={result}}}");
+        assert_eq!(metered.counter(&name), count, "{}", metered.scrape());
+    }
+}
+
+#[tokio::test]
+async fn jobs_that_join_come_again_run_out_or_are_acked_too_late_are_counted() {
+    let metered = Metered::start();
+    let clock = ManualClock::at("2030-01-01T00:00:00Z".parse().unwrap());
+    let store = MemoryStore::builder().clock(clock.clone()).build();
+    let of = |name| Queue::<u8>::new(store.clone(), name).expire_after(10 * MINUTE);
+    let digests = of("digests");
+    for item in 0..3 {
+        let job = Job::to("u1", item).digest("d", Digest::window(MINUTE));
+        digests.enqueue(job).await.unwrap();
+    }
+    let again = of("again");
+    again.enqueue(Job::to("u1", 1)).await.unwrap();
+    let batch = again.lease(1).await.unwrap().unwrap();
+    let _ = again.nack(&batch.jobs[0], Retry::Backoff).await.unwrap();
+    let late = of("late");
+    late.enqueue(Job::to("u1", 1)).await.unwrap();
+    let batch = late.lease(1).await.unwrap().unwrap();
+    clock.advance(31 * SECOND);
+    let _ = late.ack(&batch).await.unwrap();
+    let old = of("old");
+    old.enqueue(Job::to("u1", 1)).await.unwrap();
+    clock.advance(10 * MINUTE);
+    assert!(old.lease(1).await.unwrap().is_none());
+    for (event, queue, count) in [
+        ("new", "digests", 1),
+        ("joined", "digests", 2),
+        ("retried", "again", 1),
+        ("lost_lease", "late", 1),
+        ("expired", "old", 1),
+    ] {
+        let name = format!("keep_queue_jobs_total{{event={event},queue={queue}}}");
+        assert_eq!(
+            metered.counter(&name),
+            count,
+            "{name}: {}",
+            metered.scrape()
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_link_that_is_lost_and_counts_that_never_arrive_have_a_number() {
+    let metered = Metered::start();
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let store = RedisStore::connect(&format!("redis://{}/", proxy.address())).await;
+    let users: Cache<u8, u8> = Cache::new(store.unwrap(), "user", ttl::USER);
+    users.get(&1).await.unwrap();
+    let lost = "keep_cache_link_lost_total{group=user}";
+    assert_eq!(metered.counter(lost), 0);
+    proxy.cut();
+    let faults = Faults::default();
+    faults.cut();
+    let metrics = Counter::new(FaultStore::new(MemoryStore::new(), &faults), "metrics");
+    for key in 0..3_u8 {
+        metrics.add(key, 1, ttl::METRIC).unwrap();
+    }
+    drop(metrics);
+    let never = "keep_counter_flush_lost_total{counter=metrics}";
+    let told = async {
+        while metered.counter(lost) == 0 || metered.counter(never) == 0 {
+            tokio::time::sleep(MILLIS).await;
+        }
+    };
+    let told = tokio::time::timeout(MINUTE, told).await;
+    told.unwrap_or_else(|_| panic!("{}", metered.scrape()));
+    assert_eq!((metered.counter(lost), metered.counter(never)), (1, 3));
+}
+
+#[tokio::test]
+async fn what_is_lost_dead_missing_or_made_up_for_is_told_without_a_name() {
+    let (log, _logging) = Log::start();
+    let (store, faults) = (MemoryStore::new(), Faults::default());
+    let told = |line: &str| {
+        let text = log.text();
+        let mut lines = text.lines();
+        assert!(lines.any(|own| own.contains(line)), "no {line}: {text}");
+        assert!(!text.contains("secret"), "{text}");
+    };
+    let lock = Lock::new(store.clone(), "payment").hold_at_most(20 * MILLIS);
+    let guard = lock.acquire("secret-key", SECOND).await.unwrap();
+    guard.lost().await;
+    drop(guard);
+    told("WARN");
+    told("a lock was lost");
+    let jobs: Queue<String> = Queue::new(store.clone(), "jobs");
+    let job = Job::to("secret-user", "secret-value".to_owned());
+    jobs.enqueue(job).await.unwrap();
+    let worker = jobs.worker(|_: Batch<String>| async { Err::<(), _>(JobError::dead("never")) });
+    worker.run_until_idle().await.unwrap();
+    told("a job died");
+    let topic: Topic<String> = Topic::new(store.clone(), "expert").retain(1, SECOND);
+    let value = "secret-value".to_owned();
+    let first = topic.publish("secret-key", &value).await.unwrap();
+    for _ in 0..3 {
+        topic.publish("secret-key", &value).await.unwrap();
+    }
+    let mut feed = topic.subscribe_after("secret-key", first).await.unwrap();
+    assert!(matches!(feed.next().await, Some(Event::Gap { .. })));
+    told("events are missing");
+    let line = FaultStore::new(store, &faults);
+    let users: Cache<String, u8> = Cache::new(line, "user", ttl::USER);
+    let key = "secret-key".to_owned();
+    faults.cut();
+    users.remove(&key).await;
+    told("an invalidation is queued");
+    faults.mend();
+    assert!(users.get(&key).await.unwrap().is_none());
+    told("invalidations are replayed");
 }
 
 #[tokio::test]
