@@ -492,14 +492,15 @@ async fn a_recipient_without_a_name_is_one_like_any_other() {
     assert!(queue.lease_from("", 9).await.unwrap().is_none());
 }
 
-/// A store whose acks wait at a gate, that may never answer an extension or tell of jobs that it does not give, and that
-/// writes down what it is asked.
+/// A store whose acks wait at a gate, that may never answer an extension, tell of jobs that it does not give or of none
+/// that comes, and that writes down what it is asked.
 #[derive(Clone, Debug)]
 struct SlowAck {
     inner: MemoryStore,
     gate: Arc<Semaphore>,
     extends: bool,
     teases: bool,
+    tells: bool,
     asked: Arc<Mutex<Vec<&'static str>>>,
 }
 
@@ -510,6 +511,7 @@ impl SlowAck {
             gate: Arc::clone(gate),
             extends: true,
             teases: false,
+            tells: true,
             asked: Arc::default(),
         }
     }
@@ -598,6 +600,11 @@ impl QueueStore for SlowAck {
     }
 
     fn subscribe(&self, queue: &QueueName, callback: NoticeCallback) -> StoreFuture<Subscription> {
+        let callback = if self.tells {
+            callback
+        } else {
+            Arc::new(|_| {})
+        };
         QueueStore::subscribe(&self.inner, queue, callback)
     }
 
@@ -758,4 +765,24 @@ async fn a_shutdown_does_not_wait_for_work_that_holds_its_thread() {
     // Far longer than a shutdown takes, and over only when the work is.
     assert!(tokio::time::timeout(60 * SECOND, stopped).await.is_ok());
     drop(let_go);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_is_told_nothing_looks_after_five_seconds() {
+    let mut store = SlowAck::new(&Arc::new(Semaphore::new(1)));
+    store.tells = false;
+    let queue: Queue<u64> = Queue::new(store, "q");
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let worker = queue.worker(move |_: Batch<u64>| {
+        let _ = tell.send(Instant::now());
+        async { Done::Ok(()) }
+    });
+    let began = Instant::now();
+    let running = tokio::spawn(worker.run(std::future::pending()));
+    tokio::time::sleep(SECOND).await;
+    queue.enqueue(Job::to("u1", 1)).await.unwrap();
+    let after = told.recv().await.unwrap() - began;
+    let (least, most) = (5 * SECOND, 5 * SECOND + Duration::from_millis(10));
+    assert!((least..=most).contains(&after), "{after:?}");
+    running.abort();
 }
