@@ -16,6 +16,7 @@ mod people;
 mod process;
 mod quotas;
 mod real_time;
+mod rules;
 mod screen;
 mod slowness;
 mod stories;

@@ -4,6 +4,8 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgPool};
+use tower_keep::core::ManualClock;
+use tower_keep::data::queue::Queue;
 
 use super::people::{refused, signed_in, told};
 use super::{Guest, advance, hooked, payment_locks, slot, soon, tell, text, wish};
@@ -170,4 +172,26 @@ async fn a_notice_whose_process_dies_over_its_delivery_is_delivered_after_thirty
     assert_eq!(delivered().await, (json!(0), vec![], json!(1)));
     advance(&pat, 1).await;
     assert_eq!(delivered().await, (json!(1), vec![json!(2)], json!(0)));
+}
+
+#[tokio::test]
+async fn notices_are_leased_five_at_a_time() {
+    let scene = Scene::new().await;
+    let clinic = scene.process();
+    let root = signed_in(&clinic, "root").await;
+    let notice = json!({
+        "user_id": "pat", "type": "news", "title": "t", "message": "m", "priority": "high",
+    });
+    for _ in 0..7 {
+        let sent = root.post("/api/admin/notifications", &[], &notice).await;
+        assert_eq!(sent.status, StatusCode::ACCEPTED);
+    }
+    // It dies over the first of them, and with it what else it had taken.
+    let keep = "lock table clinic_mail in exclusive mode";
+    assert!(!scene.dies_over(clinic, keep, work(root)).await);
+    let same_time = ManualClock::at("2030-01-01T00:00:00Z".parse().unwrap());
+    let line = tower_keep::store::builder(&scene.store).clock(same_time);
+    let queue: Queue<Value> = Queue::new(line.open().await.unwrap(), "notifications");
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.leased, depth.ready), (5, 2));
 }
