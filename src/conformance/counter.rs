@@ -131,6 +131,9 @@ impl Suite {
         assert!(self.incr(event()).await.applied);
         self.clock.advance(Duration::from_millis(DAY - 1));
         assert!(!self.incr(event()).await.applied);
+        self.clock.advance(Duration::from_millis(1));
+        let again = self.incr(event()).await;
+        assert_eq!((again.value, again.applied), (5, true));
         let batch = || {
             let changes = vec![change("batched a", 1), change("batched b", 2)];
             self.store

@@ -192,3 +192,89 @@ fn a_layer_whose_holds_can_never_be_is_refused_where_it_is_built() {
     assert!(!built(ms(2), ms(1)));
     assert!(!built(Duration::from_micros(999), MINUTE));
 }
+
+#[tokio::test]
+async fn each_code_has_its_status_its_pause_and_its_members() {
+    use serde_json::{Value, json};
+    use tower_keep::reservation::{Conflict, HoldState, ReservationError};
+    let none = || ("state", Value::Null);
+    for (error, status, code, pause, (member, value)) in [
+        (
+            ReservationError::Contention { again: true },
+            503,
+            "CONTENTION",
+            "1",
+            none(),
+        ),
+        (
+            ReservationError::Contention { again: false },
+            503,
+            "CONTENTION",
+            "1",
+            none(),
+        ),
+        (
+            ReservationError::Conflict(Conflict::CapacityExceeded { left: 2 }),
+            409,
+            "CAPACITY_EXCEEDED",
+            "",
+            ("left", json!(2)),
+        ),
+        (
+            ReservationError::Conflict(Conflict::AlreadyBookedByYou),
+            409,
+            "ALREADY_BOOKED_BY_YOU",
+            "",
+            none(),
+        ),
+        (
+            ReservationError::HoldState(HoldState::Confirmed),
+            409,
+            "HOLD_STATE",
+            "",
+            ("state", json!("confirmed")),
+        ),
+        (
+            ReservationError::HoldExpired,
+            410,
+            "HOLD_EXPIRED",
+            "",
+            none(),
+        ),
+        (
+            ReservationError::PaymentInUse,
+            409,
+            "PAYMENT_IN_USE",
+            "",
+            none(),
+        ),
+        (
+            ReservationError::HoldNotFound,
+            404,
+            "HOLD_NOT_FOUND",
+            "",
+            none(),
+        ),
+        (
+            ReservationError::PaymentNotFound,
+            404,
+            "PAYMENT_NOT_FOUND",
+            "",
+            none(),
+        ),
+        (
+            ReservationError::PaymentOutlivesHold,
+            500,
+            "PAYMENT_OUTLIVES_HOLD",
+            "",
+            none(),
+        ),
+    ] {
+        let why = ReservationRejection::from(error);
+        let app = App::new(memory(), async move |_: ReservationGuard| why.clone());
+        let answer = app.post().await;
+        check(&answer, StatusCode::from_u16(status).unwrap(), code);
+        assert_eq!(answer.header("retry-after"), pause, "{code}");
+        assert_eq!(answer.json()[member], value, "{code}");
+    }
+}

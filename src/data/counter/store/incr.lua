@@ -21,7 +21,21 @@ if plain then
 end
 
 local count = plain and 1 or tonumber(ARGV[2])
-local seen = not plain and ARGV[3] ~= '0' and redis.call('SET', KEYS[tonumber(ARGV[3])], '', 'NX', 'PX', ARGV[4]) == false
+
+-- A mark says until when it stands; one of a former version does as long as it lies there.
+local function is_marked(key)
+  local ends = redis.call('GET', key)
+  return ends and now_ms < (tonumber(ends) or math.huge)
+end
+
+local function set_mark(key)
+  redis.call('SET', key, string.format('%.0f', now_ms + ARGV[4]), 'PX', ARGV[4])
+end
+
+local seen = not plain and ARGV[3] ~= '0' and is_marked(KEYS[tonumber(ARGV[3])])
+if not plain and ARGV[3] ~= '0' and not seen then
+  set_mark(KEYS[tonumber(ARGV[3])])
+end
 
 -- Compares whole numbers as text, beyond what is exact.
 local function less(a, b)
@@ -53,7 +67,7 @@ for i = 1, count do
   elseif low ~= '' or high ~= '' then
     value = redis.call('HGET', key, 'v')
   end
-  if not seen and not (event and redis.call('EXISTS', event) == 1) then
+  if not seen and not (event and is_marked(event)) then
     local sum = redis.pcall('HINCRBY', key, 'v', by)
     local counts = type(sum) == 'number'
     if counts and (sum <= -EXACT or sum >= EXACT) then
@@ -73,7 +87,7 @@ for i = 1, count do
         redis.call('PEXPIRE', key, string.format('%.0f', ttl + 3600000))
       end
       if event then
-        redis.call('SET', event, '', 'PX', ARGV[4])
+        set_mark(event)
       end
     elseif ends == 0 then
       redis.call('DEL', key)
