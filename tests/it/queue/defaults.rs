@@ -1,7 +1,10 @@
 //! Numbers that hold where nobody sets others: how much a queue takes, how long it remembers, how its workers work.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tower_keep::backend::memory::MemoryStore;
 use tower_keep::core::ManualClock;
@@ -76,6 +79,36 @@ async fn a_digest_collects_a_hundred_items() {
     let batch = queue.lease(9).await.unwrap().unwrap();
     let items: Vec<usize> = batch.jobs.iter().map(|job| job.items.len()).collect();
     assert_eq!(items, [100]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_works_on_four_batches_of_five_at_once() {
+    let queue: Queue<u64> = Queue::new(MemoryStore::new(), "q");
+    for recipient in 0..6_u64 {
+        let jobs = (0..10).map(|item| Job::to(recipient, item));
+        queue.enqueue_many(jobs).await.unwrap();
+    }
+    let (gate, running) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (tell, mut sizes) = mpsc::unbounded_channel();
+    let (closed, inside) = (Arc::clone(&gate), Arc::clone(&running));
+    let worker = queue.worker(move |batch: Batch<u64>| {
+        let _ = tell.send(batch.jobs.len());
+        let (closed, inside) = (Arc::clone(&closed), Arc::clone(&inside));
+        async move {
+            inside.fetch_add(1, Ordering::SeqCst);
+            drop(closed.acquire().await);
+            Done::Ok(())
+        }
+    });
+    let working = tokio::spawn(worker.run_until_idle());
+    // The runtime's time goes on once nobody has anything to do.
+    tokio::time::sleep(MILLIS).await;
+    assert_eq!(running.load(Ordering::SeqCst), 4);
+    for _ in 0..4 {
+        assert_eq!(sizes.recv().await, Some(5));
+    }
+    gate.close();
+    assert_eq!(working.await.unwrap().unwrap().delivered, 60);
 }
 
 #[tokio::test(start_paused = true)]
