@@ -316,7 +316,12 @@ fn what_a_runtime_kept_back_that_has_ended_is_told_by_whoever_reads_next() {
         .enable_all()
         .build()
         .unwrap();
-    let removed = short.block_on(users.remove(&7));
+    let removed = short.block_on(async {
+        let removed = users.remove(&7).await;
+        // Refused again: from now on only whoever is at work asks.
+        users.get(&8).await.unwrap();
+        removed
+    });
     assert_eq!(removed, InvalidateOutcome::Queued);
     drop(short);
     runtime.block_on(async {
