@@ -208,3 +208,26 @@ async fn who_had_ended_before_it_asked_ends_nobody_else_later() {
         assert_eq!(stays.body("/me").await, *user);
     }
 }
+
+#[tokio::test]
+async fn a_revocation_that_is_asked_for_again_ends_what_began_in_between() {
+    let metered = Metered::start();
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let clock = clock();
+    let [store, elsewhere] = two_nodes(&server, &proxy, &clock).await;
+    let app = App::new(SessionLayer::new(store));
+    let node = App::new(SessionLayer::new(elsewhere));
+    let (asks, between) = (app.browser(), node.browser());
+    assert_eq!(asks.status("/login/u1").await, 200);
+    proxy.refuse(true);
+    assert_eq!(asks.status("/revoke_all").await, 503);
+    clock.advance(Duration::from_secs(2));
+    assert_eq!(between.status("/login/u1").await, 200);
+    clock.advance(Duration::from_secs(2));
+    assert_eq!(asks.status("/revoke_all").await, 503);
+    assert_eq!(metered.value(GAUGE), Some(1.0));
+    proxy.refuse(false);
+    all_is_made_up_for(&metered).await;
+    assert_eq!(between.body("/me").await, "nobody");
+}

@@ -96,9 +96,10 @@ impl Pending {
 
     fn remember(&self, target: Target, without_asking: Option<Target>, asked: Asked) {
         let mut queue = self.queue.lock();
-        if queue.owed.iter().any(|owed| owed.target == target) {
-            return;
-        }
+        // Asked again, it is meant for what began in between, too; and the one that is being sent is not the last word.
+        let same = |owed: &Owed| owed.target == target;
+        let known = queue.owed.iter().position(same);
+        let before = known.and_then(|at| queue.owed.remove(at)?.without_asking);
         if queue.owed.len() == MOST {
             queue.owed.pop_front();
             count!("keep_session_pending_revocations_dropped_total", 1);
@@ -110,7 +111,7 @@ impl Pending {
             number,
             home: home_of(&target),
             target,
-            without_asking,
+            without_asking: without_asking.or(before),
             asked,
         });
         self.counted(&queue);
@@ -302,12 +303,14 @@ mod tests {
         for target in &targets {
             pending.remember(target.clone(), None, asked);
         }
-        // One that is owed already counts once.
-        pending.remember(targets[2].clone(), None, asked);
-        assert_eq!(pending.len.load(Ordering::SeqCst), MOST);
         let first = pending.first(0, None).unwrap();
         assert_eq!(first.target, targets[2]);
+        // One that is owed already counts once, as it was asked last; its earlier sending settles nothing.
+        pending.remember(targets[2].clone(), None, asked);
         pending.forget(first.number);
+        assert_eq!(pending.len.load(Ordering::SeqCst), MOST);
         assert_eq!(pending.first(0, None).unwrap().target, targets[3]);
+        let last = pending.queue.lock().owed.back().cloned().unwrap();
+        assert_eq!(last.target, targets[2]);
     }
 }
