@@ -19,6 +19,7 @@ mod outcome;
 mod owned;
 mod principal;
 pub mod problem;
+mod raised;
 mod service;
 mod service_name;
 pub mod size;
@@ -54,6 +55,7 @@ pub use principal::{
     AskVisitor, CacheOutside, Personal, Principal, PrincipalRejection, Visitor, principal_of,
 };
 pub use problem::Problem;
+pub(crate) use raised::Raised;
 #[cfg(not(feature = "axum"))]
 pub(crate) use service::original_uri;
 pub use service::take_ready;

@@ -1,13 +1,13 @@
 //! What all clones of one layer share: the store, the local level, the stamps and the fetches under way.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::core::{Clock, StoreError, StoreFuture, Subscription, SystemClock, telemetry};
+use crate::core::{Clock, Raised, StoreError, StoreFuture, Subscription, SystemClock, telemetry};
 
 use super::ask::Ask;
 use super::collect::Unfinished;
@@ -52,13 +52,15 @@ pub(super) struct Cache {
     pub(super) counters: Counters,
     /// Requests on private routes that nobody is known to have sent, until the first that somebody has.
     strangers: AtomicUsize,
-    asking: AtomicBool,
+    asking: Arc<AtomicBool>,
     /// How many of those who would join have begun to ask what was invalidated elsewhere.
     catch_ups: AtomicU64,
     /// The last of them that has ended.
     catching_up: tokio::sync::Mutex<u64>,
-    /// Asked for once; `None` until it is confirmed, and where the staleness bound is under test.
-    told: OnceLock<Mutex<Option<Subscription>>>,
+    /// `None` until it is confirmed, and where the staleness bound is under test.
+    told: Mutex<Option<Subscription>>,
+    /// It was asked for, or is not to be.
+    listening: Arc<AtomicBool>,
     refreshes: AtomicUsize,
     stand_ins: Mutex<std::collections::HashMap<Hash128, u64>>,
 }
@@ -75,11 +77,7 @@ impl Cache {
         } else {
             0
         };
-        let told = if real.is_some() {
-            OnceLock::from(Mutex::default())
-        } else {
-            OnceLock::new()
-        };
+        let listening = Arc::new(AtomicBool::new(real.is_some()));
         let one_clock = place == Place::Process && real.is_none() && clock.is_system();
         Self {
             store,
@@ -96,10 +94,11 @@ impl Cache {
             unfinished: Arc::new(Unfinished::new((local_bytes / 4).max(16 * 1_024 * 1_024))),
             counters: Counters::new(place),
             strangers: AtomicUsize::new(0),
-            asking: AtomicBool::new(false),
+            asking: Arc::default(),
             catch_ups: AtomicU64::new(0),
             catching_up: tokio::sync::Mutex::default(),
-            told,
+            told: Mutex::default(),
+            listening,
             refreshes: AtomicUsize::new(0),
             stand_ins: Mutex::default(),
         }
@@ -123,25 +122,25 @@ impl Cache {
 
     /// Asks for changes behind an answer, one at a time.
     pub(super) fn ask_behind(self: &Arc<Self>) {
-        if self.asking.swap(true, Ordering::AcqRel) {
+        let Some(asking) = Raised::raise(&self.asking) else {
             return;
-        }
+        };
         let cache = Arc::clone(self);
-        let ran = spawn(async move {
+        spawn(async move {
             // Failing, it has already put the copies in doubt.
             let _ = cache.sync().await;
-            cache.asking.store(false, Ordering::Release);
+            drop(asking);
         });
-        if !ran {
-            self.asking.store(false, Ordering::Release);
-        }
     }
 
     /// Listens for invalidations elsewhere, so that they are obeyed sooner than they must be.
     pub(super) fn listen(self: &Arc<Self>) {
-        if self.place == Place::Process || self.told.get().is_some() {
+        if self.place == Place::Process {
             return;
         }
+        let Some(listening) = Raised::raise(&self.listening) else {
+            return;
+        };
         let cache = Arc::downgrade(self);
         let on = move |notice: StoreNotice| {
             let Some(cache) = cache.upgrade() else {
@@ -153,15 +152,13 @@ impl Cache {
                 StoreNotice::Filled(primary) => cache.filled.wake(primary),
             }
         };
-        if self.told.set(Mutex::default()).is_err() {
-            return;
-        }
         let (asked, cache) = (self.store.subscribe(Arc::new(on)), Arc::downgrade(self));
         spawn(async move {
             let subscription = asked.await.ok();
-            if let Some(told) = cache.upgrade().as_ref().and_then(|cache| cache.told.get()) {
-                *told.lock() = subscription;
+            if let Some(cache) = cache.upgrade() {
+                *cache.told.lock() = subscription;
             }
+            listening.stay();
         });
     }
 
@@ -337,29 +334,19 @@ impl Cache {
         self.keep_copy(ask, entry);
         let key = ask.entry_key(self.place);
         let stored = self.store.store(key, ticket, Arc::clone(entry));
-        let copy = self.keeps_copies.then(|| {
-            let (primary, selector) = ask.local();
-            (Arc::clone(self), primary, selector, Arc::clone(entry))
-        });
-        let stored = stored.map(move |stored| {
-            noted(stored);
-            // What another process knew better is no good here either.
-            if let (Stored::Superseded, Some((cache, primary, selector, entry))) = (stored, copy) {
-                cache
-                    .local
-                    .drop_copy(primary, selector, &entry, cache.now());
-            }
-        });
+        let stored = self.or_no_copy(ask.local(), entry, stored.map(noted));
         self.finish("store", stored);
         // Once more under its language, for those who like that best and whose own variant is not there.
         if let Some((local, key)) = ask.in_language_of(entry.head(), self.place) {
+            let place = (ask.key.local, local);
             if self.keeps_copies {
-                let (primary, now) = (ask.key.local, self.now());
-                self.local.put(primary, local, Arc::clone(entry), now);
+                let now = self.now();
+                self.local.put(place.0, place.1, Arc::clone(entry), now);
             }
             let ticket = Ticket { token: 0, ..ticket };
             let stored = self.store.store(key, ticket, Arc::clone(entry));
-            self.finish("store", stored.map(noted));
+            let stored = self.or_no_copy(place, entry, stored.map(noted));
+            self.finish("store", stored);
         }
     }
 
@@ -368,7 +355,29 @@ impl Cache {
         self.keep_copy(ask, entry);
         let key = ask.entry_key(self.place);
         let freshened = self.store.freshen(key, ticket, Arc::clone(entry));
+        let freshened = self.or_no_copy(ask.local(), entry, freshened);
         self.finish("freshen", freshened);
+    }
+
+    /// Drops this process's copy where the store refuses the entry: what another process knew better is no good here
+    /// either.
+    fn or_no_copy(
+        self: &Arc<Self>,
+        (primary, selector): (Hash128, Hash128),
+        entry: &Arc<Entry>,
+        stored: StoreFuture<Stored>,
+    ) -> StoreFuture<Stored> {
+        if !self.keeps_copies {
+            return stored;
+        }
+        let (cache, entry) = (Arc::clone(self), Arc::clone(entry));
+        stored.map(move |stored| {
+            if stored == Stored::Superseded {
+                let now = cache.now();
+                cache.local.drop_copy(primary, selector, &entry, now);
+            }
+            stored
+        })
     }
 
     pub(super) fn failed(&self, method: &'static str) {
@@ -440,10 +449,11 @@ pub(super) fn spawn(task: impl Future<Output = ()> + Send + 'static) -> bool {
 }
 
 /// Counts what came too late.
-fn noted(stored: Stored) {
+fn noted(stored: Stored) -> Stored {
     if stored == Stored::Superseded {
         telemetry::count!("keep_response_cache_superseded_total", 1);
     }
+    stored
 }
 
 fn micros(length: Duration) -> u64 {

@@ -17,7 +17,9 @@ use super::store::{CacheStore, LeaseToken};
 use super::target::{CacheKey, Hit, Target};
 use crate::core::telemetry::{count, info, warn};
 use crate::core::ttl::Lifetime;
-use crate::core::{NotAServiceName, Notice, ServiceName, StoreError, Subscription, base64url};
+use crate::core::{
+    NotAServiceName, Notice, Raised, ServiceName, StoreError, Subscription, base64url,
+};
 
 /// Targets kept back in an outage; beyond, the whole group.
 const MOST_PENDING: usize = 10_000;
@@ -58,7 +60,7 @@ pub(super) struct Shared {
     /// The store has refused what is pending: it is asked again behind the readers, and they go round that.
     is_refused: AtomicBool,
     /// A task tells the store what is kept back.
-    is_working: AtomicBool,
+    is_working: Arc<AtomicBool>,
     flushing: tokio::sync::Mutex<()>,
 }
 
@@ -101,7 +103,7 @@ impl CacheGroup {
                 waiters: Mutex::default(),
                 pending: Mutex::default(),
                 has_pending: AtomicBool::new(false),
-                is_working: AtomicBool::new(false),
+                is_working: Arc::default(),
                 is_refused: AtomicBool::new(false),
                 flushing: tokio::sync::Mutex::default(),
             }),
@@ -302,19 +304,19 @@ impl Shared {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
-        if self.is_working.swap(true, Ordering::SeqCst) {
+        let Some(working) = Raised::raise(&self.is_working) else {
             return;
-        }
-        let working = Working(Arc::downgrade(self));
+        };
+        let this = Arc::downgrade(self);
         drop(runtime.spawn(async move {
             loop {
                 tokio::time::sleep(TRY_AGAIN).await;
-                match working.0.upgrade() {
+                match this.upgrade() {
                     Some(shared) if !matches!(shared.tell(true).await, Ok(CaughtUp::All)) => {}
                     _ => break,
                 }
             }
-            let shared = working.0.upgrade();
+            let shared = this.upgrade();
             drop(working);
             // Kept back after the last look: whoever did it found somebody at work.
             if let Some(shared) = shared.filter(|shared| shared.has_pending.load(Ordering::SeqCst))
@@ -388,17 +390,6 @@ impl Shared {
             !is_old("") || !names(&is_old)
         };
         !stands && self.sight.is_good(noted, names)
-    }
-}
-
-/// Lets the next one work, also where the runtime drops the task.
-struct Working(Weak<Shared>);
-
-impl Drop for Working {
-    fn drop(&mut self) {
-        if let Some(shared) = self.0.upgrade() {
-            shared.is_working.store(false, Ordering::SeqCst);
-        }
     }
 }
 

@@ -19,7 +19,7 @@ use known::{Full, Known, Until, What, Wish};
 use super::{Bucket, Charge, Mode, Outcome, PolicyState, Source, Verdict};
 use crate::backend::memory::{EntryKey, MemoryStore};
 use crate::backend::redis::RedisStore;
-use crate::core::{Notice, Subscription};
+use crate::core::{Notice, Raised, Subscription};
 
 const MOST_KEYS: usize = 65_536;
 /// What is kept is asked again after this: a notice may be lost, and the server may lose its data.
@@ -38,7 +38,7 @@ pub(super) struct DenyCache {
     notices: Box<[AtomicU32]>,
     /// The latest reading of a clock that was passed, and so may be set back.
     latest: Option<AtomicU64>,
-    joined: AtomicBool,
+    joined: Arc<AtomicBool>,
     subscription: Mutex<Option<Subscription>>,
 }
 
@@ -85,7 +85,7 @@ impl DenyCache {
             keys,
             epoch: AtomicU64::new(0),
             notices: (0..COUNTS).map(|_| AtomicU32::new(0)).collect(),
-            joined: AtomicBool::new(false),
+            joined: Arc::default(),
             subscription: Mutex::new(None),
         }
     }
@@ -113,9 +113,9 @@ impl DenyCache {
         let Ok(runtime) = Handle::try_current() else {
             return;
         };
-        if self.joined.swap(true, Ordering::Relaxed) {
+        let Some(joined) = Raised::raise(&self.joined) else {
             return;
-        }
+        };
         let cache = Arc::downgrade(self);
         let callback = Arc::new(move |notice| {
             if let Some(cache) = Weak::upgrade(&cache) {
@@ -129,6 +129,7 @@ impl DenyCache {
             if let Some(cache) = cache.upgrade() {
                 *cache.subscription.lock() = subscription;
             }
+            joined.stay();
         });
     }
 

@@ -6,6 +6,7 @@ use tower_keep::rate_limit::{Attempt, Decision, RateLimiter};
 
 use super::*;
 use crate::support::RedisServer;
+use crate::support::runtimes::on_a_runtime_that_ends;
 
 /// Five a minute for each tier's requests, at the limit and cost that a request asks for.
 fn tier(store: &RedisStore) -> RateLimitLayer {
@@ -249,4 +250,18 @@ async fn a_refund_to_a_key_full_at_its_limit_is_heard_by_every_process() {
         other.refund(grant).await.unwrap();
         let_through(full).await;
     }
+}
+
+#[tokio::test]
+async fn who_began_to_listen_on_a_runtime_that_ended_listens_on_the_next() {
+    let clock = clock();
+    let store = crate::support::redis::shared().await.store(&clock).await;
+    let app = App::new(payments(store.clone()).timeout(PATIENCE));
+    let first = app.clone();
+    on_a_runtime_that_ends(async move { first.get("u1", "192.0.2.1").await });
+    for _ in 0..6 {
+        app.get("u1", "192.0.2.1").await;
+    }
+    // Refusals are known only to whoever would be told that they are over.
+    refused_for_free(&store, async || app.get("u1", "192.0.2.1").await).await;
 }

@@ -18,6 +18,7 @@ use crate::rate_limit::metered::Metered;
 use crate::rate_limit::telemetry::Logged;
 use crate::support::RedisServer;
 use crate::support::redis::{fresh_prefix, shared};
+use crate::support::runtimes::on_a_runtime_that_ends;
 
 const MIB: usize = 1_024 * 1_024;
 
@@ -870,4 +871,133 @@ async fn an_answer_to_post_whose_invalidation_waits_for_the_store_is_not_kept() 
     assert_eq!(posted.cache_status(), "tower-keep;fwd=method");
     assert_eq!(one.layer.handle().stats().queued_invalidations, 1);
     assert!(!one.app.get("/a").await.is_hit());
+}
+
+/// Asks until what comes is not `body`: what is refused is dropped behind an answer.
+async fn until_other_than(body: &str, app: &App, fields: &[(&str, &str)]) {
+    for _ in 0..1_000 {
+        if app.get_with("/a", fields).await.body != body {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    panic!("{body} is kept");
+}
+
+#[tokio::test]
+async fn a_copy_in_a_language_goes_with_the_entry_that_the_store_refused() {
+    let fleet = Fleet::new().await;
+    let fields = |vary| {
+        [
+            ("cache-control", "max-age=60"),
+            ("vary", vary),
+            ("content-language", "de"),
+        ]
+    };
+    let (slow, gate) =
+        gated(move |_, call| said(&fields("accept-language"), format!("slow {call}")));
+    let quick = Origin::of(move |_, _| said(&fields("accept-language, x-tenant"), "quick"));
+    let one = Process::new(&fleet, &slow, |layer| layer).await;
+    let two = Process::new(&fleet, &quick, |layer| layer).await;
+    let app = one.app.clone();
+    let languages = [("accept-language", "en, de")];
+    let late = tokio::spawn(async move { app.get_with("/a", &languages).await.body });
+    until("the slow one runs", || slow.calls() == 1).await;
+    fleet.clock.advance(secs(5));
+    let tenant = [("accept-language", "fr"), ("x-tenant", "1")];
+    assert_eq!(two.app.get_with("/a", &tenant).await.body, "quick");
+    let kept = [tenant[0], tenant[1], ("cache-control", "only-if-cached")];
+    let three = Process::new(&fleet, &quick, |layer| layer).await;
+    while three.app.get_with("/a", &kept).await.status != 200 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    gate.add_permits(100);
+    assert_eq!(late.await.unwrap(), "slow 0");
+    // What was refused under the names of old is no good under its language either.
+    let other = [("accept-language", "de, fr;q=0.5"), ("x-tenant", "2")];
+    until_other_than("slow 0", &one.app, &other).await;
+}
+
+#[tokio::test]
+async fn a_confirmed_copy_goes_where_the_store_has_learned_of_more_names() {
+    let fleet = Fleet::new().await;
+    let plain = [("cache-control", "max-age=60"), ("etag", "\"1\"")];
+    let gate = Arc::new(Semaphore::new(1));
+    let held = Arc::clone(&gate);
+    let slow = Origin::new(move |seen, call| {
+        let held = Arc::clone(&held);
+        Box::pin(async move {
+            held.acquire().await.unwrap().forget();
+            let mut response = said(&plain, format!("slow {call}"));
+            if seen.headers().contains_key("if-none-match") {
+                *response.status_mut() = http::StatusCode::NOT_MODIFIED;
+                *response.body_mut() = String::new();
+            }
+            Ok(response.map(|text| full(text.into())))
+        })
+    });
+    let quick = Origin::of(|_, _| {
+        let fields = [("cache-control", "max-age=60"), ("vary", "x-tenant")];
+        said(&fields, "quick")
+    });
+    let one = Process::new(&fleet, &slow, |layer| layer).await;
+    let two = Process::new(&fleet, &quick, |layer| layer).await;
+    assert_eq!(one.app.get("/a").await.body, "slow 0");
+    stored(&one, &slow, "/a").await;
+    fleet.clock.advance(secs(60));
+    let app = one.app.clone();
+    let late = tokio::spawn(async move { app.get("/a").await.body });
+    until("it is validated", || slow.calls() == 2).await;
+    fleet.clock.advance(secs(5));
+    assert_eq!(two.app.get("/a").await.body, "quick");
+    stored(&two, &quick, "/a").await;
+    gate.add_permits(1);
+    assert_eq!(late.await.unwrap(), "slow 0");
+    gate.add_permits(100);
+    until_other_than("slow 0", &one.app, &[]).await;
+}
+
+#[tokio::test]
+async fn who_asked_for_changes_on_a_runtime_that_ended_is_asked_after() {
+    let fleet = Fleet::new().await;
+    let origin = counted();
+    let one = Process::new(&fleet, &origin, |layer| layer).await;
+    one.app.get("/a").await;
+    stored(&one, &origin, "/a").await;
+    one.real.advance(Duration::from_millis(250));
+    let app = one.app.clone();
+    on_a_runtime_that_ends(async move { app.get("/a").await });
+    // Nobody asked; the next one does, behind its hit.
+    let before = one.store.commands();
+    assert_eq!(one.app.get("/a").now_or_never().unwrap().body, "run 0");
+    until("asked", || one.store.commands() > before).await;
+}
+
+#[tokio::test]
+async fn who_began_to_listen_on_a_runtime_that_ended_listens_on_the_next() {
+    let fleet = Fleet::new().await;
+    let origin = counted();
+    let (listening, other) = (fleet.store().await, fleet.store().await);
+    let one = App::new(&ResponseCacheLayer::new(listening.clone()), &origin);
+    let two = ResponseCacheLayer::new(other);
+    let app = one.clone();
+    on_a_runtime_that_ends(async move { app.get("/a").await });
+    one.get("/a").await;
+    // Whatever it sends behind its answer is sent.
+    let (probe, kept) = (
+        App::new(&two, &origin),
+        [("cache-control", "only-if-cached")],
+    );
+    while probe.get_with("/a", &kept).await.status != 200 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    for _ in 0..1_000 {
+        let before = listening.commands();
+        two.handle().invalidate([Target::url("/a")]).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        if listening.commands() > before {
+            return;
+        }
+    }
+    panic!("nobody was told");
 }

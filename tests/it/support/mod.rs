@@ -19,6 +19,7 @@ pub mod proxy;
 pub mod redis;
 pub mod redis_cluster;
 pub mod redis_sentinel;
+pub mod runtimes;
 pub mod serving;
 pub mod sql;
 pub mod wayward;
