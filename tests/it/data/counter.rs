@@ -106,6 +106,82 @@ async fn a_full_store_changes_nothing_of_a_batch() {
     assert!(metrics.apply([one]).await.unwrap()[0].applied);
 }
 
+async fn order(server: &RedisServer, words: &[&str]) {
+    let order = ::redis::cmd(words[0]).arg(&words[1..]).to_owned();
+    let mut raw = server.raw().await;
+    order.query_async::<::redis::Value>(&mut raw).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_the_server_refuses_to_write_is_an_error_and_not_a_count() {
+    let server = RedisServer::start().await;
+    let metrics = Counter::new(server.store_with("t").await, "metrics");
+    metrics.incr("live", 5, ttl::METRIC).await.unwrap();
+    let one = |key| Increment::new(key, 1, ttl::METRIC);
+    let refused = async || {
+        let mut kinds = Vec::new();
+        for key in ["live", "new"] {
+            kinds.push(metrics.incr(key, 1, ttl::METRIC).await.unwrap_err().kind());
+            for change in [one(key).within(0..=9), one(key).once("event")] {
+                let added = metrics.apply([change, one("other")]).await;
+                kinds.push(added.unwrap_err().kind());
+            }
+        }
+        kinds
+    };
+    order(&server, &["CONFIG", "SET", "maxmemory", "1"]).await;
+    for kind in refused().await {
+        assert!(matches!(kind, DataErrorKind::Full { .. }), "{kind:?}");
+    }
+    order(&server, &["CONFIG", "SET", "maxmemory", "0"]).await;
+    order(&server, &["CONFIG", "SET", "min-replicas-to-write", "1"]).await;
+    for kind in refused().await {
+        assert!(
+            matches!(kind, DataErrorKind::Unavailable { .. }),
+            "{kind:?}"
+        );
+    }
+    order(&server, &["CONFIG", "SET", "min-replicas-to-write", "0"]).await;
+    order(&server, &["REPLICAOF", "127.0.0.1", "1"]).await;
+    for kind in refused().await {
+        assert!(
+            matches!(kind, DataErrorKind::Unavailable { .. }),
+            "{kind:?}"
+        );
+    }
+    order(&server, &["REPLICAOF", "NO", "ONE"]).await;
+    // Nothing of it was added, and no event is marked.
+    assert_eq!(
+        metrics.values(["live", "new", "other"]).await.unwrap(),
+        [5, 0, 0]
+    );
+    let added = metrics.apply([one("new").once("event")]).await.unwrap();
+    assert!(added[0].applied);
+}
+
+#[tokio::test]
+async fn an_event_is_remembered_longer_by_the_server_than_by_the_clock() {
+    let (server, prefix) = (shared().await, fresh_prefix());
+    let metrics = Counter::new(server.store_with(&prefix).await, "metrics");
+    let one = Increment::new("a", 1, ttl::METRIC).once("event");
+    metrics.apply([one]).await.unwrap();
+    let mut raw = server.raw().await;
+    let all = ::redis::cmd("KEYS").arg(format!("{prefix}:*")).to_owned();
+    let keys: Vec<String> = all.query_async(&mut raw).await.unwrap();
+    let mut marks = 0;
+    for key in keys {
+        let kind = ::redis::cmd("TYPE").arg(&key).to_owned();
+        let kind: String = kind.query_async(&mut raw).await.unwrap();
+        if kind == "string" {
+            let left = ::redis::cmd("PTTL").arg(&key).to_owned();
+            let left: u64 = left.query_async(&mut raw).await.unwrap();
+            assert!(left > 24 * 3_600_000, "{left}");
+            marks += 1;
+        }
+    }
+    assert_eq!(marks, 1);
+}
+
 #[tokio::test]
 async fn what_was_added_is_flushed_by_itself_and_at_shutdown() {
     let store = MemoryStore::new();

@@ -6,6 +6,12 @@
 -- Reply: {value, ms left, 1 applied | 0} per change, flat.
 local EXACT = 9007199254740992 -- Lua's own numbers are exact below
 
+-- What a counter cannot hold is not applied. Whatever else the server refuses is an error, and nothing was changed: it
+-- refuses the first write of a script or none.
+local function is_refused(sum)
+  return type(sum) == 'table' and not string.find(sum.err, 'overflow', 1, true) and not string.find(sum.err, 'not an integer', 1, true)
+end
+
 local plain = #ARGV == 3
 if plain then
   -- Most calls are of this kind, and most of them find the counter alive.
@@ -16,6 +22,8 @@ if plain then
       return {sum, ends - now_ms, 1}
     elseif type(sum) == 'number' then
       return {redis.call('HGET', KEYS[1], 'v'), ends - now_ms, 1}
+    elseif is_refused(sum) then
+      return sum
     end
   end
 end
@@ -29,7 +37,8 @@ local function is_marked(key)
 end
 
 local function set_mark(key)
-  redis.call('SET', key, string.format('%.0f', now_ms + ARGV[4]), 'PX', ARGV[4])
+  -- By the server's clock an hour longer: the passed one may run behind it.
+  redis.call('SET', key, string.format('%.0f', now_ms + ARGV[4]), 'PX', string.format('%.0f', ARGV[4] + 3600000))
 end
 
 local seen = not plain and ARGV[3] ~= '0' and is_marked(KEYS[tonumber(ARGV[3])])
@@ -69,6 +78,9 @@ for i = 1, count do
   end
   if not seen and not (event and is_marked(event)) then
     local sum = redis.pcall('HINCRBY', key, 'v', by)
+    if is_refused(sum) then
+      return sum
+    end
     local counts = type(sum) == 'number'
     if counts and (sum <= -EXACT or sum >= EXACT) then
       sum = redis.call('HGET', key, 'v')

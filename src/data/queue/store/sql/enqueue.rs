@@ -14,11 +14,16 @@ use crate::data::queue::store::{
     Again, DIGEST_BYTES, DigestWish, Due, EnqueueOutcome, NewJob, Rules,
 };
 
-/// How many ids jobs with ids look at, whether they may go: four for each id, together at one in eight of them. Leases alone
+/// The ids that one call looks at.
+const MOST_IDS_LOOKED_AT: i64 = 128;
+
+/// How many ids jobs with ids look at, whether they may go: four for each id, together at one in eight of them, and no more
+/// than a part of jobs can afford. Leases alone
 /// do not keep up: the items of a digest leave as many ids as there are, and a cancelled job leaves one that nobody leases.
 fn ids_looked_at(jobs: &[NewJob]) -> i64 {
     let ids = jobs.iter().filter_map(|job| job.once.as_ref());
-    32 * ids.filter(|id| id[0].is_multiple_of(8)).count() as i64
+    let looks = ids.filter(|id| id[0].is_multiple_of(8)).count() as i64;
+    (32 * looks).min(MOST_IDS_LOOKED_AT)
 }
 
 impl Steps<'_> {
