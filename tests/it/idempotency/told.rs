@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use http::{HeaderName, Response};
+use http::header::CONTENT_TYPE;
+use http::{HeaderName, HeaderValue, Response};
 use http_body_util::Full;
 use tokio::sync::Notify;
 use tower::Layer;
@@ -106,17 +107,30 @@ async fn why_an_answer_is_not_kept_and_why_a_request_is_refused_is_counted() {
     let app = App::with(
         layer(memory(&clock())).max_response_body(3),
         |request, _| {
-            let is_large = request.uri().path() == "/large";
+            let path = request.uri().path().to_owned();
             async move {
-                let mut response = Response::new(Full::from(if is_large { "four" } else { "" }));
-                if !is_large {
-                    response.extensions_mut().insert(Directive::NoStore);
+                let mut response =
+                    Response::new(Full::from(if path == "/large" { "four" } else { "" }));
+                match path.as_str() {
+                    "/events" => {
+                        let kind = HeaderValue::from_static("text/event-stream");
+                        response.headers_mut().insert(CONTENT_TYPE, kind);
+                    }
+                    "/pay" => {
+                        response.extensions_mut().insert(Directive::NoStore);
+                    }
+                    _ => {}
                 }
                 response
             }
         },
     );
-    for (path, reason) in [("/large", "too_large"), ("/pay", "no_store")] {
+    let reasons = [
+        ("/large", "too_large"),
+        ("/pay", "no_store"),
+        ("/events", "streamed"),
+    ];
+    for (path, reason) in reasons {
         for _ in 0..2 {
             app.send(post(path, reason, "{}")).await;
         }
@@ -124,7 +138,7 @@ async fn why_an_answer_is_not_kept_and_why_a_request_is_refused_is_counted() {
     }
     app.post("no_store", "other").await;
     app.post("two words", "{}").await;
-    for (code, times) in [("NOT_REPLAYABLE", 2), ("KEY_REUSED", 1), ("KEY_INVALID", 1)] {
+    for (code, times) in [("NOT_REPLAYABLE", 3), ("KEY_REUSED", 1), ("KEY_INVALID", 1)] {
         let name = format!("refusals_total{{code=IDEMPOTENCY_{code}}}");
         assert_eq!(count(&name), times, "{code}");
     }
@@ -206,6 +220,31 @@ async fn a_renewal_that_finds_another_owner_is_counted_as_lost() {
     zombie.await.unwrap();
     let lost = counter(&metered, "renewals_total{result=lost}");
     assert_eq!((lost, counter(&metered, "leases_lost_total")), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_of_what_another_owns_is_counted_and_takes_nothing_from_it() {
+    let metered = Metered::start();
+    let clock = clock();
+    let app = App::with(layer(memory(&clock)), |_, run| async move {
+        let mut response = Response::new(Full::from(format!("run {run}")));
+        if run == 1 {
+            // Less than a third of the lease: it has asked for nothing since.
+            tokio::time::sleep(SECOND).await;
+            response.extensions_mut().insert(Directive::Release);
+        }
+        response
+    });
+    let stale = |op: &str| counter(&metered, &format!("stale_writes_total{{op={op}}}"));
+    let zombie = tokio::spawn(app.future(post("/pay", "k", "{}")));
+    tokio::task::yield_now().await;
+    clock.advance(MINUTE);
+    app.post("k", "{}").await;
+    assert_eq!(stale("release"), 0);
+    zombie.await.unwrap();
+    assert_eq!((stale("release"), stale("complete")), (1, 0));
+    let again = app.post("k", "{}").await;
+    assert_eq!((again.is_replay(), &again.body[..]), (true, &b"run 2"[..]));
 }
 
 #[tokio::test]
