@@ -388,6 +388,23 @@ fn scripts_give_times_to_live_as_text() {
     check(offences, &[]);
 }
 
+/// What a script has done is done, though the user may not tell a channel of it: an error would be asked again.
+#[test]
+fn no_script_fails_because_it_may_tell_nobody() {
+    let (mut scripts, mut told) = (Vec::new(), 0);
+    files_below(&root().join("src"), "lua", &mut scripts);
+    let mut offences = Vec::new();
+    for path in scripts {
+        let text = fs::read_to_string(&path).unwrap();
+        told += text.matches("redis.pcall('PUBLISH'").count();
+        if text.contains("redis.call('PUBLISH'") {
+            offences.push(path.display().to_string());
+        }
+    }
+    assert!(told > 10, "{told} notices");
+    check(offences, &[]);
+}
+
 /// Methods that touch no state, and so need no script; and what stands before several scripts, as the prelude does.
 const ALLOWED_SCRIPTS: [&str; 19] = [
     "data/cache: method subscribe has no script",

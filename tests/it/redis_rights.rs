@@ -4,14 +4,19 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use tower_keep::SECOND;
 use tower_keep::backend::redis::RedisStore;
 use tower_keep::conformance::{
     cache, counter, idempotency, lock, once, queue, rate_limit, response_cache, session, topic,
 };
 use tower_keep::core::ManualClock;
+use tower_keep::data::cache::{Cache, InvalidateOutcome as Dropped};
 use tower_keep::data::lock::Lock;
 use tower_keep::data::queue::{Job, Queue};
+use tower_keep::data::topic::Topic;
+use tower_keep::rate_limit::store::Refunded;
+use tower_keep::rate_limit::{Attempt, Partition, Policy, Quota, RateLimiter};
+use tower_keep::response_cache::{InvalidateOutcome, ResponseCacheLayer, Target};
+use tower_keep::{MINUTE, SECOND};
 
 use crate::support::RedisServer;
 
@@ -185,22 +190,91 @@ async fn a_user_of_one_part_alone_needs_the_channels_of_that_part_alone() {
     server.check_refused_nothing("lock").await;
 }
 
-#[tokio::test]
-async fn what_is_done_is_no_error_where_the_user_may_tell_nobody() {
+/// A server whose user may tell no channel anything. What is done there is told as done: asked again, it might be done twice.
+async fn mute() -> Server {
     let mut mute = rights();
     mute.retain(|word| !word.starts_with('&'));
-    mute.push("resetchannels");
-    let mut server = Server::start(&mute).await;
+    Server::start(&mute).await
+}
+
+#[tokio::test]
+async fn jobs_are_taken_in_where_the_user_may_tell_nobody() {
+    let mut server = mute().await;
     let store = server.store(&clock()).await;
-    let queue: Queue<u64> = Queue::new(store.clone(), "q");
-    // An error here would be asked again, and the jobs be there twice.
-    queue.enqueue(Job::to("u1", 1)).await.unwrap();
-    let many = (0..100).map(|n| Job::to("u2", n));
-    assert_eq!(queue.enqueue_many(many).await.unwrap().len(), 100);
-    let counted = queue.depth().await.unwrap();
-    assert_eq!(counted.ready, 101);
-    let payments = Lock::new(store, "payment");
+    // One at once, and many in parts of which the first wakes whoever goes on with them.
+    for (name, jobs) in [("one", 1), ("many", 100)] {
+        let queue: Queue<u64> = Queue::new(store.clone(), name);
+        let jobs_of = (0..jobs).map(|n| Job::to("u1", n));
+        let taken = queue.enqueue_many(jobs_of).await.unwrap();
+        assert_eq!(taken.len() as u64, jobs);
+        assert_eq!(queue.depth().await.unwrap().ready, jobs);
+    }
+}
+
+#[tokio::test]
+async fn a_lock_that_others_wait_for_is_freed_where_the_user_may_tell_nobody() {
+    let mut server = mute().await;
+    let open = async |url: &str| {
+        let builder = RedisStore::builder(url).timeout(10 * SECOND);
+        Lock::new(builder.open().await.unwrap(), "payment")
+    };
+    let payments = open(&server.url(0)).await;
     let held = payments.try_acquire("k").await.unwrap();
+    // Somebody who may do anything waits, and the lock knows.
+    let others = open(&format!("redis://{}/0", server.server.address())).await;
+    let waiting = tokio::spawn(async move { others.acquire("k", MINUTE).await });
+    let keys: Vec<String> = server.ask(&["KEYS", "keep:lock:*"]).await;
+    while server
+        .ask::<Vec<u8>>(&["GETRANGE", &keys[0], "16", "16"])
+        .await
+        != [1]
+    {
+        tokio::task::yield_now().await;
+    }
+    waiting.abort();
     held.release().await.unwrap();
     drop(payments.try_acquire("k").await.unwrap());
+}
+
+#[tokio::test]
+async fn an_event_is_published_once_where_the_user_may_tell_nobody() {
+    let mut server = mute().await;
+    let store = server.store(&clock()).await;
+    let topic: Topic<u64> = Topic::new(store, "t");
+    let first = topic.publish("k", &1).await.unwrap();
+    assert_eq!(topic.latest("k").await.unwrap().unwrap().id, first);
+}
+
+#[tokio::test]
+async fn a_cached_value_is_put_and_dropped_where_the_user_may_tell_nobody() {
+    let mut server = mute().await;
+    let store = server.store(&clock()).await;
+    let cache: Cache<u64, u64> = Cache::new(store, "c", tower_keep::ttl::USER);
+    cache.put(&1, 1).await.unwrap();
+    assert_eq!(*cache.get(&1).await.unwrap().unwrap(), 1);
+    assert_eq!(cache.remove(&1).await, Dropped::Done);
+    assert!(cache.get(&1).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_limit_is_given_back_and_reset_where_the_user_may_tell_nobody() {
+    let mut server = mute().await;
+    let store = server.store(&clock()).await;
+    let one = Policy::new("p", Quota::new(1, MINUTE), Partition::principal());
+    let limiter = RateLimiter::new(store).policy(one);
+    let attempt = || Attempt::new().on("p", "u1");
+    let grant = limiter.record(attempt()).await.unwrap();
+    assert_eq!(limiter.refund(grant).await.unwrap(), Refunded::Applied);
+    limiter.record(attempt()).await.unwrap();
+    limiter.reset("p", "u1").await.unwrap();
+    assert_eq!(limiter.peek("p", "u1").await.unwrap().attempts, 0);
+}
+
+#[tokio::test]
+async fn an_answer_is_dropped_where_the_user_may_tell_nobody() {
+    let mut server = mute().await;
+    let store = server.store(&clock()).await;
+    let handle = ResponseCacheLayer::new(store).handle();
+    let told = handle.invalidate([Target::tag("all")]).await;
+    assert_eq!(told, InvalidateOutcome::Done);
 }

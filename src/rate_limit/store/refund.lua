@@ -51,7 +51,7 @@ for index = 1, count do
   end
   if taken > 0 then
     applied, changed = 1, true
-    if in_use >= full then redis.call('PUBLISH', ARGV[channel], ARGV[channel + index]) end
+    if in_use >= full then redis.pcall('PUBLISH', ARGV[channel], ARGV[channel + index]) end
   end
   local used, more, state, ends = 0, -1, false, 0
   --> settle

@@ -7,7 +7,7 @@ local lease_field = 'l:' .. ARGV[11]
 local primary = redis.call('HMGET', KEYS[1], lease_field, 'v:' .. ARGV[2])
 if primary[1] and string.match(primary[1], '^%x+') == ARGV[3] then
   redis.call('HDEL', KEYS[1], lease_field)
-  if string.sub(primary[1], -1) == 'w' then redis.call('PUBLISH', ARGV[12], ARGV[13]) end
+  if string.sub(primary[1], -1) == 'w' then redis.pcall('PUBLISH', ARGV[12], ARGV[13]) end
 end
 local there = redis.call('HMGET', KEYS[2], 'body_id', 'at', 'expires')
 if not primary[2] or there[1] ~= ARGV[9] or tonumber(there[3]) <= now or tonumber(there[2]) > tonumber(ARGV[4]) then return 0 end

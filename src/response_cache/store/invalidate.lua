@@ -22,5 +22,5 @@ if excess > 0 then
   floor = tonumber(last[2])
 end
 redis.call('SET', KEYS[2], stamp .. ' ' .. text(floor))
-redis.call('PUBLISH', ARGV[4], stamp)
+redis.pcall('PUBLISH', ARGV[4], stamp)
 return stamp

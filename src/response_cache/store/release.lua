@@ -6,7 +6,7 @@ local lease_field = 'l:' .. ARGV[5]
 local lease = redis.call('HGET', KEYS[1], lease_field)
 if lease and string.match(lease, '^%x+') == ARGV[3] then
   redis.call('HDEL', KEYS[1], lease_field)
-  if string.sub(lease, -1) == 'w' then redis.call('PUBLISH', ARGV[6], ARGV[7]) end
+  if string.sub(lease, -1) == 'w' then redis.pcall('PUBLISH', ARGV[6], ARGV[7]) end
 end
 local mark = tonumber(ARGV[4])
 if mark > 0 then

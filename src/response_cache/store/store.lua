@@ -9,7 +9,7 @@ local primary = redis.call('HMGET', KEYS[1], 'names', lease_field, 'v:' .. ARGV[
 if primary[2] and string.match(primary[2], '^%x+') == ARGV[4] then
   redis.call('HDEL', KEYS[1], lease_field)
   -- Heard when this script has ended, and the entry is there.
-  if string.sub(primary[2], -1) == 'w' then redis.call('PUBLISH', ARGV[14], ARGV[15]) end
+  if string.sub(primary[2], -1) == 'w' then redis.pcall('PUBLISH', ARGV[14], ARGV[15]) end
 end
 -- By the clock that the entry follows: another machine's may be far from it.
 local left_ms = math.max(1000, math.floor((tonumber(ARGV[7]) - now) / 1000))

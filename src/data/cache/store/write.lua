@@ -50,7 +50,7 @@ local function leased(at, prefixes, lease)
     redis.call('SET', lease, left, 'KEEPTTL')
   end
   if waited == 'w' then
-    redis.call('PUBLISH', ARGV[2], ARGV[3] .. '\nf' .. ARGV[at + 7])
+    redis.pcall('PUBLISH', ARGV[2], ARGV[3] .. '\nf' .. ARGV[at + 7])
   end
   return given or nil
 end
@@ -96,6 +96,6 @@ if longest > 0 then
   end
 end
 if #puts > 0 then
-  redis.call('PUBLISH', ARGV[2], ARGV[3] .. '\n' .. table.concat(puts, '\n'))
+  redis.pcall('PUBLISH', ARGV[2], ARGV[3] .. '\n' .. table.concat(puts, '\n'))
 end
 return reply

@@ -20,5 +20,5 @@ for _ = 1, seq % 8 == 0 and 32 or 0 do
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
 local told = struct.pack('>I8I8I8', epoch - AHEAD, seq, now_ms)
-redis.call('PUBLISH', ARGV[6], told .. ARGV[2])
+redis.pcall('PUBLISH', ARGV[6], told .. ARGV[2])
 return told
