@@ -14,15 +14,15 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tower::{ServiceBuilder, ServiceExt};
-use tower_keep::MINUTE;
 use tower_keep::core::{Body, PeerAddr};
 use tower_keep::idempotency::{IdempotencyLayer, Preset, Scope};
 use tower_keep::rate_limit::{Partition, Quota, RateLimitLayer};
+use tower_keep::{MINUTE, SECOND};
 
 static ORDERS: AtomicU64 = AtomicU64::new(0);
 
@@ -74,9 +74,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
                 request
             });
         tokio::spawn(async move {
-            let connection = auto::Builder::new(TokioExecutor::new());
-            // An error here is the client's broken connection; there is nobody to tell.
-            let _ = connection
+            // An error here is the client's broken connection, or a head that did not come in time; there is nobody to tell.
+            let _ = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(10 * SECOND)
                 .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
                 .await;
         });

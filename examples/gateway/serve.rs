@@ -2,7 +2,8 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tower::{Service, ServiceExt};
 use tower_keep::core::PeerAddr;
 
@@ -23,12 +25,17 @@ use crate::stack::{Route, Stack};
 
 /// What is still under way when it is told to stop has this long.
 const DRAIN: Duration = Duration::from_secs(5);
+/// A connection whose first request is not there by then is closed. hyper waits for a first byte for ever, since it does
+/// not know yet which language is spoken; it sees to the next head of HTTP/1.1 itself.
+const FIRST_REQUEST: Duration = Duration::from_secs(10);
+/// A client that is gone without a word answers no ping of HTTP/2: one after so long, and as long for the answer.
+const PING: Duration = Duration::from_secs(10);
 
 /// Serves until `stopped` ends.
 pub async fn serve(listener: TcpListener, stack: Stack, stopped: impl Future<Output = ()>) {
     let Stack { route, once } = stack;
     let graceful = GracefulShutdown::new();
-    let mut stopped = std::pin::pin!(stopped);
+    let mut stopped = pin!(stopped);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -62,12 +69,27 @@ fn serve_connection(
         .timer(TokioTimer::new())
         .preserve_header_case(true)
         .max_headers(1_000);
-    builder.http2().timer(TokioTimer::new());
-    let service = service_fn(move |request| answer(route.clone(), peer, request));
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING);
+    let asked = Arc::new(Notify::new());
+    let asks = Arc::clone(&asked);
+    let service = service_fn(move |request| {
+        asks.notify_one();
+        answer(route.clone(), peer, request)
+    });
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     let connection = graceful.watch(connection.into_owned());
     tokio::spawn(async move {
+        let mut connection = pin!(connection);
         // An error here is the client's broken connection; there is nobody to tell.
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            () = tokio::time::sleep(FIRST_REQUEST) => return,
+            () = asked.notified() => {}
+        }
         let _ = connection.await;
     });
 }

@@ -5,4 +5,5 @@ mod faithful;
 mod http2;
 mod killed;
 mod layers;
+mod silent;
 mod wire;

@@ -2,6 +2,7 @@
 
 use http::{Method, StatusCode};
 
+use crate::support::serving::hung_up_on;
 use crate::support::{Browser, Program};
 
 #[tokio::test]
@@ -57,4 +58,12 @@ async fn the_example_outlives_a_moment_without_descriptors() {
     };
     let patience = std::time::Duration::from_secs(30);
     tokio::time::timeout(patience, answered).await.unwrap();
+}
+
+#[tokio::test]
+async fn half_a_head_is_not_waited_for_without_an_end() {
+    let program = Program::start("hyper", &["127.0.0.1:0"]);
+    let beginnings = ["", "P", "PRI * H", "GET / HTTP/1.1\r\nHost: h\r\n"];
+    let waiting = beginnings.map(|sent| hung_up_on(program.address(), sent));
+    futures_util::future::join_all(waiting).await;
 }

@@ -6,11 +6,12 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::SqlitePool;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 use super::people::{refused, signed_in, told};
 use super::{Guest, advance, alone, hooked, slot, soon, tell, text, wish};
+use crate::support::serving::hung_up_on;
 use crate::support::{Browser, Program, RedisServer};
 
 async fn fault(browser: &Browser, order: Value) {
@@ -269,13 +270,7 @@ async fn half_a_head_is_not_waited_for_without_an_end() {
         "PRI * H",
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ];
-    let waiting = halves.map(async |half| {
-        let mut stream = TcpStream::connect(clinic.address()).await.unwrap();
-        stream.write_all(half.as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
-        // Answered or cut: an end.
-        let _ = soon(stream.read_to_end(&mut answer)).await;
-    });
+    let waiting = halves.map(|half| hung_up_on(clinic.address(), half));
     futures_util::future::join_all(waiting).await;
 }
 

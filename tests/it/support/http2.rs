@@ -103,6 +103,11 @@ impl Frames {
         let _ = self.0.read_to_end(&mut Vec::new()).await;
     }
 
+    /// Reads what comes, and answers nothing, until the server closes.
+    pub async fn until_hung_up(mut self) {
+        let _ = self.0.read_to_end(&mut Vec::new()).await;
+    }
+
     async fn frame(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
         let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
         let mut frame = length[1..].to_vec();

@@ -1,6 +1,7 @@
 //! Applications on real sockets, and requests written by hand.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -35,4 +36,14 @@ pub async fn raw(server: SocketAddr, text: &str) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     answer
+}
+
+/// Writes these bytes and nothing more, and waits until the server hangs up: answered or not, an end.
+pub async fn hung_up_on(server: SocketAddr, sent: &str) {
+    let mut stream = TcpStream::connect(server).await.unwrap();
+    stream.write_all(sent.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // The server waits ten seconds. One that is not done after six times that is never done.
+    let end = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut answer)).await;
+    assert!(end.is_ok(), "{sent:?} holds a connection for ever");
 }
