@@ -1,5 +1,6 @@
 //! The README's tour, line by line in a shell: what it promises is what happens.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -141,7 +142,7 @@ fn no_module_reaches_into_anothers_tables() {
         .collect();
     assert_eq!(tables.len(), 7, "{tables:?}");
     for table in tables {
-        let mut modules = std::collections::BTreeSet::new();
+        let mut modules = BTreeSet::new();
         for path in files(&folder, "rs") {
             let name = path.strip_prefix(&folder).unwrap();
             let text = std::fs::read_to_string(&path).unwrap();
@@ -229,4 +230,91 @@ fn every_file_is_short_and_opens_with_a_line_to_try_and_a_test_that_proves_it() 
         let proof = proof.unwrap_or_else(|| panic!("{name} has no proof"));
         assert!(tests.contains(&format!("fn {proof}(")), "{name}: {proof}");
     }
+}
+
+/// What would keep, lock or time something.
+const OWN_MEANS: [&str; 4] = [
+    "HashMap HashSet BTreeMap BTreeSet VecDeque BinaryHeap LinkedList DashMap",
+    "Mutex RwLock Semaphore Condvar",
+    "OnceLock LazyLock OnceCell LazyCell thread_local static",
+    "sleep sleep_until interval interval_at timeout timeout_at Instant SystemTime",
+];
+
+/// The files that have something of their own all the same, each with its words, and what for.
+const OWN_BY_RIGHT: [(&str, &str, &str); 13] = [
+    (
+        "bookings.rs",
+        "BTreeMap",
+        "sorts the customers of one answer",
+    ),
+    (
+        "deliveries.rs",
+        "interval",
+        "what was left undone is looked for",
+    ),
+    (
+        "health.rs",
+        "OnceLock static",
+        "the process has one recorder of metrics",
+    ),
+    (
+        "health.rs",
+        "interval Instant",
+        "metrics are put away, and a check takes time",
+    ),
+    ("hooks/line.rs", "sleep", "a test orders delays"),
+    (
+        "hooks/world.rs",
+        "RwLock",
+        "a test begins the practice anew",
+    ),
+    ("hooks/world.rs", "timeout", "a stop waits only so long"),
+    (
+        "limits.rs",
+        "timeout",
+        "a quota is asked for in time or not at all",
+    ),
+    ("pages.rs", "LazyLock static", "templates are read once"),
+    ("patience.rs", "sleep", "a body comes in time or not at all"),
+    (
+        "provider.rs",
+        "timeout",
+        "a provider answers in time or is away",
+    ),
+    (
+        "serve.rs",
+        "Instant timeout sleep",
+        "a stop waits only so long",
+    ),
+    (
+        "serve/connections.rs",
+        "sleep",
+        "a moment without descriptors passes",
+    ),
+];
+
+#[test]
+fn what_is_kept_locked_or_timed_is_left_to_the_crate() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/clinic");
+    let mut found = BTreeSet::new();
+    for path in files(&folder, "rs") {
+        let name = path.strip_prefix(&folder).unwrap().to_str().unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        for line in text.lines().filter(|line| !line.trim().starts_with("//")) {
+            // What stands in quotes is said, and `'static` is no place to keep anything.
+            let said: String = line.split('"').step_by(2).collect();
+            let said = said.replace("'static", "");
+            let words = said.split(|one: char| !(one.is_alphanumeric() || "_-".contains(one)));
+            let means = || OWN_MEANS.iter().flat_map(|means| means.split(' '));
+            let own = words.filter(|word| means().any(|means| means == *word));
+            found.extend(own.map(|word| (name.to_owned(), word.to_owned())));
+        }
+    }
+    let allowed = OWN_BY_RIGHT.iter().flat_map(|(file, words, _)| {
+        words
+            .split(' ')
+            .map(|word| ((*file).to_owned(), word.to_owned()))
+    });
+    // An entry that no longer applies fails, too.
+    assert_eq!(found, allowed.collect::<BTreeSet<_>>());
 }
