@@ -15,9 +15,16 @@ pub(crate) use {
     silent_event as debug, silent_event as error, silent_event as info, silent_event as warn,
 };
 
-/// Adds `n` to a counter; labels are pairs of a static name and an owned or static value.
+/// Adds `n` to a counter; labels are pairs of a static name and an owned or static value. Where all values are literals
+/// the name with its labels is a constant; else it is put together at each call.
 #[allow(unused_macros)]
 macro_rules! count {
+    ($name:literal, $n:expr $(, $label:literal => $value:literal)* $(,)?) => {{
+        #[cfg(feature = "metrics")]
+        ::metrics::counter!($name $(, $label => $value)*).increment($n);
+        #[cfg(not(feature = "metrics"))]
+        if false { let _ = &$n; }
+    }};
     ($name:literal, $n:expr $(, $label:literal => $value:expr)* $(,)?) => {{
         #[cfg(feature = "metrics")]
         ::metrics::counter!($name $(, $label => $value)*).increment($n);

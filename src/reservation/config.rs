@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Response;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, TRANSFER_ENCODING};
+use smallvec::SmallVec;
 
 use super::event::EventSet;
 use super::hold::{HoldId, HoldToken};
@@ -93,7 +94,7 @@ impl Config {
         let token = HoldToken::fresh().map_err(|_| ReservationError::Internal)?;
         let wish = HoldWish {
             id: HoldId::fresh(now),
-            slots: slots.into_vec().into(),
+            slots: shared(slots),
             holder: holder.into(),
             key: key.into(),
             token: token.hash(),
@@ -135,6 +136,14 @@ impl Config {
             hook(rejection, &mut response);
         }
         response
+    }
+}
+
+/// Most wishes are for one slot, which needs no list on its way.
+fn shared(slots: SmallVec<[Slot; 1]>) -> Arc<[Slot]> {
+    match slots.into_inner() {
+        Ok(only) => Arc::new(only),
+        Err(slots) => slots.into_vec().into(),
     }
 }
 

@@ -254,7 +254,7 @@ impl<D: GuardEngine> ReservationGuard<D> {
         F: FnOnce(Conflict) -> W + Send + 'static,
         W: Future<Output = ()> + Send + 'static,
     {
-        let refused = self.request.conflict_cell();
+        let refused = Arc::clone(self.request.conflict_cell());
         self.after_rollback(move |cause| async move {
             let conflict = *refused.lock();
             if let (RollbackCause::Conflict, Some(conflict)) = (cause, conflict) {
@@ -398,25 +398,29 @@ pub(crate) fn held(
     token: HoldToken,
     asked: Asked,
 ) -> Result<Hold, Conflict> {
-    let (outcome, answer) = match decision {
+    match decision {
         HoldDecision::Created(record) => {
+            count!("keep_reservation_holds_total", 1, "outcome" => "created");
             let mut hold = Hold::of(record, HoldOutcome::Created);
             hold.token = Some(token);
-            ("created", Ok(hold))
+            Ok(hold)
         }
-        HoldDecision::Reused(record) => ("reused", Ok(Hold::of(record, HoldOutcome::Reused))),
+        HoldDecision::Reused(record) => {
+            count!("keep_reservation_holds_total", 1, "outcome" => "reused");
+            Ok(Hold::of(record, HoldOutcome::Reused))
+        }
         HoldDecision::Taken(blockers) => {
             let outcome = if blockers.booked { "booked" } else { "taken" };
+            count!("keep_reservation_holds_total", 1, "outcome" => outcome);
             asked.refused(outcome, blockers.by_you, 0);
-            (outcome, Err(blockers.into()))
+            Err(blockers.into())
         }
         HoldDecision::Full { left } => {
+            count!("keep_reservation_holds_total", 1, "outcome" => "full");
             asked.refused("full", false, left);
-            ("full", Err(Conflict::CapacityExceeded { left }))
+            Err(Conflict::CapacityExceeded { left })
         }
-    };
-    count!("keep_reservation_holds_total", 1, "outcome" => outcome);
-    answer
+    }
 }
 
 pub(crate) fn settled(decision: ChangeDecision) -> Result<Settled, ReservationError> {

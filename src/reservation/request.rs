@@ -1,8 +1,8 @@
 //! What one request keeps about its reservations: the transaction, its guards, and what they did.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use http::Extensions;
 use parking_lot::Mutex;
@@ -23,14 +23,14 @@ pub(crate) struct Request {
     pub(crate) is_run: bool,
     guards: AtomicUsize,
     said: Mutex<Said>,
-    /// The last refusal; hooks that outlive the request ask for it.
-    conflict: Arc<Mutex<Option<Conflict>>>,
+    /// The last refusal; hooks that outlive the request ask for it. Made by the first refusal or hook.
+    conflict: OnceLock<Arc<Mutex<Option<Conflict>>>>,
 }
 
 #[derive(Default)]
 struct Said {
     closed: bool,
-    made: Vec<Made>,
+    made: SmallVec<[Made; 1]>,
 }
 
 /// A hold that this request made.
@@ -53,7 +53,7 @@ impl Request {
             config: Arc::clone(config),
             guards: AtomicUsize::new(0),
             said: Mutex::new(Said::default()),
-            conflict: Arc::default(),
+            conflict: OnceLock::new(),
         })
     }
 
@@ -73,20 +73,22 @@ impl Request {
     }
 
     pub(crate) fn note_conflict(&self, conflict: Conflict) {
-        *self.conflict.lock() = Some(conflict);
+        *self.conflict_cell().lock() = Some(conflict);
     }
 
     /// A wish was granted: an earlier refusal is behind us, and not why anything fails now.
     pub(crate) fn forget_conflict(&self) {
-        *self.conflict.lock() = None;
+        if let Some(refused) = self.conflict.get() {
+            *refused.lock() = None;
+        }
     }
 
     pub(crate) fn conflict(&self) -> Option<Conflict> {
-        *self.conflict.lock()
+        *self.conflict.get()?.lock()
     }
 
-    pub(crate) fn conflict_cell(&self) -> Arc<Mutex<Option<Conflict>>> {
-        Arc::clone(&self.conflict)
+    pub(crate) fn conflict_cell(&self) -> &Arc<Mutex<Option<Conflict>>> {
+        self.conflict.get_or_init(Arc::default)
     }
 
     pub(crate) fn note_made(&self, id: HoldId, version: u32) {

@@ -3,6 +3,7 @@
 mod again;
 mod bounds;
 mod causes;
+mod costs;
 mod crossing;
 mod endings;
 mod history;

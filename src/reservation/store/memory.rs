@@ -7,11 +7,12 @@ mod locks;
 
 use std::any::Any;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use http::Extensions;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use self::book::{Book, Changes};
 use self::calendar::MemoryCalendar;
@@ -30,8 +31,10 @@ use crate::core::{
 use crate::reservation::event::{EventId, EventSet, ReservationEvent};
 use crate::reservation::hold::HoldRef;
 
-/// What all members of one request's transaction share.
-struct Shared {
+/// A transaction, as its owner has it: dropped without an end, it rolls back.
+struct Own {
+    /// Each step keeps the transaction for as long as it takes.
+    me: Weak<Self>,
     store: MemoryStore,
     open: tokio::sync::Mutex<Open>,
     said: Mutex<Said>,
@@ -52,18 +55,17 @@ struct Said {
     after: Vec<AfterWork>,
 }
 
-struct MemoryReservations {
-    shared: Arc<Shared>,
-    owner: bool,
-}
+/// A transaction that somebody else owns; without the owner there is none.
+struct Joined(Weak<Own>);
 
 /// The transactions of a request, one per store.
 #[derive(Clone, Default)]
-struct Members(Vec<Arc<Shared>>);
+struct Members(SmallVec<[Weak<Own>; 1]>);
 
-impl Shared {
+impl Own {
     fn new(store: &MemoryStore) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
             store: store.clone(),
             open: tokio::sync::Mutex::new(Open::default()),
             said: Mutex::new(Said::default()),
@@ -72,6 +74,10 @@ impl Shared {
 
     fn is_on(&self, store: &MemoryStore) -> bool {
         std::ptr::eq(self.store.part::<Book>(), store.part::<Book>())
+    }
+
+    fn is_closed(&self) -> bool {
+        self.said.lock().closed
     }
 
     fn usable(&self) -> Result<(), StoreError> {
@@ -126,22 +132,23 @@ impl Shared {
     }
 }
 
-/// Runs `$body` as one step of `$shared`; dropped half-way or failing, it dooms the transaction.
+/// Runs `$body` as one step of `$own`; dropped half-way or failing, it dooms the transaction.
 macro_rules! operate {
-    ($shared:expr, |$calendar:ident| $body:expr) => {{
-        let shared: Arc<Shared> = $shared;
+    ($own:expr, |$calendar:ident| $body:expr) => {{
+        let own: Option<Arc<Own>> = $own;
         StoreFuture::boxed(async move {
-            shared.usable()?;
-            let mut open = shared.open.lock().await;
-            shared.usable()?;
-            let mut fuse = Fuse(Some(&shared));
+            let own = own.ok_or(StoreErrorKind::Failed)?;
+            own.usable()?;
+            let mut open = own.open.lock().await;
+            own.usable()?;
+            let mut fuse = Fuse(Some(&own));
             let Open { changes, held } = &mut *open;
-            let mut own = MemoryCalendar {
-                store: &shared.store,
+            let mut calendar = MemoryCalendar {
+                store: &own.store,
                 changes,
                 held,
             };
-            let $calendar = &mut own;
+            let $calendar = &mut calendar;
             let done = $body;
             if done.is_ok() {
                 fuse.0 = None;
@@ -151,12 +158,12 @@ macro_rules! operate {
     }};
 }
 
-struct Fuse<'s>(Option<&'s Arc<Shared>>);
+struct Fuse<'s>(Option<&'s Own>);
 
 impl Drop for Fuse<'_> {
     fn drop(&mut self) {
-        if let Some(shared) = self.0 {
-            shared.doom(RollbackCause::Poisoned);
+        if let Some(own) = self.0 {
+            own.doom(RollbackCause::Poisoned);
         }
     }
 }
@@ -168,19 +175,17 @@ impl ReservationStore for MemoryStore {
 
     fn open(&self, request: Option<&mut Extensions>) -> Arc<dyn ReservationTransaction> {
         let Some(extensions) = request else {
-            return Arc::new(MemoryReservations::alone(self));
+            return Own::new(self);
         };
-        let members = extensions.get_or_insert_default::<Members>();
-        members.0.retain(|member| !member.said.lock().closed);
-        if let Some(member) = members.0.iter().find(|member| member.is_on(self)) {
-            return Arc::new(MemoryReservations {
-                shared: Arc::clone(member),
-                owner: false,
-            });
+        let Members(members) = extensions.get_or_insert_default();
+        members.retain(|member| member.upgrade().is_some_and(|own| !own.is_closed()));
+        let is_here = |member: &&Weak<Own>| member.upgrade().is_some_and(|own| own.is_on(self));
+        if let Some(member) = members.iter().find(is_here) {
+            return Arc::new(Joined(Weak::clone(member)));
         }
-        let own = MemoryReservations::alone(self);
-        members.0.push(Arc::clone(&own.shared));
-        Arc::new(own)
+        let own = Own::new(self);
+        members.push(Arc::downgrade(&own));
+        own
     }
 
     fn hold(&self, wish: HoldWish) -> StoreFuture<HoldDecision> {
@@ -199,7 +204,7 @@ impl ReservationStore for MemoryStore {
 
     fn sweep(&self, limits: SweepLimits) -> StoreFuture<SweptBatch> {
         alone(self, move |own| {
-            operate!(Arc::clone(&own.shared), |calendar| {
+            operate!(Some(own), |calendar| {
                 steps::sweep(calendar, limits).await
             })
         })
@@ -215,7 +220,7 @@ impl ReservationStore for MemoryStore {
 
     fn take_events(&self, limit: u32, lease: Duration) -> StoreFuture<Vec<ReservationEvent>> {
         alone(self, move |own| {
-            operate!(Arc::clone(&own.shared), |calendar| {
+            operate!(Some(own), |calendar| {
                 calendar.take_events(limit, lease).await
             })
         })
@@ -223,7 +228,7 @@ impl ReservationStore for MemoryStore {
 
     fn settle_events(&self, outcomes: Vec<(EventId, Delivery)>) -> StoreFuture<()> {
         alone(self, move |own| {
-            operate!(Arc::clone(&own.shared), |calendar| {
+            operate!(Some(own), |calendar| {
                 steps::settle(calendar, &outcomes).await
             })
         })
@@ -233,10 +238,10 @@ impl ReservationStore for MemoryStore {
 /// Runs one step as a transaction of its own.
 fn alone<T: Send + 'static>(
     store: &MemoryStore,
-    work: impl FnOnce(&MemoryReservations) -> StoreFuture<T>,
+    work: impl FnOnce(Arc<Own>) -> StoreFuture<T>,
 ) -> StoreFuture<T> {
-    let own = MemoryReservations::alone(store);
-    let working = work(&own);
+    let own = Own::new(store);
+    let working = work(Arc::clone(&own));
     StoreFuture::boxed(async move {
         let answer = working.await?;
         match own.end(Ending::Commit).await? {
@@ -246,18 +251,9 @@ fn alone<T: Send + 'static>(
     })
 }
 
-impl MemoryReservations {
-    fn alone(store: &MemoryStore) -> Self {
-        Self {
-            shared: Shared::new(store),
-            owner: true,
-        }
-    }
-}
-
-impl ReservationTransaction for MemoryReservations {
+impl ReservationTransaction for Own {
     fn hold(&self, wish: HoldWish) -> StoreFuture<HoldDecision> {
-        operate!(Arc::clone(&self.shared), |calendar| {
+        operate!(self.me.upgrade(), |calendar| {
             steps::hold(calendar, &wish).await
         })
     }
@@ -268,19 +264,19 @@ impl ReservationTransaction for MemoryReservations {
         change: Change,
         record: EventSet,
     ) -> StoreFuture<ChangeDecision> {
-        operate!(Arc::clone(&self.shared), |calendar| {
+        operate!(self.me.upgrade(), |calendar| {
             steps::change(calendar, &target, &change, record).await
         })
     }
 
     fn find(&self, by: HoldRef) -> StoreFuture<Option<HoldRecord>> {
-        operate!(Arc::clone(&self.shared), |calendar| {
+        operate!(self.me.upgrade(), |calendar| {
             steps::find(calendar, &by).await
         })
     }
 
     fn availability(&self, query: AvailabilityQuery) -> StoreFuture<Vec<Busy>> {
-        let spans = operate!(Arc::clone(&self.shared), |calendar| {
+        let spans = operate!(self.me.upgrade(), |calendar| {
             calendar.busy(&query).await
         });
         spans.then(super::bounded)
@@ -288,45 +284,37 @@ impl ReservationTransaction for MemoryReservations {
 
     fn vote(&self, vote: Vote) {
         if let Vote::Rollback(cause) = vote {
-            self.shared.said.lock().rollback.get_or_insert(cause);
+            self.said.lock().rollback.get_or_insert(cause);
         }
     }
 
     fn after(&self, work: AfterWork) {
-        self.shared.said.lock().after.push(work);
+        self.said.lock().after.push(work);
     }
 
     fn commit(&self) -> StoreFuture<Ended> {
-        if !self.owner {
-            return StoreFuture::ok(Ended::Member);
-        }
-        if let Ok(mut open) = self.shared.open.try_lock() {
-            return StoreFuture::ok(self.shared.commit_so_far(&mut open));
+        if let Ok(mut open) = self.open.try_lock() {
+            return StoreFuture::ok(self.commit_so_far(&mut open));
         }
         // Another guard's step is under way: it belongs to what is committed here.
-        let shared = Arc::clone(&self.shared);
+        let own = self.me.upgrade();
         StoreFuture::boxed(async move {
-            let mut open = shared.open.lock().await;
-            Ok(shared.commit_so_far(&mut open))
+            let own = own.ok_or(StoreErrorKind::Failed)?;
+            let mut open = own.open.lock().await;
+            Ok(own.commit_so_far(&mut open))
         })
     }
 
     fn end(&self, ending: Ending) -> StoreFuture<Ended> {
-        if !self.owner {
-            if ending == Ending::Rollback {
-                self.vote(Vote::Rollback(RollbackCause::Cancelled));
-            }
-            return StoreFuture::ok(Ended::Member);
-        }
         let keep = {
-            let mut said = self.shared.said.lock();
+            let mut said = self.said.lock();
             said.closed = true;
             match (ending, said.doom.or(said.rollback)) {
                 (Ending::Commit, None) => Ok(()),
                 (_, cause) => Err(said.rollback.or(cause).unwrap_or(RollbackCause::Cancelled)),
             }
         };
-        StoreFuture::ok(self.shared.finish(keep))
+        StoreFuture::ok(self.finish(keep))
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -334,19 +322,84 @@ impl ReservationTransaction for MemoryReservations {
     }
 }
 
-impl Drop for MemoryReservations {
+impl Drop for Own {
     fn drop(&mut self) {
-        // A member that goes leaves the transaction to its owner.
-        if self.owner && !std::mem::replace(&mut self.shared.said.lock().closed, true) {
-            self.shared.finish(Err(RollbackCause::Cancelled));
+        if !std::mem::replace(&mut self.said.get_mut().closed, true) {
+            self.finish(Err(RollbackCause::Cancelled));
         }
     }
 }
 
-impl fmt::Debug for MemoryReservations {
+impl fmt::Debug for Own {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryReservations").finish_non_exhaustive()
+    }
+}
+
+/// Asks the owner's transaction, if there still is one.
+macro_rules! ask {
+    ($joined:expr, |$own:ident| $asked:expr) => {
+        match $joined.0.upgrade() {
+            Some($own) => $asked,
+            None => StoreFuture::ready(Err(StoreErrorKind::Failed.into())),
+        }
+    };
+}
+
+impl ReservationTransaction for Joined {
+    fn hold(&self, wish: HoldWish) -> StoreFuture<HoldDecision> {
+        ask!(self, |own| own.hold(wish))
+    }
+
+    fn change(
+        &self,
+        target: HoldRef,
+        change: Change,
+        record: EventSet,
+    ) -> StoreFuture<ChangeDecision> {
+        ask!(self, |own| own.change(target, change, record))
+    }
+
+    fn find(&self, by: HoldRef) -> StoreFuture<Option<HoldRecord>> {
+        ask!(self, |own| own.find(by))
+    }
+
+    fn availability(&self, query: AvailabilityQuery) -> StoreFuture<Vec<Busy>> {
+        ask!(self, |own| own.availability(query))
+    }
+
+    fn vote(&self, vote: Vote) {
+        if let Some(own) = self.0.upgrade() {
+            own.vote(vote);
+        }
+    }
+
+    fn after(&self, work: AfterWork) {
+        if let Some(own) = self.0.upgrade() {
+            own.after(work);
+        }
+    }
+
+    fn commit(&self) -> StoreFuture<Ended> {
+        StoreFuture::ok(Ended::Member)
+    }
+
+    fn end(&self, ending: Ending) -> StoreFuture<Ended> {
+        if ending == Ending::Rollback {
+            self.vote(Vote::Rollback(RollbackCause::Cancelled));
+        }
+        StoreFuture::ok(Ended::Member)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+impl fmt::Debug for Joined {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryReservations")
-            .field("owner", &self.owner)
+            .field("joined", &true)
             .finish_non_exhaustive()
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::book::{Book, Changes};
-use super::locks::{Held, Name};
+use super::locks::{Held, Name, Names};
 use crate::backend::memory::MemoryStore;
 use crate::core::{StoreError, StoreErrorKind, Timestamp};
 use crate::reservation::event::{EventId, ReservationEvent};
@@ -37,7 +37,7 @@ impl MemoryCalendar<'_> {
         own.or_else(|| self.book().hold(hold))
     }
 
-    async fn take(&mut self, names: Vec<Name>) -> Result<(), StoreError> {
+    async fn take(&mut self, names: Names) -> Result<(), StoreError> {
         self.held
             .take(&self.store.part::<Book>().locks, names)
             .await
@@ -76,7 +76,8 @@ impl Calendar for MemoryCalendar<'_> {
     }
 
     async fn lock_payment(&mut self, payment: &str) -> Result<(), StoreError> {
-        self.take(vec![Name::Payment(payment.into())]).await
+        self.take(Names::from_iter([Name::Payment(payment.into())]))
+            .await
     }
 
     async fn overlaps(

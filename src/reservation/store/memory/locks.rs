@@ -1,10 +1,11 @@
 //! Locks by name: lanes, payments, holds; taken in order within a call.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::core::{StoreError, StoreErrorKind};
@@ -22,10 +23,13 @@ pub(super) enum Name {
     Hold(HoldId),
 }
 
+/// What one call locks.
+pub(super) type Names = SmallVec<[Name; 2]>;
+
 impl Name {
-    pub(super) fn of_lanes(slots: &[Slot]) -> Vec<Self> {
+    pub(super) fn of_lanes(slots: &[Slot]) -> Names {
         let lane = |slot: &Slot| Self::Lane(slot.resource.clone(), slot.unit.clone());
-        let mut lanes: Vec<Self> = slots.iter().map(lane).collect();
+        let mut lanes: Names = slots.iter().map(lane).collect();
         lanes.sort_unstable();
         lanes.dedup();
         lanes
@@ -64,36 +68,42 @@ impl Locks {
 /// The locks of one transaction; they go back on drop.
 #[derive(Default)]
 pub(super) struct Held {
-    held: BTreeMap<Name, OwnedMutexGuard<()>>,
+    /// Sorted.
+    held: SmallVec<[(Name, OwnedMutexGuard<()>); 2]>,
 }
 
 impl Held {
     /// Takes the locks that are not held yet, first come, first served, in the order given.
-    pub(super) async fn take(&mut self, locks: &Locks, names: Vec<Name>) -> Result<(), StoreError> {
+    pub(super) async fn take(&mut self, locks: &Locks, names: Names) -> Result<(), StoreError> {
         for name in names {
-            if self.held.contains_key(&name) {
+            let Err(place) = self.place(&name) else {
                 continue;
-            }
+            };
             let waiting = locks.find(&name).lock_owned();
             match tokio::time::timeout(LONGEST, waiting).await {
-                Ok(guard) => self.held.insert(name, guard),
+                Ok(guard) => self.held.insert(place, (name, guard)),
                 Err(_) => return Err(StoreErrorKind::Contention.into()),
-            };
+            }
         }
         Ok(())
     }
 
     /// Takes a lock if nobody has it.
     pub(super) fn try_take(&mut self, locks: &Locks, name: Name) -> bool {
-        if self.held.contains_key(&name) {
+        let Err(place) = self.place(&name) else {
             return true;
-        }
+        };
         match locks.find(&name).try_lock_owned() {
             Ok(guard) => {
-                self.held.insert(name, guard);
+                self.held.insert(place, (name, guard));
                 true
             }
             Err(_) => false,
         }
+    }
+
+    /// Where a lock is, or where it would be.
+    fn place(&self, name: &Name) -> Result<usize, usize> {
+        self.held.binary_search_by(|(held, _)| held.cmp(name))
     }
 }

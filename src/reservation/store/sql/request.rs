@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use http::Extensions;
 use parking_lot::Mutex;
@@ -27,14 +27,14 @@ pub(super) struct SqlReservations {
     /// Ours if we joined first; gone once it has ended.
     finisher: Mutex<Option<Finisher>>,
     member: bool,
-    /// By what a lost commit will be told.
-    written: Arc<Mutex<Option<Written>>>,
+    /// By what a lost commit will be told. Made by the first step that may write.
+    written: OnceLock<Arc<Mutex<Option<Written>>>>,
 }
 
 impl ReservationTransaction for SqlReservations {
     fn hold(&self, wish: HoldWish) -> StoreFuture<HoldDecision> {
         let (request, db) = (self.request.clone(), self.db.clone());
-        let noted = Arc::clone(&self.written);
+        let noted = Arc::clone(self.written.get_or_init(Arc::default));
         reading(async move {
             let decision = super::hold(&request, &db, wish).await?;
             note(&noted, Written::by_hold(&decision));
@@ -49,7 +49,7 @@ impl ReservationTransaction for SqlReservations {
         record: EventSet,
     ) -> StoreFuture<ChangeDecision> {
         let (request, db) = (self.request.clone(), self.db.clone());
-        let noted = Arc::clone(&self.written);
+        let noted = Arc::clone(self.written.get_or_init(Arc::default));
         reading(async move {
             let decision = super::change(&request, &db, (target, change), record).await?;
             note(&noted, Written::by_change(&decision));
@@ -148,13 +148,14 @@ impl SqlReservations {
             member: finisher.is_none(),
             finisher: Mutex::new(finisher),
             request,
-            written: Arc::default(),
+            written: OnceLock::new(),
         }
     }
 
     /// Says by what this commit is told should its reply be lost.
     fn prove(&self, finisher: &mut Finisher) {
-        if let Some(written) = self.written.lock().take() {
+        let written = self.written.get().and_then(|noted| noted.lock().take());
+        if let Some(written) = written {
             let statement = Arc::clone(&statements(&self.db).proof);
             finisher.proof(written.probe(statement));
         }
