@@ -426,11 +426,9 @@ pub(crate) fn held(
 pub(crate) fn settled(decision: ChangeDecision) -> Result<Settled, ReservationError> {
     let known = |record: HoldRecord| Hold::of(record, HoldOutcome::Known);
     match decision {
-        ChangeDecision::Done(record) => {
-            count!("keep_reservation_transitions_total", 1, "to" => record.state.as_str());
+        ChangeDecision::Done(record) | ChangeDecision::Same(record) => {
             Ok(Settled::Confirmed(known(record)))
         }
-        ChangeDecision::Same(record) => Ok(Settled::Confirmed(known(record))),
         ChangeDecision::AlreadyConfirmed(record) => Ok(Settled::AlreadyConfirmed(known(record))),
         ChangeDecision::LateConflict(record) => {
             warn!("a payment came too late and its slots are taken");

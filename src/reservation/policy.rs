@@ -44,6 +44,8 @@ pub(crate) struct Edit {
     pub(crate) outcome: Outcome,
     /// The hold itself changed.
     pub(crate) moved: bool,
+    /// What changed it came when the hold was over.
+    pub(crate) late: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -224,6 +226,7 @@ impl Case<'_> {
             events: smallvec![],
             outcome,
             moved: false,
+            late: false,
         }
     }
 

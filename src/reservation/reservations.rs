@@ -31,6 +31,11 @@ pub struct Reservations {
 pub trait Retryable {
     /// `true` after a deadlock or a serialisation failure; not after a lock timeout, which has waited.
     fn is_worth_again(&self) -> bool;
+
+    /// Names why, as what the attempts are counted by.
+    fn reason(&self) -> &'static str {
+        "contention"
+    }
 }
 
 impl Retryable for ReservationError {
@@ -264,7 +269,7 @@ where
                 if over || !error.is_worth_again() {
                     return Err(error);
                 }
-                count!("keep_sql_retries_total", 1, "reason" => "contention");
+                count!("keep_sql_retries_total", 1, "reason" => error.reason());
                 tokio::time::sleep(pause(attempt)).await;
                 attempt += 1;
             }

@@ -97,6 +97,7 @@ fn confirm_late(case: &Case<'_>, paying: &Paying<'_>, late: LateConfirm) -> Verd
     let steps = if unnoticed { 2 } else { 1 };
     let both = |state, outcome, kind, standing| {
         let mut edit = case.edit(state, None, steps, outcome);
+        edit.late = true;
         if unnoticed {
             let id = EventId::of_change(record.id, record.version + 1);
             case.tell_as(&mut edit, EventKind::Expired, id, None);

@@ -8,8 +8,9 @@ use super::{
     SweepLimits, SweptBatch,
 };
 use crate::core::Timestamp;
+use crate::core::telemetry::count;
 use crate::reservation::event::{EventId, EventSet, ReservationEvent};
-use crate::reservation::hold::{HoldId, HoldRef, Payment};
+use crate::reservation::hold::{HoldId, HoldRef, HoldState, Payment};
 use crate::reservation::policy::{self, Admission, Case, Edit, Row, Verdict};
 use crate::reservation::slot::Slot;
 
@@ -190,6 +191,7 @@ pub(super) async fn change<C: Calendar>(
     if let Change::Confirm { paid_by, .. } = change {
         let paid_by = paid_by.as_ref();
         if let Some(record) = calendar.confirm_in_time(target, paid_by, kinds).await? {
+            note_moved(record.state, false);
             return Ok(ChangeDecision::Done(record));
         }
     }
@@ -264,10 +266,19 @@ async fn load_to_change<C: Calendar>(
 
 async fn write<C: Calendar>(calendar: &mut C, edit: Edit) -> Result<ChangeDecision, C::Error> {
     if calendar.write(&edit).await? {
+        if edit.moved {
+            note_moved(edit.record.state, edit.late);
+        }
         Ok(edit.decision())
     } else {
         Ok(ChangeDecision::PaymentInUse)
     }
+}
+
+/// Counts a hold that was changed, by the state it has come to.
+fn note_moved(to: HoldState, late: bool) {
+    let late = if late { "true" } else { "false" };
+    count!("keep_reservation_transitions_total", 1, "to" => to.as_str(), "late" => late);
 }
 
 /// Takes the slots of a hold that is over again: the only way into a blocking state is an insert that
@@ -320,6 +331,7 @@ async fn take_again<C: Calendar>(
             if !if_free.events.is_empty() {
                 calendar.write_events(&if_free.events).await?;
             }
+            note_moved(if_free.record.state, if_free.late);
             return Ok(if_free.decision());
         }
     }

@@ -7,7 +7,10 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
-use tower_keep::reservation::{ReservationError, ReservationGuard, ReservationLayer, Reservations};
+use tower_keep::backend::sql::Postgres;
+use tower_keep::reservation::{
+    ReservationError, ReservationGuard, ReservationLayer, Reservations, Retryable,
+};
 
 use super::{App, SECOND, memory, slot};
 use crate::rate_limit::metered::Metered;
@@ -45,6 +48,52 @@ async fn a_run_makes_five_attempts_with_short_pauses() {
     }
     assert!(all > Duration::ZERO, "there are pauses");
     assert_eq!(contended(&own, Some(Duration::ZERO)).await.0, 1);
+}
+
+/// An application's own error, as it wraps the database's.
+#[derive(Debug)]
+struct Wrapped(sqlx::Error);
+
+impl From<ReservationError> for Wrapped {
+    fn from(error: ReservationError) -> Self {
+        panic!("{error:?}")
+    }
+}
+
+impl Retryable for Wrapped {
+    fn is_worth_again(&self) -> bool {
+        self.0.is_worth_again()
+    }
+
+    fn reason(&self) -> &'static str {
+        self.0.reason()
+    }
+}
+
+#[tokio::test]
+async fn another_attempt_is_counted_by_its_reason() {
+    let metered = Metered::start();
+    let db = super::postgres().await;
+    let own = ReservationLayer::new(db).reservations();
+    for code in ["40001", "40P01"] {
+        let refused = own.run(|mut guard: ReservationGuard<Postgres>| async move {
+            let mut lease = guard.transaction().await?;
+            let sql = format!("do $$ begin raise exception using errcode = '{code}'; end $$");
+            let raised = sqlx::raw_sql(sqlx::AssertSqlSafe(sql));
+            raised.execute(&mut *lease).await.map_err(Wrapped)?;
+            Ok::<_, Wrapped>(())
+        });
+        refused.attempts(3).await.unwrap_err();
+    }
+    contended(&own, None).await;
+    let counted = metered.counters(|name| name.starts_with("keep_sql_retries_total"));
+    let of = |reason: &str, times| (format!("keep_sql_retries_total{{reason={reason}}}"), times);
+    let expected = [
+        of("contention", 4),
+        of("deadlock", 2),
+        of("serialization", 2),
+    ];
+    assert_eq!(counted, expected);
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,6 +8,15 @@ impl Retryable for sqlx::Error {
     fn is_worth_again(&self) -> bool {
         TransactionErrorKind::of(self) == TransactionErrorKind::Conflict
     }
+
+    fn reason(&self) -> &'static str {
+        let code = self.as_database_error().and_then(|error| error.code());
+        match code.as_deref() {
+            Some("40001") => "serialization",
+            Some("40P01") => "deadlock",
+            _ => "contention",
+        }
+    }
 }
 
 impl From<sqlx::Error> for ReservationError {
