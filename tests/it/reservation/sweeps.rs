@@ -7,7 +7,10 @@ use futures_util::future::join_all;
 use tower_keep::backend::memory::MemoryStore;
 use tower_keep::backend::sql::SqlStore;
 use tower_keep::core::ManualClock;
-use tower_keep::reservation::{ReservationLayer, ReservationStore, Reservations, Sweeper};
+use tower_keep::reservation::{
+    HoldId, HoldState, Payment, ReservationGuard, ReservationLayer, ReservationStore, Reservations,
+    Sweeper,
+};
 
 use super::{MINUTE, SECOND, clock, slot, sqlite};
 
@@ -93,5 +96,91 @@ async fn a_store_that_fails_is_asked_after_a_second_and_then_ever_later_up_to_fi
         // The wait is over between two tries, not at one.
         let time = Duration::from_millis(after * 1_000 + 500);
         assert_eq!(tries(time).await, expected, "after {after} s");
+    }
+}
+
+/// One hold in each state, by the resource it was made for.
+async fn one_of_each(own: &Reservations) -> Vec<(HoldState, HoldId)> {
+    use HoldState::{Cancelled, Confirmed, Expired, LateConflict, Released};
+    let mut holds = Vec::new();
+    for state in [Confirmed, Released, Expired, Cancelled, LateConflict] {
+        let name = format!("{state:?}");
+        let hold = own.hold(slot(&name), "ann").await.unwrap().id();
+        holds.push((state, hold));
+        let moved = own.run(|mut guard: ReservationGuard| {
+            let name = name.clone();
+            async move {
+                match state {
+                    Released => drop(guard.release(hold, "ann").await?),
+                    Confirmed => drop(guard.confirm(hold).await?),
+                    Cancelled => {
+                        guard.confirm(hold).await?;
+                        guard.cancel(hold, "ann").await?;
+                    }
+                    LateConflict => {
+                        guard.attach_payment(hold, Payment::new("late")).await?;
+                        guard.release(hold, "ann").await?;
+                        guard.hold(slot(&name), "bob").await?;
+                        guard.confirm(hold).await?;
+                    }
+                    _ => {}
+                }
+                Ok::<_, tower_keep::reservation::ReservationError>(())
+            }
+        });
+        moved.await.unwrap();
+    }
+    holds
+}
+
+#[tokio::test]
+async fn what_is_closed_is_forgotten_when_it_has_been_kept_for_as_long_as_was_said() {
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    const MILLI: Duration = Duration::from_millis(1);
+    // Nobody says how long: 90 days.
+    for kept in [None, Some(7 * DAY)] {
+        let clock = clock();
+        for (engine, store) in engines(&clock).await.into_iter().enumerate() {
+            let own = ReservationLayer::new(store).reservations();
+            let mut sweeper = Sweeper::new(&own);
+            if let Some(kept) = kept {
+                sweeper = sweeper.keep_closed(kept);
+            }
+            let holds = one_of_each(&own).await;
+            let states = async || {
+                let mut states = Vec::new();
+                for (_, hold) in &holds {
+                    let found = own.find(*hold).await.unwrap();
+                    states.extend(found.map(|hold| hold.state()));
+                }
+                states
+            };
+            // Those that run are over here, and closed by this sweep: that of the late one's rival, too.
+            clock.advance(10 * MINUTE);
+            assert_eq!(sweeper.once().await.unwrap().expired, 2);
+            let all: Vec<HoldState> = holds.iter().map(|(state, _)| *state).collect();
+            assert_eq!(states().await, all);
+            clock.advance(kept.unwrap_or(90 * DAY) - 10 * MINUTE - MILLI);
+            assert_eq!(sweeper.once().await.unwrap().purged, 0);
+            assert_eq!(states().await, all);
+            clock.advance(2 * MILLI);
+            assert_eq!(sweeper.once().await.unwrap().purged, 3, "engine {engine}");
+            assert_eq!(states().await, [HoldState::Confirmed, HoldState::Expired]);
+            clock.advance(10 * MINUTE);
+            assert_eq!(sweeper.once().await.unwrap().purged, 2, "engine {engine}");
+            assert_eq!(states().await, [HoldState::Confirmed]);
+            // A booking is the application's record; memory keeps it until so long after its end: tomorrow, and an hour.
+            clock.advance(2 * DAY);
+            let in_memory = u64::from(engine == 0);
+            assert_eq!(sweeper.once().await.unwrap().purged, in_memory);
+            assert_eq!(states().await.is_empty(), engine == 0);
+            clock.advance(366 * DAY);
+            assert_eq!(sweeper.once().await.unwrap().purged, 0);
+            clock.set(
+                "2030-01-01T09:00:00Z"
+                    .parse::<tower_keep::core::Timestamp>()
+                    .unwrap(),
+            );
+        }
     }
 }

@@ -10,14 +10,15 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection, SqliteConnection};
 use tokio::sync::mpsc;
 use tower_keep::backend::sql::{
-    AnyLease, Proof, RequestTransaction, SqlStore, Sqlite, TransactionErrorKind,
+    AnyLease, Proof, RequestTransaction, SqlStore, SqlStoreBuilder, Sqlite, TransactionErrorKind,
 };
+use tower_keep::core::RollbackCause;
 use tower_keep::reservation::{
     EventSet, Hold, HoldId, ReservationError, ReservationGuard, ReservationLayer,
     ReservationRejection, ReservationStore, Reservations,
 };
 
-use crate::reservation::{App, clock, slot};
+use crate::reservation::{App, check, clock, slot};
 
 /// A file in rollback mode, where a reader holds up the COMMIT of a writer.
 pub struct Held {
@@ -29,16 +30,23 @@ pub struct Held {
 
 impl Held {
     pub async fn new(lock_timeout: Duration) -> Self {
+        Self::of(lock_timeout, |db| {
+            db.commit_timeout(Duration::from_millis(150))
+        })
+        .await
+    }
+
+    async fn of(
+        lock_timeout: Duration,
+        set: impl FnOnce(SqlStoreBuilder) -> SqlStoreBuilder,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("held.db");
         let db = SqlStore::builder(&format!("sqlite:{}", file.display()))
             .clock(clock())
             .max_connections(1)
-            .lock_timeout(lock_timeout)
-            .commit_timeout(Duration::from_millis(150))
-            .open()
-            .await
-            .unwrap();
+            .lock_timeout(lock_timeout);
+        let db = set(db).open().await.unwrap();
         let pool = db.pool::<Sqlite>().unwrap();
         // The tables first, then the mode: a reader of a WAL would hold nobody up.
         drop(ReservationStore::open(&db, None));
@@ -228,6 +236,48 @@ async fn a_hold_of_one_statement_that_cannot_commit_is_refused_and_not_kept() {
     );
     held.let_go().await;
     own.hold(slot("a"), "bob").await.unwrap();
+}
+
+/// Where nobody says, a COMMIT is waited for ten seconds, and its owner asked for as long again. In paused time, but for the
+/// database.
+#[tokio::test]
+async fn a_commit_is_waited_for_ten_seconds_and_asked_after_for_ten_more() {
+    let mut held = Held::of(Duration::from_secs(20), |db| db).await;
+    let (transaction, mut finisher) = RequestTransaction::alone(&held.db);
+    let mut lease = transaction.lease::<Sqlite>().await.unwrap();
+    let written = sqlx::query("insert into t values (7)");
+    written.execute(&mut *lease).await.unwrap();
+    drop(lease);
+    // The sentinel asks now, so that the next request is COMMIT itself.
+    finisher.mark().await.unwrap();
+    finisher.proof(|_| Box::pin(std::future::ready(Ok(Proof::Open))));
+    held.read().await;
+    tokio::time::pause();
+    let started = tokio::time::Instant::now();
+    let told = finisher.commit().await.unwrap_err();
+    let took = started.elapsed();
+    tokio::time::resume();
+    assert_eq!(told.kind(), TransactionErrorKind::Unknown);
+    let both = Duration::from_secs(20)..Duration::from_secs(21);
+    assert!(both.contains(&took), "{took:?}");
+    held.let_go().await;
+}
+
+#[tokio::test]
+async fn a_commit_that_a_reader_holds_up_for_too_long_is_told_as_contention() {
+    let mut held = Held::new(Duration::from_millis(100)).await;
+    let (told, mut heard) = mpsc::unbounded_channel();
+    let app = App::new(held.db.clone(), async move |mut guard: ReservationGuard| {
+        let told = told.clone();
+        guard.after_rollback(async move |why| told.send(why).unwrap());
+        guard.hold(slot("a"), "ann").await.unwrap();
+        StatusCode::OK
+    });
+    held.read().await;
+    let answer = app.post().await;
+    check(&answer, StatusCode::SERVICE_UNAVAILABLE, "CONTENTION");
+    assert_eq!(heard.recv().await, Some(RollbackCause::Contention));
+    held.let_go().await;
 }
 
 #[tokio::test]
