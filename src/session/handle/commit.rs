@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::sync::MutexGuard;
+use tokio::time::Instant;
+
 use super::state::{Buffer, Core, Issued, Own, State};
 use super::{MAKING, Shared};
 use crate::core::telemetry::count;
-use crate::core::{StoreError, StoreFuture};
+use crate::core::{StoreError, StoreFuture, monotonic};
 use crate::session::error::{SessionError, SessionErrorKind};
 use crate::session::event::SessionEventKind;
 use crate::session::policy::{self, DeadWrite};
@@ -19,7 +22,7 @@ use crate::session::store::{
 };
 use crate::session::token::{Secret, SessionId};
 
-/// The longest that headers wait for somebody else's token: longer than a store takes.
+/// The longest that headers wait for other calls of their request: longer than a store takes.
 const LONGEST_TURN: Duration = Duration::from_secs(15);
 
 /// What became of buffered writes.
@@ -46,6 +49,8 @@ pub(in crate::session) struct Committing {
     is_last: bool,
     /// It waits once for a token that somebody makes.
     has_waited: bool,
+    /// Until when the headers wait, from their first turn on.
+    until: Option<Instant>,
     /// What is buffered is sent, not dropped.
     keeps: bool,
     step: Step,
@@ -75,6 +80,7 @@ impl Committing {
             own_operations: 0,
             is_last: false,
             has_waited: false,
+            until: None,
             keeps: true,
             step: Step::Begin,
         }
@@ -86,14 +92,19 @@ impl Committing {
         last
     }
 
+    /// Until when it waits for a turn; `None`, for ever, where the headers do not wait for it.
+    fn until(&mut self) -> Option<Instant> {
+        let until = || monotonic() + LONGEST_TURN;
+        self.is_last.then(|| *self.until.get_or_insert_with(until))
+    }
+
     fn begin(&mut self) -> Next {
         let shared = Arc::clone(&self.shared);
         if self.is_last && !self.has_waited && shared.has(MAKING) {
             self.has_waited = true;
-            // Whoever makes it may be stuck behind these very headers: a body that has not left yet.
+            let until = self.until();
             return Err(Step::Turn(Box::pin(async move {
-                let turn = tokio::time::timeout(LONGEST_TURN, shared.turn.lock()).await;
-                drop(turn);
+                drop(shared.turn_until(until).await);
             })));
         }
         let mut state = shared.state();
@@ -177,9 +188,9 @@ impl Committing {
             }
             // One may be about to hear of its success: wait for it, and look again.
             Patched::NotLive(NotLive::Superseded) if shared.turn.try_lock().is_err() => {
-                let shared = Arc::clone(shared);
+                let (shared, until) = (Arc::clone(shared), self.until());
                 Err(Step::Anew(Box::pin(async move {
-                    let _turn = shared.turn.lock().await;
+                    drop(shared.turn_until(until).await?);
                     Ok(None)
                 })))
             }
@@ -203,9 +214,9 @@ impl Committing {
             return Ok(Ok(Committed::Applied));
         }
         let (shared, patch) = (Arc::clone(&self.shared), self.patch.clone());
-        let (is_last, epoch) = (self.is_last, state.epoch);
+        let (until, epoch) = (self.until(), state.epoch);
         Err(Step::Anew(Box::pin(async move {
-            shared.commit_anew(&patch, is_last, epoch).await
+            shared.commit_anew(&patch, until, epoch).await
         })))
     }
 }
@@ -263,14 +274,27 @@ impl Drop for Committing {
 }
 
 impl Shared {
+    /// Waits for a turn. Whoever has it may be stuck behind the very headers that wait: a body that has not left yet.
+    async fn turn_until(&self, until: Option<Instant>) -> Result<MutexGuard<'_, ()>, SessionError> {
+        let turn = self.turn.lock();
+        match until {
+            None => Ok(turn.await),
+            Some(until) => {
+                let turn = tokio::time::timeout_at(until, turn).await;
+                turn.map_err(|_elapsed| SessionError::new(SessionErrorKind::Unavailable))
+            }
+        }
+    }
+
     /// Sets up a session with `patch`, unless `epoch` is over: then another call of this request changed it.
+    /// `until`: how long the headers wait for it, if they do.
     async fn commit_anew(
         &self,
         patch: &Patch,
-        is_last: bool,
+        until: Option<Instant>,
         epoch: u32,
     ) -> Result<Option<Committed>, SessionError> {
-        let _turn = self.turn.lock().await;
+        let _turn = self.turn_until(until).await?;
         {
             let mut state = self.state();
             if state.epoch != epoch {
@@ -280,9 +304,9 @@ impl Shared {
             }
         }
         // The headers wait for the last one anyway.
-        let _making = match is_last {
-            true => None,
-            false => Some(self.making()?),
+        let _making = match until {
+            Some(_) => None,
+            None => Some(self.making()?),
         };
         for _ in 0..DRAWS {
             let secret = Secret::draw()?;

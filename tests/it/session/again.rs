@@ -532,3 +532,35 @@ async fn an_answer_leaves_although_its_service_gave_up_a_handler_in_a_login() {
         drop(kept.lock().take());
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn headers_do_not_wait_for_ever_for_a_login_that_their_body_goes_on_with() {
+    for has_session in [false, true] {
+        let store = Held::new();
+        let layer = SessionLayer::new(store.clone());
+        let browser = App::new(layer.clone()).browser();
+        if has_session {
+            assert_eq!(browser.status("/login/u1").await, 200);
+        }
+        let kept = Arc::new(Mutex::new(None));
+        let (keeper, held) = (Arc::clone(&kept), store.clone());
+        let answer = ask(&layer, &browser, async move |session: Session| {
+            held.hold();
+            let stuck = session.clone();
+            let mut login = Box::pin(async move { stuck.login(Principal::new("u1")).await });
+            let begun = poll_fn(|cx| Poll::Ready(login.as_mut().poll(cx).is_pending())).await;
+            assert!(begun, "it is at the store");
+            *keeper.lock() = Some(login);
+            // Whoever asks later is answered.
+            held.let_go();
+            session.insert("n", &1).unwrap();
+            StatusCode::NO_CONTENT
+        });
+        // By the paused clock: once for the token, not again for what is buffered.
+        let longest = std::time::Duration::from_secs(20);
+        let answer = tokio::time::timeout(longest, answer).await;
+        let response = answer.expect("the headers leave");
+        assert_eq!(response.status(), 503, "nobody knows what became of it");
+        drop(kept.lock().take());
+    }
+}
