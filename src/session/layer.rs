@@ -115,7 +115,7 @@ impl SessionLayer {
         self.set(|config| config.clears_site_data = true)
     }
 
-    /// Watches life cycle and signals, after the store confirmed them.
+    /// Watches life cycle and signals, after the store confirmed them; not what a store makes up for after an outage.
     pub fn on_event(self, on_event: impl Fn(&SessionEvent) + Send + Sync + 'static) -> Self {
         self.set(|config| config.on_event = Some(Arc::new(on_event)))
     }

@@ -182,7 +182,8 @@
 //! another store while theirs is away. There is no CSRF token, no peppered verifiers. A revocation that failed
 //! (503), refused ones too, is on Redis sent again by the process it failed in, before any other call for the same sessions:
 //! 10,000 at most, and one asked in the name of a session that is over by then only if this process saw that session, and the store still
-//! knows that it ended later. Sessions that began after the question stay. If
+//! knows that it ended later. (A secret that was changed before the question and once more after it counts as right.) Sessions that began after
+//! the question stay; [`SessionLayer::on_event`] hears of none of it, `keep_session_ended_total` counts it. If
 //! that process ends first, and in SQL, it has to be asked for again. In SQL a read is one SELECT and each change a transaction. A
 //! handler that holds a transaction of `sqlite::memory:`, which has one connection, asks its session before.
 

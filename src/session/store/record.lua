@@ -4,7 +4,7 @@
 -- of a Cluster is frozen: a whole session with such a t, for 5 s at most.
 -- An index is a sorted set of session keys by absolute end, and '!': when the user's mark is forgotten.
 local HEADER = '>Bc32c32I8I8I8I8I8I8I8I8I8I8I8I8'
-local HEADER_BYTES, CORE_BYTES, REMEMBERED = 161, 39, 60000
+local HEADER_BYTES, CORE_BYTES, TOMBSTONE_BYTES, REMEMBERED = 161, 39, 9, 60000
 local SUPERSEDED, REPLAYED, WRONG_SECRET, MISSING, ENDED, NEWER = 1, 2, 3, 4, 5, 6
 local FROZEN, FREEZE, MOVED, EVERYONE = 254, 5000, 255, 6
 local LARGEST = 9007199254740991
@@ -29,6 +29,10 @@ local function ends(s) return math.min(s.last + s.idle, s.absolute) end
 local function find(key, cut_off)
   local f = redis.call('HMGET', key, 'h', 't', 'u', 'r', 'c', 'i')
   if f[2] then
+    if #f[2] ~= TOMBSTONE_BYTES then
+      redis.call('DEL', key)
+      return nil, MISSING, 0
+    end
     local cause, at = struct.unpack('>BI8', f[2])
     if cause == FROZEN then
       if now_ms - at < FREEZE then return nil, SUPERSEDED, FROZEN end

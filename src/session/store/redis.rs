@@ -8,6 +8,7 @@ mod holders;
 mod moving;
 mod pending;
 
+use std::ops::Range;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -232,7 +233,7 @@ fn send_establish(
 fn send_revoke(
     store: &RedisStore,
     target: Target,
-    made_up: Option<Duration>,
+    made_up: Option<MadeUp>,
 ) -> StoreFuture<Revocation> {
     let (what, whose, cause, one) = match target {
         Target::Everyone => return revoke_everyone(store, made_up),
@@ -242,42 +243,44 @@ fn send_revoke(
         Target::All(whose) => ("all", whose, EndCause::Revoked, None),
     };
     let asking = Asking::of(store, &whose);
-    store
+    let call = store
         .script(&REVOKE, &asking.keys)
         .arg(what)
         .arg(flag(asking.is_session))
         .arg(asking.verifier)
         .num(code_of(cause))
-        .arg(one.map_or_else(String::new, |id| session_key(store, id)))
-        .arg(ago(made_up))
-        .run(revoked)
+        .arg(one.map_or_else(String::new, |id| session_key(store, id)));
+    asked_ago(call, made_up).run(revoked)
 }
 
-/// How many ms ago it was asked for, where it is made up for.
-fn ago(made_up: Option<Duration>) -> String {
-    made_up.map_or_else(String::new, |ago| millis(ago).to_string())
+/// How long ago something that is made up for was asked for.
+#[derive(Clone, Copy)]
+struct MadeUp {
+    last: Duration,
+    first: Duration,
+}
+
+fn asked_ago(call: Call, made_up: Option<MadeUp>) -> Call {
+    match made_up {
+        Some(ago) => call.num(millis(ago.last)).num(millis(ago.first)),
+        None => call.arg("").arg(""),
+    }
 }
 
 /// One step on a single server; on a Cluster one per home, 32 at a time, done after the last.
-fn revoke_everyone(store: &RedisStore, made_up: Option<Duration>) -> StoreFuture<Revocation> {
-    let keys = (0..HOMES).map(|home| cut_off_key(store, home));
+fn revoke_everyone(store: &RedisStore, made_up: Option<MadeUp>) -> StoreFuture<Revocation> {
     if !store.is_cluster() {
-        let keys: Vec<String> = keys.collect();
-        let step = store.script(&REVOKE, &keys).arg("everyone");
-        return step.arg(ago(made_up)).run(revoked);
+        return cut_off(store, 0..HOMES, made_up);
     }
-    let steps: Vec<_> = keys
-        .map(|key| store.script(&REVOKE, &[key]).arg("everyone"))
-        .map(|step| step.arg(ago(made_up)))
-        .collect();
+    let store = store.clone();
     StoreFuture::boxed(async move {
-        let mut steps = steps.into_iter();
+        let mut steps = (0..HOMES).map(|home| cut_off(&store, home..home + 1, made_up));
         let mut running = tokio::task::JoinSet::new();
         loop {
             while running.len() < HOMES_AT_ONCE
                 && let Some(step) = steps.next()
             {
-                running.spawn(step.run(revoked));
+                running.spawn(step);
             }
             match running.join_next().await {
                 Some(Ok(answer)) => drop(answer?),
@@ -288,6 +291,17 @@ fn revoke_everyone(store: &RedisStore, made_up: Option<Duration>) -> StoreFuture
             }
         }
     })
+}
+
+/// Ends all sessions of homes that one server holds.
+fn cut_off(
+    store: &RedisStore,
+    homes: Range<u16>,
+    made_up: Option<MadeUp>,
+) -> StoreFuture<Revocation> {
+    let keys: Vec<String> = homes.map(|home| cut_off_key(store, home)).collect();
+    let step = store.script(&REVOKE, &keys).arg("everyone");
+    asked_ago(step, made_up).run(revoked)
 }
 
 fn home_of(whose: &Whose) -> u16 {

@@ -1,12 +1,14 @@
 //! Sessions on a Redis Cluster: homes spread over the nodes, and a login that moves from one to another.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tower_keep::conformance::session::{random_sequence, session};
+use tower_keep::core::{ManualClock, Timestamp};
 use tower_keep::session::{SessionLayer, SessionLimit};
 
-use super::app::{App, clock};
+use super::app::{App, Browser, clock};
+use crate::rate_limit::metered::Metered;
 use crate::support::{RedisCluster, RedisServer};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -98,21 +100,7 @@ async fn a_frozen_session_answers_superseded_for_five_seconds_and_can_be_ended()
     browser.get("/set/cart/1").await;
     browser.get("/login/u1").await;
     let mut raw = server.raw().await;
-    let key = super::redis::key_of(&browser, &mut raw).await;
-    let freeze = async |raw: &mut redis::aio::MultiplexedConnection| {
-        let mut mark = vec![254_u8];
-        let now = tower_keep::core::Timestamp::of(&clock).as_millis();
-        mark.extend(now.to_be_bytes());
-        let mut set = redis::cmd("HSET");
-        let _: i64 = set
-            .arg(&key)
-            .arg("t")
-            .arg(mark)
-            .query_async(raw)
-            .await
-            .unwrap();
-    };
-    freeze(&mut raw).await;
+    freeze(&browser, &clock, &mut raw).await;
     let asked = browser.get("/set/cart/2").await;
     assert_eq!(
         (asked.status.as_u16(), asked.field("set-cookie")),
@@ -126,8 +114,76 @@ async fn a_frozen_session_answers_superseded_for_five_seconds_and_can_be_ended()
     clock.advance(Duration::from_millis(1));
     assert_eq!(browser.body("/get/cart").await, "1");
     assert_eq!(browser.status("/role/guest").await, 204);
-    freeze(&mut raw).await;
+    freeze(&browser, &clock, &mut raw).await;
     assert_eq!(directory.revoke_all("u1").await.unwrap(), 1);
     clock.advance(Duration::from_secs(5));
     assert_eq!(browser.body("/maybe").await, "nobody");
+    // A logout is done, not put off until the freeze is over.
+    browser.get("/login/u1").await;
+    freeze(&browser, &clock, &mut raw).await;
+    let left = browser.copy();
+    assert_eq!(browser.status("/logout").await, 204);
+    clock.advance(Duration::from_secs(5));
+    assert_eq!(left.body("/maybe").await, "nobody");
+    assert_eq!(directory.list("u1").await.unwrap(), []);
+}
+
+/// Leaves a browser's session as the first step of a move does.
+pub async fn freeze(
+    browser: &Browser,
+    clock: &ManualClock,
+    raw: &mut redis::aio::MultiplexedConnection,
+) {
+    let key = super::redis::key_of(browser, raw).await;
+    let mut mark = vec![254_u8];
+    mark.extend(Timestamp::of(clock).as_millis().to_be_bytes());
+    let mut set = redis::cmd("HSET");
+    set.arg(&key).arg("t").arg(mark);
+    set.exec_async(raw).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dead_node_holds_up_only_its_own_sessions_when_everyone_is_to_end() {
+    const GAUGE: &str = "keep_session_pending_revocations";
+    let metered = Metered::start();
+    let (cluster, clock) = (RedisCluster::start(3, false).await, clock());
+    cluster.set("cluster-require-full-coverage", "no").await;
+    let store = cluster.store(&clock).await;
+    let layer = SessionLayer::new(store);
+    let (directory, app) = (layer.directory(), App::new(layer));
+    let (mut there, mut elsewhere) = (Vec::new(), Vec::new());
+    for n in 0..30 {
+        let browser = app.browser();
+        assert_eq!(browser.status(&format!("/login/u{n}")).await, 200);
+        let key = cluster
+            .key_like(&format!("*:session:{{*}}:{}?", &browser.token()[..21]))
+            .await;
+        match cluster.home(&key).await.1 {
+            0 => there.push(browser),
+            _ => elsewhere.push(browser),
+        }
+    }
+    assert!(there.len() > 1 && elsewhere.len() > 1, "{}", there.len());
+    cluster.nodes[0].pause();
+    assert!(directory.revoke_everyone().await.is_err());
+    // Nobody asks for most homes; what is owed to those that answer is made up for all the same.
+    let begun = Instant::now();
+    let owed = || metered.value(GAUGE).unwrap_or(0.0);
+    while !(1.0..400.0).contains(&owed()) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{}", owed());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for browser in &elsewhere {
+        assert_eq!(browser.body("/maybe").await, "nobody");
+    }
+    assert_eq!(there[0].status("/maybe").await, 503);
+    cluster.nodes[0].resume();
+    let begun = Instant::now();
+    while owed() > 0.0 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{}", owed());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for browser in &there {
+        assert_eq!(browser.body("/maybe").await, "nobody");
+    }
 }

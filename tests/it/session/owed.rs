@@ -210,6 +210,85 @@ async fn who_had_ended_before_it_asked_ends_nobody_else_later() {
 }
 
 #[tokio::test]
+async fn who_asks_again_after_a_thief_took_the_session_is_believed_as_when_it_asked_first() {
+    let metered = Metered::start();
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let clock = clock();
+    let [store, elsewhere] = two_nodes(&server, &proxy, &clock).await;
+    let app = App::new(SessionLayer::new(store));
+    let node = App::new(SessionLayer::new(elsewhere));
+    let asks = app.browser();
+    assert_eq!(asks.status("/login/u1").await, 200);
+    let thief = asks.copy().at(&node);
+    proxy.refuse(true);
+    assert_eq!(asks.status("/revoke_all").await, 503);
+    clock.advance(Duration::from_secs(2));
+    assert_eq!(thief.status("/rotate").await, 204);
+    clock.advance(Duration::from_secs(3));
+    assert_eq!(asks.status("/revoke_all").await, 503);
+    assert_eq!(metered.value(GAUGE), Some(1.0));
+    proxy.refuse(false);
+    all_is_made_up_for(&metered).await;
+    assert_eq!(thief.body("/maybe").await, "nobody");
+    let ended = metered.counter("keep_session_ended_total{cause=revoked}");
+    assert_eq!(ended, 1, "what is made up for is counted");
+}
+
+#[tokio::test]
+async fn a_logout_that_is_made_up_for_leaves_the_login_that_came_after_it() {
+    let metered = Metered::start();
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let clock = clock();
+    let [store, elsewhere] = two_nodes(&server, &proxy, &clock).await;
+    let app = App::new(SessionLayer::new(store));
+    let node = App::new(SessionLayer::new(elsewhere));
+    let asks = app.browser();
+    assert_eq!(asks.status("/login/u1").await, 200);
+    // A client that keeps its token, whatever the answer says: the login goes on with the same session.
+    let again = asks.copy().at(&node);
+    proxy.refuse(true);
+    assert_eq!(asks.status("/logout").await, 503);
+    clock.advance(Duration::from_secs(5));
+    let before = again.token();
+    assert_eq!(again.status("/login/u1").await, 200);
+    assert_eq!(before[..21], again.token()[..21]);
+    proxy.refuse(false);
+    all_is_made_up_for(&metered).await;
+    assert_eq!(again.body("/me").await, "u1");
+}
+
+#[tokio::test]
+async fn a_session_in_the_middle_of_its_move_is_believed_and_ended() {
+    let metered = Metered::start();
+    let server = RedisServer::start().await;
+    let proxy = Proxy::before(server.address()).await;
+    let clock = clock();
+    let [store, elsewhere] = two_nodes(&server, &proxy, &clock).await;
+    let app = App::new(SessionLayer::new(store));
+    let node = App::new(SessionLayer::new(elsewhere));
+    let mut raw = server.raw().await;
+    for path in ["/logout", "/revoke_all"] {
+        let (asks, other) = (app.browser(), node.browser());
+        for browser in [&asks, &other] {
+            assert_eq!(browser.status("/login/u1").await, 200);
+        }
+        let left = asks.copy();
+        super::cluster::freeze(&asks, &clock, &mut raw).await;
+        clock.advance(Duration::from_secs(2));
+        proxy.refuse(true);
+        assert_eq!(asks.status(path).await, 503);
+        proxy.refuse(false);
+        all_is_made_up_for(&metered).await;
+        clock.advance(Duration::from_secs(5));
+        assert_eq!(left.body("/maybe").await, "nobody", "{path}");
+        let stays = path == "/logout";
+        assert_eq!(other.body("/maybe").await == "u1", stays, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_revocation_that_is_asked_for_again_ends_what_began_in_between() {
     let metered = Metered::start();
     let server = RedisServer::start().await;

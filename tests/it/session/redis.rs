@@ -325,6 +325,10 @@ async fn a_record_of_a_newer_version_is_left_alone_and_a_damaged_one_is_ended() 
         let browser = app.browser();
         browser.get("/login/u1").await;
         let key = hash(&browser, &mut raw).await;
+        let listed: serde_json::Value = serde_json::from_str(&browser.body("/list").await).unwrap();
+        let own = listed.as_array().unwrap().iter();
+        let own = own.clone().find(|one| one["current"] == true).unwrap();
+        let id = own["id"].as_str().unwrap().to_owned();
         let mut value: Vec<u8> = redis::cmd("HGET")
             .arg(&key)
             .arg(field)
@@ -347,11 +351,44 @@ async fn a_record_of_a_newer_version_is_left_alone_and_a_damaged_one_is_ended() 
             .unwrap();
         assert_eq!(left, i64::from(status == 503));
         if status == 503 {
+            // Whose it is cannot be read: it is neither ended nor denied.
+            let other = app.browser();
+            other.get("/login/u1").await;
+            assert_eq!(other.status(&format!("/revoke/{id}")).await, 503);
+            let left: i64 = redis::cmd("EXISTS")
+                .arg(&key)
+                .query_async(&mut raw)
+                .await
+                .unwrap();
+            assert_eq!(left, 1);
             // Nor is its end owed, which would hold up all others of its home.
             assert_eq!(browser.status("/logout").await, 503);
             assert_eq!(app.browser().status("/login/u1").await, 200);
         }
     }
+}
+
+#[tokio::test]
+async fn a_damaged_tombstone_ends_its_session_and_hinders_no_revocation() {
+    let server = RedisServer::start().await;
+    let app = App::new(SessionLayer::new(server.store(&clock()).await));
+    let mut raw = server.raw().await;
+    let (browser, other) = (app.browser(), app.browser());
+    for at in [&browser, &other] {
+        assert_eq!(at.status("/login/u1").await, 200);
+    }
+    let key = key_of(&browser, &mut raw).await;
+    let damage = async |raw: &mut redis::aio::MultiplexedConnection| {
+        let mut set = redis::cmd("HSET");
+        set.arg(&key).arg("t").arg("x");
+        set.exec_async(raw).await.unwrap();
+    };
+    damage(&mut raw).await;
+    assert_eq!(other.status("/revoke_others").await, 200);
+    damage(&mut raw).await;
+    let reply = browser.get("/me").await;
+    assert_eq!((reply.status.as_u16(), &*reply.body), (200, "nobody"));
+    assert_eq!(other.body("/me").await, "u1");
 }
 
 /// What version 0.1 writes: whoever changes these bytes ends all sessions, or takes the next format.

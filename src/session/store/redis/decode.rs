@@ -202,7 +202,6 @@ pub(super) fn listed(reply: Reply) -> Result<Listed, StoreError> {
     })
 }
 
-/// `None` where only a newer version can read the session that asks.
 /// What became of a revocation.
 pub(super) struct Revocation {
     /// `None` where a newer version wrote the session that asked.

@@ -1,6 +1,9 @@
 //! Revocations that failed: sent again before any other call for the same sessions gets through.
+//!
+//! Each is owed to one home, everyone's end on a Cluster to each of them. Whoever comes for a home sends what is owed to it
+//! first, and nobody waits for another home.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,24 +11,21 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::super::{Revoked, Target};
+use super::super::{EndedSession, NotLive, Revoked, Target};
 use super::holders::Holders;
-use super::send_revoke;
+use super::{HOMES, MadeUp, cut_off, send_revoke};
 use crate::backend::redis::RedisStore;
-use crate::core::telemetry::{count, error, gauge, warn};
+use crate::core::telemetry::{count, error, gauge, info, seldom, warn};
 use crate::core::{StoreError, StoreErrorKind, StoreFuture, Timestamp, monotonic};
 
 /// The most that are remembered; then the oldest goes.
 const MOST: usize = 10_000;
 
-/// What one handle and its clones still have to send. All sessions that a target can end lie in its home, so only
-/// calls for that home have to wait for it.
+/// What one handle and its clones still have to send.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     queue: Mutex<Queue>,
     len: AtomicUsize,
-    /// One at a time sends what is pending.
-    turn: tokio::sync::Mutex<()>,
     is_working: AtomicBool,
 }
 
@@ -40,11 +40,15 @@ struct Queue {
 struct Owed {
     number: u64,
     target: Target,
-    /// Where all lies that it can end.
+    /// Where all lies that it is to end; `None` is everywhere, on a single server.
     home: Option<u16>,
     /// What is meant where the session that asked is over.
     without_asking: Option<Target>,
-    asked: Asked,
+    /// Who asked is believed if it was live when it asked first; what began after it asked last is left alone.
+    first: Asked,
+    last: Asked,
+    /// One at a time sends what is owed to this home.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// When it was asked for, by the clock that the store goes by.
@@ -73,19 +77,72 @@ impl Asked {
 impl Owed {
     /// Makes up for it: what began since is left alone, and nobody who had ended before it asked is believed.
     async fn send(self, store: &RedisStore) -> Result<(), StoreError> {
-        let ago = self.asked.ago(store);
-        let done = send_revoke(store, self.target, Some(ago)).await?;
-        match (done.answer, self.without_asking) {
-            (Some(Revoked::Done(_)), _) | (_, None) => {}
+        let ago = || {
+            Some(MadeUp {
+                last: self.last.ago(store),
+                first: self.first.ago(store),
+            })
+        };
+        let done = match (&self.target, self.home) {
+            (Target::Everyone, Some(home)) => cut_off(store, home..home + 1, ago()),
+            (target, _) => send_revoke(store, target.clone(), ago()),
+        };
+        let done = done.await?;
+        match (done.answer, &self.without_asking) {
+            (Some(Revoked::Done(ended)), _) => made_up_for(&ended),
+            // It was done, and nobody had heard of it.
+            (Some(Revoked::NotLive(NotLive::Ended(_))), None) => {}
             _ if done.is_unproven => {
                 warn!("a revocation is not made up for: whoever asked for it was over by then");
             }
             (_, Some(target)) => {
-                let ago = self.asked.ago(store);
-                send_revoke(store, target, Some(ago)).await?;
+                let done = send_revoke(store, target.clone(), ago()).await?;
+                if let Some(Revoked::Done(ended)) = done.answer {
+                    made_up_for(&ended);
+                }
+            }
+            (_, None) => {
+                warn!("a revocation is not made up for: nobody knows whose session asked for it");
             }
         }
         Ok(())
+    }
+}
+
+/// Nobody waits for it any more: it is counted and logged.
+fn made_up_for(ended: &[EndedSession]) {
+    for EndedSession { id, user, cause } in ended {
+        count!("keep_session_ended_total", 1, "cause" => cause.as_str());
+        info!(session = ?id, ?user, cause = cause.as_str(), "ended after an outage");
+        let _ = (id, user, cause);
+    }
+}
+
+impl Queue {
+    fn owe(&mut self, home: Option<u16>, asking: Asking) {
+        let mut same_home = self.owed.iter().filter(|owed| owed.home == home);
+        let turn = same_home.next().map(|owed| Arc::clone(&owed.turn));
+        // Asked again, it is meant for what began in between, too; and the one that is being sent is not the last word.
+        let same = |owed: &Owed| owed.home == home && owed.target == asking.target;
+        let known = self.owed.iter().position(same);
+        let before = known.and_then(|at| self.owed.remove(at));
+        if self.owed.len() == MOST {
+            self.owed.pop_front();
+            count!("keep_session_pending_revocations_dropped_total", 1);
+            error!("too many revocations wait for the store, the oldest is given up");
+        }
+        let first = before.as_ref().map_or(asking.at, |before| before.first);
+        let number = self.next;
+        self.next += 1;
+        self.owed.push_back(Owed {
+            number,
+            home,
+            target: asking.target,
+            without_asking: asking.without_asking.or_else(|| before?.without_asking),
+            first,
+            last: asking.at,
+            turn: turn.unwrap_or_default(),
+        });
     }
 }
 
@@ -94,27 +151,22 @@ impl Pending {
         store.beside(Self::default)
     }
 
-    fn remember(&self, target: Target, without_asking: Option<Target>, asked: Asked) {
+    fn remember(&self, is_cluster: bool, asking: Asking) {
         let mut queue = self.queue.lock();
-        // Asked again, it is meant for what began in between, too; and the one that is being sent is not the last word.
-        let same = |owed: &Owed| owed.target == target;
-        let known = queue.owed.iter().position(same);
-        let before = known.and_then(|at| queue.owed.remove(at)?.without_asking);
-        if queue.owed.len() == MOST {
-            queue.owed.pop_front();
-            count!("keep_session_pending_revocations_dropped_total", 1);
-            error!("too many revocations wait for the store, the oldest is given up");
+        match home_of(&asking.target) {
+            None if is_cluster => {
+                for home in 0..HOMES {
+                    queue.owe(Some(home), asking.clone());
+                }
+            }
+            home => queue.owe(home, asking),
         }
-        let number = queue.next;
-        queue.next += 1;
-        queue.owed.push_back(Owed {
-            number,
-            home: home_of(&target),
-            target,
-            without_asking: without_asking.or(before),
-            asked,
-        });
         self.counted(&queue);
+    }
+
+    fn owes(&self, number: u64) -> bool {
+        let queue = self.queue.lock();
+        queue.owed.iter().any(|owed| owed.number == number)
     }
 
     fn forget(&self, number: u64) {
@@ -132,39 +184,47 @@ impl Pending {
         self.len.load(Ordering::SeqCst) == 0
     }
 
-    /// The oldest one from `from` on that one of `homes` has to wait for; `None` for all.
-    fn first(&self, from: u64, homes: Option<[u16; 2]>) -> Option<Owed> {
-        let concerns = |owed: &&Owed| match (homes, owed.home) {
-            (Some(homes), Some(home)) => homes.contains(&home),
-            _ => true,
-        };
+    /// The oldest one from `from` on that one of these homes has to wait for.
+    fn first(&self, from: u64, is_meant: impl Fn(u16) -> bool) -> Option<Owed> {
         let queue = self.queue.lock();
         let mut later = queue.owed.iter().filter(|owed| owed.number >= from);
-        later.find(concerns).cloned()
+        later.find(|owed| owed.home.is_none_or(&is_meant)).cloned()
     }
 
     /// Says whether nobody of `homes` has to wait, so that they wait for no turn either: others may be long at theirs.
     fn owes_nothing_to(&self, homes: Option<[u16; 2]>) -> bool {
-        self.is_empty() || self.first(0, homes).is_none()
+        self.is_empty() || self.first(0, |home| concerns(homes, home)).is_none()
     }
 
-    /// Sends what is pending for `homes`, in order.
+    /// Sends what is pending for `homes`, of each in order; one that does not answer holds up no other.
     ///
     /// What the store refuses stays, since refusals pass (no memory, no disk, no right): nobody who was logged out
     /// comes back meanwhile. Dropping it: what was confirmed is forgotten, the rest stays.
     async fn send(&self, store: &RedisStore, homes: Option<[u16; 2]>) -> Result<(), StoreError> {
-        let _turn = self.turn.lock().await;
-        let (mut from, mut refused) = (0, None);
-        while let Some(owed) = self.first(from, homes) {
-            let number = owed.number;
+        let (mut from, mut silent, mut failed) = (0, HashSet::new(), None);
+        let is_meant = |home, silent: &HashSet<_>| concerns(homes, home) && !silent.contains(&home);
+        while let Some(owed) = self.first(from, |home| is_meant(home, &silent)) {
+            let (number, home) = (owed.number, owed.home);
+            from = number + 1;
+            let turn = Arc::clone(&owed.turn);
+            let _turn = turn.lock().await;
+            if !self.owes(number) {
+                // Somebody else has sent it.
+                continue;
+            }
             match owed.send(store).await {
                 Ok(()) => self.forget(number),
-                Err(error) if error.is_unknown() => return Err(error),
-                Err(error) => refused = Some(error),
+                // All homes are this server's.
+                Err(error) if error.is_unknown() && !store.is_cluster() => return Err(error),
+                Err(error) => {
+                    if error.is_unknown() {
+                        silent.extend(home);
+                    }
+                    failed.get_or_insert(error);
+                }
             }
-            from = number + 1;
         }
-        refused.map_or(Ok(()), Err)
+        failed.map_or(Ok(()), Err)
     }
 
     /// Sends what is pending as soon as the store is back, also where nobody asks for sessions.
@@ -180,7 +240,10 @@ impl Pending {
             let working = Working(Arc::clone(&me));
             while let Err(error) = me.send(&store, None).await {
                 if !error.is_unknown() {
-                    error!("the store refuses a revocation that is pending: {error}");
+                    seldom!(
+                        error,
+                        "the store refuses a revocation that is pending: {error}"
+                    );
                 }
                 tokio::time::sleep(Duration::from_secs(error.retry_after_secs())).await;
             }
@@ -200,6 +263,10 @@ impl Drop for Working {
     fn drop(&mut self) {
         self.0.is_working.store(false, Ordering::SeqCst);
     }
+}
+
+fn concerns(homes: Option<[u16; 2]>, home: u16) -> bool {
+    homes.is_none_or(|homes| homes.contains(&home))
 }
 
 /// Where the sessions lie that `target` ends; `None` is everywhere.
@@ -244,14 +311,19 @@ async fn in_time<T>(
 
 /// Sends a revocation; where it fails it is remembered, also when the caller goes away.
 pub(super) fn revoke(store: &RedisStore, target: Target) -> StoreFuture<Revoked> {
-    let (pending, asked) = (Pending::of(store), Asked::now(store));
+    let pending = Pending::of(store);
+    let asking = Asking {
+        // Now: by the time it has failed somebody else's secret may be known here.
+        without_asking: Holders::of(store).without_asking(&target),
+        target: target.clone(),
+        at: Asked::now(store),
+    };
     let store = store.clone();
     StoreFuture::boxed(async move {
         let mut unsure = Unsure {
             pending,
             store,
-            target: Some(target.clone()),
-            asked,
+            asking: Some(asking),
         };
         let (store, pending) = (&unsure.store, &unsure.pending);
         let homes = home_of(&target).map(|home| [home, home]);
@@ -260,7 +332,7 @@ pub(super) fn revoke(store: &RedisStore, target: Target) -> StoreFuture<Revoked>
         }
         let answer = send_revoke(store, target, None).await?.answer;
         // What was refused is owed, too: no memory, no disk and no right are states that pass.
-        unsure.target = None;
+        unsure.asking = None;
         answer.ok_or_else(|| {
             let why = "a newer version wrote this session";
             StoreError::with_source(StoreErrorKind::Failed, why)
@@ -268,19 +340,25 @@ pub(super) fn revoke(store: &RedisStore, target: Target) -> StoreFuture<Revoked>
     })
 }
 
-/// Remembers its target on drop, unless it was done.
+/// A revocation as it was asked for.
+#[derive(Clone)]
+struct Asking {
+    target: Target,
+    without_asking: Option<Target>,
+    at: Asked,
+}
+
+/// Remembers it on drop, unless it was done.
 struct Unsure {
     pending: Arc<Pending>,
     store: RedisStore,
-    target: Option<Target>,
-    asked: Asked,
+    asking: Option<Asking>,
 }
 
 impl Drop for Unsure {
     fn drop(&mut self) {
-        if let Some(target) = self.target.take() {
-            let without_asking = Holders::of(&self.store).without_asking(&target);
-            self.pending.remember(target, without_asking, self.asked);
+        if let Some(asking) = self.asking.take() {
+            self.pending.remember(self.store.is_cluster(), asking);
             self.pending.work(&self.store);
         }
     }
@@ -294,22 +372,26 @@ mod tests {
     #[test]
     fn only_so_many_are_remembered_and_then_the_oldest_goes() {
         let (pending, user) = (Pending::default(), UserId::try_new("u").unwrap());
-        let asked = Asked {
-            clock: None,
-            began: monotonic(),
+        let asking = |target: &Target| Asking {
+            target: target.clone(),
+            without_asking: None,
+            at: Asked {
+                clock: None,
+                began: monotonic(),
+            },
         };
         let one = |_| Target::One(Whose::User(user.clone()), SessionId::draw(None).unwrap());
         let targets: Vec<_> = (0..MOST + 2).map(one).collect();
         for target in &targets {
-            pending.remember(target.clone(), None, asked);
+            pending.remember(false, asking(target));
         }
-        let first = pending.first(0, None).unwrap();
+        let first = pending.first(0, |_| true).unwrap();
         assert_eq!(first.target, targets[2]);
         // One that is owed already counts once, as it was asked last; its earlier sending settles nothing.
-        pending.remember(targets[2].clone(), None, asked);
+        pending.remember(false, asking(&targets[2]));
         pending.forget(first.number);
         assert_eq!(pending.len.load(Ordering::SeqCst), MOST);
-        assert_eq!(pending.first(0, None).unwrap().target, targets[3]);
+        assert_eq!(pending.first(0, |_| true).unwrap().target, targets[3]);
         let last = pending.queue.lock().owed.back().cloned().unwrap();
         assert_eq!(last.target, targets[2]);
     }
