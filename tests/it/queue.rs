@@ -1,5 +1,6 @@
 //! Queues: on every engine, over processes, with workers killed and stores away.
 
+mod bounds;
 mod defaults;
 mod parts;
 mod processes;

@@ -35,39 +35,36 @@ local function ready_of_all()
   return all
 end
 
--- Of the first ready job of all; those that expired are buried on the way.
+-- Of the first ready job of all; those that expired are buried on the way, a hundred at most.
 local function first()
-  for _ = 0, AT_ONCE do
+  for look = 0, 1 do
     local id = redis.call('ZRANGE', READY, 0, 0)[1]
-    if not id then
-      return {}
-    end
-    local kept = redis.call('HGET', JOBS, id)
+    local kept = id and redis.call('HGET', JOBS, id)
     local job = kept and unpacked(kept)
-    if not job then
-      redis.call('ZREM', READY, id)
-    elseif is_over(job) then
-      moved().expire(id, job)
-    elseif job[PLACE] >= lowest then
-      return {}
-    else
+    if job and not is_over(job) then
+      if job[PLACE] >= lowest then
+        return {}
+      end
       to = job[TO]
       return ready_of(job[RANK])
+    elseif id and look == 0 then
+      moved().bury_over(redis.call('ZRANGE', READY, 0, AT_ONCE - 1))
     end
   end
   return {}
 end
 
-local ended, due_now = over(LEASED), over(DELAYED)
+local ended, due_now = all_over()
+local spare = AT_ONCE
 if #ended + #due_now > 0 then
-  moved().settle(ended, due_now)
+  spare = moved().settle(ended, due_now)
 end
 -- One time in eight, by the token, which is random: 100 ids and dead letters then are more than eight leases of a dozen
 -- leave behind, and larger ones see to it themselves. Each time by a clock that was passed, so that what happens is
 -- certain; and for a recipient, of whose jobs not the oldest come first: what is over must not take their places.
 local now_and_then = string.byte(ARGV[8]) % 8 == 0 or most > 12 or ARGV[1] ~= '' or to ~= ''
 if now_and_then then
-  moved().tidy()
+  moved().tidy(spare)
 end
 local til = now_ms + tonumber(ARGV[10])
 local members, ids = to ~= '' and ready_of_all() or first(), {}
@@ -79,7 +76,7 @@ for index, member in ipairs(members) do
 end
 -- What is leased moves in one command per key.
 local kept = #ids > 0 and redis.call('HMGET', JOBS, unpack(ids)) or {}
-local count, leased, seats, ends, sits, jobs, taken, apart = 0, {}, {}, {}, {}, {}, {}, {}
+local expired, count, leased, seats, ends, sits, jobs, taken, apart = {}, 0, {}, {}, {}, {}, {}, {}, {}
 local sits_of, sits_at = to .. '\0a', string.format('%016.0f', til)
 for index, id in ipairs(ids) do
   local text = kept[index]
@@ -89,7 +86,7 @@ for index, id in ipairs(ids) do
     -- Without a table for each.
     local _, rank, tries, due, expires, _, _, _, size, _, joins, _, rest = struct.unpack(RECORD, text)
     if now_ms >= expires then
-      moved().expire(id, unpacked(text))
+      expired[#expired + 1] = id
     else
       bytes = bytes + size
       if count >= most or (bytes > tonumber(ARGV[11]) and count > 0) then
@@ -115,14 +112,21 @@ for index, id in ipairs(ids) do
     end
   end
 end
+if #expired > 0 then
+  moved().bury_over(expired)
+end
 if count > 0 then
   redis.call('ZREM', READY, unpack(leased))
   redis.call('ZREM', WHO, unpack(seats))
   redis.call('ZADD', LEASED, unpack(ends))
   redis.call('ZADD', WHO, unpack(sits))
   redis.call('HSET', JOBS, unpack(jobs))
-  for _, at in ipairs(apart) do
-    taken[at][5] = redis.call('HGET', ITEMS, leased[at])
+  local long = {}
+  for index, at in ipairs(apart) do
+    long[index] = leased[at]
+  end
+  for index, items in ipairs(#long > 0 and redis.call('HMGET', ITEMS, unpack(long)) or {}) do
+    taken[apart[index]][5] = items
   end
 end
 -- Where something was leased, or a part is there, there may be more: whoever has a place for it asks again.

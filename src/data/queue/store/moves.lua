@@ -17,8 +17,13 @@ local function set_due(job, due)
   job[DUE], job[EXPIRES] = due, due + expire_ms
 end
 
-local function over(order)
-  return redis.call('ZRANGEBYSCORE', order, '-inf', now_ms, 'LIMIT', 0, AT_ONCE)
+-- The leases that ended, and what is due: as many as one script moves, so that it is short.
+local function all_over()
+  local function over(order, most)
+    return most > 0 and redis.call('ZRANGEBYSCORE', order, '-inf', now_ms, 'LIMIT', 0, most) or {}
+  end
+  local ended = over(LEASED, AT_ONCE)
+  return ended, over(DELAYED, AT_ONCE - #ended)
 end
 
 local function moves()
@@ -32,19 +37,55 @@ local function moves()
     return job[JOINS] == '' and #items <= SHORT
   end
 
-  local function enter(id, job, state, at)
-    job[STATE], job[PLACE] = state, at
-    redis.call('ZADD', ORDER[state], at, id)
-    if state ~= 'd' then
-      redis.call('ZADD', WHO, 0, seat(id, job))
+  -- What moves together does so in one command per key, first what takes no room: a script that has written is refused
+  -- nothing.
+  local closed, left, stood, dropped, apart, sits, jobs = {}, {}, {}, {}, {}, {}, {}
+  local entered = {a = {}, b = {}, c = {}, d = {}}
+
+  local function append(words, first, second)
+    local at = #words
+    words[at + 1], words[at + 2] = first, second
+  end
+
+  local function flush()
+    send('HDEL', DIGEST, closed)
+    for state, ids in pairs(left) do
+      send('ZREM', ORDER[state], ids)
     end
-    redis.call('HSET', JOBS, id, packed(job))
+    send('ZREM', WHO, stood)
+    send('HDEL', JOBS, dropped)
+    send('HDEL', ITEMS, apart)
+    for state, words in pairs(entered) do
+      send('ZADD', ORDER[state], words)
+    end
+    send('ZADD', WHO, sits)
+    send('HSET', JOBS, jobs)
+    closed, left, stood, dropped, apart, sits, jobs = {}, {}, {}, {}, {}, {}, {}
+    entered = {a = {}, b = {}, c = {}, d = {}}
+  end
+
+  -- `kept` is the job as it lies there, where nothing but its state changes.
+  local function enter(id, job, state, at, kept)
+    job[STATE], job[PLACE] = state, at
+    append(entered[state], at, id)
+    if state ~= 'd' then
+      append(sits, '0', seat(id, job))
+    end
+    append(jobs, id, kept and changes(job) .. string.sub(kept, REST) or packed(job))
   end
 
   local function leave(id, job)
-    redis.call('ZREM', ORDER[job[STATE]], id)
+    local ids = left[job[STATE]] or {}
+    left[job[STATE]], ids[#ids + 1] = ids, id
     if job[STATE] ~= 'd' then
-      redis.call('ZREM', WHO, seat(id, job))
+      stood[#stood + 1] = seat(id, job)
+    end
+  end
+
+  local function shut(job)
+    if job[JOINS] ~= '' then
+      closed[#closed + 1] = job[TO] .. '\0' .. job[JOINS]
+      job[JOINS] = ''
     end
   end
 
@@ -59,30 +100,36 @@ local function moves()
   local function settle_in(id, job)
     -- A number that is whole goes to the server exactly.
     enter(id, job, place_of(job))
+    flush()
   end
 
   local function bury(id, job, why)
     leave(id, job)
-    close_digest(id, job)
-    if why ~= '' then
-      job[ERROR] = why
-    end
+    shut(job)
+    job[ERROR] = why
     enter(id, job, 'd', now_ms)
   end
 
-  -- Calls `act` on the jobs of an order; what is no job any more (evicted, against the documentation) is taken out of it.
+  -- Calls `act` on the jobs of an order, and moves them; what is no job any more (evicted, against the documentation) is taken
+  -- out of it.
   local function each(ids, order, act)
-    for _, id in ipairs(ids) do
-      local job = load(id)
-      if job then
-        act(id, job)
+    for index, kept in ipairs(#ids > 0 and redis.call('HMGET', JOBS, unpack(ids)) or {}) do
+      if kept then
+        act(ids[index], unpacked(kept), kept)
       else
-        redis.call('ZREM', order, id)
+        redis.call('ZREM', order, ids[index])
       end
     end
+    flush()
   end
 
-  local function reclaim(id, job)
+  local function promote(id, job, kept)
+    leave(id, job)
+    local state, at = place_of(job)
+    enter(id, job, state, at, kept)
+  end
+
+  local function reclaim(id, job, kept)
     swept[1] = swept[1] + 1
     if job[TRIES] >= most_attempts then
       bury(id, job, 'the lease of the last attempt ended')
@@ -91,33 +138,33 @@ local function moves()
       bury(id, job, 'expired')
       swept[3] = swept[3] + 1
     else
-      leave(id, job)
-      settle_in(id, job)
+      promote(id, job, kept)
     end
-  end
-
-  local function promote(id, job)
-    leave(id, job)
-    settle_in(id, job)
   end
 
   local function expire(id, job)
     bury(id, job, 'expired')
+    flush()
     swept[3] = swept[3] + 1
   end
 
   local function expire_if_over(id, job)
     if is_over(job) then
-      expire(id, job)
+      bury(id, job, 'expired')
+      swept[3] = swept[3] + 1
     end
+  end
+
+  local function bury_over(ids)
+    each(ids, READY, expire_if_over)
   end
 
   local function drop(id, job)
     leave(id, job)
-    close_digest(id, job)
-    redis.call('HDEL', JOBS, id)
+    shut(job)
+    dropped[#dropped + 1] = id
     if job[ITEM] == '' then
-      redis.call('HDEL', ITEMS, id)
+      apart[#apart + 1] = id
     end
     swept[4] = swept[4] + 1
   end
@@ -154,30 +201,30 @@ local function moves()
   -- Ready ones that may be over, if they were given as long as the settings say. Within a rank they come first. With
   -- aging those of a lower rank stand among younger ones of higher ranks, the oldest last; where more stand there than are
   -- looked at, a part of the whole order is looked at as well, at another time another one.
-  local function overdue()
+  local function overdue(budget)
     local before, ids = now_ms - expire_ms, {}
     local function add(from, til, ...)
-      local most = AT_ONCE - #ids
+      local most = budget - #ids
       local found = most > 0 and redis.call('ZRANGE', READY, from, til, 'BYSCORE', ...) or {}
       for index = 1, math.min(#found, most) do
         ids[#ids + 1] = found[index]
       end
     end
-    add('0', text(before), 'LIMIT', 0, AT_ONCE)
+    add('0', text(before), 'LIMIT', 0, budget)
     for rank = 1, 2 do
       if aging > 0 then
-        add(text(before + rank * aging), '(' .. text(before + (rank - 1) * aging), 'REV', 'LIMIT', 0, AT_ONCE)
+        add(text(before + rank * aging), '(' .. text(before + (rank - 1) * aging), 'REV', 'LIMIT', 0, budget)
       end
-      add(text(rank * BAND), text(rank * BAND + before), 'LIMIT', 0, AT_ONCE)
+      add(text(rank * BAND), text(rank * BAND + before), 'LIMIT', 0, budget)
     end
-    if aging > 0 and #ids == AT_ONCE then
+    if aging > 0 and #ids == budget then
       local known = {}
       for _, id in ipairs(ids) do
         known[id] = true
       end
       -- Steps of the golden ratio come near every place soon, however regularly somebody looks.
       local first = math.floor(now_ms % 1000000 * 0.6180339887498949 % 1 * redis.call('ZCARD', READY))
-      for _, id in ipairs(redis.call('ZRANGE', READY, first, first + AT_ONCE / 2 - 1)) do
+      for _, id in ipairs(redis.call('ZRANGE', READY, first, first + math.ceil(budget / 2) - 1)) do
         if not known[id] then
           ids[#ids + 1] = id
         end
@@ -186,21 +233,27 @@ local function moves()
     return ids
   end
 
-  -- Moves leases that have ended, and what is due.
+  -- Moves leases that have ended, and what is due. Says how many more may be moved.
   local function settle(ended, due)
     each(ended, LEASED, reclaim)
     each(due, DELAYED, promote)
+    return AT_ONCE - #ended - #due
   end
 
   -- What may as well be done a little later: nobody gets it meanwhile.
-  local function tidy()
-    each(overdue(), READY, expire_if_over)
+  local function tidy(most)
+    if most < 1 then
+      return
+    end
+    local late = overdue(most)
+    bury_over(late)
+    most = math.max(most - #late, 1)
     local dead = redis.call('ZCARD', DEAD)
     if dead > 0 then
-      local old = redis.call('ZRANGEBYSCORE', DEAD, '-inf', now_ms - tonumber(ARGV[7]), 'LIMIT', 0, AT_ONCE)
+      local old = redis.call('ZRANGEBYSCORE', DEAD, '-inf', now_ms - tonumber(ARGV[7]), 'LIMIT', 0, most)
       local spare = dead - tonumber(ARGV[6])
       if spare > #old then
-        old = redis.call('ZRANGE', DEAD, 0, math.min(spare, AT_ONCE) - 1)
+        old = redis.call('ZRANGE', DEAD, 0, math.min(spare, most) - 1)
       end
       each(old, DEAD, drop)
     end
@@ -220,8 +273,8 @@ local function moves()
   end
 
   local function sweep()
-    settle(over(LEASED), over(DELAYED))
-    tidy()
+    local ended, due = all_over()
+    tidy(settle(ended, due))
   end
 
   -- What an idle worker waits for: something ready, else the first due time.
@@ -270,7 +323,7 @@ local function moves()
   end
 
   return {
-    load = load, is_short = is_short, leave = leave, place_of = place_of, settle_in = settle_in, expire = expire,
+    load = load, is_short = is_short, leave = leave, place_of = place_of, settle_in = settle_in, expire = expire, bury_over = bury_over, enter = enter, flush = flush,
     settle = settle, tidy = tidy, sweep = sweep, alarm = alarm, ring = ring, waiting = waiting, fits = fits,
     pay_for = pay_for,
   }

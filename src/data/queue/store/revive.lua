@@ -2,11 +2,14 @@
 -- KEYS and ARGV[2..7]: queue.lua. ARGV: 8 capacity, 9 of a recipient, then ids.
 -- Reply: the ids of those | nil no room.
 local move = moves()
-local load, leave, settle_in, alarm, ring, fits = move.load, move.leave, move.settle_in, move.alarm, move.ring, move.fits
-local before, jobs, ids, of = alarm(), {}, {}, {}
+local leave, enter, place_of, flush, alarm, ring, fits = move.leave, move.enter, move.place_of, move.flush, move.alarm, move.ring, move.fits
+local before, asked, jobs, ids, of = alarm(), {}, {}, {}, {}
 for index = 10, #ARGV do
-  local id = ARGV[index]
-  local job = not jobs[id] and load(id)
+  asked[index - 9] = ARGV[index]
+end
+for index, kept in ipairs(#asked > 0 and redis.call('HMGET', JOBS, unpack(asked)) or {}) do
+  local id = asked[index]
+  local job = not jobs[id] and kept and unpacked(kept)
   if job and job[STATE] == 'd' then
     jobs[id] = job
     ids[#ids + 1] = id
@@ -21,7 +24,8 @@ for _, id in ipairs(ids) do
   leave(id, job)
   job[TRIES] = 0
   set_due(job, now_ms)
-  settle_in(id, job)
+  enter(id, job, place_of(job))
 end
+flush()
 ring(before)
 return ids
