@@ -474,3 +474,68 @@ async fn who_sleeps_is_woken_for_a_part_whose_caller_has_left() {
     assert_eq!(kept.pieces("q").await, 2);
     drop(listening);
 }
+
+/// The one key in which the caller's answers wait.
+async fn told(kept: &mut Kept) -> String {
+    let pattern = format!("{}:queue:{{q}}:told:*", kept.prefix);
+    let keys = ::redis::cmd("KEYS").arg(pattern).to_owned();
+    let keys: Vec<String> = keys.query_async(&mut kept.raw).await.unwrap();
+    keys.into_iter().next().unwrap_or_default()
+}
+
+/// A server may evict the one key of a queue that has an end, or its time may be over: nobody is told of fewer jobs.
+#[tokio::test]
+async fn answers_that_are_lost_between_two_pieces_are_never_told_as_those_of_others() {
+    let server = shared().await;
+    let prefix = fresh_prefix();
+    let (store, mut kept) = (
+        knowing(server, &prefix).await,
+        Kept::of(server, &prefix).await,
+    );
+    let expected = Expected::new().of(meeting_each_other(0..300)).await;
+    let queue: Queue<u64> = Queue::new(store.clone(), "q");
+    let mut adding = Box::pin(queue.enqueue_many(meeting_each_other(0..300)));
+    let last = store.commands() + 3;
+    while store.commands() < last {
+        let ended = poll_fn(|cx| Poll::Ready(adding.as_mut().poll(cx).is_ready())).await;
+        assert!(!ended);
+        tokio::task::yield_now().await;
+    }
+    while kept.pieces("q").await != 8 {}
+    let key = told(&mut kept).await;
+    let mut delete = ::redis::cmd("DEL");
+    delete.arg(key).exec_async(&mut kept.raw).await.unwrap();
+    assert_eq!(adding.await.unwrap(), expected);
+}
+
+#[tokio::test]
+async fn answers_of_another_number_than_the_jobs_are_none() {
+    let server = shared().await;
+    let prefix = fresh_prefix();
+    let (store, mut kept) = (
+        knowing(server, &prefix).await,
+        Kept::of(server, &prefix).await,
+    );
+    let queue: Queue<u64> = Queue::new(store.clone(), "q");
+    let other: Queue<u64> = Queue::new(server.store_with(&prefix).await, "q");
+    let mut adding = Box::pin(queue.enqueue_many(meeting_each_other(0..300)));
+    let last = store.commands() + 1;
+    while store.commands() < last || kept.pieces("q").await != 10 {
+        let ended = poll_fn(|cx| {
+            let goes_on = store.commands() < last;
+            Poll::Ready(goes_on && adding.as_mut().poll(cx).is_ready())
+        });
+        assert!(!ended.await);
+        tokio::task::yield_now().await;
+    }
+    assert!(other.depth().await.unwrap().waiting() > 0);
+    let key = told(&mut kept).await;
+    let mut cut = ::redis::cmd("SET");
+    cut.arg(key).arg("00000000000000001").arg("KEEPTTL");
+    cut.exec_async(&mut kept.raw).await.unwrap();
+    let unknown = adding.await.unwrap_err();
+    assert!(
+        matches!(unknown.kind(), QueueErrorKind::TimedOut),
+        "{unknown:?}"
+    );
+}

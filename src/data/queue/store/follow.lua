@@ -7,10 +7,9 @@
 redis.call('HDEL', PART, '')
 local head = redis.call('HGET', PART, 'head')
 local left, is_own = redis.call('HLEN', PART) - 1, ARGV[9] == '1'
-local told = redis.call('GET', KEYS[13])
-if not head or string.sub(head, struct.size(HEAD .. 'd') + 1) ~= ARGV[8] then
+if not head or token_of(head) ~= ARGV[8] then
   if is_own then
-    return told
+    return redis.call('GET', KEYS[13])
   end
   return 0
 end
@@ -28,14 +27,17 @@ while at <= #piece do
 end
 look_up()
 count_new()
-told = (told or '') .. add_all()
+-- Before the last piece they are part of the part: nothing takes one of them away.
+head = head .. add_all()
+local told = string.sub(head, TOLD)
 if left == 1 then
   redis.call('DEL', PART)
+  redis.call('SET', KEYS[13], told, 'PX', ARGV[10])
   move.ring({ready == 1, due >= 0 and due or nil})
 else
   redis.call('HDEL', PART, left)
+  redis.call('HSET', PART, 'head', head)
 end
-redis.call('SET', KEYS[13], told, 'PX', ARGV[10])
 if left == 1 and is_own then
   return told
 end

@@ -34,6 +34,13 @@ end
 
 -- Of a part: no job of it has a place before this one; then what its jobs are added by, and what `alarm` said before.
 local HEAD = '>dddddBd'
+-- Of one that is gone through in order there follow the bytes of a digest, its token, and what became of its jobs until now.
+local TOKEN_OF_PART = struct.size(HEAD .. 'd') + 1
+local TOLD = TOKEN_OF_PART + 22
+
+local function token_of(head)
+  return string.sub(head, TOKEN_OF_PART, TOLD - 1)
+end
 
 local function send(command, key, words)
   if #words > 0 then

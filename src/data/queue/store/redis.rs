@@ -240,6 +240,10 @@ const ID: usize = 16;
 /// The first of new ids in a row, or a code and an id for each job; nothing where there was no room.
 fn outcomes(reply: Reply, count: usize) -> Result<Vec<EnqueueOutcome>, StoreError> {
     let text = reply.opt_bytes()?.ok_or(StoreErrorKind::Full)?;
+    if text.len() != ID && text.len() != count * (1 + ID) {
+        // They were added, but these are the answers of others.
+        return Err(StoreErrorKind::TimedOut.into());
+    }
     let id = |text: &[u8]| {
         let text = std::str::from_utf8(text).map_err(|_| unexpected())?;
         text.parse::<JobId>().map_err(|_| unexpected())

@@ -11,7 +11,7 @@ if left < 1 or not head then
   return 0
 end
 if #head > struct.size(HEAD) then
-  return string.sub(head, struct.size(HEAD .. 'd') + 1)
+  return token_of(head)
 end
 local _, remember_ms, ready, due
 _, now_ms, expire_ms, aging, remember_ms, ready, due = struct.unpack(HEAD, head)
