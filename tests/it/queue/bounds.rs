@@ -1,12 +1,13 @@
-//! No script on Redis does much at once: what is over moves together.
+//! No script on Redis does much at once: what is over moves together, and what is shown comes in pieces.
 
 use std::time::Duration;
 
+use tower_keep::backend::redis::RedisStore;
 use tower_keep::core::ManualClock;
-use tower_keep::data::queue::{Batch, Job, Queue, Retry};
+use tower_keep::data::queue::{Batch, Job, JobId, JobState, JobView, Queue, Retry};
 use tower_keep::{HOUR, MINUTE, SECOND};
 
-use crate::support::redis::{RedisServer, fresh_prefix};
+use crate::support::redis::{RedisServer, fresh_prefix, shared};
 
 /// What a call may take, those within its scripts included: as many for five jobs as for five hundred.
 const MOST_COMMANDS: u64 = 60;
@@ -104,4 +105,52 @@ async fn a_lease_buries_what_stands_before_it_together() {
         assert!(commands < MOST_COMMANDS, "{commands} in round {round}");
     }
     assert_eq!(queue.depth().await.unwrap().dead, 13 * 64);
+}
+
+const LARGE: usize = 200_000;
+
+fn check_pieces(store: &RedisStore, before: u64, shown: usize) {
+    let spent = store.commands() - before;
+    let least = (shown * LARGE / (2 * 1024 * 1024)) as u64;
+    assert!(spent >= least, "{shown} large jobs in {spent} commands");
+}
+
+/// While a server writes a hundred megabytes it does nothing else.
+#[tokio::test]
+async fn large_jobs_are_shown_in_pieces() {
+    let store = shared().await.store_with(&fresh_prefix()).await;
+    let queue: Queue<String> = Queue::new(store.clone(), "q");
+    let job = |number: usize| Job::to("a", format!("{number:02}{}", "x".repeat(LARGE)));
+    let mut ids: Vec<JobId> = Vec::new();
+    for first in (0..64).step_by(16) {
+        let added = queue.enqueue_many((first..first + 16).map(job)).await;
+        ids.extend(added.unwrap().iter().map(|job| job.id()));
+    }
+    let before = store.commands();
+    let listed = queue.list("a", 512).await.unwrap();
+    check_pieces(&store, before, 64);
+    assert_eq!(listed.iter().map(|job| job.id).collect::<Vec<_>>(), ids);
+    let whole = |(at, job): (usize, &JobView<String>)| {
+        let items = job.items.as_ref().unwrap();
+        assert!(items[0].starts_with(&format!("{at:02}x")) && items[0].len() == LARGE + 2);
+    };
+    listed.iter().enumerate().for_each(whole);
+    assert_eq!(queue.list("a", 20).await.unwrap().len(), 20);
+
+    let turned: Vec<JobId> = ids.iter().rev().copied().collect();
+    let before = store.commands();
+    let found = queue.jobs(turned.clone()).await.unwrap();
+    check_pieces(&store, before, 64);
+    assert_eq!(found.iter().map(|job| job.id).collect::<Vec<_>>(), turned);
+
+    while let Some(batch) = queue.lease(64).await.unwrap() {
+        bury(&queue, &batch).await;
+    }
+    let before = store.commands();
+    let dead = queue.dead(512).await.unwrap();
+    check_pieces(&store, before, 64);
+    assert!(dead.iter().all(|job| job.state == JobState::Dead));
+    let mut dead: Vec<JobId> = dead.iter().map(|job| job.id).collect();
+    dead.sort_unstable();
+    assert_eq!(dead, ids);
 }

@@ -1,33 +1,47 @@
 -- Shows jobs.
--- KEYS and ARGV[2..7]: queue.lua. ARGV: 8 'of' | 'ids' | 'dead', then recipient and most | ids | most.
--- Reply: {{id, recipient, state, rank, attempts, due, error, items}, ...}.
+-- KEYS and ARGV[2..7]: queue.lua. ARGV: 8 most bytes of items beyond the first job's, 9 'of' | 'ids' | 'dead', then recipient
+-- and most | ids | most.
+-- Reply: {{id, recipient, state, rank, attempts, due, error, items}, ..., and the ids of those that are too much for one answer}.
+local MOST = 256
 local move = moves()
 local sweep = move.sweep
 sweep()
 local ids = {}
-if ARGV[8] == 'of' then
-  local start = ARGV[9]
-  for _, member in ipairs(redis.call('ZRANGEBYLEX', WHO, '[' .. start .. '\0', '(' .. start .. '\1', 'LIMIT', 0, ARGV[10])) do
+if ARGV[9] == 'of' then
+  local start = ARGV[10]
+  for _, member in ipairs(redis.call('ZRANGEBYLEX', WHO, '[' .. start .. '\0', '(' .. start .. '\1', 'LIMIT', 0, ARGV[11])) do
     ids[#ids + 1] = string.sub(member, -16)
   end
-elseif ARGV[8] == 'dead' then
-  if tonumber(ARGV[9]) > 0 then
-    ids = redis.call('ZREVRANGE', DEAD, 0, tonumber(ARGV[9]) - 1)
+elseif ARGV[9] == 'dead' then
+  if tonumber(ARGV[10]) > 0 then
+    ids = redis.call('ZREVRANGE', DEAD, 0, tonumber(ARGV[10]) - 1)
   end
 else
-  for index = 9, #ARGV do
+  for index = 10, #ARGV do
     ids[#ids + 1] = ARGV[index]
   end
 end
-local reply = {}
-if #ids > 0 then
-  local kept = redis.call('HMGET', JOBS, unpack(ids))
-  for index, id in ipairs(ids) do
-    local job = kept[index] and unpacked(kept[index])
-    if job then
-      local items = job[ITEM] ~= '' and job[ITEM] or redis.call('HGET', ITEMS, id)
-      reply[#reply + 1] = {id, job[TO], job[STATE], job[RANK], job[TRIES], string.format('%.0f', job[DUE]), job[ERROR], items}
+local reply, bytes, apart, at = {}, 0, {}, {}
+local kept = #ids > 0 and redis.call('HMGET', JOBS, unpack(ids, 1, math.min(MOST, #ids))) or {}
+local rest = #kept + 1
+for index, text in ipairs(kept) do
+  local job = text and unpacked(text)
+  if job then
+    bytes = bytes + job[BYTES]
+    if bytes > tonumber(ARGV[8]) and #reply > 0 then
+      rest = index
+      break
+    end
+    reply[#reply + 1] = {ids[index], job[TO], job[STATE], job[RANK], job[TRIES], string.format('%.0f', job[DUE]), job[ERROR], job[ITEM]}
+    if job[ITEM] == '' then
+      apart[#apart + 1], at[#at + 1] = ids[index], #reply
     end
   end
+end
+for index, items in ipairs(#apart > 0 and redis.call('HMGET', ITEMS, unpack(apart)) or {}) do
+  reply[at[index]][8] = items
+end
+for index = rest, #ids do
+  reply[#reply + 1] = ids[index]
 end
 return reply

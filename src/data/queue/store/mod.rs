@@ -119,6 +119,9 @@ pub trait QueueStore: fmt::Debug + Send + Sync + 'static {
 
     /// Shows jobs: of a recipient those leased, ready and delayed, in this order; by id; or the dead, last first.
     ///
+    /// # Behaviour
+    /// Which jobs is one step. Where their payloads exceed 1 MiB they may be read in several: each is shown once, as it is then.
+    ///
     /// # Errors
     /// As the engine has them.
     fn list(&self, queue: &QueueName, listing: Listing, rules: &Rules) -> StoreFuture<Vec<Listed>>;

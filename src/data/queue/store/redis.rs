@@ -134,15 +134,7 @@ impl QueueStore for RedisStore {
     }
 
     fn list(&self, queue: &QueueName, listing: Listing, rules: &Rules) -> StoreFuture<Vec<Listed>> {
-        let call = call(self, &LIST, queue, Some(rules));
-        let call = match listing {
-            Listing::Of(recipient, most) => call.arg("of").arg(recipient.as_str()).num(most as u64),
-            Listing::Ids(ids) => with_ids(call.arg("ids"), &ids),
-            Listing::Dead(most) => call.arg("dead").num(most as u64),
-        };
-        part::whole(self, queue, call, |reply| {
-            reply.array()?.into_iter().map(listed).collect()
-        })
+        part::list(self, queue, listing, rules)
     }
 
     fn count(

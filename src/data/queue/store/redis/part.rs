@@ -4,12 +4,18 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use super::{COMMIT, FOLLOW, PROMISE, UNFOLD, call, call_with, outcomes, put_time, text, wish};
+use super::{
+    COMMIT, FOLLOW, LIST, PROMISE, UNFOLD, call, call_with, job_id, listed, outcomes, put_time,
+    text, wish, with_ids,
+};
 use crate::backend::redis::{Call, RedisStore, Reply};
 use crate::core::{StoreError, StoreErrorKind, StoreFuture, base64url, monotonic};
 use crate::data::queue::policy::millis;
 use crate::data::queue::store::values::pack;
-use crate::data::queue::store::{Again, DIGEST_BYTES, EnqueueOutcome, NewJob, QueueName, Rules};
+use crate::data::queue::store::{
+    Again, DIGEST_BYTES, EnqueueOutcome, JobId, LEASE_BYTES, Listed, Listing, NewJob, QueueName,
+    Rules,
+};
 
 /// Jobs that one script puts in their places; more than these are a part.
 const PIECE: usize = 64;
@@ -174,6 +180,47 @@ pub(super) fn whole<T: Send + 'static>(
             }
         }
     })
+}
+
+/// Shows jobs: the first answer says which, and the large ones of many come one answer after the other.
+pub(super) fn list(
+    store: &RedisStore,
+    queue: &QueueName,
+    listing: Listing,
+    rules: &Rules,
+) -> StoreFuture<Vec<Listed>> {
+    let (store, queue, rules) = (store.clone(), QueueName::clone(queue), *rules);
+    StoreFuture::boxed(async move {
+        let (mut all, mut listing) = (Vec::new(), listing);
+        loop {
+            let call = call(&store, &LIST, &queue, Some(&rules)).num(LEASE_BYTES as u64);
+            let call = match &listing {
+                Listing::Of(recipient, most) => {
+                    call.arg("of").arg(recipient.as_str()).num(*most as u64)
+                }
+                Listing::Ids(ids) => with_ids(call.arg("ids"), ids),
+                Listing::Dead(most) => call.arg("dead").num(*most as u64),
+            };
+            let (shown, rest) = whole(&store, &queue, call, shown).await?;
+            all.extend(shown);
+            if rest.is_empty() {
+                return Ok(all);
+            }
+            listing = Listing::Ids(rest);
+        }
+    })
+}
+
+/// The jobs of an answer, and which are still to be asked for.
+fn shown(reply: Reply) -> Result<(Vec<Listed>, Vec<JobId>), StoreError> {
+    let (mut shown, mut rest) = (Vec::new(), Vec::new());
+    for reply in reply.array()? {
+        match reply {
+            Reply::Bytes(_) => rest.push(job_id(reply)?),
+            job => shown.push(listed(job)?),
+        }
+    }
+    Ok((shown, rest))
 }
 
 /// Puts what is left of a part in its place. One script after the other: others get their turn in between.
