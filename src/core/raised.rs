@@ -11,7 +11,7 @@ pub(crate) struct Raised(Option<Arc<AtomicBool>>);
 impl Raised {
     /// Raises the flag; `None` where it is up.
     pub(crate) fn raise(flag: &Arc<AtomicBool>) -> Option<Self> {
-        let was_up = flag.load(Ordering::Relaxed) || flag.swap(true, Ordering::SeqCst);
+        let was_up = flag.load(Ordering::SeqCst) || flag.swap(true, Ordering::SeqCst);
         (!was_up).then(|| Self(Some(Arc::clone(flag))))
     }
 

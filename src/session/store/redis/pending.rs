@@ -16,7 +16,7 @@ use super::holders::Holders;
 use super::{HOMES, MadeUp, cut_off, send_revoke};
 use crate::backend::redis::RedisStore;
 use crate::core::telemetry::{count, error, gauge, info, seldom, warn};
-use crate::core::{StoreError, StoreErrorKind, StoreFuture, Timestamp, monotonic};
+use crate::core::{Raised, StoreError, StoreErrorKind, StoreFuture, Timestamp, monotonic};
 
 /// The most that are remembered; then the oldest goes.
 const MOST: usize = 10_000;
@@ -26,7 +26,7 @@ const MOST: usize = 10_000;
 pub(super) struct Pending {
     queue: Mutex<Queue>,
     len: AtomicUsize,
-    is_working: AtomicBool,
+    is_working: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Default)]
@@ -232,12 +232,11 @@ impl Pending {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
-        if self.is_working.swap(true, Ordering::SeqCst) {
+        let Some(working) = Raised::raise(&self.is_working) else {
             return;
-        }
+        };
         let (me, store) = (Arc::clone(self), store.clone());
         runtime.spawn(async move {
-            let working = Working(Arc::clone(&me));
             while let Err(error) = me.send(&store, None).await {
                 if !error.is_unknown() {
                     seldom!(
@@ -253,15 +252,6 @@ impl Pending {
                 me.work(&store);
             }
         });
-    }
-}
-
-/// Lets the next one work, also where the runtime drops the task.
-struct Working(Arc<Pending>);
-
-impl Drop for Working {
-    fn drop(&mut self) {
-        self.0.is_working.store(false, Ordering::SeqCst);
     }
 }
 
