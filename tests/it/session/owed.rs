@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use tower_keep::core::ManualClock;
 use tower_keep::session::SessionLayer;
 
 use super::app::{App, Browser, clock};
@@ -10,6 +11,43 @@ use crate::rate_limit::metered::Metered;
 use crate::support::{Proxy, RedisServer};
 
 const GAUGE: &str = "keep_session_pending_revocations";
+
+/// Two processes on one server, of which one can be cut off from it.
+struct Nodes {
+    /// Behind the proxy.
+    app: App,
+    node: App,
+    proxy: Proxy,
+    clock: ManualClock,
+    metered: Metered,
+    server: RedisServer,
+}
+
+impl Nodes {
+    async fn start() -> Self {
+        let metered = Metered::start();
+        let server = RedisServer::start().await;
+        let proxy = Proxy::before(server.address()).await;
+        let clock = clock();
+        let [store, elsewhere] = two_nodes(&server, &proxy, &clock).await;
+        Self {
+            app: App::new(SessionLayer::new(store)),
+            node: App::new(SessionLayer::new(elsewhere)),
+            proxy,
+            clock,
+            metered,
+            server,
+        }
+    }
+}
+
+async fn all_is_made_up_for(metered: &Metered) {
+    let begun = Instant::now();
+    while metered.value(GAUGE) != Some(0.0) {
+        assert!(begun.elapsed() < Duration::from_secs(30), "still owed");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
 
 async fn dies(browser: &Browser) {
     let begun = Instant::now();
@@ -21,33 +59,35 @@ async fn dies(browser: &Browser) {
 
 #[tokio::test]
 async fn a_revocation_is_made_up_for_although_the_session_that_asked_is_over_by_then() {
-    let metered = Metered::start();
-    let server = RedisServer::start().await;
-    let proxy = Proxy::before(server.address()).await;
-    let clock = clock();
-    let [store, elsewhere] = two_nodes(&server, &proxy, &clock).await;
-    let app = App::new(SessionLayer::new(store));
-    let node = App::new(SessionLayer::new(elsewhere));
+    let nodes = Nodes::start().await;
+    let Nodes {
+        app,
+        node,
+        proxy,
+        clock,
+        metered,
+        ..
+    } = &nodes;
     let login = async |app: &App, user: &str| {
         let browser = app.browser();
         assert_eq!(browser.status(&format!("/login/{user}")).await, 200);
         browser
     };
     // Of each user one session asks, and another one is to end: its copy is used on the node that is not cut off.
-    let others = (login(&app, "u1").await, login(&app, "u1").await.at(&node));
-    let all = (login(&app, "u2").await, login(&app, "u2").await.at(&node));
+    let others = (login(app, "u1").await, login(app, "u1").await.at(node));
+    let all = (login(app, "u2").await, login(app, "u2").await.at(node));
     // This one came from elsewhere and was only read here.
-    let read = login(&node, "u3").await.at(&app);
+    let read = login(node, "u3").await.at(app);
     assert_eq!(read.body("/me").await, "u3");
-    let one = (read, login(&node, "u3").await);
-    let own = login(&app, "u4").await;
-    let thief = own.copy().at(&node);
+    let one = (read, login(node, "u3").await);
+    let own = login(app, "u4").await;
+    let thief = own.copy().at(node);
     let listed: Vec<serde_json::Value> = serde_json::from_str(&one.1.body("/list").await).unwrap();
     let target = listed.iter().find(|one| one["current"] == true).unwrap()["id"].clone();
     // A visitor without a login, and one whose secret was never right: nothing is known of them.
     let (nobody, forger) = (app.browser(), app.browser());
     nobody.get("/set/a/1").await;
-    let innocent = login(&app, "u5").await.at(&node);
+    let innocent = login(app, "u5").await.at(node);
     let (name, token) = innocent
         .cookie()
         .unwrap()
@@ -86,14 +126,7 @@ async fn a_revocation_is_made_up_for_although_the_session_that_asked_is_over_by_
     for browser in [&others.1, &all.1, &one.1, &thief] {
         dies(browser).await;
     }
-    let begun = Instant::now();
-    while metered.value(GAUGE) != Some(0.0) {
-        assert!(
-            begun.elapsed() < Duration::from_secs(30),
-            "something is still owed"
-        );
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    all_is_made_up_for(metered).await;
     assert_eq!(innocent.body("/me").await, "u5");
 }
 
@@ -125,23 +158,17 @@ async fn a_revocation_that_is_refused_at_once_is_owed_too() {
     assert_eq!(other.body("/me").await, "u2");
 }
 
-async fn all_is_made_up_for(metered: &Metered) {
-    let begun = Instant::now();
-    while metered.value(GAUGE) != Some(0.0) {
-        assert!(begun.elapsed() < Duration::from_secs(30), "still owed");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
 #[tokio::test]
 async fn a_revocation_that_was_done_unheard_ends_nothing_that_began_after_it() {
-    let metered = Metered::start();
-    let server = RedisServer::start().await;
-    let proxy = Proxy::before(server.address()).await;
-    let clock = clock();
-    let [store, elsewhere] = two_nodes(&server, &proxy, &clock).await;
-    let app = App::new(SessionLayer::new(store));
-    let node = App::new(SessionLayer::new(elsewhere));
+    let nodes = Nodes::start().await;
+    let Nodes {
+        app,
+        node,
+        proxy,
+        clock,
+        metered,
+        ..
+    } = &nodes;
     let paths = [("/revoke_all", "u1"), ("/revoke_others", "u2")];
     let mut ends = Vec::new();
     for (path, user) in paths {
@@ -161,7 +188,7 @@ async fn a_revocation_that_was_done_unheard_ends_nothing_that_began_after_it() {
     for (_, user, asks, _) in &ends {
         // Whoever was told to try again logs in anew, also where the old session is asked along.
         let anew = match *user {
-            "u2" => asks.copy().at(&node),
+            "u2" => asks.copy().at(node),
             _ => node.browser(),
         };
         assert_eq!(anew.status(&format!("/login/{user}")).await, 200);
@@ -169,7 +196,7 @@ async fn a_revocation_that_was_done_unheard_ends_nothing_that_began_after_it() {
     }
     proxy.swallow_replies(false);
     proxy.cut();
-    all_is_made_up_for(&metered).await;
+    all_is_made_up_for(metered).await;
     for ((path, user, _, old), anew) in ends.iter().zip(&began) {
         assert_eq!(anew.body("/me").await, *user, "{path} is older");
         assert_eq!(old.body("/me").await, "nobody", "{path}");
@@ -178,13 +205,15 @@ async fn a_revocation_that_was_done_unheard_ends_nothing_that_began_after_it() {
 
 #[tokio::test]
 async fn who_had_ended_before_it_asked_ends_nobody_else_later() {
-    let metered = Metered::start();
-    let server = RedisServer::start().await;
-    let proxy = Proxy::before(server.address()).await;
-    let clock = clock();
-    let [store, elsewhere] = two_nodes(&server, &proxy, &clock).await;
-    let app = App::new(SessionLayer::new(store));
-    let node = App::new(SessionLayer::new(elsewhere));
+    let nodes = Nodes::start().await;
+    let Nodes {
+        app,
+        node,
+        proxy,
+        clock,
+        metered,
+        ..
+    } = &nodes;
     let mut told = Vec::new();
     for (user, end) in [("u1", "/logout"), ("u2", "/rotate"), ("u3", "/logout")] {
         let (ended, stays) = (app.browser(), node.browser());
@@ -192,7 +221,7 @@ async fn who_had_ended_before_it_asked_ends_nobody_else_later() {
             assert_eq!(browser.status(&format!("/login/{user}")).await, 200);
         }
         let thief = ended.copy();
-        assert!(matches!(ended.at(&node).status(end).await, 200 | 204));
+        assert!(matches!(ended.at(node).status(end).await, 200 | 204));
         told.push((user, thief, stays));
     }
     clock.advance(Duration::from_secs(5));
@@ -203,7 +232,7 @@ async fn who_had_ended_before_it_asked_ends_nobody_else_later() {
     }
     assert_eq!(metered.value(GAUGE), Some(3.0));
     proxy.refuse(false);
-    all_is_made_up_for(&metered).await;
+    all_is_made_up_for(metered).await;
     for (user, _, stays) in &told {
         assert_eq!(stays.body("/me").await, *user);
     }
@@ -211,16 +240,18 @@ async fn who_had_ended_before_it_asked_ends_nobody_else_later() {
 
 #[tokio::test]
 async fn who_asks_again_after_a_thief_took_the_session_is_believed_as_when_it_asked_first() {
-    let metered = Metered::start();
-    let server = RedisServer::start().await;
-    let proxy = Proxy::before(server.address()).await;
-    let clock = clock();
-    let [store, elsewhere] = two_nodes(&server, &proxy, &clock).await;
-    let app = App::new(SessionLayer::new(store));
-    let node = App::new(SessionLayer::new(elsewhere));
+    let nodes = Nodes::start().await;
+    let Nodes {
+        app,
+        node,
+        proxy,
+        clock,
+        metered,
+        ..
+    } = &nodes;
     let asks = app.browser();
     assert_eq!(asks.status("/login/u1").await, 200);
-    let thief = asks.copy().at(&node);
+    let thief = asks.copy().at(node);
     proxy.refuse(true);
     assert_eq!(asks.status("/revoke_all").await, 503);
     clock.advance(Duration::from_secs(2));
@@ -229,7 +260,7 @@ async fn who_asks_again_after_a_thief_took_the_session_is_believed_as_when_it_as
     assert_eq!(asks.status("/revoke_all").await, 503);
     assert_eq!(metered.value(GAUGE), Some(1.0));
     proxy.refuse(false);
-    all_is_made_up_for(&metered).await;
+    all_is_made_up_for(metered).await;
     assert_eq!(thief.body("/maybe").await, "nobody");
     let ended = metered.counter("keep_session_ended_total{cause=revoked}");
     assert_eq!(ended, 1, "what is made up for is counted");
@@ -237,17 +268,19 @@ async fn who_asks_again_after_a_thief_took_the_session_is_believed_as_when_it_as
 
 #[tokio::test]
 async fn a_logout_that_is_made_up_for_leaves_the_login_that_came_after_it() {
-    let metered = Metered::start();
-    let server = RedisServer::start().await;
-    let proxy = Proxy::before(server.address()).await;
-    let clock = clock();
-    let [store, elsewhere] = two_nodes(&server, &proxy, &clock).await;
-    let app = App::new(SessionLayer::new(store));
-    let node = App::new(SessionLayer::new(elsewhere));
+    let nodes = Nodes::start().await;
+    let Nodes {
+        app,
+        node,
+        proxy,
+        clock,
+        metered,
+        ..
+    } = &nodes;
     let asks = app.browser();
     assert_eq!(asks.status("/login/u1").await, 200);
     // A client that keeps its token, whatever the answer says: the login goes on with the same session.
-    let again = asks.copy().at(&node);
+    let again = asks.copy().at(node);
     proxy.refuse(true);
     assert_eq!(asks.status("/logout").await, 503);
     clock.advance(Duration::from_secs(5));
@@ -255,32 +288,34 @@ async fn a_logout_that_is_made_up_for_leaves_the_login_that_came_after_it() {
     assert_eq!(again.status("/login/u1").await, 200);
     assert_eq!(before[..21], again.token()[..21]);
     proxy.refuse(false);
-    all_is_made_up_for(&metered).await;
+    all_is_made_up_for(metered).await;
     assert_eq!(again.body("/me").await, "u1");
 }
 
 #[tokio::test]
 async fn a_session_in_the_middle_of_its_move_is_believed_and_ended() {
-    let metered = Metered::start();
-    let server = RedisServer::start().await;
-    let proxy = Proxy::before(server.address()).await;
-    let clock = clock();
-    let [store, elsewhere] = two_nodes(&server, &proxy, &clock).await;
-    let app = App::new(SessionLayer::new(store));
-    let node = App::new(SessionLayer::new(elsewhere));
-    let mut raw = server.raw().await;
+    let nodes = Nodes::start().await;
+    let Nodes {
+        app,
+        node,
+        proxy,
+        clock,
+        metered,
+        ..
+    } = &nodes;
+    let mut raw = nodes.server.raw().await;
     for path in ["/logout", "/revoke_all"] {
         let (asks, other) = (app.browser(), node.browser());
         for browser in [&asks, &other] {
             assert_eq!(browser.status("/login/u1").await, 200);
         }
         let left = asks.copy();
-        super::cluster::freeze(&asks, &clock, &mut raw).await;
+        super::cluster::freeze(&asks, clock, &mut raw).await;
         clock.advance(Duration::from_secs(2));
         proxy.refuse(true);
         assert_eq!(asks.status(path).await, 503);
         proxy.refuse(false);
-        all_is_made_up_for(&metered).await;
+        all_is_made_up_for(metered).await;
         clock.advance(Duration::from_secs(5));
         assert_eq!(left.body("/maybe").await, "nobody", "{path}");
         let stays = path == "/logout";
@@ -290,13 +325,15 @@ async fn a_session_in_the_middle_of_its_move_is_believed_and_ended() {
 
 #[tokio::test]
 async fn a_revocation_that_is_asked_for_again_ends_what_began_in_between() {
-    let metered = Metered::start();
-    let server = RedisServer::start().await;
-    let proxy = Proxy::before(server.address()).await;
-    let clock = clock();
-    let [store, elsewhere] = two_nodes(&server, &proxy, &clock).await;
-    let app = App::new(SessionLayer::new(store));
-    let node = App::new(SessionLayer::new(elsewhere));
+    let nodes = Nodes::start().await;
+    let Nodes {
+        app,
+        node,
+        proxy,
+        clock,
+        metered,
+        ..
+    } = &nodes;
     let (asks, between) = (app.browser(), node.browser());
     assert_eq!(asks.status("/login/u1").await, 200);
     proxy.refuse(true);
@@ -307,6 +344,6 @@ async fn a_revocation_that_is_asked_for_again_ends_what_began_in_between() {
     assert_eq!(asks.status("/revoke_all").await, 503);
     assert_eq!(metered.value(GAUGE), Some(1.0));
     proxy.refuse(false);
-    all_is_made_up_for(&metered).await;
+    all_is_made_up_for(metered).await;
     assert_eq!(between.body("/me").await, "nobody");
 }

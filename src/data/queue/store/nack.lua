@@ -3,7 +3,7 @@
 -- leased), ms, error.
 -- Reply: {1 done | 3 done and dead | 0 lost | 2 gone, ...}.
 local move = moves()
-local place_of, alarm, ring = move.place_of, move.alarm, move.ring
+local place_of, leave, enter, flush, alarm, ring = move.place_of, move.leave, move.enter, move.flush, move.alarm, move.ring
 local reply, ids = {}, {}
 for index = 9, #ARGV, 4 do
   ids[#ids + 1] = ARGV[index]
@@ -11,22 +11,15 @@ end
 if #ids == 0 then
   return reply
 end
--- What is given back moves in one command per key.
-local before, kept = alarm(), redis.call('HMGET', JOBS, unpack(ids))
-local seen, done, left, jobs, seats = {}, {}, {}, {}, {}
-local places = {b = {}, c = {}, d = {}}
-
-local function add(words, first, second)
-  words[#words + 1], words[#words + 2] = first, second
-end
-
+local before, kept, seen = alarm(), redis.call('HMGET', JOBS, unpack(ids)), {}
 for index, id in ipairs(ids) do
   local at = 9 + 4 * (index - 1)
   local how, ms = ARGV[at + 1], tonumber(ARGV[at + 2])
   local job = kept[index] and unpacked(kept[index])
   local code = seen[id] and 0 or held(job, ARGV[8])
   if code == 1 then
-    seen[id], done[#done + 1], left[#left + 1] = true, id, seat(id, job)
+    seen[id] = true
+    leave(id, job)
     close_digest(id, job)
     if how == '3' then
       job[TRIES] = job[TRIES] - 1
@@ -39,22 +32,13 @@ for index, id in ipairs(ids) do
       end
     end
     if code == 3 then
-      job[STATE], job[PLACE] = 'd', now_ms
+      enter(id, job, 'd', now_ms)
     else
-      job[STATE], job[PLACE] = place_of(job)
-      add(seats, '0', seat(id, job))
+      enter(id, job, place_of(job))
     end
-    add(places[job[STATE]], job[PLACE], id)
-    add(jobs, id, packed(job))
   end
   reply[index] = code
 end
-send('ZREM', LEASED, done)
-send('ZREM', WHO, left)
-for state, words in pairs(places) do
-  send('ZADD', ORDER[state], words)
-end
-send('ZADD', WHO, seats)
-send('HSET', JOBS, jobs)
+flush()
 ring(before)
 return reply

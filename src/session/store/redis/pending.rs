@@ -101,8 +101,11 @@ impl Owed {
                     made_up_for(&ended);
                 }
             }
-            (_, None) => {
+            (Some(_), None) => {
                 warn!("a revocation is not made up for: nobody knows whose session asked for it");
+            }
+            (None, None) => {
+                warn!("a revocation is not made up for: a newer version wrote the session");
             }
         }
         Ok(())
