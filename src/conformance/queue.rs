@@ -58,6 +58,9 @@ pub async fn queue(store: Arc<dyn QueueStore>, clock: &ManualClock) {
     make("once")
         .an_id_is_known_while_its_job_lives_and_as_long_as_remembered()
         .await;
+    make("once.expired")
+        .what_expired_is_not_known_any_more_though_nobody_has_noticed()
+        .await;
     make("once.revived").a_revived_job_has_its_id_again().await;
     make("replace")
         .a_replaced_job_keeps_its_number_until_it_is_leased()
@@ -79,6 +82,18 @@ pub async fn queue(store: Arc<dyn QueueStore>, clock: &ManualClock) {
         .await;
     make("revive")
         .a_dead_letter_comes_back_with_fresh_tries()
+        .await;
+    make("room.over")
+        .what_is_over_makes_room_before_what_is_due()
+        .await;
+    make("dead.many")
+        .however_many_die_no_more_are_kept_than_promised()
+        .await;
+    make("lease.many")
+        .what_is_due_is_leased_beside_any_number_that_is_over()
+        .await;
+    make("lease.from")
+        .a_recipient_waits_for_nobody_elses_jobs()
         .await;
     make("dead").dead_letters_are_forgotten_after_a_week().await;
     make("aging").an_aged_job_overtakes().await;

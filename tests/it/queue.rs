@@ -2,8 +2,10 @@
 
 mod bounds;
 mod defaults;
+mod pages;
 mod parts;
 mod processes;
 mod sql;
 mod stores;
+mod weighing;
 mod workers;

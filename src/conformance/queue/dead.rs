@@ -75,4 +75,28 @@ impl Suite {
         assert_eq!(self.take(1, 1, None).await.swept.dropped, 1);
         assert_eq!(self.show(id).await, None);
     }
+
+    /// Nobody works, and what is new buries what is over.
+    pub(super) async fn however_many_die_no_more_are_kept_than_promised(&self) {
+        let suite = self.under(Rules {
+            capacity: 200,
+            expire_after: HOUR,
+            ..self.rules
+        });
+        for _ in 0..130 {
+            let jobs = (0..100).map(|_| job("a", "work"));
+            assert_eq!(suite.add_all(jobs.collect()).await.len(), 100);
+            suite.clock.advance(HOUR);
+        }
+        let [_, _, _, dead] = suite.numbers(None).await;
+        assert!((9_000..=10_100).contains(&dead), "{dead} are kept");
+        suite.clock.advance(7 * 24 * HOUR);
+        for _ in 0..130 {
+            suite.take(1, 1, None).await;
+            suite.numbers(None).await;
+        }
+        // But for those that died last.
+        let [_, _, _, dead] = suite.numbers(None).await;
+        assert!(dead <= 200, "{dead} are kept");
+    }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{HOUR, MS, Suite, digest, job, texts};
-use crate::data::queue::store::{Again, Due, EnqueueOutcome, NewJob, Settle, Settled};
+use crate::data::queue::store::{Again, Due, EnqueueOutcome, NewJob, Rules, Settle, Settled};
 
 #[allow(clippy::panic, clippy::unwrap_used)]
 impl Suite {
@@ -60,6 +60,38 @@ impl Suite {
         self.clock.advance(MS);
         self.take(9, 1, None).await;
         assert_eq!(self.add(soon).await, EnqueueOutcome::Duplicate(soon_id));
+    }
+
+    pub(super) async fn what_expired_is_not_known_any_more_though_nobody_has_noticed(&self) {
+        let suite = self.under(Rules {
+            remember_for: HOUR,
+            expire_after: 2 * HOUR,
+            ..self.rules
+        });
+        let with_id = |item: &str| NewJob {
+            once: Some([7; 32]),
+            ..job("a", item)
+        };
+        let first = suite.add(with_id("one")).await.id();
+        suite.clock.advance(2 * HOUR - MS);
+        let known = suite.add(with_id("two")).await;
+        assert_eq!(known, EnqueueOutcome::Duplicate(first));
+        suite.clock.advance(MS);
+        // What is new must not be buried with it.
+        let new = suite.add(with_id("three")).await;
+        assert!(matches!(new, EnqueueOutcome::New(id) if id > first));
+        suite.clock.advance(2 * HOUR);
+        let many = (0..70).map(|number| NewJob {
+            once: Some([if number == 0 { 7 } else { 100 + number }; 32]),
+            ..job("b", "many")
+        });
+        let many = suite.add_all(many.collect()).await;
+        assert!(matches!(many[0], EnqueueOutcome::New(id) if id > new.id()));
+        // Somebody may still be at one that is leased.
+        suite.take(1, 1, Some("b")).await;
+        suite.clock.advance(2 * HOUR);
+        let at_work = suite.add(with_id("four")).await;
+        assert_eq!(at_work, EnqueueOutcome::Duplicate(many[0].id()));
     }
 
     pub(super) async fn a_revived_job_has_its_id_again(&self) {

@@ -1,7 +1,9 @@
 //! Leased jobs, and how a lease ends.
 
-use super::{LEASE, MS, Suite, job};
-use crate::data::queue::store::{JobId, JobState, Listing, Settle, Settled, Token};
+use super::{LEASE, MS, Suite, job, texts};
+use crate::data::queue::store::{
+    Due, JobId, JobState, Listing, NewJob, Priority, Rules, Settle, Settled, Token,
+};
 
 #[allow(clippy::panic, clippy::unwrap_used)]
 impl Suite {
@@ -98,5 +100,57 @@ impl Suite {
             assert_eq!(self.nack(token, id, Settle::GiveBack).await, Settled::Done);
         }
         assert_eq!(self.show(id).await.unwrap().attempts, 0);
+    }
+
+    /// A hundred leases of the last attempt end together, and other jobs are due then.
+    pub(super) async fn what_is_due_is_leased_beside_any_number_that_is_over(&self) {
+        let suite = self.under(Rules {
+            attempts: 1,
+            ..self.rules
+        });
+        suite
+            .add_all((0..100).map(|_| job("a", "lost")).collect())
+            .await;
+        let due = |_| NewJob {
+            due: Due::After(LEASE),
+            ..job("b", "due")
+        };
+        suite.add_all((0..10).map(due).collect()).await;
+        assert_eq!(suite.take(1, 100, None).await.jobs.len(), 100);
+        suite.clock.advance(LEASE);
+        assert_eq!(texts(&suite.take(2, 5, None).await.jobs), ["due"; 5]);
+    }
+
+    /// Neither what is due of others comes before it, nor is all that is over of it put away at once.
+    pub(super) async fn a_recipient_waits_for_nobody_elses_jobs(&self) {
+        let due = |to: &str, wait| NewJob {
+            due: Due::After(wait),
+            ..job(to, to)
+        };
+        let others = (0..192).map(|_| due("others", MS));
+        self.add_all(others.collect()).await;
+        self.add(due("a", 2 * MS)).await;
+        self.clock.advance(2 * MS);
+        assert_eq!(texts(&self.take(1, 1, Some("a")).await.jobs), ["a"]);
+        for priority in [Priority::High, Priority::Normal, Priority::Low] {
+            let old = || NewJob {
+                priority,
+                ..job("b", "old")
+            };
+            self.add_all((0..150).map(|_| old()).collect()).await;
+        }
+        self.clock.advance(self.rules.expire_after);
+        self.add(job("b", "new")).await;
+        loop {
+            let leased = self.take(2, 100, Some("b")).await;
+            // A look at one store after the other may put away a little more, but never all of it.
+            let swept = leased.swept;
+            assert!(swept.expired <= 201, "{swept:?}");
+            if !leased.jobs.is_empty() {
+                assert_eq!(texts(&leased.jobs), ["new"]);
+                break;
+            }
+            assert!(swept.expired > 0);
+        }
     }
 }

@@ -152,9 +152,9 @@ impl Model {
         }
     }
 
-    /// A look moves a hundred at most: so many that all is where its time says.
+    /// A look moves few: so many that all is where its time says.
     async fn settle_all(&mut self) {
-        for _ in 0..=self.jobs.len() / 50 {
+        for _ in 0..=self.jobs.len() / 10 {
             let counted = self.store.count(&self.name, None, &self.rules);
             counted.await.unwrap();
         }
@@ -232,7 +232,11 @@ impl Model {
     fn known(&self, id: &[u8; 32], now: u64) -> Option<u64> {
         let given = self.once.get(id)?;
         let job = self.jobs.iter().find(|job| job.id == given.job);
-        let lives = job.is_some_and(|job| !matches!(job.state, State::Dead { .. }));
+        let lives = job.is_some_and(|job| match job.state {
+            State::Waiting => now < job.expires,
+            State::Leased { .. } => true,
+            State::Dead { .. } => false,
+        });
         (lives || now < given.until).then_some(given.job)
     }
 

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{MS, Suite, digest, job, texts};
+use super::{HOUR, MS, Suite, digest, job, texts};
 use crate::core::{IntoKey, StoreErrorKind};
-use crate::data::queue::store::{Again, EnqueueOutcome, Listing, NewJob, Rules, Settle, Settled};
+use crate::data::queue::store::{
+    Again, Due, EnqueueOutcome, JobState, Listing, NewJob, Rules, Settle, Settled,
+};
 
 #[allow(clippy::panic, clippy::unwrap_used)]
 impl Suite {
@@ -135,6 +137,26 @@ impl Suite {
         // What is dead takes none.
         suite.clock.advance(suite.rules.expire_after + 10 * MS);
         assert_eq!(add(vec![job("a", "4")]).await.unwrap().len(), 1);
+    }
+
+    pub(super) async fn what_is_over_makes_room_before_what_is_due(&self) {
+        let suite = self.under(Rules {
+            capacity: 240,
+            expire_after: HOUR,
+            ..self.rules
+        });
+        let later = |_| NewJob {
+            due: Due::After(HOUR),
+            ..job("b", "later")
+        };
+        suite
+            .add_all((0..120).map(|_| job("a", "now")).collect())
+            .await;
+        suite.add_all((0..120).map(later).collect()).await;
+        suite.clock.advance(HOUR);
+        let new = suite.add(job("a", "new")).await.id();
+        let shown = suite.show(new).await.unwrap();
+        assert_eq!(shown.state, JobState::Ready);
     }
 
     /// Neither by their bytes nor by their number, in one call or in many.

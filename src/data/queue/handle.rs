@@ -263,9 +263,9 @@ impl<T: DeserializeOwned> Queue<T> {
         meter::leased(self.name(), &leased);
         let next_in = leased.next_due.map(|due| due.since(leased.now));
         let Some(recipient) = leased.recipient else {
-            // Many that had expired stood before what is ready: each look buries some of them.
-            let only_buried =
-                leased.swept.expired > 0 && next_in.is_some_and(|wait| wait.is_zero());
+            // Much that is over stood before what is ready: each look puts some of it away.
+            let (swept, is_due) = (leased.swept, next_in.is_some_and(|wait| wait.is_zero()));
+            let only_buried = swept.lost + swept.dead + swept.expired > 0 && is_due;
             return Ok(Claimed {
                 batch: None,
                 next_in,

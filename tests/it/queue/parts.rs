@@ -22,25 +22,29 @@ const PIECE: usize = 64;
 const PIECE_IN_ORDER: usize = 32;
 
 /// What lies on the server.
-struct Kept {
-    raw: ::redis::aio::MultiplexedConnection,
+pub(super) struct Kept {
+    pub(super) raw: ::redis::aio::MultiplexedConnection,
     prefix: String,
 }
 
 impl Kept {
-    async fn of(server: &RedisServer, prefix: &str) -> Self {
+    pub(super) async fn of(server: &RedisServer, prefix: &str) -> Self {
         let (raw, prefix) = (server.raw().await, prefix.to_owned());
         Self { raw, prefix }
     }
 
-    async fn length(&mut self, command: &str, queue: &str, key: &str) -> usize {
-        let key = format!("{}:queue:{{{queue}}}:{key}", self.prefix);
+    pub(super) fn key(&self, queue: &str, key: &str) -> String {
+        format!("{}:queue:{{{queue}}}:{key}", self.prefix)
+    }
+
+    pub(super) async fn length(&mut self, command: &str, queue: &str, key: &str) -> usize {
+        let key = self.key(queue, key);
         let length = ::redis::cmd(command).arg(key).to_owned();
         length.query_async(&mut self.raw).await.unwrap()
     }
 
     /// Pieces of a part that are still to be put in their places.
-    async fn pieces(&mut self, queue: &str) -> usize {
+    pub(super) async fn pieces(&mut self, queue: &str) -> usize {
         let fields = self.length("HLEN", queue, "part").await;
         fields.saturating_sub(1)
     }
@@ -57,7 +61,7 @@ fn many(range: std::ops::Range<u64>) -> impl Iterator<Item = Job<u64>> {
 }
 
 /// Jobs of which some join others, take their places, or come twice.
-fn meeting_each_other(range: std::ops::Range<u64>) -> impl Iterator<Item = Job<u64>> {
+pub(super) fn meeting_each_other(range: std::ops::Range<u64>) -> impl Iterator<Item = Job<u64>> {
     range.map(|number| {
         let job = Job::to(format!("u{}", number % 7), number);
         let again =
@@ -74,12 +78,16 @@ fn meeting_each_other(range: std::ops::Range<u64>) -> impl Iterator<Item = Job<u
 }
 
 /// What becomes of them in a queue of this process.
-struct Expected(Queue<u64>);
+pub(super) struct Expected(pub(super) Queue<u64>);
 
 impl Expected {
     fn new() -> Self {
+        Self::within(1_000, 400)
+    }
+
+    pub(super) fn within(all: u64, of_one: u64) -> Self {
         let queue = Queue::new(MemoryStore::new(), "q");
-        Self(queue.capacity(1_000, 400))
+        Self(queue.capacity(all, of_one))
     }
 
     async fn of(&self, jobs: impl IntoIterator<Item = Job<u64>>) -> Vec<EnqueueOutcome> {
@@ -87,7 +95,7 @@ impl Expected {
     }
 
     /// Holds what is in `queue` against what is to be there.
-    async fn check(&self, queue: &Queue<u64>) {
+    pub(super) async fn check(&self, queue: &Queue<u64>) {
         let all = async |queue: &Queue<u64>| {
             let mut all = Vec::new();
             for recipient in 0..7 {
@@ -124,7 +132,7 @@ fn pieces_of(jobs: &[Job<u64>]) -> usize {
 }
 
 /// All scripts are known to its server, so that each step is one command.
-async fn knowing(server: &RedisServer, prefix: &str) -> RedisStore {
+pub(super) async fn knowing(server: &RedisServer, prefix: &str) -> RedisStore {
     let store = server.store_with(prefix).await;
     let other: Queue<u64> = Queue::new(store.clone(), "other");
     other.enqueue_many(many(0..100)).await.unwrap();
@@ -258,26 +266,6 @@ async fn who_adds_jobs_that_others_put_in_their_places_is_told_what_became_of_th
         assert_eq!(adding.await.unwrap(), expected);
         assert_eq!(queue.depth().await.unwrap(), depth);
     }
-}
-
-/// Where they have room only if some of them are none, one script adds them all, or none.
-#[tokio::test]
-async fn jobs_that_meet_each_other_near_the_bound_are_all_added_or_none() {
-    let (prefix, comments) = (fresh_prefix(), Digest::window(10 * MINUTE).max(100));
-    let store = shared().await.store_with(&prefix).await;
-    let mut kept = Kept::of(shared().await, &prefix).await;
-    let queue: Queue<u64> = Queue::new(store, "q").capacity(50, 10);
-    let joining = |range: std::ops::Range<u64>| {
-        range.map(move |number| Job::to("u1", number).digest("comments", comments))
-    };
-    let added = queue.enqueue_many(joining(0..200)).await.unwrap();
-    assert_eq!(added[199], EnqueueOutcome::Joined(JobId(2)));
-    let apart = (0..9).map(|number| Job::to("u1", number));
-    let refused = queue.enqueue_many(joining(0..100).chain(apart)).await;
-    let refused = refused.unwrap_err();
-    assert!(matches!(refused.kind(), QueueErrorKind::Full { .. }));
-    assert_eq!(queue.depth().await.unwrap().waiting(), 2);
-    assert_eq!(kept.pieces("q").await, 0);
 }
 
 fn items(batch: &Batch<u64>) -> Vec<u64> {

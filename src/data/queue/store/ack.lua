@@ -18,7 +18,7 @@ for index, id in ipairs(ids) do
     count, seen[id] = count + 1, true
     done[count], seats[count] = id, seat(id, job)
     if job[ITEM] == '' then
-      apart[#apart + 1] = id
+      add_pages(apart, id, job[COUNT], job[BYTES])
     end
   end
   reply[index] = code

@@ -15,7 +15,7 @@ for index, kept in ipairs(#ids > 0 and redis.call('HMGET', JOBS, unpack(ids)) or
     close_digest(ids[index], job)
     gone[#gone + 1], seats[#seats + 1] = ids[index], seat(ids[index], job)
     if job[ITEM] == '' then
-      apart[#apart + 1] = ids[index]
+      add_pages(apart, ids[index], job[COUNT], job[BYTES])
     end
   end
 end

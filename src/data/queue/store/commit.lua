@@ -20,7 +20,7 @@ local function known_as(kept)
     return id
   end
   local job = move.load(id)
-  return job and job[STATE] ~= 'd' and id
+  return move.lives(job) and id
 end
 
 -- Which jobs are none, by the id of the one that is there, and how many are new.
@@ -59,10 +59,12 @@ end
 
 look_up()
 if not has_room() then
-  move.sweep()
+  if not move.make_room() then
+    return false
+  end
   look_up()
   if not has_room() then
-    return false
+    return 0
   end
 end
 local number = new > 0 and redis.call('INCRBY', LAST, new) - new + 1

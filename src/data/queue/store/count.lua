@@ -16,8 +16,8 @@ local oldest
 for rank = 0, aging > 0 and 0 or 2 do
   local id = redis.call('ZRANGEBYSCORE', READY, string.format('%.0f', rank * BAND), '+inf', 'LIMIT', 0, 1)[1]
   if id then
-    local due = load(id)[DUE]
-    oldest = math.min(oldest or due, due)
+    local job = load(id)
+    oldest = job and math.min(oldest or job[DUE], job[DUE]) or oldest
   end
 end
 return {redis.call('ZCARD', READY), redis.call('ZCARD', DELAYED), redis.call('ZCARD', LEASED), redis.call('ZCARD', DEAD),

@@ -3,8 +3,8 @@
 -- rank, 1 at or 0 after, ms; then for each job 2: recipient, and its item behind its length; then, if there is an id given
 -- once or a digest, for each job: 1 to replace, window ms, most items; the id or '', and the digest or '', behind their lengths.
 -- Reply: the first of as many ids in a row, where all are new; else for each job a code and its id, in one text: 0 new,
--- 1 duplicate, 2 replaced, 3 joined | nil no room.
-local sweep, alarm, ring, fits = move.sweep, move.alarm, move.ring, move.fits
+-- 1 duplicate, 2 replaced, 3 joined | nil no room | 0 none yet.
+local alarm, ring, fits = move.alarm, move.ring, move.fits
 local FIRST, WISH = 13, '>BI8I4Bc0I4c0'
 local capacity, each_of = tonumber(ARGV[8]), tonumber(ARGV[9])
 remember_ms, digest_bytes = tonumber(ARGV[10]), tonumber(ARGV[11])
@@ -53,8 +53,9 @@ end
 
 local function has_room()
   if not new_onces then
-    local new, of = count_new()
-    return fits(new, function() return of end, capacity, each_of)
+    local counted = book()
+    count_new(counted)
+    return fits(counted.new, function() return counted.of end, capacity, each_of)
   end
   expected = count
   return fits(count, function()
@@ -75,12 +76,15 @@ if not new_onces then
   look_up()
 end
 if not has_room() then
-  sweep()
+  if not move.make_room() then
+    return false
+  end
   if not new_onces then
     look_up()
   end
   if not has_room() then
-    return false
+    -- There may be as much again that is over.
+    return 0
   end
 end
 if new_onces then

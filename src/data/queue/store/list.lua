@@ -1,7 +1,7 @@
 -- Shows jobs.
 -- KEYS and ARGV[2..7]: queue.lua. ARGV: 8 most bytes of items beyond the first job's, 9 'of' | 'ids' | 'dead', then recipient
 -- and most | ids | most.
--- Reply: {{id, recipient, state, rank, attempts, due, error, items}, ..., and the ids of those that are too much for one answer}.
+-- Reply: {{id, recipient, state, rank, attempts, due, error, items or pages of them}, ..., and the ids of those that are too much for one answer}.
 local MOST = 256
 local move = moves()
 local sweep = move.sweep
@@ -21,7 +21,7 @@ else
     ids[#ids + 1] = ARGV[index]
   end
 end
-local reply, bytes, apart, at = {}, 0, {}, {}
+local reply, bytes, apart, owners = {}, 0, {}, {}
 local kept = #ids > 0 and redis.call('HMGET', JOBS, unpack(ids, 1, math.min(MOST, #ids))) or {}
 local rest = #kept + 1
 for index, text in ipairs(kept) do
@@ -32,14 +32,20 @@ for index, text in ipairs(kept) do
       rest = index
       break
     end
-    reply[#reply + 1] = {ids[index], job[TO], job[STATE], job[RANK], job[TRIES], string.format('%.0f', job[DUE]), job[ERROR], job[ITEM]}
+    local shown = {ids[index], job[TO], job[STATE], job[RANK], job[TRIES], string.format('%.0f', job[DUE]), job[ERROR], job[ITEM]}
+    reply[#reply + 1] = shown
     if job[ITEM] == '' then
-      apart[#apart + 1], at[#at + 1] = ids[index], #reply
+      add_pages(apart, ids[index], job[COUNT], job[BYTES])
+      while #owners < #apart do
+        owners[#owners + 1] = shown
+      end
+      shown[8] = {}
     end
   end
 end
 for index, items in ipairs(#apart > 0 and redis.call('HMGET', ITEMS, unpack(apart)) or {}) do
-  reply[at[index]][8] = items
+  local pages = owners[index][8]
+  pages[#pages + 1] = items or nil
 end
 for index = rest, #ids do
   reply[#reply + 1] = ids[index]

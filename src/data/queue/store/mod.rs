@@ -33,10 +33,13 @@ use crate::core::{Key, NoticeCallback, StoreFuture, Subscription};
 /// - Every method is one atomic step. Times are whole milliseconds of the passed clock if any, else the engine's.
 /// - Ready jobs are ordered by priority, due time, enqueueing; with aging by due time + priority × aging, enqueueing.
 /// - No job is ready before it is due. Unless leased it is dead, `expired`, from `expire_after` after it was due.
-/// - `lease`, `list`, `count`, and an `enqueue` without room first take back up to 100 leases that ended (ready again,
-///   or dead after the last attempt), promote up to 100 jobs that are due, bury up to 100 that expired, and forget up
-///   to 100 dead letters over the limits and up to 100 ids whose time is over and whose job is gone. A `lease` may leave
-///   what nobody would get meanwhile (the last three) to another one, as long as they do not pile up.
+/// - `lease`, `list`, `count`, and an `enqueue` without room first put some of what is over away, a bounded number: they take
+///   back leases that ended (ready again, or dead after the last attempt), promote jobs that are due, bury those that
+///   expired, and forget dead letters over the limits and ids whose time is over and whose job is gone. A `lease` may leave
+///   what nobody would get meanwhile (the last three) to another one, as long as they do not pile up: whoever buries
+///   forgets as many dead letters that are too many. An `enqueue` is refused only where what is over makes no room.
+/// - An id that was given once is known while its job lives. One that is over does not, though nobody has buried it yet, but
+///   for one that is leased.
 /// - Nothing is ever evicted.
 pub trait QueueStore: fmt::Debug + Send + Sync + 'static {
     /// Adds jobs, all or none.

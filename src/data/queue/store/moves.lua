@@ -3,6 +3,8 @@
 local most_attempts, expire_ms, aging = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 -- Without aging each rank has a band of scores of its own.
 local BAND, AT_ONCE, IDS_LOOKED_AT_EVERY = 100000000000000, 100, 3600000
+-- Of jobs that are moved. Who buries drops as much.
+local MOVED_AT_ONCE = 50
 local swept = {0, 0, 0, 0} -- leases that ended, died, expired, dropped
 
 local function is_over(job)
@@ -17,19 +19,24 @@ local function set_due(job, due)
   job[DUE], job[EXPIRES] = due, due + expire_ms
 end
 
--- The leases that ended, and what is due: as many as one script moves, so that it is short.
-local function all_over()
+-- The leases that ended, and what is due: `most` of both, and whatever has ended a quarter of that is for what is due.
+local function all_over(most)
   local function over(order, most)
     return most > 0 and redis.call('ZRANGEBYSCORE', order, '-inf', now_ms, 'LIMIT', 0, most) or {}
   end
-  local ended = over(LEASED, AT_ONCE)
-  return ended, over(DELAYED, AT_ONCE - #ended)
+  local ended = over(LEASED, most)
+  return ended, over(DELAYED, math.max(most - #ended, math.ceil(most / 4)))
 end
 
 local function moves()
   local function load(id)
     local kept = redis.call('HGET', JOBS, id)
     return kept and unpacked(kept)
+  end
+
+  -- One that is over is dead, also where nobody has noticed yet, but for one that somebody may still be at.
+  local function lives(job)
+    return job and (job[STATE] == 'a' or (job[STATE] ~= 'd' and not is_over(job)))
   end
 
   -- Says where the items of a job go: with it, or else by themselves.
@@ -41,6 +48,7 @@ local function moves()
   -- nothing.
   local closed, left, stood, dropped, apart, sits, jobs = {}, {}, {}, {}, {}, {}, {}
   local entered = {a = {}, b = {}, c = {}, d = {}}
+  local moving = {}
 
   local function append(words, first, second)
     local at = #words
@@ -62,6 +70,7 @@ local function moves()
     send('HSET', JOBS, jobs)
     closed, left, stood, dropped, apart, sits, jobs = {}, {}, {}, {}, {}, {}, {}
     entered = {a = {}, b = {}, c = {}, d = {}}
+    moving = {}
   end
 
   -- `kept` is the job as it lies there, where nothing but its state changes.
@@ -75,6 +84,10 @@ local function moves()
   end
 
   local function leave(id, job)
+    if moving[id] then
+      flush()
+    end
+    moving[id] = true
     local ids = left[job[STATE]] or {}
     left[job[STATE]], ids[#ids + 1] = ids, id
     if job[STATE] ~= 'd' then
@@ -97,10 +110,9 @@ local function moves()
     return 'c', job[DUE]
   end
 
+  -- A number that is whole goes to the server exactly.
   local function settle_in(id, job)
-    -- A number that is whole goes to the server exactly.
     enter(id, job, place_of(job))
-    flush()
   end
 
   local function bury(id, job, why)
@@ -124,6 +136,11 @@ local function moves()
   end
 
   local function promote(id, job, kept)
+    if is_over(job) then
+      bury(id, job, 'expired')
+      swept[3] = swept[3] + 1
+      return
+    end
     leave(id, job)
     local state, at = place_of(job)
     enter(id, job, state, at, kept)
@@ -134,9 +151,6 @@ local function moves()
     if job[TRIES] >= most_attempts then
       bury(id, job, 'the lease of the last attempt ended')
       swept[2] = swept[2] + 1
-    elseif is_over(job) then
-      bury(id, job, 'expired')
-      swept[3] = swept[3] + 1
     else
       promote(id, job, kept)
     end
@@ -164,7 +178,7 @@ local function moves()
     shut(job)
     dropped[#dropped + 1] = id
     if job[ITEM] == '' then
-      apart[#apart + 1] = id
+      add_pages(apart, id, job[COUNT], job[BYTES])
     end
     swept[4] = swept[4] + 1
   end
@@ -222,9 +236,10 @@ local function moves()
       for _, id in ipairs(ids) do
         known[id] = true
       end
-      -- Steps of the golden ratio come near every place soon, however regularly somebody looks.
-      local first = math.floor(now_ms % 1000000 * 0.6180339887498949 % 1 * redis.call('ZCARD', READY))
-      for _, id in ipairs(redis.call('ZRANGE', READY, first, first + math.ceil(budget / 2) - 1)) do
+      -- Steps of the golden ratio come near every place soon, however regularly somebody looks; near the first as near the last.
+      local wide = math.ceil(budget / 2)
+      local last = math.floor(now_ms % 1000000 * 0.6180339887498949 % 1 * (redis.call('ZCARD', READY) + wide))
+      for _, id in ipairs(redis.call('ZRANGE', READY, math.max(last - wide + 1, 0), last)) do
         if not known[id] then
           ids[#ids + 1] = id
         end
@@ -233,30 +248,40 @@ local function moves()
     return ids
   end
 
-  -- Moves leases that have ended, and what is due. Says how many more may be moved.
+  -- Moves leases that have ended, and what is due.
   local function settle(ended, due)
     each(ended, LEASED, reclaim)
     each(due, DELAYED, promote)
-    return AT_ONCE - #ended - #due
+  end
+
+  -- Drops dead letters that are too old or too many.
+  local function drop_dead(most)
+    local dead = most > 0 and redis.call('ZCARD', DEAD) or 0
+    if dead == 0 then
+      return
+    end
+    local old = redis.call('ZRANGEBYSCORE', DEAD, '-inf', now_ms - tonumber(ARGV[7]), 'LIMIT', 0, most)
+    local spare = dead - tonumber(ARGV[6])
+    if spare > #old then
+      old = redis.call('ZRANGE', DEAD, 0, math.min(spare, most) - 1)
+    end
+    each(old, DEAD, drop)
+  end
+
+  -- There are never many more dead letters than are kept: who has buried some drops as many that are too many, and one more.
+  local function make_up_for_the_dead(buried)
+    drop_dead(buried > 0 and buried + 1 - swept[4] or 0)
+  end
+
+  local function buried()
+    return swept[2] + swept[3]
   end
 
   -- What may as well be done a little later: nobody gets it meanwhile.
   local function tidy(most)
-    if most < 1 then
-      return
-    end
-    local late = overdue(most)
+    local late = most > 1 and overdue(math.ceil(most / 2)) or {}
     bury_over(late)
-    most = math.max(most - #late, 1)
-    local dead = redis.call('ZCARD', DEAD)
-    if dead > 0 then
-      local old = redis.call('ZRANGEBYSCORE', DEAD, '-inf', now_ms - tonumber(ARGV[7]), 'LIMIT', 0, most)
-      local spare = dead - tonumber(ARGV[6])
-      if spare > #old then
-        old = redis.call('ZRANGE', DEAD, 0, math.min(spare, most) - 1)
-      end
-      each(old, DEAD, drop)
-    end
+    drop_dead(buried() == 0 and AT_ONCE or math.max(most, buried() + 1))
     forget_ids(AT_ONCE)
   end
 
@@ -273,8 +298,18 @@ local function moves()
   end
 
   local function sweep()
-    local ended, due = all_over()
-    tidy(settle(ended, due))
+    local ended, due = all_over(MOVED_AT_ONCE)
+    settle(ended, due)
+    tidy(MOVED_AT_ONCE - #ended - #due)
+  end
+
+  -- Room is made by what is buried, not by what becomes due. Says whether there is some more now.
+  local function make_room()
+    local late = overdue(MOVED_AT_ONCE)
+    bury_over(late)
+    settle(all_over(math.max(MOVED_AT_ONCE - #late, 10)))
+    make_up_for_the_dead(buried())
+    return buried() > 0
   end
 
   -- What an idle worker waits for: something ready, else the first due time.
@@ -323,8 +358,8 @@ local function moves()
   end
 
   return {
-    load = load, is_short = is_short, leave = leave, place_of = place_of, settle_in = settle_in, expire = expire, bury_over = bury_over, enter = enter, flush = flush,
-    settle = settle, tidy = tidy, sweep = sweep, alarm = alarm, ring = ring, waiting = waiting, fits = fits,
-    pay_for = pay_for,
+    load = load, lives = lives, is_short = is_short, leave = leave, place_of = place_of, settle_in = settle_in, expire = expire, bury_over = bury_over, enter = enter, flush = flush,
+    settle = settle, tidy = tidy, sweep = sweep, alarm = alarm, ring = ring, waiting = waiting, seats = seats, fits = fits,
+    pay_for = pay_for, make_room = make_room, make_up_for_the_dead = make_up_for_the_dead, buried = buried,
   }
 end

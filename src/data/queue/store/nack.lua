@@ -11,7 +11,7 @@ end
 if #ids == 0 then
   return reply
 end
-local before, kept, seen = alarm(), redis.call('HMGET', JOBS, unpack(ids)), {}
+local before, kept, seen, died = alarm(), redis.call('HMGET', JOBS, unpack(ids)), {}, 0
 for index, id in ipairs(ids) do
   local at = 9 + 4 * (index - 1)
   local how, ms = ARGV[at + 1], tonumber(ARGV[at + 2])
@@ -32,6 +32,7 @@ for index, id in ipairs(ids) do
       end
     end
     if code == 3 then
+      died = died + 1
       enter(id, job, 'd', now_ms)
     else
       enter(id, job, place_of(job))
@@ -40,5 +41,6 @@ for index, id in ipairs(ids) do
   reply[index] = code
 end
 flush()
+move.make_up_for_the_dead(died)
 ring(before)
 return reply

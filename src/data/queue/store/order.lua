@@ -21,21 +21,31 @@ local function digest_of(name)
   return digests[name]
 end
 
--- Reads of all ids given once, and of their jobs, together.
+-- Reads of all ids given once, of all digests, and of their jobs, together.
 local function look_up()
   onces, jobs, digests = {}, {}, {}
-  local names, ids = {}, {}
+  local names, open, ids = {}, {}, {}
   for index = 1, #wishes do
-    local once = wishes[index].once
+    local once, name = wishes[index].once, wishes[index].name
     if once ~= '' and onces[once] == nil then
       onces[once] = false
       names[#names + 1] = once
+    end
+    if name and digests[name] == nil then
+      digests[name] = false
+      open[#open + 1] = name
     end
   end
   for index, kept in ipairs(#names > 0 and redis.call('HMGET', ONCE, unpack(names)) or {}) do
     if kept then
       local id, til = string.match(kept, '^(%x+) (%d+)$')
       onces[names[index]] = {id, tonumber(til)}
+      ids[#ids + 1] = id
+    end
+  end
+  for index, id in ipairs(#open > 0 and redis.call('HMGET', DIGEST, unpack(open)) or {}) do
+    if id then
+      digests[open[index]] = id
       ids[#ids + 1] = id
     end
   end
@@ -48,7 +58,7 @@ end
 local function known_as(once)
   local kept = onces[once]
   local job = kept and job_of(kept[1])
-  if kept and ((job and job[STATE] ~= 'd') or now_ms < kept[2]) then
+  if kept and (move.lives(job) or now_ms < kept[2]) then
     return kept[1], job
   end
   return nil
@@ -64,15 +74,22 @@ end
 local function collecting(name)
   local id = digest_of(name)
   local job = id and job_of(id)
-  return job and not is_over(job) and {items = job[COUNT], bytes = job[BYTES]}
+  return job and not is_over(job) and {items = job[COUNT], bytes = job[BYTES], number = 0}
 end
 
 -- How many numbers are drawn together: as many as there will be new jobs.
 local expected = 0
 
--- Goes through the jobs in order as they will be added, and counts those that are none yet: in all, and of each recipient.
-local function count_new()
-  local new, of, ids, open = 0, {}, {}, {}
+-- What was counted: new jobs, in all and of each recipient; by id given once the digest that its job opened, or nothing; by
+-- name the digest that is open then, or false. Digests that are opened have numbers from 1.
+local function book()
+  return {new = 0, of = {}, ids = {}, open = {}, opened = 0}
+end
+
+-- Goes through the jobs in order as they will be added, and counts in `counted` those that are none yet.
+local function count_new(counted)
+  local of, ids, open = counted.of, counted.ids, counted.open
+  local before = counted.new
   for index = 1, #wishes do
     local job = wishes[index]
     local name = job.name
@@ -82,7 +99,8 @@ local function count_new()
       id, old = known_as(job.once)
     end
     if mate then
-      if job.replaces and mate.to == job.to and mate.items == 1 and open[mate.name] == mate then
+      local digest = mate.name and open[mate.name]
+      if job.replaces and mate.to == job.to and digest and digest.number == mate.number and digest.items == 1 then
         open[mate.name] = false
       end
     elseif id then
@@ -108,11 +126,12 @@ local function count_new()
         end
       end
       if not joins then
-        new = new + 1
+        counted.new = counted.new + 1
         of[job.to] = (of[job.to] or 0) + 1
         if name and job.most > 1 then
-          digest = {to = job.to, name = name, items = 1, bytes = size}
-          open[name] = digest
+          counted.opened = counted.opened + 1
+          digest = {to = job.to, name = name, number = counted.opened}
+          open[name] = {items = 1, bytes = size, number = counted.opened}
         end
       end
       if job.once ~= '' then
@@ -120,8 +139,7 @@ local function count_new()
       end
     end
   end
-  expected = new
-  return new, of
+  expected = counted.new - before
 end
 
 local last_number, drawn = 0, 0
@@ -181,12 +199,20 @@ local function send_fresh()
   fresh, items_of, place_in = {}, {}, {}
 end
 
-local function send_joined(id)
-  if joined[id] then
-    redis.call('HSET', ITEMS, id, (redis.call('HGET', ITEMS, id) or '') .. table.concat(joined[id]))
-    redis.call('HSET', JOBS, id, packed(jobs[id]))
-    joined[id] = nil
+-- What joins a digest in one call begins together.
+local function send_joined()
+  local fields, items, words = {}, {}, {}
+  for id, new in pairs(joined) do
+    fields[#fields + 1], items[#items + 1] = new.page, table.concat(new)
+    words[#words + 1], words[#words + 2] = id, packed(jobs[id])
   end
+  local pages = {}
+  for index, kept in ipairs(#fields > 0 and redis.call('HMGET', ITEMS, unpack(fields)) or {}) do
+    pages[2 * index - 1], pages[2 * index] = fields[index], (kept or '') .. items[index]
+  end
+  send('HSET', ITEMS, pages)
+  send('HSET', JOBS, words)
+  joined = {}
 end
 
 -- A digest without room is closed and due.
@@ -197,7 +223,7 @@ local function close(id, job, name)
     set_due(job, math.min(now_ms, job[DUE]))
     return
   end
-  send_joined(id)
+  send_joined()
   close_digest(id, job)
   leave(id, job)
   set_due(job, math.min(now_ms, job[DUE]))
@@ -225,7 +251,7 @@ local function join(new)
     if at then
       items_of[at] = type(items_of[at]) == 'table' and items_of[at] or {items_of[at]}
     else
-      joined[id] = joined[id] or {}
+      joined[id] = joined[id] or {page = page_at(id, job[BYTES])}
     end
     local items = at and items_of[at] or joined[id]
     items[#items + 1] = new.item
@@ -294,10 +320,9 @@ local function add_all()
   for index, new in ipairs(wishes) do
     reply[index] = add(new)
   end
+  move.flush()
   send_fresh()
-  for id in pairs(joined) do
-    send_joined(id)
-  end
+  send_joined()
   send('HSET', ONCE, given)
   send('ZADD', REMEMBER, remembered)
   local brought = {}

@@ -11,6 +11,8 @@ local TO, RANK, STATE, TRIES, DUE, EXPIRES, PLACE, TOKEN, JOINS, ERROR, COUNT, B
 local ORDER = {a = LEASED, b = READY, c = DELAYED, d = DEAD}
 -- Items of more bytes lie by themselves, so that a change of their job does not copy them.
 local SHORT = 1024
+-- Those of a digest lie in pages, by where they begin, so that what joins does not copy all that is there.
+local PAGE = 8192
 
 -- As it is kept: what changes with its state, texts behind their lengths, its items.
 local CHANGES, TEXTS = '>c1BI4dddc16', '>I4I4I4c0I4c0I4c0'
@@ -34,12 +36,15 @@ end
 
 -- Of a part: no job of it has a place before this one; then what its jobs are added by, and what `alarm` said before.
 local HEAD = '>dddddBd'
--- Of one that is gone through in order there follow the bytes of a digest, its token, and what became of its jobs until now.
+-- Of one that is gone through in order there follow the bytes of a digest, its token, how many pieces are still to be
+-- weighed, within which bounds and with how many attempts of a job, and what became of its jobs until now.
+local WEIGHING = '>I2ddd'
 local TOKEN_OF_PART = struct.size(HEAD .. 'd') + 1
-local TOLD = TOKEN_OF_PART + 22
+local WEIGHED = TOKEN_OF_PART + 22
+local TOLD = WEIGHED + struct.size(WEIGHING)
 
 local function token_of(head)
-  return string.sub(head, TOKEN_OF_PART, TOLD - 1)
+  return string.sub(head, TOKEN_OF_PART, WEIGHED - 1)
 end
 
 local function send(command, key, words)
@@ -55,6 +60,20 @@ local function seat(id, job)
     place, place_text = job[PLACE], string.format('%016.0f', job[PLACE])
   end
   return job[TO] .. '\0' .. job[STATE] .. job[RANK] .. place_text .. id
+end
+
+-- The field of the items that begin after so many bytes.
+local function page_at(id, bytes)
+  local page = math.floor(bytes / PAGE)
+  return page == 0 and id or id .. ':' .. page
+end
+
+-- Adds to `fields` those in which the items of a job may lie, in order.
+local function add_pages(fields, id, count, bytes)
+  fields[#fields + 1] = id
+  for page = 1, count > 1 and math.floor((bytes - 1) / PAGE) or 0 do
+    fields[#fields + 1] = id .. ':' .. page
+  end
 end
 
 local function close_digest(id, job)

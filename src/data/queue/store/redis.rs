@@ -45,7 +45,14 @@ static PROMISE: Script = script!(
     "room.lua",
     "promise.lua"
 );
-static FOLLOW: Script = script!("follow", "moves.lua", "add.lua", "order.lua", "follow.lua");
+static FOLLOW: Script = script!(
+    "follow",
+    "moves.lua",
+    "add.lua",
+    "order.lua",
+    "weigh.lua",
+    "follow.lua"
+);
 static UNFOLD: Script = script!("unfold", "moves.lua", "add.lua", "unfold.lua");
 static LEASE: Script = script!("lease", "moves.lua", "lease.lua");
 static ACK: Script = script!("ack", "ack.lua");
@@ -229,9 +236,15 @@ fn wish(job: &NewJob) -> Vec<u8> {
 /// Bytes of an id as text.
 const ID: usize = 16;
 
+/// What became of a part that had no room.
+const REFUSED: &[u8] = b"F";
+
 /// The first of new ids in a row, or a code and an id for each job; nothing where there was no room.
 fn outcomes(reply: Reply, count: usize) -> Result<Vec<EnqueueOutcome>, StoreError> {
     let text = reply.opt_bytes()?.ok_or(StoreErrorKind::Full)?;
+    if text == REFUSED {
+        return Err(StoreErrorKind::Full.into());
+    }
     if text.len() != ID && text.len() != count * (1 + ID) {
         // They were added, but these are the answers of others.
         return Err(StoreErrorKind::TimedOut.into());
@@ -275,7 +288,7 @@ fn call(
     call_with(store, script, queue, rules, None)
 }
 
-/// The same with what became of the jobs of the part `token`.
+/// The same with what became of the jobs of the part `token`, and what is counted of them.
 fn call_with(
     store: &RedisStore,
     script: &'static Script,
@@ -285,8 +298,9 @@ fn call_with(
 ) -> Call {
     let key = store.key("queue").tag([queue]);
     let keys = PARTS.iter().map(|part| key.clone().plain(part).finish());
-    let told = token.map(|token| key.clone().plain("told").plain(token).finish());
-    let keys: SmallVec<[String; 13]> = keys.chain(told).collect();
+    let of_part = |part| Some(key.clone().plain(part).plain(token?).finish());
+    let of_part = ["told", "book"].into_iter().filter_map(of_part);
+    let keys: SmallVec<[String; 14]> = keys.chain(of_part).collect();
     let (attempts, expire, aging) = rules.map_or((u32::MAX, 0, 0), |rules| {
         let (expire, aging) = (millis(rules.expire_after), millis(rules.aging));
         (rules.attempts, expire, aging)
@@ -390,8 +404,17 @@ fn depth(parts: &mut impl Iterator<Item = Reply>) -> Result<Option<Depth>, Store
     Ok((ready >= 0).then_some(depth))
 }
 
+/// The items that lie with their job, or those of all its pages.
 fn items(reply: Reply) -> Result<Vec<Bytes>, StoreError> {
-    Ok(unpack(reply.opt_bytes()?.unwrap_or_default()))
+    let pages = match reply {
+        Reply::Array(pages) => pages,
+        page => return Ok(unpack(page.bytes()?)),
+    };
+    let mut items = Vec::new();
+    for page in pages {
+        items.extend(unpack(page.bytes()?));
+    }
+    Ok(items)
 }
 
 fn next(parts: &mut impl Iterator<Item = Reply>) -> Result<Reply, StoreError> {

@@ -250,9 +250,10 @@ impl QueueStore for SqlStore {
     }
 }
 
-fn known_job(found: Option<(i64, i64, i64)>, now: i64) -> Option<i64> {
-    let (seq, until, state) = found?;
-    (state < 3 || now < until).then_some(seq)
+/// The job of an id with the end of its being remembered, and whether it lives.
+fn known_job(found: Option<(i64, i64, i32)>, now: i64) -> Option<i64> {
+    let (seq, until, lives) = found?;
+    (lives > 0 || now < until).then_some(seq)
 }
 
 fn shown(row: Row, now: i64) -> Listed {

@@ -57,10 +57,7 @@ pub(super) fn enqueue(
         let (store, queue, rules) = (store.clone(), QueueName::clone(queue), *rules);
         StoreFuture::boxed(async move {
             let count = jobs.len();
-            let Some(token) = promise(&store, &queue, &jobs, &rules).await? else {
-                // Near the bound what becomes of each decides whether there is room.
-                return super::enqueue(&store, &queue, jobs, &rules).await;
-            };
+            let token = promise(&store, &queue, &jobs, &rules).await?;
             match follow(&store, &queue, &token, Whose::Own).await? {
                 Some(told) => outcomes(told, count),
                 None => Err(StoreErrorKind::TimedOut.into()),
@@ -102,13 +99,13 @@ fn commit(
     })
 }
 
-/// Adds a part that has to be gone through in order; `None` where it may have no room.
+/// Keeps a part that has to be gone through in order, and names it. Near the bounds of the queue it may still be refused.
 async fn promise(
     store: &RedisStore,
     queue: &QueueName,
     jobs: &[NewJob],
     rules: &Rules,
-) -> Result<Option<String>, StoreError> {
+) -> Result<String, StoreError> {
     let mut token = [0; 16];
     getrandom::fill(&mut token)
         .map_err(|error| StoreError::with_source(StoreErrorKind::Failed, error))?;
@@ -123,8 +120,8 @@ async fn promise(
         .arg(&token);
     let pieces = jobs.chunks(PIECE_IN_ORDER).rev();
     let call = pieces.fold(call, |call, jobs| call.arg(piece_in_order(jobs)));
-    let kept = whole(store, queue, call, |reply| Ok(reply.opt_bytes()?.is_some()));
-    Ok(kept.await?.then_some(token))
+    whole(store, queue, call, |_| Ok(())).await?;
+    Ok(token)
 }
 
 /// Who goes through a part.

@@ -144,12 +144,13 @@ impl Steps<'_> {
     /// The job of an id, while it lives and for as long as the id is remembered.
     async fn known(&mut self, id: &[u8; 32]) -> Done<Option<i64>> {
         let sql = self.sql(
-            "SELECT o.seq, o.until_ms, coalesce(q.state, 3) FROM {p}queue_once o \
-             LEFT JOIN {p}queue q ON q.seq = o.seq WHERE o.queue = $1 AND o.id = $2",
+            "SELECT o.seq, o.until_ms, CASE WHEN q.state = 2 OR (q.state = 1 AND q.expires > $3) THEN 1 ELSE 0 END \
+             FROM {p}queue_once o LEFT JOIN {p}queue q ON q.seq = o.seq WHERE o.queue = $1 AND o.id = $2",
         );
-        let found: Option<(i64, i64, i64)> = sqlx::query_as(sql)
+        let found: Option<(i64, i64, i32)> = sqlx::query_as(sql)
             .bind(self.queue)
             .bind(&id[..])
+            .bind(self.now)
             .fetch_optional(&mut *self.connection)
             .await?;
         Ok(known_job(found, self.now))

@@ -29,7 +29,8 @@ impl Steps<'_> {
     /// Dead letters are looked for by going through as many as are kept.
     async fn forget(&mut self, swept: &mut Swept) -> Done<()> {
         let most = SWEPT_AT_ONCE as i64;
-        swept.dropped = self.forget_dead(most).await?;
+        // One look buries up to 100 of each kind.
+        swept.dropped = self.forget_dead(2 * most).await?;
         self.forget_ids(most).await
     }
 
@@ -118,9 +119,12 @@ impl Steps<'_> {
         dropped += old.rows_affected();
         // Chosen first and locked then: else all that are passed over would be locked, too. One that was revived in between
         // is no dead letter any more: asked again of what was locked.
-        let spare = "DELETE FROM {p}queue WHERE state = 3 AND seq IN (SELECT seq FROM {p}queue \
-                     WHERE state = 3 AND seq IN (SELECT seq FROM {p}queue WHERE queue = $1 AND state = 3 \
-                     ORDER BY died DESC, seq DESC LIMIT $2 OFFSET $3) {skip})";
+        // Each step once, whatever a planner believes: it would go through all of them again for each row.
+        let spare = "WITH spare AS MATERIALIZED (SELECT seq FROM {p}queue WHERE queue = $1 AND state = 3 \
+                     ORDER BY died DESC, seq DESC LIMIT $2 OFFSET $3), \
+                     own AS MATERIALIZED (SELECT seq FROM {p}queue WHERE state = 3 \
+                     AND seq IN (SELECT seq FROM spare) {skip}) \
+                     DELETE FROM {p}queue WHERE state = 3 AND seq IN (SELECT seq FROM own)";
         let spare = sqlx::query(self.sql(spare))
             .bind(self.queue)
             .bind(most)
@@ -137,7 +141,8 @@ impl Steps<'_> {
         rules: &Rules,
     ) -> Done<Leased> {
         let mut swept = self.settle(rules).await?;
-        if self.forgets(claim) {
+        // Who buries forgets: there are never many more dead letters than are kept.
+        if self.forgets(claim) || swept.dead + swept.expired > 0 {
             self.forget(&mut swept).await?;
         }
         let until = self.now + ms(millis(claim.lease));

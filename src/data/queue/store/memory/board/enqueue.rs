@@ -195,7 +195,12 @@ impl Board {
     fn known(&self, id: &[u8; 32], now: u64) -> Option<u64> {
         let known = self.once.get(id)?;
         let job = self.jobs.get(&known.job);
-        let lives = job.is_some_and(|job| job.state != JobState::Dead);
+        // One that is over is dead, also where nobody has noticed yet, but for one that somebody may still be at.
+        let lives = job.is_some_and(|job| match job.state {
+            JobState::Dead => false,
+            JobState::Leased => true,
+            JobState::Ready | JobState::Delayed => !is_expired(job.expires, now),
+        });
         (lives || now < known.until).then_some(known.job)
     }
 }

@@ -12,10 +12,13 @@ impl Board {
     pub(crate) fn lease(&mut self, claim: &Claim, rules: &Rules, now: u64) -> Leased {
         let mut swept = self.sweep(rules, now);
         let (recipient, numbers) = match &claim.recipient {
-            Some(recipient) => (
-                Some(recipient.clone()),
-                self.first_of(recipient, claim.most),
-            ),
+            Some(recipient) => {
+                self.promote(recipient, rules, now);
+                (
+                    Some(recipient.clone()),
+                    self.first_of(recipient, claim.most),
+                )
+            }
             None => self.first(claim.most, &mut swept, now),
         };
         let until = now + millis(claim.lease);
@@ -79,6 +82,22 @@ impl Board {
         (None, Vec::new())
     }
 
+    /// What is due of one recipient: many of others may come before it.
+    fn promote(&mut self, recipient: &Key, rules: &Rules, now: u64) {
+        let due: Vec<_> = (0..=2)
+            .flat_map(|rank| {
+                let seats = self.seats_of(recipient, JobState::Delayed, rank);
+                seats.take_while(|(due, _)| *due <= now)
+            })
+            .map(|(_, number)| number)
+            .take(SWEPT_AT_ONCE)
+            .collect();
+        for number in due {
+            self.leave(number);
+            self.settle_in(number, rules, now);
+        }
+    }
+
     /// The first ready jobs of one recipient, of any priority.
     fn first_of(&self, recipient: &Key, most: usize) -> Vec<u64> {
         let mut all: Vec<_> = (0..=2)
@@ -90,7 +109,16 @@ impl Board {
     }
 
     fn ready_of(&self, recipient: &Key, rank: u8) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let state = state_digit(JobState::Ready);
+        self.seats_of(recipient, JobState::Ready, rank)
+    }
+
+    fn seats_of(
+        &self,
+        recipient: &Key,
+        state: JobState,
+        rank: u8,
+    ) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let state = state_digit(state);
         let seats = self.who.get(recipient).into_iter();
         seats
             .flat_map(move |seats| seats.range((state, rank, 0, 0)..(state, rank + 1, 0, 0)))

@@ -70,7 +70,8 @@ impl Board {
     fn forget_dead(&mut self, now: u64) -> u64 {
         let before = now.saturating_sub(millis(DEAD_KEPT_FOR));
         let mut dropped = 0;
-        while dropped < SWEPT_AT_ONCE as u64 {
+        // More than one look buries.
+        while dropped < 4 * SWEPT_AT_ONCE as u64 {
             let Some((died, number)) = self.dead.first().copied() else {
                 break;
             };
