@@ -3,6 +3,8 @@
 mod after_work;
 mod body;
 mod breaker;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod carried;
 mod client_ip;
 mod clock;
 mod digits;
@@ -37,6 +39,8 @@ pub use body::Body;
 pub(crate) use body::{FRAMES_AT_ONCE, Followed, owned_size};
 pub(crate) use breaker::FAILURES_TO_OPEN;
 pub use breaker::{Admission, Breaker};
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) use carried::Carried;
 pub use client_ip::{ClientIp, ClientIpLayer, ClientIpService, PeerAddr, TrustedProxies};
 pub(crate) use clock::monotonic;
 pub use clock::{Clock, ManualClock, NotATimestamp, SystemClock, Timestamp};

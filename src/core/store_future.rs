@@ -5,6 +5,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+use super::carried::Carried;
 use super::store_error::StoreError;
 
 /// The answer of a store: already known (memory: no box, no wake) or on its way (boxed).
@@ -18,6 +20,8 @@ pub struct StoreFuture<T> {
 enum Inner<T> {
     Ready(Option<Result<T, StoreError>>),
     Boxed(Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send>>),
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    Carried(Carried<Result<T, StoreError>>),
 }
 
 impl<T> StoreFuture<T> {
@@ -39,6 +43,14 @@ impl<T> StoreFuture<T> {
     pub fn boxed(future: impl Future<Output = Result<T, StoreError>> + Send + 'static) -> Self {
         Self {
             inner: Inner::Boxed(Box::pin(future)),
+        }
+    }
+
+    /// Makes a future that is carried to its end, dropped or not.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(crate) const fn carried(work: Carried<Result<T, StoreError>>) -> Self {
+        Self {
+            inner: Inner::Carried(work),
         }
     }
 
@@ -97,6 +109,8 @@ impl<T> Future for StoreFuture<T> {
             // Polled again after its answer: pending for ever, as a fused future would be.
             Inner::Ready(answer) => answer.take().map_or(Poll::Pending, Poll::Ready),
             Inner::Boxed(future) => future.as_mut().poll(cx),
+            #[cfg(any(feature = "sqlite", feature = "postgres"))]
+            Inner::Carried(work) => Pin::new(work).poll(cx),
         }
     }
 }
@@ -106,6 +120,8 @@ impl<T> fmt::Debug for StoreFuture<T> {
         let state = match self.inner {
             Inner::Ready(_) => "ready",
             Inner::Boxed(_) => "boxed",
+            #[cfg(any(feature = "sqlite", feature = "postgres"))]
+            Inner::Carried(_) => "carried",
         };
         f.debug_tuple("StoreFuture").field(&state).finish()
     }

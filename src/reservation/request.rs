@@ -11,14 +11,14 @@ use smallvec::SmallVec;
 use super::config::Config;
 use super::hold::{HoldId, HoldRef};
 use super::rejection::{Conflict, ReservationError};
-use super::store::{Change, ChangeDecision, Ended, ReservationTransaction};
+use super::store::{Change, ChangeDecision, Ended, Opened};
 use crate::core::telemetry::{count, error};
 use crate::core::{Ending, RollbackCause, StoreError, StoreFuture, Vote};
 
 /// Shared by the layer and the guards of one request.
 pub(crate) struct Request {
     pub(crate) config: Arc<Config>,
-    pub(crate) transaction: Arc<dyn ReservationTransaction>,
+    pub(crate) transaction: Opened,
     /// Inside [`Reservations::run`](super::Reservations::run), which commits and nobody else.
     pub(crate) is_run: bool,
     guards: AtomicUsize,
@@ -49,7 +49,7 @@ impl Request {
     pub(crate) fn open(config: &Arc<Config>, extensions: Option<&mut Extensions>) -> Arc<Self> {
         Arc::new(Self {
             is_run: extensions.is_none(),
-            transaction: config.store.open(extensions),
+            transaction: config.store.lend(extensions),
             config: Arc::clone(config),
             guards: AtomicUsize::new(0),
             said: Mutex::new(Said::default()),

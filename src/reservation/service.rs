@@ -11,7 +11,7 @@ use super::future::ResponseFuture;
 use super::guard::GuardSource;
 use super::request;
 use super::route::Route;
-use crate::core::{Body, take_ready};
+use crate::core::Body;
 
 /// Middleware made by [`ReservationLayer`](super::ReservationLayer).
 #[derive(Clone, Debug)]
@@ -39,12 +39,12 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let mut inner = take_ready(&mut self.inner);
         let route = Route::of(&request);
         let own = request::Request::open(&self.config, Some(request.extensions_mut()));
         request
             .extensions_mut()
             .insert(GuardSource(Arc::clone(&own)));
-        ResponseFuture::new(inner.call(request), own, route)
+        // Called right here: it is the one that was made ready, and no clone of it has to be left.
+        ResponseFuture::new(self.inner.call(request), own, route)
     }
 }

@@ -29,6 +29,8 @@ pub(super) struct Settings {
     pub(super) prefix: Arc<str>,
     pub(super) migrations: Migrations,
     pub(super) clock: Option<Arc<dyn Clock>>,
+    /// The pool was opened here, with our options.
+    pub(super) own_pool: bool,
     /// The driver was told to keep no statements: behind a pooler each transaction may meet another session.
     #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
     pub(super) uncached: bool,
@@ -46,6 +48,7 @@ impl Default for Settings {
             prefix: Arc::from("keep_"),
             migrations: Migrations::Apply,
             clock: None,
+            own_pool: false,
             uncached: false,
         }
     }
@@ -164,8 +167,8 @@ impl std::fmt::Debug for SqlStoreBuilder {
     }
 }
 
-#[cfg_attr(not(feature = "postgres"), allow(unused_mut))]
 async fn open_url(url: &str, mut settings: Settings) -> Result<SqlStore, StoreError> {
+    settings.own_pool = true;
     let scheme = url.split(':').next().unwrap_or_default();
     match scheme {
         #[cfg(feature = "sqlite")]

@@ -9,6 +9,7 @@ use sqlx::{Connection, Executor};
 use super::error::TransactionError;
 use super::pooled::Begun;
 use super::proof::AnyLease;
+use super::xid::Xid;
 use crate::core::RollbackCause;
 
 /// An open transaction of either engine; a library step gets its driver's connection from it.
@@ -26,7 +27,7 @@ enum Inner {
 /// What the sentinel found.
 pub(super) enum Sentinel {
     /// The transaction is open and healthy; Postgres tells its id once it has one.
-    Sound(Option<String>),
+    Sound(Option<Xid>),
     /// A statement had failed.
     #[cfg(feature = "postgres")]
     Poisoned,
@@ -113,21 +114,21 @@ impl Connected {
         Ok(())
     }
 
-    /// Asks the database whether the transaction begun as `id` is still open and sound.
-    pub(super) async fn sentinel(&mut self, id: u128) -> Result<Sentinel, sqlx::Error> {
+    /// Asks the database whether the transaction is still open and sound; on Postgres by the `mark` it was begun with.
+    pub(super) async fn sentinel(&mut self, mark: &str) -> Result<Sentinel, sqlx::Error> {
         match &mut self.inner {
             #[cfg(feature = "sqlite")]
             Inner::Sqlite(transaction) => {
-                let _ = id;
+                let _ = mark;
                 super::sqlite::sentinel(transaction).await
             }
             #[cfg(feature = "postgres")]
-            Inner::Postgres(transaction) => super::postgres::sentinel(transaction, id).await,
+            Inner::Postgres(transaction) => super::postgres::sentinel(transaction, mark).await,
         }
     }
 
     /// Completes the transaction's name, if its statements could not.
-    pub(super) async fn complete(&mut self, name: &mut String) -> Result<(), sqlx::Error> {
+    pub(super) async fn complete(&mut self, name: &mut Xid) -> Result<(), sqlx::Error> {
         match &mut self.inner {
             // It has no names for its transactions.
             #[cfg(feature = "sqlite")]
@@ -183,7 +184,7 @@ impl Connected {
 }
 
 impl Sentinel {
-    pub(super) fn check(self) -> Result<Option<String>, TransactionError> {
+    pub(super) fn check(self) -> Result<Option<Xid>, TransactionError> {
         match self {
             Self::Sound(xid) => Ok(xid),
             #[cfg(feature = "postgres")]

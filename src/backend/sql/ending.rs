@@ -11,7 +11,7 @@ use super::open::Open;
 use super::proof::Clue;
 use super::shared::Shared;
 use crate::core::telemetry::{count, error};
-use crate::core::{AfterWork, End, RollbackCause, run_all};
+use crate::core::{AfterWork, Carried, End, RollbackCause, run_all};
 
 /// How long the task asks on after a lost COMMIT, so that after-work runs once it knows.
 const RESOLVE_LONGEST: Duration = Duration::from_secs(60);
@@ -23,15 +23,17 @@ pub(super) enum Part {
     Last,
 }
 
-pub(super) fn start_commit(
+/// Starts a commit; `told` makes of its end what whoever waits wants to hear.
+pub(super) fn start_commit<T: Send + 'static>(
     shared: &Arc<Shared>,
     part: Part,
-) -> impl Future<Output = Result<(), TransactionError>> + Send + use<> {
+    told: fn(Result<(), TransactionError>) -> T,
+) -> Carried<T> {
     let tasks = shared.db.inner.tasks.clone();
     let shared = Arc::clone(shared);
     tasks.carry(async move {
         let ended = commit(&shared, part).await;
-        finish(&shared, ended).await
+        told(finish(&shared, ended).await)
     })
 }
 

@@ -13,7 +13,7 @@ use super::ending::{Part, start_commit, start_rollback};
 use super::error::{TransactionError, TransactionErrorKind};
 use super::proof::{AnyLease, ProofFuture};
 use super::shared::Shared;
-use crate::core::{End, RollbackCause, Vote, run_all};
+use crate::core::{Carried, End, RollbackCause, Vote, run_all};
 
 /// How long a refusal waits for its ROLLBACK; then it leaves, and the rollback goes on.
 const ROLLBACK_AWAITED: Duration = Duration::from_secs(1);
@@ -179,7 +179,16 @@ impl Finisher {
     /// Dropping the answer changes nothing: it is carried to its end in a task then.
     pub fn commit(mut self) -> impl Future<Output = Result<(), TransactionError>> + Send + use<> {
         self.ended = true;
-        start_commit(&self.shared, Part::Last)
+        start_commit(&self.shared, Part::Last, std::convert::identity)
+    }
+
+    /// The same, told as `told` says it.
+    pub(crate) fn commit_told<T: Send + 'static>(
+        mut self,
+        told: fn(Result<(), TransactionError>) -> T,
+    ) -> Carried<T> {
+        self.ended = true;
+        start_commit(&self.shared, Part::Last, told)
     }
 
     /// Commits what was written so far; the next statement begins a new transaction.
@@ -190,7 +199,7 @@ impl Finisher {
         &mut self,
     ) -> impl Future<Output = Result<(), TransactionError>> + Send + use<> {
         self.marked = None;
-        start_commit(&self.shared, Part::SoFar)
+        start_commit(&self.shared, Part::SoFar, std::convert::identity)
     }
 
     /// Rolls back: started at the call, and awaited for up to one second, so that locks are free.

@@ -59,10 +59,13 @@ mod reading;
 mod shared;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+#[cfg(feature = "postgres")]
+mod starting;
 mod store;
 mod tasks;
 mod transaction;
 mod watch;
+mod xid;
 
 pub use builder::{Migrations, SqlStoreBuilder};
 #[doc(hidden)]
@@ -84,3 +87,4 @@ pub use sqlx::Postgres;
 pub use sqlx::Sqlite;
 pub use store::{AnyPool, SqlStore};
 pub use transaction::RequestTransaction;
+pub(crate) use xid::Xid;

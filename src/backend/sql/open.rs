@@ -9,8 +9,12 @@ use super::connection::Connected;
 use super::error::{TransactionError, TransactionErrorKind};
 #[cfg(feature = "postgres")]
 use super::pooled::Begun;
+#[cfg(feature = "postgres")]
+use super::starting::Starting;
 use super::store::{AnyPool, SqlStore};
 use super::watch::Entry;
+use super::xid::Xid;
+use crate::core::Admission;
 use crate::core::telemetry::{error, seconds, warn};
 
 /// How long a rollback is awaited before its connection is thrown away.
@@ -24,10 +28,8 @@ pub(super) struct Open {
     db: SqlStore,
     runtime: Handle,
     begun: Instant,
-    /// What `keep.transaction` says, on Postgres.
-    id: u128,
     /// The database's own name of the transaction, once it has one and we were told.
-    xid: Option<String>,
+    xid: Option<Xid>,
     /// User SQL had the connection since the last sentinel.
     pub(super) used: bool,
     /// A step had the connection that does not say whether it wrote: no name means nothing then.
@@ -46,7 +48,7 @@ pub(crate) struct Step<'c> {
     pub(crate) connection: &'c mut Connected,
     /// Where to put the transaction's own id when a statement returns it: a lost COMMIT is asked after by it.
     #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
-    pub(crate) xid: &'c mut Option<String>,
+    pub(crate) xid: &'c mut Option<Xid>,
 }
 
 impl Open {
@@ -56,8 +58,33 @@ impl Open {
         db: &SqlStore,
         lock_timeout: Duration,
     ) -> Result<Self, TransactionError> {
+        let asked = Asked::now();
+        #[cfg(feature = "postgres")]
+        if let Some(pool) = db.pool::<sqlx::Postgres>() {
+            let admission = db.admit()?;
+            let mut tried = Tried {
+                admission,
+                error: None,
+            };
+            // Where one lies idle, it is begun where it is awaited.
+            if let Some(connection) = db.idle_connection(pool) {
+                let settings = &db.inner.settings;
+                let sql = db.beginning()?.text(settings, lock_timeout);
+                let starting = Starting::on(connection, &db.inner.tasks);
+                match starting.begin(sql, settings.begin_longest()).await {
+                    Ok(begun) => {
+                        db.report(admission, None);
+                        return Ok(asked.begun(db.clone(), Connected::of_postgres(begun), None));
+                    }
+                    Err(error) => tried.error = Some(error),
+                }
+            }
+            let begin = begin(db.clone(), asked, lock_timeout, Some(tried));
+            return db.inner.tasks.carry(begin).await;
+        }
         // An `Open` that nobody takes is dropped, and rolls back.
-        db.inner.tasks.carry(begin(db.clone(), lock_timeout)).await
+        let begin = begin(db.clone(), asked, lock_timeout, None);
+        db.inner.tasks.carry(begin).await
     }
 
     pub(super) fn connection(&mut self) -> Result<&mut Connected, TransactionError> {
@@ -75,7 +102,7 @@ impl Open {
     }
 
     /// Gives away the name of the transaction, to those who end it.
-    pub(super) async fn take_xid(&mut self) -> Result<Option<String>, TransactionError> {
+    pub(super) async fn take_xid(&mut self) -> Result<Option<Xid>, TransactionError> {
         self.complete().await?;
         Ok(self.xid.take())
     }
@@ -96,7 +123,7 @@ impl Open {
         let Some(connection) = self.connection.as_mut() else {
             return Err(TransactionError::new(TransactionErrorKind::Ended));
         };
-        let xid = connection.sentinel(self.id).await?.check()?;
+        let xid = connection.sentinel(self.db.mark()).await?.check()?;
         if !connection.is_open() {
             let cause = crate::core::RollbackCause::Poisoned;
             return Err(TransactionError::doomed(cause));
@@ -188,23 +215,78 @@ async fn roll(connection: Connected) {
     }
 }
 
-async fn begin(db: SqlStore, lock_timeout: Duration) -> Result<Open, TransactionError> {
-    let started = Instant::now();
+/// When a transaction was asked for.
+struct Asked {
+    at: Instant,
     #[cfg(feature = "tracing")]
-    let span = tracing::debug_span!("sql_transaction", end = tracing::field::Empty);
+    span: tracing::Span,
+}
+
+impl Asked {
+    fn now() -> Self {
+        Self {
+            at: Instant::now(),
+            #[cfg(feature = "tracing")]
+            span: tracing::debug_span!("sql_transaction", end = tracing::field::Empty),
+        }
+    }
+
+    fn begun(
+        self,
+        db: SqlStore,
+        connection: Connected,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Open {
+        seconds!("keep_sql_acquire_seconds", self.at.elapsed());
+        Open {
+            connection: Some(connection),
+            permit,
+            runtime: Handle::current(),
+            begun: Instant::now(),
+            xid: None,
+            used: false,
+            nameless: false,
+            deadline: None,
+            #[cfg(feature = "tracing")]
+            span: self.span,
+            db,
+        }
+    }
+}
+
+/// What the breaker let go, and what became of it.
+struct Tried {
+    admission: Admission,
+    error: Option<sqlx::Error>,
+}
+
+async fn begin(
+    db: SqlStore,
+    asked: Asked,
+    lock_timeout: Duration,
+    tried: Option<Tried>,
+) -> Result<Open, TransactionError> {
     let permit = match &db.inner.pool {
         #[cfg(feature = "sqlite")]
         AnyPool::Sqlite(_) => Some(db.write_permit(lock_timeout).await?),
         #[cfg(feature = "postgres")]
         AnyPool::Postgres(_) => None,
     };
-    let admission = db.admit()?;
-    let id = new_id()?;
-    let mut connection = open(&db, started, lock_timeout, id).await;
+    let Tried { admission, error } = match tried {
+        Some(tried) => tried,
+        None => Tried {
+            admission: db.admit()?,
+            error: None,
+        },
+    };
+    let mut connection = match error {
+        Some(error) => Err(error),
+        None => open(&db, asked.at, lock_timeout).await,
+    };
     // Connections that had died in the pool: others, until none of the old ones is left.
     let mut old = db.idle_connections();
     while connection.as_ref().err().is_some_and(super::error::is_lost) {
-        connection = open(&db, started, lock_timeout, id).await;
+        connection = open(&db, asked.at, lock_timeout).await;
         if old == 0 {
             break;
         }
@@ -214,52 +296,36 @@ async fn begin(db: SqlStore, lock_timeout: Duration) -> Result<Open, Transaction
         db.test_idle();
     }
     db.report(admission, connection.as_ref().err());
-    seconds!("keep_sql_acquire_seconds", started.elapsed());
-    let connection = connection?;
-    Ok(Open {
-        connection: Some(connection),
-        permit,
-        runtime: Handle::current(),
-        begun: Instant::now(),
-        id,
-        xid: None,
-        used: false,
-        nameless: false,
-        deadline: None,
-        #[cfg(feature = "tracing")]
-        span,
-        db,
-    })
+    match connection {
+        Ok(connection) => Ok(asked.begun(db, connection, permit)),
+        Err(error) => {
+            seconds!("keep_sql_acquire_seconds", asked.at.elapsed());
+            Err(error.into())
+        }
+    }
 }
 
 async fn open(
     db: &SqlStore,
     started: Instant,
     lock_timeout: Duration,
-    id: u128,
 ) -> Result<Connected, sqlx::Error> {
-    let _ = (started, id);
+    let _ = started;
     match &db.inner.pool {
         #[cfg(feature = "sqlite")]
         AnyPool::Sqlite(pool) => {
+            let connection = db.connection(pool).await?;
             let rest = lock_timeout.saturating_sub(started.elapsed());
-            let begun = super::sqlite::begin(pool, rest, &db.inner.usual_wait).await?;
+            let begun = super::sqlite::begin(connection, rest, &db.inner.usual_wait).await?;
             Ok(Connected::of_sqlite(begun))
         }
         #[cfg(feature = "postgres")]
         AnyPool::Postgres(pool) => {
             let settings = &db.inner.settings;
-            let sql = super::postgres::begin(settings, lock_timeout, id);
-            let begun = Begun::within(pool, sql, settings.begin_longest()).await?;
+            let sql = db.beginning()?.text(settings, lock_timeout);
+            let connection = db.connection(pool).await?;
+            let begun = Begun::within(connection, sql, settings.begin_longest()).await?;
             Ok(Connected::of_postgres(begun))
         }
     }
-}
-
-/// 128 random bits.
-fn new_id() -> Result<u128, TransactionError> {
-    let mut bits = [0_u8; 16];
-    getrandom::fill(&mut bits)
-        .map_err(|_| TransactionError::new(TransactionErrorKind::Unavailable))?;
-    Ok(u128::from_be_bytes(bits))
 }

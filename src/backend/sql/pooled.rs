@@ -4,10 +4,13 @@
 //! has fallen silent would keep its place for ever. So they go back from here, and that wait has an end.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::pool::{Pool, PoolConnection};
 use sqlx::{AssertSqlSafe, SqlSafeStr};
+#[cfg(feature = "postgres")]
+use sqlx::{Connection, Executor};
 use sqlx_core::transaction::TransactionManager;
 use tokio::runtime::Handle;
 
@@ -78,38 +81,67 @@ pub(super) struct Begun<D: Engine> {
 }
 
 impl<D: Engine> Begun<D> {
-    /// Takes a connection; [`start`](Self::start) begins on it.
-    pub(super) async fn take(pool: &Pool<D>) -> Result<Self, sqlx::Error> {
-        let connection = Pooled::take(pool).await?;
-        Ok(Self {
+    /// With this connection; [`start`](Self::start) begins on it.
+    pub(super) const fn on(connection: Pooled<D>) -> Self {
+        Self {
             connection,
             open: false,
-        })
+        }
     }
 
     /// Begins by `sql`.
-    pub(super) async fn start(&mut self, sql: String) -> Result<(), sqlx::Error> {
+    pub(super) async fn start(&mut self, sql: impl Into<Arc<str>>) -> Result<(), sqlx::Error> {
         // Before the answer: whatever comes of it, it is to be rolled back.
         self.open = true;
-        let sql = AssertSqlSafe(sql).into_sql_str();
+        let sql = AssertSqlSafe(sql.into()).into_sql_str();
         D::TransactionManager::begin(&mut self.connection, Some(sql)).await
     }
 
-    /// Takes a connection and begins, if the server answers within `longest`; [`sqlx::Error::PoolTimedOut`] if not.
+    /// Begins by `sql`, if the server answers within `longest`; [`sqlx::Error::PoolTimedOut`] if not.
     #[cfg(feature = "postgres")]
-    pub(super) async fn within(
-        pool: &Pool<D>,
-        sql: String,
+    pub(super) async fn start_within(
+        &mut self,
+        sql: Arc<str>,
         longest: Duration,
-    ) -> Result<Self, sqlx::Error> {
-        let mut begun = Self::take(pool).await?;
-        let started = tokio::time::timeout(longest, begun.start(sql)).await;
+    ) -> Result<(), sqlx::Error> {
+        let started = tokio::time::timeout(longest, self.start(sql)).await;
         let started = started.unwrap_or(Err(sqlx::Error::PoolTimedOut));
         if started.is_err() {
             // The driver does not count what was not answered, and would leave it open in the pool.
-            begun.connection.give_up();
+            self.connection.give_up();
         }
-        started.map(|()| begun)
+        started
+    }
+
+    /// The same on `connection`.
+    #[cfg(feature = "postgres")]
+    pub(super) async fn within(
+        connection: Pooled<D>,
+        sql: Arc<str>,
+        longest: Duration,
+    ) -> Result<Self, sqlx::Error> {
+        let mut begun = Self::on(connection);
+        begun.start_within(sql, longest).await?;
+        Ok(begun)
+    }
+
+    /// Says whether BEGIN may have been sent and was not answered.
+    #[cfg(feature = "postgres")]
+    pub(super) fn is_unanswered(&self) -> bool {
+        self.open && !self.connection.given_up && !self.connection.is_in_transaction()
+    }
+
+    /// Undoes a BEGIN that was not answered, and that the driver therefore does not count.
+    #[cfg(feature = "postgres")]
+    pub(super) async fn take_back(mut self, longest: Duration)
+    where
+        for<'c> &'c mut D::Connection: Executor<'c, Database = D>,
+    {
+        self.open = false;
+        let undone = tokio::time::timeout(longest, self.connection.execute("ROLLBACK")).await;
+        if !matches!(undone, Ok(Ok(_))) {
+            self.connection.give_up();
+        }
     }
 
     /// Lets nobody else have the connection.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::error::TransactionError;
 use super::open::Open;
 use super::store::SqlStore;
+use super::xid::Xid;
 use crate::core::{End, RollbackCause};
 
 /// What became of a transaction, as far as its owner can see.
@@ -52,7 +53,7 @@ const LOOK_LONGEST: Duration = Duration::from_secs(2);
 /// What is known of a transaction when its COMMIT is sent.
 pub(super) struct Clue {
     /// The database's own name of it, on Postgres; none where nothing was written.
-    pub(super) xid: Option<String>,
+    pub(super) xid: Option<Xid>,
     /// Something may have been written although there is no name.
     #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
     pub(super) nameless: bool,
@@ -76,7 +77,7 @@ impl Clue {
             // A question of its own: what was begun for it is rolled back.
             let asking = async {
                 let mut reading = db.ask(pool).await?;
-                fate(&mut reading, xid).await
+                fate(&mut reading, xid.as_str()).await
             };
             let Ok(asked) = tokio::time::timeout(LOOK_LONGEST, asking).await else {
                 // Where one has fallen silent, others have: the next look is to meet none of them.

@@ -104,14 +104,16 @@ impl SqlStore {
         #[cfg(feature = "postgres")]
         if self.keeps_no_statements() {
             let settings = &self.inner.settings;
-            let sql = super::postgres::begin(settings, settings.lock_timeout, 0);
-            let pool = pool.clone();
+            let beginning = self.beginning()?;
+            let sql = beginning.text(settings, settings.lock_timeout);
+            let (db, pool) = (self.clone(), pool.clone());
             // To its end, as every BEGIN.
             let longest = settings.begin_longest();
-            let begin = async move { Begun::within(&pool, sql, longest).await };
+            let begin =
+                async move { Begun::within(db.connection(&pool).await?, sql, longest).await };
             return self.inner.tasks.carry(begin).await.map(Lent::Begun);
         }
-        Pooled::take(pool).await.map(Lent::Bare)
+        self.connection(pool).await.map(Lent::Bare)
     }
 }
 

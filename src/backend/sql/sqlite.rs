@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, SqliteConnection, SqlitePool};
 
 use super::builder::Settings;
 use super::connection::Sentinel;
-use super::pooled::Begun;
+use super::pooled::{Begun, Pooled};
 
 /// How often a file that another process is just switching to WAL is tried again.
 const OPEN_TRIES: u32 = 40;
@@ -89,11 +89,11 @@ fn is_busy(error: &sqlx::Error) -> bool {
 
 /// Begins as the writer; `wait` is what is left of the lock timeout, `usual` what the pool's connections wait else.
 pub(super) async fn begin(
-    pool: &SqlitePool,
+    connection: Pooled<sqlx::Sqlite>,
     wait: Duration,
     usual: &OnceLock<i64>,
 ) -> Result<Begun<sqlx::Sqlite>, sqlx::Error> {
-    let mut begun = Begun::take(pool).await?;
+    let mut begun = Begun::on(connection);
     let usual = match usual.get() {
         Some(usual) => *usual,
         None => {

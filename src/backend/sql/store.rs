@@ -13,7 +13,6 @@ use super::builder::{Settings, SqlStoreBuilder};
 use super::engine::{Dialect, Engine};
 use super::error::{TransactionError, TransactionErrorKind};
 use super::migrations::{Schema, Schemas};
-#[cfg(feature = "postgres")]
 use super::pooled::Pooled;
 use super::tasks::Tasks;
 use super::watch::Deadlines;
@@ -43,6 +42,9 @@ pub(super) struct Inner {
     /// How long SQLite's connections wait for another process where no transaction says otherwise, in milliseconds.
     #[cfg(feature = "sqlite")]
     pub(super) usual_wait: std::sync::OnceLock<i64>,
+    /// How Postgres' transactions begin.
+    #[cfg(feature = "postgres")]
+    beginning: std::sync::OnceLock<super::postgres::Beginning>,
     parts: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
 }
 
@@ -114,6 +116,8 @@ impl SqlStore {
                 started: Instant::now(),
                 #[cfg(feature = "sqlite")]
                 usual_wait: std::sync::OnceLock::new(),
+                #[cfg(feature = "postgres")]
+                beginning: std::sync::OnceLock::new(),
                 parts: Mutex::new(HashMap::new()),
             }),
         }
@@ -218,7 +222,7 @@ impl SqlStore {
             // In one message: between two of them a pooler may change the session.
             #[cfg(feature = "postgres")]
             AnyPool::Postgres(pool) => {
-                let mut connection = Pooled::take(pool).await?;
+                let mut connection = self.connection(pool).await?;
                 let asked = sqlx::raw_sql("SELECT 1");
                 asked.execute(&mut *connection).await?;
             }
@@ -313,6 +317,44 @@ impl SqlStore {
     /// Whether readers queue with the writers.
     pub(crate) fn is_single(&self) -> bool {
         self.inner.single
+    }
+
+    /// Returns how Postgres' transactions begin.
+    #[cfg(feature = "postgres")]
+    pub(super) fn beginning(&self) -> Result<&super::postgres::Beginning, sqlx::Error> {
+        let cell = &self.inner.beginning;
+        if let Some(made) = cell.get() {
+            return Ok(made);
+        }
+        let made = super::postgres::Beginning::new(&self.inner.settings)?;
+        Ok(cell.get_or_init(|| made))
+    }
+
+    /// Returns by what a transaction that was begun here is known, on Postgres.
+    pub(super) fn mark(&self) -> &str {
+        #[cfg(feature = "postgres")]
+        if let Some(made) = self.inner.beginning.get() {
+            return &made.mark;
+        }
+        ""
+    }
+
+    /// Takes a connection. From a pool that was opened here one that lies idle is taken as it is: no hook and no sign of
+    /// life is asked for there.
+    pub(super) async fn connection<D: Engine>(
+        &self,
+        pool: &sqlx::Pool<D>,
+    ) -> Result<Pooled<D>, sqlx::Error> {
+        match self.idle_connection(pool) {
+            Some(connection) => Ok(connection),
+            None => Pooled::take(pool).await,
+        }
+    }
+
+    /// Takes a connection that lies idle in a pool that was opened here, if nobody waits for one.
+    pub(super) fn idle_connection<D: Engine>(&self, pool: &sqlx::Pool<D>) -> Option<Pooled<D>> {
+        let idle = self.inner.settings.own_pool.then(|| pool.try_acquire());
+        idle.flatten().map(Pooled::of)
     }
 
     /// Waits for the turn to write, first come, first served.

@@ -4,13 +4,13 @@
 //! request's future). A task for each would do, but costs two changes of thread on every request; so it runs
 //! where it is awaited, and only what is dropped half way goes on in a task.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+
+use crate::core::Carried;
 
 /// Counts the work under way, and wakes who waits for the last.
 #[derive(Clone, Debug, Default)]
@@ -42,13 +42,10 @@ impl Tasks {
         work: impl Future<Output = T> + Send + 'static,
     ) -> Carried<T> {
         let running = self.running();
-        Carried {
-            work: Some(Box::pin(async move {
-                let _running = running;
-                work.await
-            })),
-            runtime: Handle::current(),
-        }
+        Carried::new(async move {
+            let _running = running;
+            work.await
+        })
     }
 
     /// Waits until none is running.
@@ -78,40 +75,10 @@ impl Drop for Running {
     }
 }
 
-/// Work that goes on in a task when it is dropped before its end; see [`Tasks::carry`].
-#[must_use]
-pub(super) struct Carried<T: Send + 'static> {
-    /// None once it has ended, or has panicked.
-    work: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
-    runtime: Handle,
-}
-
-impl<T: Send + 'static> Future for Carried<T> {
-    type Output = T;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
-        let Some(mut work) = self.work.take() else {
-            return Poll::Pending;
-        };
-        let polled = work.as_mut().poll(context);
-        if polled.is_pending() {
-            self.work = Some(work);
-        }
-        polled
-    }
-}
-
-impl<T: Send + 'static> Drop for Carried<T> {
-    fn drop(&mut self) {
-        if let Some(work) = self.work.take() {
-            let _context = self.runtime.enter();
-            self.runtime.spawn(work);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+    use std::task::Poll;
     use std::time::Duration;
 
     use super::*;

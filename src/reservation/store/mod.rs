@@ -12,6 +12,7 @@ pub(crate) use sql::{is_on, request_of, schema};
 
 use std::any::Any;
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +40,12 @@ pub trait ReservationStore: fmt::Debug + Send + Sync + 'static {
 
     /// Joins the request's transaction, or prepares one of its own. No I/O.
     fn open(&self, request: Option<&mut Extensions>) -> Arc<dyn ReservationTransaction>;
+
+    /// The same, to lie where the request is kept.
+    #[doc(hidden)]
+    fn lend(&self, request: Option<&mut Extensions>) -> Opened {
+        Opened(Kept::Shared(self.open(request)))
+    }
 
     /// Holds, in a step of its own.
     ///
@@ -153,6 +160,30 @@ pub trait ReservationTransaction: fmt::Debug + Send + Sync + 'static {
     fn as_any(&self) -> &dyn Any;
 }
 
+/// An open transaction, as its request keeps it.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Opened(Kept);
+
+#[derive(Debug)]
+enum Kept {
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    Sql(sql::SqlReservations),
+    Shared(Arc<dyn ReservationTransaction>),
+}
+
+impl Deref for Opened {
+    type Target = dyn ReservationTransaction;
+
+    fn deref(&self) -> &Self::Target {
+        match &self.0 {
+            #[cfg(any(feature = "sqlite", feature = "postgres"))]
+            Kept::Sql(own) => own,
+            Kept::Shared(other) => &**other,
+        }
+    }
+}
+
 impl<T: ReservationStore + ?Sized> ReservationStore for Arc<T> {
     fn now(&self) -> Timestamp {
         (**self).now()
@@ -160,6 +191,10 @@ impl<T: ReservationStore + ?Sized> ReservationStore for Arc<T> {
 
     fn open(&self, request: Option<&mut Extensions>) -> Arc<dyn ReservationTransaction> {
         (**self).open(request)
+    }
+
+    fn lend(&self, request: Option<&mut Extensions>) -> Opened {
+        (**self).lend(request)
     }
 
     fn hold(&self, wish: HoldWish) -> StoreFuture<HoldDecision> {

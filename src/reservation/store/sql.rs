@@ -17,13 +17,13 @@ use http::Extensions;
 use tokio::sync::Notify;
 
 use self::proof::Written;
-use self::request::SqlReservations;
+pub(super) use self::request::SqlReservations;
 pub(crate) use self::request::{is_on, request_of, schema};
 use super::calendar::{Calendar, Outbox};
 use super::steps;
 use super::{
     AvailabilityQuery, Busy, Change, ChangeDecision, Delivery, HoldDecision, HoldRecord, HoldWish,
-    ReservationStore, ReservationTransaction, SweepLimits, SweptBatch,
+    Kept, Opened, ReservationStore, ReservationTransaction, SweepLimits, SweptBatch,
 };
 use crate::backend::sql::{Dialect, RequestTransaction, Schema, SqlStore, Step, TransactionError};
 use crate::core::{RollbackCause, StoreError, StoreFuture, Timestamp};
@@ -159,6 +159,10 @@ impl ReservationStore for SqlStore {
 
     fn open(&self, request: Option<&mut Extensions>) -> Arc<dyn ReservationTransaction> {
         Arc::new(SqlReservations::open(self, request))
+    }
+
+    fn lend(&self, request: Option<&mut Extensions>) -> Opened {
+        Opened(Kept::Sql(SqlReservations::open(self, request)))
     }
 
     fn hold(&self, wish: HoldWish) -> StoreFuture<HoldDecision> {

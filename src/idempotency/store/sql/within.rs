@@ -8,7 +8,7 @@ use super::on_postgres;
 use super::on_sqlite;
 use super::{Claimed, Part, part, time_of};
 use crate::backend::sql::{
-    AnyLease, Proof, ProofFuture, RequestTransaction, SqlStore, TransactionError,
+    AnyLease, Proof, ProofFuture, RequestTransaction, SqlStore, TransactionError, Xid,
 };
 use crate::idempotency::policy::LeaseEnd;
 use crate::idempotency::record::{Answer, Fence, Nonce, RecordId};
@@ -76,7 +76,7 @@ impl Entry {
         step!(self, |step, connection, part, now| {
             let claimed = claim(connection, &part.sql, now, &id, &wish).await?;
             if let Claimed::Taken(_, Some(xid)) = &claimed {
-                *step.xid = Some(xid.clone());
+                *step.xid = Some(Xid::from(xid.as_str()));
             }
             Ok(claimed.begun(&wish))
         })

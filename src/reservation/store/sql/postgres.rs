@@ -19,7 +19,7 @@ use super::rows::{
     StoredPayment, StoredSpan, at, busy_of, int, ms, overlap_row, payload_of, payment_of,
     record_of, stored_slot, whole,
 };
-use crate::backend::sql::{Schema, TransactionError};
+use crate::backend::sql::{Schema, TransactionError, Xid};
 use crate::core::Timestamp;
 use crate::reservation::event::{EventKind, EventSet, ReservationEvent};
 use crate::reservation::hold::{HoldId, HoldRef, Payment};
@@ -42,7 +42,7 @@ pub(super) struct PostgresCalendar<'c> {
     pub(super) sql: &'c Statements,
     /// The injected clock; without one the server's is read.
     pub(super) now: Option<Timestamp>,
-    pub(super) xid: &'c mut Option<String>,
+    pub(super) xid: &'c mut Option<Xid>,
     /// Events were written.
     pub(super) told: bool,
 }
@@ -342,7 +342,7 @@ impl Calendar for PostgresCalendar<'_> {
 }
 
 /// hold_id, holder, version, part, the transaction's id: one row per slot.
-type StoredOver = (Uuid, String, i32, i16, String);
+type StoredOver = (Uuid, String, i32, i16, Xid);
 
 impl PostgresCalendar<'_> {
     fn over_of(&mut self, mut rows: Vec<StoredOver>) -> Vec<Over> {

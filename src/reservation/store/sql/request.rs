@@ -21,7 +21,7 @@ use crate::reservation::store::{
 };
 
 /// One request's transaction, as the guard sees it.
-pub(super) struct SqlReservations {
+pub(in crate::reservation::store) struct SqlReservations {
     db: SqlStore,
     request: RequestTransaction,
     /// Ours if we joined first; gone once it has ended.
@@ -102,8 +102,7 @@ impl ReservationTransaction for SqlReservations {
         match ending {
             Ending::Commit => {
                 self.prove(&mut finisher);
-                let done = finisher.commit();
-                StoreFuture::boxed(async move { Ok(ended(done.await)) })
+                StoreFuture::carried(finisher.commit_told(|done| Ok(ended(done))))
             }
             Ending::Rollback => {
                 let cause = match finisher.verdict() {

@@ -5,7 +5,7 @@ use sqlx::Row as _;
 
 use super::super::rows::{at, int, ms, payload_of, record_of, stored_slot};
 use super::{PostgresCalendar, sql};
-use crate::backend::sql::TransactionError;
+use crate::backend::sql::{TransactionError, Xid};
 use crate::core::Timestamp;
 use crate::reservation::event::{EventKind, EventSet, ReservationEvent};
 use crate::reservation::hold::{HoldRef, Payment};
@@ -22,7 +22,7 @@ impl PostgresCalendar<'_> {
         let each = |of: fn(&ReservationEvent) -> &str| -> Vec<&str> {
             edit.events.iter().map(of).collect()
         };
-        let written: Option<String> = sqlx::query_scalar(sql(&self.sql.write_edit))
+        let written: Option<Xid> = sqlx::query_scalar(sql(&self.sql.write_edit))
             .bind(self.injected())
             .bind(record.id.as_uuid())
             .bind(record.state.code())

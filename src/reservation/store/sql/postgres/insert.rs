@@ -7,7 +7,7 @@ use sqlx::postgres::PgArguments;
 
 use super::super::rows::{at, capacity, int, millis, ms, overlap_row};
 use super::{PostgresCalendar, sql};
-use crate::backend::sql::{TRANSACTION, TransactionError};
+use crate::backend::sql::{TRANSACTION, TransactionError, Xid};
 use crate::core::Timestamp;
 use crate::reservation::slot::Slot;
 use crate::reservation::store::calendar::{InTheWay, Insertion, Seen};
@@ -44,7 +44,7 @@ pub(super) struct Inserted {
 }
 
 /// A row that got in: row_id, created_at, expires_at, the transaction's id.
-type InsertedRow = (i64, i64, Option<i64>, String);
+type InsertedRow = (i64, i64, Option<i64>, Xid);
 type Insert<'q> = sqlx::query::QueryAs<'q, sqlx::Postgres, InsertedRow, PgArguments>;
 
 /// Binds what a hold's rows have in common.
