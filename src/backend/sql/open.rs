@@ -70,7 +70,7 @@ impl Open {
             if let Some(connection) = db.idle_connection(pool) {
                 let settings = &db.inner.settings;
                 let sql = db.beginning()?.text(settings, lock_timeout);
-                let starting = Starting::on(connection, &db.inner.tasks);
+                let starting = Starting::on(connection, db, admission);
                 match starting.begin(sql, settings.begin_longest()).await {
                     Ok(begun) => {
                         db.report(admission, None);

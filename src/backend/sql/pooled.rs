@@ -78,6 +78,8 @@ impl<D: Engine> DerefMut for Pooled<D> {
 pub(super) struct Begun<D: Engine> {
     connection: Pooled<D>,
     open: bool,
+    /// BEGIN came to an end, whatever it was.
+    answered: bool,
 }
 
 impl<D: Engine> Begun<D> {
@@ -86,6 +88,7 @@ impl<D: Engine> Begun<D> {
         Self {
             connection,
             open: false,
+            answered: false,
         }
     }
 
@@ -94,7 +97,9 @@ impl<D: Engine> Begun<D> {
         // Before the answer: whatever comes of it, it is to be rolled back.
         self.open = true;
         let sql = AssertSqlSafe(sql.into()).into_sql_str();
-        D::TransactionManager::begin(&mut self.connection, Some(sql)).await
+        let begun = D::TransactionManager::begin(&mut self.connection, Some(sql)).await;
+        self.answered = true;
+        begun
     }
 
     /// Begins by `sql`, if the server answers within `longest`; [`sqlx::Error::PoolTimedOut`] if not.
@@ -107,7 +112,6 @@ impl<D: Engine> Begun<D> {
         let started = tokio::time::timeout(longest, self.start(sql)).await;
         let started = started.unwrap_or(Err(sqlx::Error::PoolTimedOut));
         if started.is_err() {
-            // The driver does not count what was not answered, and would leave it open in the pool.
             self.connection.give_up();
         }
         started
@@ -127,21 +131,21 @@ impl<D: Engine> Begun<D> {
 
     /// Says whether BEGIN may have been sent and was not answered.
     #[cfg(feature = "postgres")]
-    pub(super) fn is_unanswered(&self) -> bool {
-        self.open && !self.connection.given_up && !self.connection.is_in_transaction()
+    pub(super) const fn is_unanswered(&self) -> bool {
+        self.open && !self.answered && !self.connection.given_up
     }
 
     /// Undoes a BEGIN that was not answered, and that the driver therefore does not count.
     #[cfg(feature = "postgres")]
-    pub(super) async fn take_back(mut self, longest: Duration)
+    pub(super) async fn take_back(mut self, longest: Duration) -> Result<(), sqlx::Error>
     where
         for<'c> &'c mut D::Connection: Executor<'c, Database = D>,
     {
-        self.open = false;
         let undone = tokio::time::timeout(longest, self.connection.execute("ROLLBACK")).await;
-        if !matches!(undone, Ok(Ok(_))) {
-            self.connection.give_up();
-        }
+        // Else it is closed, as wherever this is dropped before.
+        undone.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
+        self.open = false;
+        Ok(())
     }
 
     /// Lets nobody else have the connection.
@@ -165,8 +169,14 @@ impl<D: Engine> Begun<D> {
 
 impl<D: Engine> Drop for Begun<D> {
     fn drop(&mut self) {
-        if self.open {
+        if !self.open {
+            return;
+        }
+        if self.answered || !D::IS_FAR {
             D::TransactionManager::start_rollback(&mut self.connection);
+        } else {
+            // The driver does not count what was not answered, and would leave it open in the pool.
+            self.connection.give_up();
         }
     }
 }

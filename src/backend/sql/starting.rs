@@ -6,23 +6,27 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use super::pooled::{Begun, Pooled};
-use super::tasks::Tasks;
-
-/// How long taking it back is awaited before the connection is thrown away.
-const TAKEN_BACK_LONGEST: Duration = Duration::from_secs(10);
+use super::store::SqlStore;
+use crate::core::Admission;
 
 /// A connection on which BEGIN may have been sent.
 pub(super) struct Starting {
     begun: Option<Begun<sqlx::Postgres>>,
-    tasks: Tasks,
+    db: SqlStore,
+    admission: Admission,
     runtime: Handle,
 }
 
 impl Starting {
-    pub(super) fn on(connection: Pooled<sqlx::Postgres>, tasks: &Tasks) -> Self {
+    pub(super) fn on(
+        connection: Pooled<sqlx::Postgres>,
+        db: &SqlStore,
+        admission: Admission,
+    ) -> Self {
         Self {
             begun: Some(Begun::on(connection)),
-            tasks: tasks.clone(),
+            db: db.clone(),
+            admission,
             runtime: Handle::current(),
         }
     }
@@ -45,8 +49,12 @@ impl Drop for Starting {
         let Some(begun) = self.begun.take().filter(Begun::is_unanswered) else {
             return;
         };
-        self.tasks.spawn(&self.runtime, async move {
-            begun.take_back(TAKEN_BACK_LONGEST).await;
+        // A server that has fallen silent is noticed also where nobody waits for it long enough.
+        let (db, admission) = (self.db.clone(), self.admission);
+        self.db.inner.tasks.spawn(&self.runtime, async move {
+            let longest = db.inner.settings.begin_longest();
+            let undone = begun.take_back(longest).await;
+            db.report(admission, undone.as_ref().err());
         });
     }
 }

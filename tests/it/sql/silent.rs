@@ -80,6 +80,51 @@ async fn a_begin_that_nobody_answers_ends_and_its_place_is_given_back() {
     far.works_again().await;
 }
 
+/// Who waits less long than a BEGIN may take learns nothing of the server; the breaker does.
+#[tokio::test]
+async fn begins_that_nobody_waits_for_are_taken_back_and_counted() {
+    let wait = Duration::from_secs(3);
+    let far = far(|db| db.acquire_timeout(wait).max_connections(8)).await;
+    let lease = async |longest: u64| {
+        let (transaction, _finisher) = RequestTransaction::alone(&far.db);
+        let longest = Duration::from_millis(longest);
+        let leased = tokio::time::timeout(longest, transaction.lease::<Postgres>()).await;
+        leased.map(|leased| leased.map(drop))
+    };
+    far.warm(8).await;
+    // Where it answers in time, each goes back without a transaction.
+    far.proxy.slow(Duration::from_millis(60));
+    for _ in 0..8 {
+        assert!(lease(20).await.is_err(), "it is too slow for that");
+    }
+    far.proxy.slow(Duration::ZERO);
+    far.works_again().await;
+    far.warm(8).await;
+    let in_transaction = "select count(*) from pg_stat_activity where state like 'idle in %'";
+    assert_eq!(
+        crate::support::sql::number(&far.db, in_transaction).await,
+        0
+    );
+    far.server.pause();
+    for _ in 0..8 {
+        assert!(lease(20).await.is_err(), "nobody answers");
+    }
+    // Nobody else has asked for as long as one who waits to the end.
+    tokio::time::sleep(wait - Duration::from_millis(500)).await;
+    let mut refused = None;
+    for _ in 0..80 {
+        refused = lease(10).await.ok();
+        if refused.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    far.server.resume();
+    let refused = refused.expect("the breaker is open").unwrap_err();
+    assert_eq!(refused.kind(), TransactionErrorKind::Unavailable);
+    far.works_again().await;
+}
+
 #[tokio::test]
 async fn a_commit_whose_check_nobody_answers_was_not_sent() {
     let far = far(|db| db.max_connections(1)).await;
