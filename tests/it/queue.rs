@@ -6,6 +6,7 @@ mod pages;
 mod parts;
 mod processes;
 mod sql;
+mod staging;
 mod stores;
 mod weighing;
 mod workers;

@@ -7,10 +7,10 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "postgres")]
+use sqlx::Executor;
 use sqlx::pool::{Pool, PoolConnection};
 use sqlx::{AssertSqlSafe, SqlSafeStr};
-#[cfg(feature = "postgres")]
-use sqlx::{Connection, Executor};
 use sqlx_core::transaction::TransactionManager;
 use tokio::runtime::Handle;
 

@@ -30,9 +30,9 @@ end
 local function was_live(key, cut_off)
   local s, at, is_frozen = find_any(key)
   if s and (not at or is_frozen) then
-    at = s.verifier == ARGV[4] and now_ms or s.replaced
-    if ends(s) <= now_ms then at = ends(s) end
-    if cut_off and s.created <= cut_off then at = cut_off end
+    -- Another secret is none since it was replaced, whatever became of the session after that.
+    at = math.min(s.verifier == ARGV[4] and now_ms or s.replaced or 0, ends(s))
+    if cut_off and s.created <= cut_off then at = math.min(at, cut_off) end
   end
   return first and (at or 0) + 1000 >= first and 1 or 0
 end

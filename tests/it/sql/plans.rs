@@ -139,7 +139,7 @@ async fn whole_tables(file: &mut SqliteConnection, statements: &BTreeSet<String>
             read.is_some_and(|of| {
                 !(of.contains("INDEX")
                     || of.starts_with('(')
-                    || ["CONSTANT ROW", "t"].contains(&of))
+                    || ["CONSTANT ROW", "t", "spare", "own"].contains(&of))
             })
         }));
     }

@@ -93,11 +93,11 @@ async fn begins_that_nobody_waits_for_are_taken_back_and_counted() {
     };
     far.warm(8).await;
     // Where it answers in time, each goes back without a transaction.
-    far.proxy.slow(Duration::from_millis(60));
+    far.proxy.delay(Duration::from_millis(60));
     for _ in 0..8 {
         assert!(lease(20).await.is_err(), "it is too slow for that");
     }
-    far.proxy.slow(Duration::ZERO);
+    far.proxy.delay(Duration::ZERO);
     far.works_again().await;
     far.warm(8).await;
     let in_transaction = "select count(*) from pg_stat_activity where state like 'idle in %'";

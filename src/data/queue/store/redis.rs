@@ -45,6 +45,7 @@ static PROMISE: Script = script!(
     "room.lua",
     "promise.lua"
 );
+static STAGE: Script = script!("stage", "stage.lua");
 static FOLLOW: Script = script!(
     "follow",
     "moves.lua",
@@ -288,7 +289,7 @@ fn call(
     call_with(store, script, queue, rules, None)
 }
 
-/// The same with what became of the jobs of the part `token`, and what is counted of them.
+/// The same with what became of the jobs of the part `token`, what is counted of them, and where they are put aside.
 fn call_with(
     store: &RedisStore,
     script: &'static Script,
@@ -299,8 +300,8 @@ fn call_with(
     let key = store.key("queue").tag([queue]);
     let keys = PARTS.iter().map(|part| key.clone().plain(part).finish());
     let of_part = |part| Some(key.clone().plain(part).plain(token?).finish());
-    let of_part = ["told", "book"].into_iter().filter_map(of_part);
-    let keys: SmallVec<[String; 14]> = keys.chain(of_part).collect();
+    let of_part = ["told", "book", "stage"].into_iter().filter_map(of_part);
+    let keys: SmallVec<[String; 15]> = keys.chain(of_part).collect();
     let (attempts, expire, aging) = rules.map_or((u32::MAX, 0, 0), |rules| {
         let (expire, aging) = (millis(rules.expire_after), millis(rules.aging));
         (rules.attempts, expire, aging)

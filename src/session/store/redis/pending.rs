@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::super::{EndedSession, NotLive, Revoked, Target};
+use super::super::{EndedSession, NotLive, Revoked, Target, Whose};
 use super::holders::Holders;
 use super::{HOMES, MadeUp, cut_off, send_revoke};
 use crate::backend::redis::RedisStore;
 use crate::core::telemetry::{count, error, gauge, info, seldom, warn};
 use crate::core::{Raised, StoreError, StoreErrorKind, StoreFuture, Timestamp, monotonic};
 
-/// The most that are remembered; then the oldest goes.
+/// The most that are remembered; then the oldest goes, first of those of whom nobody knows whether they ever were.
 const MOST: usize = 10_000;
 
 /// What one handle and its clones still have to send.
@@ -95,6 +95,10 @@ impl Owed {
             _ if done.is_unproven => {
                 warn!("a revocation is not made up for: whoever asked for it was over by then");
             }
+            // Nothing says that it had the right secret.
+            (None, _) => {
+                warn!("a revocation is not made up for: a newer version wrote the session");
+            }
             (_, Some(target)) => {
                 let done = send_revoke(store, target.clone(), ago()).await?;
                 if let Some(Revoked::Done(ended)) = done.answer {
@@ -104,12 +108,19 @@ impl Owed {
             (Some(_), None) => {
                 warn!("a revocation is not made up for: nobody knows whose session asked for it");
             }
-            (None, None) => {
-                warn!("a revocation is not made up for: a newer version wrote the session");
-            }
         }
         Ok(())
     }
+}
+
+/// Says whether a session asks of which nothing is known here.
+const fn nobody_knows(target: &Target, without_asking: Option<&Target>) -> bool {
+    let asks = match target {
+        Target::Own(..) | Target::Others(_) => true,
+        Target::One(whose, _) | Target::All(whose) => matches!(whose, Whose::Session(_)),
+        Target::Everyone => false,
+    };
+    asks && without_asking.is_none()
 }
 
 /// Nobody waits for it any more: it is counted and logged.
@@ -130,9 +141,20 @@ impl Queue {
         let known = self.owed.iter().position(same);
         let before = known.and_then(|at| self.owed.remove(at));
         if self.owed.len() == MOST {
-            self.owed.pop_front();
+            // Anybody can ask under tokens that never were: those go first, and displace nobody.
+            let is_stranger =
+                |owed: &Owed| nobody_knows(&owed.target, owed.without_asking.as_ref());
+            let stranger = self.owed.iter().position(is_stranger);
+            let is_kept = match stranger {
+                Some(at) => self.owed.remove(at).is_some(),
+                None if nobody_knows(&asking.target, asking.without_asking.as_ref()) => false,
+                None => self.owed.pop_front().is_some(),
+            };
             count!("keep_session_pending_revocations_dropped_total", 1);
-            error!("too many revocations wait for the store, the oldest is given up");
+            error!("too many revocations wait for the store, one is given up");
+            if !is_kept {
+                return;
+            }
         }
         let first = before.as_ref().map_or(asking.at, |before| before.first);
         let number = self.next;
@@ -360,7 +382,7 @@ impl Drop for Unsure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::store::{SessionId, UserId, Whose};
+    use crate::session::store::{EndCause, SessionId, SessionRef, UserId, Verifier};
 
     #[test]
     fn only_so_many_are_remembered_and_then_the_oldest_goes() {
@@ -387,5 +409,48 @@ mod tests {
         assert_eq!(pending.first(0, |_| true).unwrap().target, targets[3]);
         let last = pending.queue.lock().owed.back().cloned().unwrap();
         assert_eq!(last.target, targets[2]);
+    }
+
+    #[test]
+    fn askers_whom_nobody_knows_displace_nobody() {
+        let (pending, user) = (Pending::default(), UserId::try_new("u").unwrap());
+        let remember = |target: Target| {
+            let at = Asked {
+                clock: None,
+                began: monotonic(),
+            };
+            let asking = Asking {
+                target,
+                without_asking: None,
+                at,
+            };
+            pending.remember(false, asking);
+        };
+        let all = Target::All(Whose::User(user.clone()));
+        let stranger = || {
+            let at = SessionRef {
+                id: SessionId::draw(None).unwrap(),
+                verifier: Verifier::from_bytes([7; 32]),
+            };
+            Target::Own(at, EndCause::Logout)
+        };
+        remember(all.clone());
+        for _ in 0..MOST + 9 {
+            remember(stranger());
+        }
+        let first = pending.first(0, |_| true).unwrap();
+        assert_eq!(
+            (first.target, pending.len.load(Ordering::SeqCst)),
+            (all, MOST)
+        );
+        for _ in 0..MOST {
+            let id = SessionId::draw(None).unwrap();
+            remember(Target::One(Whose::User(user.clone()), id));
+        }
+        let last = stranger();
+        remember(last.clone());
+        let queue = pending.queue.lock();
+        assert!(queue.owed.iter().all(|owed| owed.target != last));
+        assert_eq!(queue.owed.len(), MOST);
     }
 }
